@@ -1,0 +1,139 @@
+//! What to do about a query that failed: try another node, explain, or pass the error on.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+use rocket_db_pools::Database;
+use sqlx::error::{DatabaseError, ErrorKind};
+
+use crate::ReplicatedDb;
+use crate::backend::{Backend, Driver, Fault};
+use crate::cluster::{At, Db, Place};
+use crate::node::Failure;
+
+/// Whether a query may run twice, if the first time was read-only and handed nothing over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeatable {
+    Yes,
+    /// It may be several statements, one of which begins a read-write transaction; or its caller
+    /// has seen some of its rows.
+    No,
+}
+
+/// The attempts at one query. A query fails at most once at each node, so that they end.
+pub(crate) struct Attempts<'a, D: Database<Pool: Backend>> {
+    db: &'a ReplicatedDb<D>,
+    /// A first failure at the master may be that of an old connection; a second one is not.
+    failed_at_master: bool,
+}
+
+impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
+    pub(crate) fn new(db: &'a ReplicatedDb<D>) -> Self {
+        Self { db, failed_at_master: false }
+    }
+
+    /// Judges an attempt at `place` that ended with `error`: `Ok` means to try again.
+    pub(crate) fn after(
+        &mut self,
+        place: Place,
+        error: sqlx::Error,
+        repeatable: Repeatable,
+    ) -> Result<(), sqlx::Error> {
+        let session = &self.db.session;
+        let node = session.nodes.node(place.at);
+        let fault = Db::<D>::fault(&error);
+        match (fault, place.at) {
+            (Fault::Query, _) => return Err(error),
+            (Fault::ReadOnly, At::MasterReadWrite) => return Err(error),
+            (Fault::ReadOnly, _) => return Err(Refused::explain(error, self.db, place)),
+            (Fault::Node, At::Slave(_)) => node.take_out(&error),
+            // There is no other master: the next checkout tells whether it is still there.
+            (Fault::Node, _) => node.distrust(),
+            (Fault::Conflict, _) => {}
+        }
+
+        match place.at {
+            // It may have been committed.
+            At::MasterReadWrite => Err(error),
+            _ if repeatable == Repeatable::No => Err(error),
+            At::MasterReadOnly if !self.failed_at_master => {
+                self.failed_at_master = true;
+                Ok(())
+            }
+            At::MasterReadOnly | At::Slave(_) => session.move_on(place, Failure::Unreachable(error)),
+        }
+    }
+}
+
+/// A database's "read-only" error, with what it means here.
+#[derive(Debug)]
+struct Refused {
+    error: Box<dyn DatabaseError>,
+    message: String,
+}
+
+impl Refused {
+    fn explain<D: Database<Pool: Backend>>(
+        error: sqlx::Error,
+        db: &ReplicatedDb<D>,
+        place: Place,
+    ) -> sqlx::Error {
+        let sqlx::Error::Database(error) = error else { return error };
+        let message = format!(
+            "`{}` tried to write on a connection for reads ({}, database `{}`): add a `ChangesDatabase` guard, \
+             or call `changes_database()` first: {}",
+            db.handler(),
+            db.session.nodes.choice(place),
+            D::NAME,
+            error.message(),
+        );
+        sqlx::Error::Database(Box::new(Self { error, message }))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Refused {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl DatabaseError for Refused {
+    fn message(&self) -> &str {
+        &self.message
+    }
+
+    fn code(&self) -> Option<Cow<'_, str>> {
+        self.error.code()
+    }
+
+    fn kind(&self) -> ErrorKind {
+        self.error.kind()
+    }
+
+    fn constraint(&self) -> Option<&str> {
+        self.error.constraint()
+    }
+
+    fn table(&self) -> Option<&str> {
+        self.error.table()
+    }
+
+    fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        self.error.as_error()
+    }
+
+    fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+        self.error.as_error_mut()
+    }
+
+    fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+        self.error.into_error()
+    }
+}

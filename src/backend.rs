@@ -1,0 +1,176 @@
+//! What differs between databases.
+//!
+//! Everything else in this crate is written once, for any [`Backend`]. There is one per driver,
+//! behind the feature of its name:
+//!
+//! | feature    | pool               | a read-only connection is                        |
+//! |------------|--------------------|--------------------------------------------------|
+//! | `postgres` | [`postgres::Pool`] | started with `default_transaction_read_only=on`  |
+//! | `sqlite`   | [`sqlite::Pool`]   | opened read-only on a slave, and `query_only`    |
+//!
+//! [`postgres::Pool`]: crate::postgres::Pool
+//! [`sqlite::Pool`]: crate::sqlite::Pool
+
+use std::fmt;
+use std::time::Duration;
+
+use rocket::futures::future::BoxFuture;
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, Database};
+
+use crate::config::Settings;
+
+mod executor;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;
+mod sqlx_pool;
+
+pub use sqlx_pool::Pool;
+
+/// How a driver is told where to connect to, and how.
+pub type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
+
+/// A pool this crate can replicate over. Sealed: implemented by [`Pool`] for every [`Driver`].
+pub trait Backend: rocket_db_pools::Pool<Connection = PoolConnection<Self::Db>> {
+    /// The driver behind the pool.
+    type Db: Driver;
+
+    #[doc(hidden)]
+    fn wrap(pool: sqlx::Pool<Self::Db>) -> Self;
+
+    #[doc(hidden)]
+    fn inner(&self) -> &sqlx::Pool<Self::Db>;
+}
+
+/// A database's own ways. Sealed: one per feature of this crate.
+pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
+    /// Whether one connection at a time may write, so that a larger pool would only wait on itself.
+    #[doc(hidden)]
+    const ONE_WRITER: bool = false;
+
+    /// Whether this crate can keep a slave itself: [`Driver::follow`].
+    #[doc(hidden)]
+    const CAN_FOLLOW: bool = false;
+
+    /// Turns settings into the driver's options, or says what is wrong with the URL (without it).
+    #[doc(hidden)]
+    fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String>;
+
+    /// The server that these options lead to.
+    #[doc(hidden)]
+    fn address(options: &Options<Self>) -> Address;
+
+    /// Prepares a new connection that serves reads.
+    #[doc(hidden)]
+    fn prepare_reader(conn: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
+
+    /// Whether the server holds this connection to be read-only.
+    #[doc(hidden)]
+    fn is_read_only(conn: &mut Self::Connection) -> BoxFuture<'_, Result<bool, sqlx::Error>>;
+
+    /// What a failed query says about the query and about its node.
+    #[doc(hidden)]
+    fn fault(error: &sqlx::Error) -> Fault;
+
+    /// Starts to copy the master into the slave `name` every so often, after a first copy.
+    #[doc(hidden)]
+    fn follow(
+        _name: &str,
+        _master: &Options<Self>,
+        _slave: &Options<Self>,
+        _every: Duration,
+    ) -> BoxFuture<'static, Follower> {
+        unreachable!("a configuration with `follow` is refused unless CAN_FOLLOW")
+    }
+}
+
+/// What the connections of a pool may do.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reads and writes, at the master.
+    ReadWrite,
+    /// Reads only, at the master.
+    ReadMaster,
+    /// Reads only, at a slave.
+    ReadSlave,
+}
+
+/// What a failed query says.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The statement wanted to write where only reads are allowed.
+    ReadOnly,
+    /// The connection or its server failed: another node may well answer.
+    Node,
+    /// The server is fine, but cancelled the query for reasons of its replication.
+    Conflict,
+    /// The query is to blame, or the cause is unknown: it would fail elsewhere as well.
+    Query,
+}
+
+/// Where a server is: what log lines and default node names are made of.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    pub host: String,
+    pub port: Option<u16>,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
+        }
+    }
+}
+
+/// A thread that keeps a slave; it ends when this is dropped.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Follower {
+    stop: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Follower {
+    /// `stop` is the sender of a channel whose other end the thread listens to.
+    #[cfg(feature = "sqlite")]
+    fn new(stop: std::sync::mpsc::Sender<()>, thread: std::thread::JoinHandle<()>) -> Self {
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The faults that look the same through every driver.
+fn connection_fault(error: &sqlx::Error) -> Option<Fault> {
+    use sqlx::Error::*;
+
+    match error {
+        Io(_) | Tls(_) | Protocol(_) | WorkerCrashed => Some(Fault::Node),
+        Database(_) => None,
+        _ => Some(Fault::Query),
+    }
+}
+
+mod sealed {
+    #[allow(unnameable_types)]
+    pub trait Sealed {}
+
+    #[cfg(feature = "postgres")]
+    impl Sealed for sqlx::Postgres {}
+    #[cfg(feature = "sqlite")]
+    impl Sealed for sqlx::Sqlite {}
+}

@@ -1,0 +1,275 @@
+//! `&ReplicatedDb` as a `sqlx::Executor` and a `sqlx::Acquire`.
+
+use async_stream::try_stream;
+use rocket::futures::StreamExt;
+use rocket::futures::future::BoxFuture;
+use rocket::futures::stream::BoxStream;
+use rocket_db_pools::Database;
+use sqlx::error::BoxDynError;
+use sqlx::pool::PoolConnection;
+use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transaction};
+
+use super::{Backend, Driver, Fault};
+use crate::ReplicatedDb;
+use crate::attempts::{Attempts, Repeatable};
+use crate::cluster::{At, Db, Place};
+
+type Connection<DB> = <DB as sqlx::Database>::Connection;
+type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
+
+/// A query, taken out of what the caller built, so that it can be run more than once.
+struct Query<DB: Driver> {
+    sql: SqlStr,
+    statement: Option<DB::Statement>,
+    arguments: Option<DB::Arguments>,
+    persistent: bool,
+}
+
+impl<DB: Driver> Query<DB> {
+    fn take<'q>(mut query: impl Execute<'q, DB>) -> Result<Self, Error> {
+        let arguments = query.take_arguments().map_err(Error::Encode)?;
+        Ok(Self {
+            arguments,
+            statement: query.statement().cloned(),
+            persistent: query.persistent(),
+            sql: query.sql(),
+        })
+    }
+
+    /// Without arguments it goes over the simple protocol, which takes several statements at once.
+    fn repeatable(&self) -> Repeatable {
+        if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }
+    }
+
+    /// What one attempt runs. The last one that there can be takes the arguments along.
+    fn attempt(&mut self, place: Place, prepared_statements: bool) -> Attempt<DB> {
+        let arguments = match place.at {
+            At::MasterReadWrite => self.arguments.take(),
+            At::MasterReadOnly | At::Slave(_) => self.arguments.clone(),
+        };
+        Attempt {
+            sql: self.sql.clone(),
+            statement: self.statement.clone(),
+            arguments,
+            persistent: self.persistent && prepared_statements,
+        }
+    }
+}
+
+struct Attempt<DB: Driver> {
+    sql: SqlStr,
+    statement: Option<DB::Statement>,
+    arguments: Option<DB::Arguments>,
+    persistent: bool,
+}
+
+impl<DB: Driver> Execute<'_, DB> for Attempt<DB> {
+    fn sql(self) -> SqlStr {
+        self.sql
+    }
+
+    fn statement(&self) -> Option<&DB::Statement> {
+        self.statement.as_ref()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<DB::Arguments>, BoxDynError> {
+        Ok(self.arguments.take())
+    }
+
+    fn persistent(&self) -> bool {
+        self.persistent
+    }
+}
+
+/// A connection for one query. If that is abandoned, sqlx would wait for the server to end it, and
+/// keep the connection's place in the pool for as long: it is closed instead.
+struct Lease<DB: Driver> {
+    conn: Option<PoolConnection<DB>>,
+}
+
+impl<DB: Driver> Lease<DB> {
+    fn conn(&mut self) -> &mut DB::Connection {
+        self.conn.as_mut().expect("a lease has its connection until it ends")
+    }
+
+    /// The query is over: the connection can serve another.
+    fn end(mut self) {
+        drop(self.conn.take());
+    }
+
+    /// As [`end`](Self::end), unless the error is one of the connection.
+    fn end_unless_broken(self, error: &Error) {
+        match DB::fault(error) {
+            Fault::Node => drop(self),
+            Fault::Query | Fault::ReadOnly | Fault::Conflict => self.end(),
+        }
+    }
+}
+
+impl<DB: Driver> Drop for Lease<DB> {
+    fn drop(&mut self) {
+        drop(self.conn.take().map(PoolConnection::detach));
+    }
+}
+
+impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
+    async fn lease(&self) -> Result<(Lease<Db<D>>, Place), Error> {
+        let (conn, place) = self.session.checkout().await?;
+        Ok((Lease { conn: Some(conn) }, place))
+    }
+
+    fn prepared_statements(&self, place: Place) -> bool {
+        self.session.nodes.node(place.at).prepared_statements
+    }
+
+    /// Runs what hands nothing over until it ends.
+    async fn run<T>(
+        &self,
+        query: Result<Query<Db<D>>, Error>,
+        run: for<'a> fn(&'a mut Connection<Db<D>>, Attempt<Db<D>>) -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut query = query?;
+        let repeatable = query.repeatable();
+        let mut attempts = Attempts::new(self);
+        loop {
+            let (mut lease, place) = self.lease().await?;
+            let attempt = query.attempt(place, self.prepared_statements(place));
+            match run(lease.conn(), attempt).await {
+                Ok(done) => {
+                    lease.end();
+                    self.session.has_read();
+                    return Ok(done);
+                }
+                Err(error) => {
+                    lease.end_unless_broken(&error);
+                    attempts.after(place, error, repeatable)?;
+                }
+            }
+        }
+    }
+}
+
+impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D>
+where
+    for<'a> &'a mut Connection<Db<D>>: Executor<'a, Database = Db<D>>,
+{
+    type Database = Db<D>;
+
+    fn execute<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<<Db<D> as sqlx::Database>::QueryResult, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        Box::pin(self.run(Query::take(query), |conn, query| conn.execute(query)))
+    }
+
+    fn fetch_all<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<Vec<<Db<D> as sqlx::Database>::Row>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        Box::pin(self.run(Query::take(query), |conn, query| conn.fetch_all(query)))
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<Option<<Db<D> as sqlx::Database>::Row>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        Box::pin(self.run(Query::take(query), |conn, query| conn.fetch_optional(query)))
+    }
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step<Db<D>>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        let query = Query::take(query);
+        Box::pin(try_stream! {
+            let mut query = query?;
+            let mut attempts = Attempts::new(self);
+            loop {
+                let (mut lease, place) = self.lease().await?;
+                let attempt = query.attempt(place, self.prepared_statements(place));
+                let mut repeatable = query.repeatable();
+                let mut steps = lease.conn().fetch_many(attempt);
+                let failed = loop {
+                    match steps.next().await {
+                        Some(Ok(step)) => {
+                            self.session.has_read();
+                            repeatable = Repeatable::No;
+                            yield step;
+                        }
+                        Some(Err(error)) => break Some(error),
+                        None => break None,
+                    }
+                };
+                drop(steps);
+                match failed {
+                    Some(error) => {
+                        lease.end_unless_broken(&error);
+                        attempts.after(place, error, repeatable)?;
+                    }
+                    None => {
+                        lease.end();
+                        return;
+                    }
+                }
+            }
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [<Db<D> as sqlx::Database>::TypeInfo],
+    ) -> BoxFuture<'e, Result<<Db<D> as sqlx::Database>::Statement, Error>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move {
+            let (mut lease, _) = self.lease().await?;
+            let prepared = lease.conn().prepare_with(sql, parameters).await;
+            lease.end();
+            prepared
+        })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Db<D>>, Error>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move {
+            let (mut lease, _) = self.lease().await?;
+            let described = lease.conn().describe(sql).await;
+            lease.end();
+            described
+        })
+    }
+}
+
+/// Not `for &'c ReplicatedDb`: in spawned code that is "not general enough". So the futures own
+/// what they need.
+impl<'c, D: Database<Pool: Backend>> Acquire<'c> for &'_ ReplicatedDb<D> {
+    type Database = Db<D>;
+    type Connection = PoolConnection<Db<D>>;
+
+    fn acquire(self) -> BoxFuture<'c, Result<Self::Connection, Error>> {
+        let db = self.clone();
+        Box::pin(async move { db.get().await })
+    }
+
+    fn begin(self) -> BoxFuture<'c, Result<Transaction<'c, Db<D>>, Error>> {
+        let db = self.clone();
+        Box::pin(async move { db.begin().await })
+    }
+}

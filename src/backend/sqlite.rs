@@ -1,0 +1,85 @@
+mod follower;
+
+use std::time::Duration;
+
+use rocket::futures::future::BoxFuture;
+use sqlx::Sqlite;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
+
+use super::{Access, Address, Driver, Fault, Follower, Options, connection_fault};
+use crate::config::Settings;
+
+/// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
+/// author chooses the program that runs as well, and means it to be loaded.
+#[allow(unsafe_code)]
+fn load_extension(options: SqliteConnectOptions, extension: &str) -> SqliteConnectOptions {
+    unsafe { options.extension(extension.to_owned()) }
+}
+
+impl Driver for Sqlite {
+    const ONE_WRITER: bool = true;
+    const CAN_FOLLOW: bool = true;
+
+    fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
+        if settings.url.mentions_memory() {
+            return Err("an in-memory database cannot be shared between pools: name a file".into());
+        }
+
+        let mut options: SqliteConnectOptions =
+            settings.url.parse_as::<Self>()?.busy_timeout(settings.connect_timeout);
+        options = settings.log_level.apply(options);
+        for extension in &settings.extensions {
+            options = load_extension(options, extension);
+        }
+
+        Ok(match access {
+            // Only the writer sets the journal mode: it needs the lock that readers share. WAL, so
+            // that neither readers nor the copies of a follower hold it up.
+            Access::ReadWrite => options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal),
+            // `read_only` would refuse a file that nobody has written to yet.
+            Access::ReadMaster if settings.enforce_read_only => {
+                options.create_if_missing(true).pragma("query_only", "on")
+            }
+            Access::ReadMaster => options.create_if_missing(true),
+            Access::ReadSlave => options.read_only(true).pragma("query_only", "on"),
+        })
+    }
+
+    fn address(options: &Options<Self>) -> Address {
+        Address { host: options.get_filename().display().to_string(), port: None }
+    }
+
+    fn prepare_reader(_conn: &mut SqliteConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn is_read_only(conn: &mut SqliteConnection) -> BoxFuture<'_, Result<bool, sqlx::Error>> {
+        Box::pin(async move { sqlx::query_scalar("PRAGMA query_only").fetch_one(conn).await })
+    }
+
+    fn fault(error: &sqlx::Error) -> Fault {
+        if let Some(fault) = connection_fault(error) {
+            return fault;
+        }
+        // https://www.sqlite.org/rescode.html: the codes that extend READONLY (264, 1544, …) are
+        // faults of the file, only the plain one is a statement that wanted to write.
+        match error.as_database_error().and_then(|e| e.code()).as_deref() {
+            Some("8") => Fault::ReadOnly,
+            // IOERR, CORRUPT, CANTOPEN, NOTADB and their extended codes.
+            Some(code) if matches!(code.parse::<u32>().map(|code| code & 0xff), Ok(10 | 11 | 14 | 26)) => {
+                Fault::Node
+            }
+            Some("264" | "520" | "776" | "1032" | "1544") => Fault::Node,
+            _ => Fault::Query,
+        }
+    }
+
+    fn follow(
+        name: &str,
+        master: &Options<Self>,
+        slave: &Options<Self>,
+        every: Duration,
+    ) -> BoxFuture<'static, Follower> {
+        follower::start(name, master.get_filename(), slave.get_filename(), every)
+    }
+}

@@ -1,0 +1,307 @@
+//! The master and its slaves: choosing a slave, checking out, closing.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use log::warn;
+use rocket::futures::future::join_all;
+use rocket::tokio;
+use rocket_db_pools::Database;
+use sqlx::pool::PoolConnection;
+use time::OffsetDateTime;
+
+use crate::ReplicatedDb;
+use crate::backend::{Access, Backend, Driver, Follower};
+use crate::choice::{
+    Choice, Declared, Intent, Master, MethodKind, Reason, Situation, Slaves, Target, choose,
+};
+use crate::config::{Config, NodeConfig, PinConfig, ReadMethods, Settings};
+use crate::node::{Failure, Node, Opening};
+use crate::pin::{Cookie, Pin, Signer};
+use crate::session::Session;
+
+/// How long a shutdown waits for connections to be handed back.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The driver of a database.
+pub(crate) type Db<D> = <<D as Database>::Pool as Backend>::Db;
+
+/// The master and the slaves of one database: what code without a request asks for its handles.
+///
+/// From [`Replicated::fetch`](crate::Replicated::fetch), for migrations and jobs. Cheap to clone.
+pub struct Cluster<D: Database<Pool: Backend>>(pub(crate) Arc<Nodes<D>>);
+
+pub(crate) struct Nodes<D: Database<Pool: Backend>> {
+    pub(crate) config: Config,
+    pub(crate) pins: Option<Pins>,
+    master: Arc<Node<D::Pool>>,
+    master_reads: Arc<Node<D::Pool>>,
+    /// The master's connections for pinned reads alone: a crowd whose slaves are gone fills the
+    /// others, and must not lock out whoever has just written.
+    reserve: Option<Arc<Node<D::Pool>>>,
+    slaves: Vec<Arc<Node<D::Pool>>>,
+    followers: Mutex<Vec<Follower>>,
+    database: PhantomData<fn() -> D>,
+}
+
+/// How clients are pinned.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    pub(crate) signer: Signer,
+    pub(crate) cookie: Cookie,
+}
+
+impl Pins {
+    fn new(database: &str, config: &PinConfig) -> Self {
+        let PinConfig { lag_window, cookie, secret, insecure: _ } = config;
+        let signer = Signer::new(secret, database, &cookie.name, *lag_window);
+        Self { signer, cookie: cookie.clone() }
+    }
+}
+
+/// One node of a cluster, as one pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    MasterReadWrite,
+    MasterReadOnly,
+    Slave(usize),
+}
+
+/// A node of this cluster, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) at: At,
+    pub(crate) reason: Reason,
+}
+
+/// A set of slaves, by index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SlaveSet(u64);
+
+impl SlaveSet {
+    pub(crate) const ALL: Self = Self(u64::MAX);
+
+    pub(crate) fn with(self, index: usize) -> Self {
+        Self(self.0 | 1 << index)
+    }
+
+    fn contains(self, index: usize) -> bool {
+        self.0 & 1 << index != 0
+    }
+}
+
+impl<D: Database<Pool: Backend>> Cluster<D> {
+    /// A handle for code outside a request that reads and writes: at the master.
+    ///
+    /// ```rust,no_run
+    /// # #[cfg(feature = "sqlite")] mod guard {
+    /// use rocket::{Build, Rocket, fairing};
+    /// use rocket_replicated::sqlite::Replicated;
+    ///
+    /// async fn migrate(rocket: Rocket<Build>) -> fairing::Result {
+    ///     let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
+    ///     match sqlx::migrate!("examples/guestbook/migrations").run(&cluster.write()).await {
+    ///         Ok(()) => Ok(rocket),
+    ///         Err(_) => Err(rocket),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn write(&self) -> ReplicatedDb<D> {
+        self.handle(MethodKind::Write, Declared::Changes, None)
+    }
+
+    /// A handle for code outside a request that reads: from a slave, unless `pin` (of
+    /// [`ReplicatedDb::pin`]) says that the work it belongs to has written within the lag window.
+    ///
+    /// A pin that is not valid is none. The handle's node is chosen at its first query and kept.
+    pub fn read(&self, pin: Option<&str>) -> ReplicatedDb<D> {
+        let pin = pin.and_then(|token| self.0.read_pin(token));
+        self.handle(MethodKind::Read, Declared::Reads, pin)
+    }
+
+    fn handle(&self, method: MethodKind, declared: Declared, pin: Option<Pin>) -> ReplicatedDb<D> {
+        let session = Session::new(self.0.clone(), method, pin);
+        session.declare(declared);
+        ReplicatedDb::new(Arc::new(session), None)
+    }
+}
+
+impl<D: Database<Pool: Backend>> Nodes<D> {
+    /// Opens the pools, but no connection: a server that is down is no error.
+    pub(crate) fn open(config: Config) -> Result<Self, String> {
+        let open = |node: &NodeConfig, access, settings: &Settings, weight, timeout| {
+            let name = Arc::from(node.name.as_str());
+            Node::open(Opening { database: D::NAME, name, access, settings, weight, timeout })
+        };
+        let at_master = |access, settings: &Settings| {
+            open(&config.master, access, settings, 1, config.master.settings.connect_timeout)
+        };
+
+        let with_size = |max_connections| Settings { max_connections, ..config.master_reads.clone() };
+        let shared = config.master_reads.max_connections - config.reserve;
+        let slaves = config.slaves.iter().map(|slave| {
+            open(&slave.node, Access::ReadSlave, &slave.node.settings, slave.weight, config.slave_timeout)
+        });
+
+        Ok(Self {
+            master: at_master(Access::ReadWrite, &config.master.settings)?,
+            master_reads: at_master(Access::ReadMaster, &with_size(shared))?,
+            reserve: match config.reserve {
+                0 => None,
+                reserve => Some(at_master(Access::ReadMaster, &with_size(reserve))?),
+            },
+            slaves: slaves.collect::<Result<_, _>>()?,
+            pins: config.pin.as_ref().map(|pin| Pins::new(D::NAME, pin)),
+            followers: Mutex::default(),
+            database: PhantomData,
+            config,
+        })
+    }
+
+    pub(crate) fn read_pin(&self, token: &str) -> Option<Pin> {
+        self.pins.as_ref()?.signer.read(token, OffsetDateTime::now_utc())
+    }
+
+    pub(crate) fn sign_pin(&self) -> Option<String> {
+        Some(self.pins.as_ref()?.signer.sign(OffsetDateTime::now_utc()))
+    }
+
+    pub(crate) fn read_methods(&self) -> &ReadMethods {
+        &self.config.read_methods
+    }
+
+    /// Chooses a node for a session that has been let down by those of `failed`.
+    pub(crate) fn choose(&self, intent: Intent, pinned: bool, failed: Failed) -> Place {
+        let slave = || self.draw(failed.slaves);
+        let chosen = if intent.is_write() { None } else { slave() };
+        let (target, reason) = choose(Situation {
+            intent,
+            pinned,
+            slaves: match chosen {
+                _ if self.slaves.is_empty() => Slaves::NotConfigured,
+                Some(_) => Slaves::Usable,
+                None => Slaves::Unusable,
+            },
+            master: match failed.master || !self.master_reads.is_up() {
+                true => Master::Unusable,
+                false => Master::Usable,
+            },
+            read_from_slaves: self.config.read_from_slaves,
+            pinned_without_master: self.config.pinned_without_master,
+        });
+        let at = match (target, chosen) {
+            (Target::MasterReadWrite, _) => At::MasterReadWrite,
+            (Target::Slave, Some(index)) => At::Slave(index),
+            (Target::MasterReadOnly | Target::Slave, _) => At::MasterReadOnly,
+        };
+        Place { at, reason }
+    }
+
+    /// The less busy of two usable slaves, drawn by weight: even load without a view of the whole
+    /// (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+    fn draw(&self, failed: SlaveSet) -> Option<usize> {
+        let first = self.draw_one(failed)?;
+        let Some(second) = self.draw_one(failed.with(first)) else { return Some(first) };
+        let busier = self.slaves[first].busy() > self.slaves[second].busy();
+        Some(if busier { second } else { first })
+    }
+
+    fn draw_one(&self, failed: SlaveSet) -> Option<usize> {
+        let usable = || {
+            let usable = |(index, node): &(usize, &Arc<Node<_>>)| !failed.contains(*index) && node.is_up();
+            self.slaves.iter().enumerate().filter(usable)
+        };
+        let total: u32 = usable().map(|(_, node)| node.weight).sum();
+        if total == 0 {
+            return None;
+        }
+        let mut drawn = fastrand::u32(..total);
+        let hit = |(_, node): &(usize, &Arc<Node<_>>)| match drawn.checked_sub(node.weight) {
+            Some(rest) => {
+                drawn = rest;
+                false
+            }
+            None => true,
+        };
+        // A node that went down between the two walks may leave the draw without a hit.
+        usable().find(hit).map(|(index, _)| index).or_else(|| usable().next().map(|(index, _)| index))
+    }
+
+    pub(crate) fn node(&self, at: At) -> &Arc<Node<D::Pool>> {
+        match at {
+            At::MasterReadWrite => &self.master,
+            At::MasterReadOnly => &self.master_reads,
+            At::Slave(index) => &self.slaves[index],
+        }
+    }
+
+    pub(crate) fn choice(&self, place: Place) -> Choice {
+        let node = self.node(place.at);
+        Choice::new(node.name.clone(), node.role(), place.reason)
+    }
+
+    pub(crate) async fn acquire(&self, place: Place) -> Result<PoolConnection<Db<D>>, Failure> {
+        let node = self.node(place.at);
+        let reserve = self.reserve.as_ref().filter(|_| place.reason == Reason::Pinned);
+        match reserve {
+            None => node.acquire().await,
+            Some(reserve) if !node.has_room() => reserve.acquire().await,
+            Some(reserve) => match node.acquire().await {
+                Err(Failure::Busy(_)) => reserve.acquire().await,
+                acquired => acquired,
+            },
+        }
+    }
+
+    /// Starts the followers; ready once each has made its first copy.
+    pub(crate) async fn follow(&self) {
+        let master = &self.config.master.settings;
+        let started = self.config.slaves.iter().filter_map(|slave| {
+            let master = Db::<D>::options(master, Access::ReadWrite).ok()?;
+            let options = Db::<D>::options(&slave.node.settings, Access::ReadSlave).ok()?;
+            Some(Db::<D>::follow(&slave.node.name, &master, &options, slave.follow?))
+        });
+        let started = join_all(started).await;
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+    }
+
+    /// Stops the followers and closes the pools, within a bound: whoever still holds a connection
+    /// then keeps it, and it is closed when it comes back.
+    pub(crate) async fn close(&self) {
+        let followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
+        let stop = tokio::task::spawn_blocking(move || drop(followers));
+        let nodes = [&self.master, &self.master_reads].into_iter().chain(&self.reserve).chain(&self.slaves);
+        let close = async { tokio::join!(stop, join_all(nodes.map(|node| node.close()))) };
+        if tokio::time::timeout(CLOSE_TIMEOUT, close).await.is_err() {
+            warn!("Connections to database `{}` are still in use at shutdown.", D::NAME);
+        }
+    }
+}
+
+/// The nodes that have let a session down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Failed {
+    pub(crate) master: bool,
+    pub(crate) slaves: SlaveSet,
+}
+
+impl<D: Database<Pool: Backend>> Clone for Cluster<D> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<D: Database<Pool: Backend>> fmt::Debug for Cluster<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("database", &D::NAME)
+            .field("master", &self.0.master)
+            .field("master_reads", &self.0.master_reads)
+            .field("reserve", &self.0.reserve)
+            .field("slaves", &self.0.slaves)
+            .finish_non_exhaustive()
+    }
+}

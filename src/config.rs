@@ -1,0 +1,558 @@
+//! The section `[<profile>.databases.<name>]`, read and checked.
+//!
+//! Strict: what this module does not understand is an error at launch that names profile, key and
+//! remedy. It never repeats a value, which may be a URL with its password.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use rocket::config::LogLevel;
+use rocket::figment::value::{Dict, Value};
+use rocket::figment::{self, Figment};
+use rocket::http::{Method, SameSite};
+use serde::Deserialize;
+use sqlx::ConnectOptions;
+
+use crate::backend::{Access, Address, Driver, Options};
+use crate::pin::{Cookie, Secret};
+
+mod table;
+
+use table::{ConfigError, Table};
+
+/// So many that a set of them fits a machine word.
+pub(crate) const MAX_SLAVES: usize = 64;
+
+const DAY: f64 = 86_400.0;
+
+const POOL_KEYS: &[&str] = &[
+    "url",
+    "min_connections",
+    "max_connections",
+    "connect_timeout",
+    "idle_timeout",
+    "extensions",
+    "enforce_read_only",
+    "prepared_statements",
+];
+
+const SECTION_KEYS: &[&str] = &[
+    "slaves",
+    "lag_window",
+    "read_from_slaves",
+    "read_methods",
+    "master_read_connections",
+    "read_url",
+    "pinned_without_master",
+    "slave_timeout",
+    "pin",
+    "ignore",
+];
+
+const SLAVE_KEYS: &[&str] = &["name", "weight", "follow"];
+
+const PIN_KEYS: &[&str] = &["name", "domain", "path", "same_site", "secure"];
+
+/// Everything about one database, ready to be opened.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) master: NodeConfig,
+    /// The master's settings for reads: `read_url`, `master_read_connections`.
+    pub(crate) master_reads: Settings,
+    /// How many of the connections for reads at the master are kept for pinned reads.
+    pub(crate) reserve: u32,
+    pub(crate) slaves: Vec<SlaveConfig>,
+    pub(crate) slave_timeout: Duration,
+    pub(crate) read_from_slaves: ReadFromSlaves,
+    pub(crate) read_methods: ReadMethods,
+    pub(crate) pinned_without_master: PinnedWithoutMaster,
+    /// `None`: nobody is pinned, because there is nothing to be protected from.
+    pub(crate) pin: Option<PinConfig>,
+}
+
+#[derive(Debug)]
+pub(crate) struct NodeConfig {
+    pub(crate) name: String,
+    pub(crate) address: Address,
+    pub(crate) settings: Settings,
+}
+
+#[derive(Debug)]
+pub(crate) struct SlaveConfig {
+    pub(crate) node: NodeConfig,
+    pub(crate) weight: u32,
+    pub(crate) follow: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PinConfig {
+    pub(crate) lag_window: Duration,
+    pub(crate) cookie: Cookie,
+    pub(crate) secret: Secret,
+    /// Neither `secure` nor Rocket's TLS is configured, outside the debug profile.
+    pub(crate) insecure: bool,
+}
+
+/// `read_from_slaves`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ReadFromSlaves {
+    Auto,
+    Asked,
+}
+
+/// `pinned_without_master`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PinnedWithoutMaster {
+    Stale,
+    Fail,
+}
+
+/// The methods whose requests only read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReadMethods(Vec<Method>);
+
+impl ReadMethods {
+    pub(crate) fn contains(&self, method: Method) -> bool {
+        self.0.contains(&method)
+    }
+}
+
+impl Default for ReadMethods {
+    /// The safe methods: <https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1>.
+    fn default() -> Self {
+        Self(vec![Method::Get, Method::Head, Method::Options, Method::Trace])
+    }
+}
+
+/// How to connect to one server.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub(crate) url: DatabaseUrl,
+    pub(crate) min_connections: u32,
+    pub(crate) max_connections: u32,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) extensions: Vec<String>,
+    pub(crate) enforce_read_only: bool,
+    pub(crate) prepared_statements: bool,
+    pub(crate) log_level: StatementLog,
+}
+
+/// A URL that may hold a password, so that it is never shown.
+#[derive(Clone)]
+pub(crate) struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// As the driver's options; or what is wrong with it, without quoting it.
+    pub(crate) fn parse_as<DB: Driver>(&self) -> Result<Options<DB>, String> {
+        if let Some((scheme, _)) = self.0.split_once("://")
+            && !DB::URL_SCHEMES.contains(&scheme)
+        {
+            let ours = DB::URL_SCHEMES.join("://` or `");
+            return Err(format!("the URL is not one of {}: it must begin with `{ours}://`", DB::NAME));
+        }
+        Options::<DB>::from_str(&self.0).map_err(|error| match error {
+            sqlx::Error::Configuration(error) => format!("the URL cannot be read: {error}"),
+            _ => "the URL cannot be read".into(),
+        })
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn mentions_memory(&self) -> bool {
+        self.0.contains(":memory:") || self.0.contains("mode=memory")
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// How much of its statements a driver logs: by Rocket's `log_level`, as in `rocket_db_pools`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StatementLog(Option<LogLevel>);
+
+impl StatementLog {
+    fn of(figment: &Figment) -> Self {
+        let level = figment.extract_inner(rocket::Config::LOG_LEVEL).ok();
+        Self(level.filter(|level| !matches!(level, LogLevel::Normal | LogLevel::Off)))
+    }
+
+    pub(crate) fn apply<O: ConnectOptions>(self, options: O) -> O {
+        let options = options.disable_statement_logging();
+        match self.0 {
+            Some(level) => {
+                options.log_statements(level.into()).log_slow_statements(level.into(), Duration::ZERO)
+            }
+            None => options,
+        }
+    }
+}
+
+impl Settings {
+    /// From the keys that `rocket_db_pools` has, for a pool on its own.
+    pub(crate) fn standalone(figment: &Figment) -> figment::Result<Self> {
+        let config: rocket_db_pools::Config = figment.extract()?;
+        Ok(Self {
+            url: DatabaseUrl(config.url),
+            min_connections: config.min_connections.unwrap_or_default(),
+            max_connections: u32::try_from(config.max_connections).unwrap_or(u32::MAX),
+            connect_timeout: Duration::from_secs(config.connect_timeout),
+            idle_timeout: config.idle_timeout.map(Duration::from_secs),
+            extensions: config.extensions.unwrap_or_default(),
+            enforce_read_only: true,
+            prepared_statements: true,
+            log_level: StatementLog::of(figment),
+        })
+    }
+
+    /// The pool keys of a table, each of which overrides the `inherited` one.
+    fn read(table: &Table<'_>, inherited: &Settings) -> Result<Settings, ConfigError> {
+        let i = inherited.clone();
+        let settings = Settings {
+            url: table.string("url")?.map_or(i.url, DatabaseUrl),
+            min_connections: table.number("min_connections", 0, 10_000)?.unwrap_or(i.min_connections),
+            max_connections: table.number("max_connections", 1, 10_000)?.unwrap_or(i.max_connections),
+            connect_timeout: table.seconds("connect_timeout", 0.001, 3_600.0)?.unwrap_or(i.connect_timeout),
+            idle_timeout: table.seconds("idle_timeout", 0.001, 30.0 * DAY)?.or(i.idle_timeout),
+            extensions: table.strings("extensions")?.unwrap_or(i.extensions),
+            enforce_read_only: table.bool("enforce_read_only")?.unwrap_or(i.enforce_read_only),
+            prepared_statements: table.bool("prepared_statements")?.unwrap_or(i.prepared_statements),
+            log_level: i.log_level,
+        };
+        if settings.min_connections > settings.max_connections {
+            let problem = format!("must not exceed `max_connections`, which is {}", settings.max_connections);
+            return Err(table.error("min_connections", problem));
+        }
+        Ok(settings)
+    }
+}
+
+impl Config {
+    /// Reads the section of the database `name`.
+    pub(crate) fn read<DB: Driver>(figment: &Figment, name: &str) -> Result<Self, ConfigError> {
+        let path = format!("databases.{name}");
+        let profile = figment.profile().clone();
+        let dict = match figment.find_value(&path) {
+            Ok(Value::Dict(_, dict)) => dict,
+            Ok(_) => return Err(ConfigError::new(&profile, &path, "expected a table")),
+            Err(_) => {
+                let problem = format!(
+                    "missing: add to Rocket.toml\n\n    [{profile}.{path}]\n    url = \"{}://…\"\n",
+                    DB::URL_SCHEMES[0],
+                );
+                return Err(ConfigError::new(&profile, &path, problem));
+            }
+        };
+        let section = Table::new(&profile, path, &dict);
+        Self::read_section::<DB>(figment, name, &section)
+    }
+
+    fn read_section<DB: Driver>(
+        figment: &Figment,
+        name: &str,
+        section: &Table<'_>,
+    ) -> Result<Self, ConfigError> {
+        let ignored = section.strings("ignore")?.unwrap_or_default();
+        section.check_keys(&[POOL_KEYS, SECTION_KEYS], &ignored)?;
+
+        let workers: usize = figment
+            .extract_inner(rocket::Config::WORKERS)
+            .unwrap_or_else(|_| rocket::Config::default().workers);
+        let url =
+            section.string("url")?.ok_or_else(|| section.error("url", "missing: the URL of the master"))?;
+        let settings = Settings::read(
+            section,
+            &Settings {
+                url: DatabaseUrl(url),
+                min_connections: 0,
+                max_connections: u32::try_from(workers * 4).unwrap_or(u32::MAX).clamp(1, 10_000),
+                connect_timeout: Duration::from_secs(5),
+                idle_timeout: None,
+                extensions: Vec::new(),
+                enforce_read_only: true,
+                prepared_statements: true,
+                log_level: StatementLog::of(figment),
+            },
+        )?;
+
+        let mut slaves = read_slaves::<DB>(section, &settings)?;
+        let mut master = NodeConfig::new::<DB>(section, "url", settings.clone(), Access::ReadWrite)?;
+        name_nodes(section, &mut master, &mut slaves)?;
+
+        let read_connections = section.number("master_read_connections", 1, 10_000)?.unwrap_or_else(|| {
+            let all = master.settings.max_connections;
+            if slaves.is_empty() { all } else { (all / 4).max(2) }
+        });
+        // Only where slaves can fail is there a crowd to be kept out.
+        let reserve =
+            if slaves.is_empty() || read_connections == 1 { 0 } else { (read_connections / 4).max(1) };
+        let read_url = section.string("read_url")?.map(DatabaseUrl);
+        let read_url_key = if read_url.is_some() { "read_url" } else { "url" };
+        let master_reads = Settings {
+            url: read_url.unwrap_or(settings.url),
+            max_connections: read_connections,
+            min_connections: 0,
+            ..master.settings.clone()
+        };
+        DB::options(&master_reads, Access::ReadMaster)
+            .map_err(|problem| section.error(read_url_key, problem))?;
+
+        if DB::ONE_WRITER {
+            master.settings.max_connections = 1;
+            master.settings.min_connections = master.settings.min_connections.min(1);
+        }
+
+        let lag_window = section.seconds("lag_window", 0.0, DAY)?.unwrap_or(Duration::from_secs(5));
+        let empty = Dict::new();
+        let pin_table = section.table("pin", &empty)?;
+        let cookie = read_cookie(figment, &pin_table, name, lag_window)?;
+        let pin = if slaves.is_empty() || lag_window.is_zero() {
+            None
+        } else {
+            let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
+            let insecure = !debug && !cookie.secure && pin_table.bool("secure")?.is_none();
+            Some(PinConfig { lag_window, cookie, secret: read_secret(figment)?, insecure })
+        };
+
+        Ok(Self {
+            master,
+            master_reads,
+            reserve,
+            slaves,
+            slave_timeout: section
+                .seconds("slave_timeout", 0.001, 3_600.0)?
+                .unwrap_or(Duration::from_secs(1)),
+            read_from_slaves: section
+                .choice("read_from_slaves", "`\"auto\"` or `\"asked\"`")?
+                .unwrap_or(ReadFromSlaves::Auto),
+            read_methods: read_methods(section)?,
+            pinned_without_master: section
+                .choice("pinned_without_master", "`\"stale\"` or `\"fail\"`")?
+                .unwrap_or(PinnedWithoutMaster::Stale),
+            pin,
+        })
+    }
+}
+
+impl NodeConfig {
+    fn new<DB: Driver>(
+        table: &Table<'_>,
+        url_key: &str,
+        settings: Settings,
+        access: Access,
+    ) -> Result<Self, ConfigError> {
+        let options = DB::options(&settings, access).map_err(|problem| table.error(url_key, problem))?;
+        Ok(Self { name: String::new(), address: DB::address(&options), settings })
+    }
+}
+
+fn read_slaves<DB: Driver>(section: &Table<'_>, master: &Settings) -> Result<Vec<SlaveConfig>, ConfigError> {
+    const EXPECTED: &str = "an array of URLs or of tables with a `url`";
+
+    let Some(values) = section.array("slaves", EXPECTED)? else { return Ok(Vec::new()) };
+    if values.len() > MAX_SLAVES {
+        return Err(section.error("slaves", format!("{} are too many: {MAX_SLAVES} at most", values.len())));
+    }
+
+    // `min_connections` concerns the read-write pool.
+    let inherited = Settings { min_connections: 0, ..master.clone() };
+    let slave = |(index, value): (usize, &Value)| {
+        let key = format!("slaves[{index}]");
+        match value {
+            Value::String(_, url) => {
+                let settings = Settings { url: DatabaseUrl(url.clone()), ..inherited.clone() };
+                let node = NodeConfig::new::<DB>(section, &key, settings, Access::ReadSlave)?;
+                Ok(SlaveConfig { node, weight: 1, follow: None })
+            }
+            Value::Dict(_, dict) => read_slave::<DB>(&section.inner(&key, dict), &inherited),
+            _ => Err(section.error(&key, "expected a URL or a table with a `url`")),
+        }
+    };
+    values.iter().enumerate().map(slave).collect()
+}
+
+fn read_slave<DB: Driver>(table: &Table<'_>, inherited: &Settings) -> Result<SlaveConfig, ConfigError> {
+    table.check_keys(&[POOL_KEYS, SLAVE_KEYS], &[])?;
+    if table.string("url")?.is_none() {
+        return Err(table.error("url", "missing: the URL of this slave"));
+    }
+    let settings = Settings::read(table, inherited)?;
+    let mut node = NodeConfig::new::<DB>(table, "url", settings, Access::ReadSlave)?;
+    if let Some(name) = table.string("name")? {
+        if !is_node_name(&name) {
+            return Err(table.error("name", "expected letters `a` to `z`, digits, `_`, `.` and `-`"));
+        }
+        node.name = name;
+    }
+
+    let follow = table.seconds("follow", 0.01, DAY)?;
+    if follow.is_some() && !DB::CAN_FOLLOW {
+        let problem = format!("{} replicates by itself: remove the key", DB::NAME);
+        return Err(table.error("follow", problem));
+    }
+    let weight = table.number("weight", 1, 1_000)?.unwrap_or(1);
+    Ok(SlaveConfig { node, weight, follow })
+}
+
+/// Names the nodes that have no name by their host, those that share one by host and port.
+fn name_nodes(
+    section: &Table<'_>,
+    master: &mut NodeConfig,
+    slaves: &mut [SlaveConfig],
+) -> Result<(), ConfigError> {
+    let mut nodes: Vec<_> =
+        std::iter::once(master).chain(slaves.iter_mut().map(|slave| &mut slave.node)).collect();
+    let by_host: Vec<_> = nodes.iter().map(|node| name_from(&node.address.host)).collect();
+    for (node, host) in nodes.iter_mut().zip(&by_host).filter(|(node, _)| node.name.is_empty()) {
+        let shared = by_host.iter().filter(|other| *other == host).count() > 1;
+        node.name = match node.address.port {
+            Some(port) if shared => format!("{host}-{port}"),
+            _ => host.clone(),
+        };
+    }
+
+    for (index, node) in nodes.iter().enumerate().skip(1) {
+        if nodes[..index].iter().any(|earlier| earlier.name == node.name) {
+            let key = format!("slaves[{}]", index - 1);
+            let problem = format!(
+                "a second node named `{0}`: name it, as in `{{ url = …, name = \"{0}-2\" }}`",
+                node.name
+            );
+            return Err(section.error(&key, problem));
+        }
+    }
+    Ok(())
+}
+
+fn is_node_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-'))
+}
+
+/// A node name from a host name, or from the last part of a path.
+fn name_from(host: &str) -> String {
+    let last = host.trim_end_matches('/').rsplit(['/', '\\']).next().unwrap_or_default();
+    let name: String = last
+        .to_lowercase()
+        .chars()
+        .map(|c| if matches!(c, 'a'..='z' | '0'..='9' | '_' | '.' | '-') { c } else { '-' })
+        .collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "node".into() } else { name.into() }
+}
+
+fn read_methods(section: &Table<'_>) -> Result<ReadMethods, ConfigError> {
+    const KEY: &str = "read_methods";
+
+    let Some(names) = section.strings(KEY)? else { return Ok(ReadMethods::default()) };
+    let methods: Vec<Method> = names
+        .iter()
+        .map(|name| Method::from_str(name))
+        .collect::<Result<_, _>>()
+        .map_err(|_| section.error(KEY, "expected names of HTTP methods, as in `[\"GET\", \"HEAD\"]`"))?;
+    if methods.contains(&Method::Get) != methods.contains(&Method::Head) {
+        return Err(section.error(KEY, "`GET` and `HEAD` only together: Rocket serves HEAD by GET routes"));
+    }
+    Ok(ReadMethods(methods))
+}
+
+fn read_cookie(
+    figment: &Figment,
+    pin: &Table<'_>,
+    database: &str,
+    lag_window: Duration,
+) -> Result<Cookie, ConfigError> {
+    pin.check_keys(&[PIN_KEYS], &[])?;
+
+    let name = pin.string("name")?;
+    let named = name.is_some();
+    let tls = rocket::Config::try_from(figment).is_ok_and(|config| config.tls_enabled());
+    let cookie = Cookie {
+        name: name.unwrap_or_else(|| format!("{database}_pin")),
+        domain: pin.string("domain")?,
+        path: pin.string("path")?.unwrap_or_else(|| "/".into()),
+        same_site: pin
+            .choice::<SameSiteName>("same_site", "`\"lax\"`, `\"strict\"` or `\"none\"`")?
+            .unwrap_or(SameSiteName::Lax)
+            .into(),
+        secure: pin.bool("secure")?.unwrap_or(tls),
+        max_age: lag_window,
+    };
+
+    // https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1: a name is an RFC 2616 token.
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_value =
+        |text: &str| !text.is_empty() && text.bytes().all(|b| (0x21..0x7f).contains(&b) && b != b';');
+    if cookie.name.is_empty() || !cookie.name.bytes().all(is_token) {
+        return Err(match named {
+            true => pin.error("name", "expected a cookie name: ASCII letters, digits, `_`, `-` and `.`"),
+            false => pin.error("name", "missing: the database's own name makes no cookie name"),
+        });
+    }
+    if !cookie.path.starts_with('/') || !is_value(&cookie.path) {
+        return Err(pin.error("path", "expected a path that begins with `/`, without `;` or blanks"));
+    }
+    if cookie.domain.as_ref().is_some_and(|domain| !is_value(domain)) {
+        return Err(pin.error("domain", "expected a domain name, without `;` or blanks"));
+    }
+    if cookie.same_site == SameSite::None && !cookie.secure {
+        return Err(pin.error("same_site", "browsers drop a `none` cookie without `secure = true`: add it"));
+    }
+    // https://www.rfc-editor.org/rfc/rfc6265bis#section-4.1.3
+    let prefixed = |prefix: &str| {
+        cookie.name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    if (prefixed("__Secure-") || prefixed("__Host-")) && !cookie.secure {
+        return Err(
+            pin.error("name", "browsers drop a cookie with this prefix without `secure = true`: add it")
+        );
+    }
+    if prefixed("__Host-") && (cookie.path != "/" || cookie.domain.is_some()) {
+        return Err(pin.error("name", "a `__Host-` cookie has `path = \"/\"` and no `domain`"));
+    }
+    Ok(cookie)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SameSiteName {
+    Lax,
+    Strict,
+    None,
+}
+
+impl From<SameSiteName> for SameSite {
+    fn from(name: SameSiteName) -> Self {
+        match name {
+            SameSiteName::Lax => Self::Lax,
+            SameSiteName::Strict => Self::Strict,
+            SameSiteName::None => Self::None,
+        }
+    }
+}
+
+/// The secret that pins are signed with: from Rocket's `secret_key`.
+fn read_secret(figment: &Figment) -> Result<Secret, ConfigError> {
+    const KEY: &str = rocket::Config::SECRET_KEY;
+    const GENERATE: &str = "generate one with `openssl rand -base64 32`";
+
+    let profile = figment.profile();
+    let error = |problem: String| Err(ConfigError::new(profile, KEY, problem));
+    match Secret::of(figment) {
+        Ok(Some(secret)) => Ok(secret),
+        Ok(None) if profile == rocket::Config::DEBUG_PROFILE => Ok(Secret::random()),
+        Ok(None) => error(format!(
+            "missing: pins are signed with it, and every server of the application must have the same; {GENERATE}"
+        )),
+        Err(problem) => error(format!("{problem}; {GENERATE}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

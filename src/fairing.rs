@@ -1,0 +1,212 @@
+//! [`Replicated`]: opens the pools at ignition, starts followers and reports at lift-off, pins
+//! clients in the response hook, closes the pools at shutdown.
+
+use std::any::type_name;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use log::{error, info, warn};
+use rocket::fairing::{self, Fairing, Info, Kind};
+use rocket::http::{Header, Method, Status};
+use rocket::{Build, Orbit, Phase, Request, Response, Rocket};
+use rocket_db_pools::Database;
+
+use crate::Cluster;
+use crate::backend::Backend;
+use crate::choice::Declared;
+use crate::cluster::{Db, Nodes};
+use crate::config::{Config, PinConfig, ReadFromSlaves};
+use crate::error::RetryLater;
+use crate::guard::{attached, declare, existing_session};
+
+/// The fairing: replication for the database `D`.
+///
+/// Reads the section `[<profile>.databases.<name>]`, where the name is that of `D`. Attaching it
+/// twice is harmless. `D` itself is not managed by Rocket: a `rocket_db_pools::Connection<D>` would
+/// bypass all of this.
+///
+/// ```rust,no_run
+/// # #[cfg(feature = "sqlite")] {
+/// use rocket_replicated::sqlite::Replicated;
+///
+/// let rocket = rocket::build().attach(Replicated::fairing());
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// A configuration that is wrong aborts launch. A server that is down does not: connections are
+/// made when they are needed.
+pub struct Replicated<D>(PhantomData<fn() -> D>);
+
+impl<D: Database<Pool: Backend>> Replicated<D> {
+    /// The fairing to attach.
+    pub fn fairing() -> Self {
+        Self(PhantomData)
+    }
+
+    /// The cluster, for migrations and jobs: available to ignite fairings that are attached after
+    /// this one, and from then on. Without this fairing `None`, and an error in the log.
+    pub fn fetch<P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
+        attached(rocket)
+    }
+}
+
+impl<D> fmt::Debug for Replicated<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Replicated<{}>", type_name::<D>())
+    }
+}
+
+#[rocket::async_trait]
+impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
+    fn info(&self) -> Info {
+        Info {
+            name: "Replicated Database",
+            kind: Kind::Ignite | Kind::Liftoff | Kind::Response | Kind::Shutdown | Kind::Singleton,
+        }
+    }
+
+    async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
+        let config = match Config::read::<Db<D>>(rocket.figment(), D::NAME) {
+            Ok(config) => config,
+            Err(problem) => {
+                error!("Database `{}` is misconfigured: {problem}", D::NAME);
+                return Err(rocket);
+            }
+        };
+        match Nodes::<D>::open(config) {
+            Ok(nodes) => Ok(Attached::add::<D>(rocket).manage(Cluster(Arc::new(nodes)))),
+            Err(problem) => {
+                error!("Database `{}` cannot be opened: {problem}", D::NAME);
+                Err(rocket)
+            }
+        }
+    }
+
+    async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
+        if let Some(Cluster(nodes)) = attached::<D, _>(rocket) {
+            log_configuration::<D>(&nodes.config);
+            nodes.follow().await;
+        }
+    }
+
+    /// Here, not by a cookie jar: Rocket drops what handlers put there on its way to a catcher, and
+    /// a handler may well commit and then fail.
+    async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
+        let retry_later = response.status() == Status::ServiceUnavailable && RetryLater::is_told(request);
+        if retry_later && !response.headers().contains("Retry-After") {
+            response.set_header(Header::new("Retry-After", RetryLater::SECONDS));
+        }
+
+        let Some(session) = existing_session::<D>(request) else { return };
+        // One is the request's own, all others are handles.
+        let in_use = Arc::strong_count(session) > 1;
+        let Some(pin) = session.answer(in_use) else { return };
+        let Some(pins) = &session.nodes.pins else { return };
+        response.adjoin_header(pins.cookie.carrying(pin));
+        let reads = matches!(request.method(), Method::Get | Method::Head);
+        if reads && !response.headers().contains("Cache-Control") {
+            response.set_header(Header::new("Cache-Control", "private"));
+        }
+    }
+
+    async fn on_shutdown(&self, rocket: &Rocket<Orbit>) {
+        if let Some(Cluster(nodes)) = attached::<D, _>(rocket) {
+            nodes.close().await;
+        }
+    }
+}
+
+/// The databases attached so far, for guards that speak of every one.
+pub(crate) struct Attached(RwLock<Vec<fn(&Request<'_>, Declared) -> bool>>);
+
+impl Attached {
+    fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>) -> Rocket<Build> {
+        match rocket.state::<Self>() {
+            Some(Self(databases)) => {
+                databases.write().unwrap_or_else(PoisonError::into_inner).push(declare::<D>);
+                rocket
+            }
+            None => rocket.manage(Self(RwLock::new(vec![declare::<D>]))),
+        }
+    }
+
+    pub(crate) fn declare(&self, request: &Request<'_>, declared: Declared) -> bool {
+        let databases = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        databases.iter().all(|declare| declare(request, declared))
+    }
+}
+
+/// Says what is in force.
+fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
+    const TARGET: &str = "rocket_replicated::_";
+    let Config {
+        master,
+        master_reads,
+        reserve,
+        slaves,
+        slave_timeout,
+        read_from_slaves,
+        read_methods: _,
+        pinned_without_master: _,
+        pin,
+    } = config;
+
+    info!("Replicated database `{}`:", D::NAME);
+    info!(target: TARGET, "master: {} at {}", master.name, master.address);
+    for slave in slaves {
+        let follow = slave.follow.map(|every| format!(", follows every {every:?}")).unwrap_or_default();
+        info!(
+            target: TARGET,
+            "slave: {} at {}, weight {}{follow}", slave.node.name, slave.node.address, slave.weight
+        );
+    }
+    match read_from_slaves {
+        _ if slaves.is_empty() => info!(target: TARGET, "reads: from the master, there are no slaves"),
+        ReadFromSlaves::Auto => {
+            info!(target: TARGET, "reads: from slaves, each waited for up to {slave_timeout:?}")
+        }
+        ReadFromSlaves::Asked => info!(target: TARGET, "reads: from the master, unless asked for slaves"),
+    }
+    match pin {
+        Some(PinConfig { lag_window, cookie, .. }) => info!(
+            target: TARGET,
+            "reads after a write: from the master for {lag_window:?}, by cookie `{}`", cookie.name
+        ),
+        None if slaves.is_empty() => {}
+        None => info!(target: TARGET, "reads after a write: like any, `lag_window` is 0"),
+    }
+    if *reserve > 0 {
+        let all = master_reads.max_connections;
+        info!(target: TARGET, "reads at the master: {all} connections, {reserve} of them for pinned reads");
+    }
+    for (address, connections) in connections(config) {
+        info!(target: TARGET, "at most {connections} connections to {address}");
+    }
+    if pin.as_ref().is_some_and(|pin| pin.insecure) {
+        warn!(
+            "The pin cookie of database `{0}` is not `Secure`: Rocket cannot see TLS that a proxy \
+             ends. Say `pin.secure = true`, or `false` if there really is none.",
+            D::NAME
+        );
+    }
+}
+
+/// How many connections each server may have to bear.
+fn connections(config: &Config) -> Vec<(String, u32)> {
+    let Config { master, master_reads, slaves, .. } = config;
+    let at_master = (&master.address, master.settings.max_connections + master_reads.max_connections);
+    let at_slaves = slaves.iter().map(|slave| (&slave.node.address, slave.node.settings.max_connections));
+
+    let mut sums: Vec<(String, u32)> = Vec::new();
+    for (address, connections) in std::iter::once(at_master).chain(at_slaves) {
+        let address = address.to_string();
+        match sums.iter_mut().find(|(other, _)| *other == address) {
+            Some((_, sum)) => *sum += connections,
+            None => sums.push((address, connections)),
+        }
+    }
+    sums
+}

@@ -1,0 +1,203 @@
+//! What a client carries after a write: when it wrote, signed.
+//!
+//! A token is the URL-safe base64 of
+//!
+//! | bytes | what                                                             |
+//! |-------|------------------------------------------------------------------|
+//! | 1     | version                                                          |
+//! | 8     | time of the write in ms since 1970, big-endian                   |
+//! | 32    | HMAC-SHA256 over purpose, cookie name, database and the above    |
+//!
+//! The rules by which one is believed:
+//!
+//! 1. It has this form, this version, and a MAC that is ours: for this purpose, name and database.
+//! 2. It is younger than the lag window, by our own clock. `Max-Age` is a courtesy to the client.
+//! 3. A time ahead of ours by up to the lag window is our servers' clock skew: believed, as of now.
+//!    Further ahead it is refused, so that no token is ever good for more than two windows.
+//! 4. The request carries only one: of two, one was planted.
+//!
+//! Whatever else arrives is no pin, and never an error.
+
+use std::fmt;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use rocket::figment::Figment;
+use rocket::http::{self, HeaderMap, SameSite};
+use sha2::Sha256;
+use time::OffsetDateTime;
+
+const VERSION: u8 = 1;
+const PURPOSE: &[u8] = b"rocket_replicated pin";
+const PAYLOAD: usize = 1 + 8;
+const TOKEN: usize = PAYLOAD + 32;
+const ENCODED: usize = (TOKEN * 4).div_ceil(3);
+
+/// A client's claim to its own writes, believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pin {
+    /// When the client wrote, at the latest.
+    pub(crate) at: OffsetDateTime,
+}
+
+/// Makes and reads the pins of one database.
+#[derive(Clone)]
+pub(crate) struct Signer {
+    /// Keyed, and fed with what all tokens of this database have in common.
+    mac: Hmac<Sha256>,
+    lag_window: Duration,
+}
+
+impl Signer {
+    pub(crate) fn new(secret: &Secret, database: &str, cookie: &str, lag_window: Duration) -> Self {
+        let mut key = [0; 32];
+        Hkdf::<Sha256>::new(None, &secret.0)
+            .expand_multi_info(&[PURPOSE, &[0], database.as_bytes()], &mut key)
+            .expect("HKDF-SHA256 yields up to 8160 bytes");
+
+        let mut mac = Hmac::new_from_slice(&key).expect("HMAC takes keys of any length");
+        for part in [PURPOSE, cookie.as_bytes(), database.as_bytes()] {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        Self { mac, lag_window }
+    }
+
+    /// The token for a write at `now`.
+    pub(crate) fn sign(&self, now: OffsetDateTime) -> String {
+        let mut token = [0; TOKEN];
+        token[0] = VERSION;
+        token[1..PAYLOAD].copy_from_slice(&millis(now).to_be_bytes());
+        let mac = self.mac.clone().chain_update(&token[..PAYLOAD]).finalize();
+        token[PAYLOAD..].copy_from_slice(&mac.into_bytes());
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The pin in a token, by rules 1 to 3.
+    pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
+        if token.len() != ENCODED {
+            return None;
+        }
+        let mut bytes = [0; TOKEN];
+        let len = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
+        let (payload, mac) = bytes[..len].split_at_checked(PAYLOAD)?;
+        self.mac.clone().chain_update(payload).verify_slice(mac).ok()?;
+
+        let (&version, at) = payload.split_first()?;
+        if version != VERSION {
+            return None;
+        }
+        let at = i64::from_be_bytes(at.try_into().ok()?);
+        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at) * 1_000_000).ok()?;
+        let (age, window) = (now - at, time::Duration::try_from(self.lag_window).ok()?);
+        (-window <= age && age < window).then_some(Pin { at: at.min(now) })
+    }
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer").field("lag_window", &self.lag_window).finish_non_exhaustive()
+    }
+}
+
+fn millis(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).expect("the years -9999 to 9999 in ms fit")
+}
+
+/// The cookie that pins travel in.
+#[derive(Clone, Debug)]
+pub(crate) struct Cookie {
+    pub(crate) name: String,
+    pub(crate) domain: Option<String>,
+    pub(crate) path: String,
+    pub(crate) same_site: SameSite,
+    pub(crate) secure: bool,
+    pub(crate) max_age: Duration,
+}
+
+impl Cookie {
+    /// With every attribute set: where this is added, the jar's own defaults no longer apply.
+    pub(crate) fn carrying(&self, token: String) -> http::Cookie<'static> {
+        let seconds = self.max_age.as_secs_f64().ceil() as i64;
+        let mut cookie = http::Cookie::build((self.name.clone(), token))
+            .path(self.path.clone())
+            .http_only(true)
+            .same_site(self.same_site)
+            .secure(self.secure)
+            .max_age(time::Duration::seconds(seconds));
+        if let Some(domain) = &self.domain {
+            cookie = cookie.domain(domain.clone());
+        }
+        cookie.build()
+    }
+
+    /// The only value of this cookie in a request, by rule 4.
+    pub(crate) fn find<'r>(&self, jar: &'r http::CookieJar<'_>, headers: &HeaderMap<'_>) -> Option<&'r str> {
+        let value = jar.get(&self.name)?.value();
+        // The jar keeps one cookie of a name; only the header tells whether there were more.
+        let named = |cookie: &&str| cookie.split('=').next().is_some_and(|name| name.trim() == self.name);
+        let sent = headers.get("Cookie").flat_map(|header| header.split(';')).filter(named).count();
+        (sent <= 1).then_some(value)
+    }
+}
+
+/// Rocket's `secret_key`, from which the keys for pins are derived.
+#[derive(Clone)]
+pub(crate) struct Secret(Vec<u8>);
+
+impl Secret {
+    /// Of a configuration, by the rule of Rocket, which itself checks it only where its private
+    /// cookies are compiled in: 256 or 512 bits of base64, 256 bits of hex, or 32 bytes and more.
+    /// <https://api.rocket.rs/v0.5/rocket/config/struct.SecretKey>
+    pub(crate) fn of(figment: &Figment) -> Result<Option<Self>, &'static str> {
+        /// In Rocket's documentation for everyone to read, and in many a configuration.
+        const PUBLISHED: &str = "hPRYyVRiMyxpw5sBB1XeCMN1kFsDCqKvBi2QJxBVHQk=";
+
+        let key = rocket::Config::SECRET_KEY;
+        let bytes = if let Ok(text) = figment.extract_inner::<String>(key) {
+            match text.len() {
+                _ if text == PUBLISHED => {
+                    return Err("the example key of Rocket's documentation is no secret");
+                }
+                44 | 88 => STANDARD.decode(text).map_err(|_| "not valid base64")?,
+                64 => decode_hex(&text).ok_or("not valid hex")?,
+                _ => return Err("expected 44 or 88 characters of base64, 64 of hex, or 32 bytes and more"),
+            }
+        } else if let Ok(bytes) = figment.extract_inner::<Vec<u8>>(key) {
+            bytes
+        } else if figment.contains(key) {
+            return Err("expected a string or an array of bytes");
+        } else {
+            return Ok(None);
+        };
+
+        if bytes.len() < 32 {
+            return Err("shorter than 32 bytes");
+        }
+        // What Rocket itself takes for "no key".
+        Ok(bytes.iter().any(|byte| *byte != 0).then_some(Self(bytes)))
+    }
+
+    pub(crate) fn random() -> Self {
+        let mut bytes = vec![0; 32];
+        getrandom::fill(&mut bytes).expect("the operating system has random bytes");
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
+    Some(digits?.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! What one request, or one job, has done with one database so far.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::{debug, warn};
+use rocket_db_pools::Database;
+use sqlx::pool::PoolConnection;
+
+use crate::backend::Backend;
+use crate::choice::{Choice, Declared, Intent, MethodKind};
+use crate::cluster::{At, Db, Failed, Nodes, Place, SlaveSet};
+use crate::node::Failure;
+use crate::pin::Pin;
+
+/// Shared by all guards, handles and streams of a request. Its node is chosen at the first query,
+/// so that the order of guards does not matter, and kept: two queries never see two states.
+pub(crate) struct Session<D: Database<Pool: Backend>> {
+    pub(crate) nodes: Arc<Nodes<D>>,
+    method: MethodKind,
+    pin: Option<Pin>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    declared: Declared,
+    place: Option<Place>,
+    failed: Failed,
+    read: ReadSoFar,
+    writes: Writes,
+}
+
+/// Whether the request has seen a state of the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum ReadSoFar {
+    #[default]
+    Nothing,
+    Rows,
+}
+
+/// What is left of a request's writes for its client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Writes {
+    #[default]
+    None,
+    /// The read-write pool was used: the reply will carry a pin.
+    Unanswered,
+    /// The reply is on its way, without a pin: a write now would be one that nobody is pinned for.
+    TooLate,
+    /// The reply is on its way and carries a pin; or all has been said that is to be said.
+    Settled,
+}
+
+impl<D: Database<Pool: Backend>> Session<D> {
+    pub(crate) fn new(nodes: Arc<Nodes<D>>, method: MethodKind, pin: Option<Pin>) -> Self {
+        Self { nodes, method, pin, progress: Mutex::default() }
+    }
+
+    /// Raises the intent; it never sinks.
+    pub(crate) fn declare(&self, declared: Declared) {
+        let mut progress = self.progress();
+        progress.declared = progress.declared.max(declared);
+    }
+
+    /// The node and the reason, once there is one.
+    pub(crate) fn choice(&self) -> Option<Choice> {
+        self.progress().place.map(|place| self.nodes.choice(place))
+    }
+
+    /// The pin that the writes so far leave.
+    pub(crate) fn pin(&self) -> Option<String> {
+        let wrote = self.progress().writes != Writes::None;
+        wrote.then(|| self.nodes.sign_pin()).flatten()
+    }
+
+    /// The reply is about to leave: the pin it has to carry, if any.
+    ///
+    /// `in_use` says that a handle is still alive, in a streamed body or a spawned task: if the
+    /// request means to write, it may do so after the reply.
+    pub(crate) fn answer(&self, in_use: bool) -> Option<String> {
+        let mut progress = self.progress();
+        let wrote = progress.writes == Writes::Unanswered;
+        let may_write = in_use && self.intent(&progress).is_write();
+        let pin = (wrote || may_write).then(|| self.nodes.sign_pin()).flatten();
+        progress.writes = if wrote || may_write { Writes::Settled } else { Writes::TooLate };
+        pin
+    }
+
+    /// Checks out a connection of the session's node; at the first time, or if that node lets it
+    /// down, of one chosen now.
+    pub(crate) async fn checkout(&self) -> Result<(PoolConnection<Db<D>>, Place), sqlx::Error> {
+        loop {
+            let place = self.place();
+            match self.nodes.acquire(place).await {
+                Ok(conn) => {
+                    self.arrived(place);
+                    return Ok((conn, place));
+                }
+                Err(failure) => self.move_on(place, failure)?,
+            }
+        }
+    }
+
+    /// From now on the handler has seen the state of its node.
+    pub(crate) fn has_read(&self) {
+        self.progress().read = ReadSoFar::Rows;
+    }
+
+    /// Leaves a node that let the session down, for one that has not; or fails with its error.
+    pub(crate) fn move_on(&self, place: Place, failure: Failure) -> Result<(), sqlx::Error> {
+        let mut progress = self.progress();
+        match (place.at, &failure) {
+            (At::MasterReadWrite, _) | (At::MasterReadOnly, Failure::Busy(_)) => return Err(failure.into()),
+            (At::MasterReadOnly, Failure::Unreachable(_)) => progress.failed.master = true,
+            (At::Slave(index), _) => progress.failed.slaves = progress.failed.slaves.with(index),
+        }
+        if progress.read == ReadSoFar::Rows {
+            progress.failed.slaves = SlaveSet::ALL;
+        }
+        // Another query of the same request may have moved on already.
+        if progress.place == Some(place) {
+            progress.place = None;
+        }
+        let next = self.choose(&mut progress);
+        if next.at == At::MasterReadOnly && progress.failed.master {
+            return Err(failure.into());
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> Place {
+        self.choose(&mut self.progress())
+    }
+
+    fn choose(&self, progress: &mut Progress) -> Place {
+        let intent = self.intent(progress);
+        if let Some(place) = progress.place
+            && (place.at == At::MasterReadWrite) == intent.is_write()
+        {
+            return place;
+        }
+        let place = self.nodes.choose(intent, self.pin.is_some(), progress.failed);
+        progress.place = Some(place);
+        debug!("Database `{}`: {}.", D::NAME, self.nodes.choice(place));
+        place
+    }
+
+    fn arrived(&self, place: Place) {
+        if place.at != At::MasterReadWrite {
+            return;
+        }
+        let mut progress = self.progress();
+        progress.writes = match progress.writes {
+            Writes::None | Writes::Unanswered => Writes::Unanswered,
+            Writes::TooLate => {
+                warn!(
+                    "Database `{}` is written to after the reply of its request has left: the client \
+                     carries no pin for that and may miss it. Write before replying.",
+                    D::NAME
+                );
+                Writes::Settled
+            }
+            Writes::Settled => Writes::Settled,
+        };
+    }
+
+    fn intent(&self, progress: &Progress) -> Intent {
+        Intent::of(self.method, progress.declared)
+    }
+
+    /// Nothing in here can panic halfway through a change.
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: Database<Pool: Backend>> fmt::Debug for Session<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("database", &D::NAME)
+            .field("method", &self.method)
+            .field("pin", &self.pin)
+            .field("progress", &*self.progress())
+            .finish()
+    }
+}
