@@ -284,6 +284,13 @@ impl Config {
         let mut slaves = read_slaves::<DB>(section, &settings)?;
         let mut master = NodeConfig::new::<DB>(section, "url", settings.clone(), Access::ReadWrite)?;
         name_nodes(section, &mut master, &mut slaves)?;
+        let copies_itself =
+            |slave: &SlaveConfig| slave.follow.is_some() && slave.node.address == master.address;
+        if let Some(index) = slaves.iter().position(copies_itself) {
+            return Err(
+                section.error(&format!("slaves[{index}].follow"), "the slave is the master's own file")
+            );
+        }
 
         let read_connections = section.number("master_read_connections", 1, 10_000)?.unwrap_or_else(|| {
             let all = master.settings.max_connections;

@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod attempts;
 pub mod backend;

@@ -104,7 +104,7 @@ impl<'a> Table<'a> {
         let Some(value) = self.dict.get(key) else { return Ok(None) };
         let parsed = value
             .deserialize()
-            .map_err(|_| self.error(key, format!("expected {expected}, found {}", kind_of(value))))?;
+            .map_err(|_| self.error(key, format!("expected {expected}, found {}", found(value))))?;
         Ok(Some(parsed))
     }
 
@@ -161,7 +161,7 @@ impl<'a> Table<'a> {
         match self.dict.get(key) {
             None => Ok(None),
             Some(Value::Array(_, values)) => Ok(Some(values)),
-            Some(value) => Err(self.error(key, format!("expected {expected}, found {}", kind_of(value)))),
+            Some(value) => Err(self.error(key, format!("expected {expected}, found {}", found(value)))),
         }
     }
 
@@ -173,19 +173,19 @@ impl<'a> Table<'a> {
         match self.dict.get(key) {
             None => Ok(self.inner(key, default)),
             Some(Value::Dict(_, dict)) => Ok(self.inner(key, dict)),
-            Some(value) => Err(self.error(key, format!("expected a table, found {}", kind_of(value)))),
+            Some(value) => Err(self.error(key, format!("expected a table, found {}", found(value)))),
         }
     }
 }
 
-/// The kind of a value, for messages that must not show the value.
-fn kind_of(value: &Value) -> &'static str {
+/// A value, for messages: in full only where it cannot hold a password.
+fn found(value: &Value) -> String {
     match value {
-        Value::String(..) | Value::Char(..) => "another string",
-        Value::Bool(..) => "a boolean",
-        Value::Num(..) => "another number",
-        Value::Empty(..) => "nothing",
-        Value::Dict(..) => "a table",
-        Value::Array(..) => "an array",
+        Value::String(..) | Value::Char(..) => "a string".into(),
+        Value::Bool(..) => "a boolean".into(),
+        Value::Num(..) => value.to_actual().to_string(),
+        Value::Empty(..) => "nothing".into(),
+        Value::Dict(..) => "a table".into(),
+        Value::Array(..) => "an array".into(),
     }
 }

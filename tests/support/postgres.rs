@@ -24,6 +24,8 @@ fsync = off
 wal_level = replica
 max_wal_senders = 20
 max_replication_slots = 10
+# A base backup makes its slot late: another one's checkpoint must not remove its WAL.
+wal_keep_size = 64MB
 wal_retrieve_retry_interval = 100ms
 hot_standby = on
 hot_standby_feedback = off
@@ -41,11 +43,7 @@ pub struct Server {
 
 impl Server {
     fn launch(data: PathBuf) -> Server {
-        let mut server = Server {
-            port: 0,
-            data,
-            postmaster: Mutex::new(None),
-        };
+        let mut server = Server { port: 0, data, postmaster: Mutex::new(None) };
         for _ in 0..5 {
             server.port = free_port();
             match server.try_start() {
@@ -86,20 +84,17 @@ impl Server {
         self.psql("app", sql)
     }
 
-    fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
+    pub fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut psql = self.client("psql");
         // A frozen server takes the connection and then says nothing.
-        psql.env("PGCONNECT_TIMEOUT", "10")
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
+        psql.env("PGCONNECT_TIMEOUT", "10").args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
         output(psql.args(["-d", database, "-c", sql]))
     }
 
     /// A client program on the Unix socket, which trusts whoever can reach it.
     fn client(&self, name: &str) -> Command {
         let mut command = program(name);
-        command
-            .env("PGHOST", self.folder())
-            .env("PGPORT", self.port.to_string());
+        command.env("PGHOST", self.folder()).env("PGPORT", self.port.to_string());
         command.env("PGUSER", "postgres");
         command
     }
@@ -147,9 +142,7 @@ impl Server {
         assert!(self.has_ended(), "the server runs already");
         let log = self.data.with_extension("log");
         let mut command = program("postgres");
-        command
-            .args(["-p", &self.port.to_string(), "-D"])
-            .arg(&self.data);
+        command.args(["-p", &self.port.to_string(), "-D"]).arg(&self.data);
         command.arg("-k").arg(self.folder());
         as_server_user(&mut command, self.folder());
         command.stderr(File::create(&log).unwrap());
@@ -224,6 +217,8 @@ static SHARED: Mutex<Vec<&Cluster>> = Mutex::new(Vec::new());
 
 impl Cluster {
     pub fn start(slaves: usize) -> Cluster {
+        // Without `ps` no server could be ended: fail before there is one.
+        processes();
         let folder = tempfile::Builder::new().prefix("pg-").tempdir().unwrap();
         if let Some((uid, gid)) = server_user() {
             chown(folder.path(), Some(uid), Some(gid)).unwrap();
@@ -258,11 +253,7 @@ impl Cluster {
         let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
         let all = slaves.len().to_string();
         wait_for("streaming slaves", || master.sql(streaming) == all);
-        Cluster {
-            master,
-            slaves,
-            folder,
-        }
+        Cluster { master, slaves, folder }
     }
 
     /// One for this process and number of slaves, for tests which do not break servers.
@@ -368,11 +359,7 @@ fn output(command: &mut Command) -> Result<String, String> {
     let output = command.stdout(Stdio::piped()).output().unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
     let ok = output.status.success();
-    if ok {
-        Ok(text(&output.stdout))
-    } else {
-        Err(text(&output.stderr))
-    }
+    if ok { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 fn free_port() -> u16 {
@@ -412,9 +399,7 @@ fn send(pids: &[i32], signal: i32) {
 /// For each of the processes to be in one of the states or gone.
 fn wait_for_state(states: &str, pids: &[i32]) {
     let there = |(pid, _, state)| !pids.contains(&pid) || states.contains(state);
-    wait_for(&format!("state {states} of {pids:?}"), || {
-        processes().into_iter().all(there)
-    });
+    wait_for(&format!("state {states} of {pids:?}"), || processes().into_iter().all(there));
 }
 
 fn within(limit: Duration, mut done: impl FnMut() -> bool) -> bool {

@@ -1,0 +1,95 @@
+//! What the integration tests share: real databases to replicate, Rockets over them, and the log.
+
+// Each test file compiles this module for itself and uses a part of it.
+#![allow(dead_code, unused_macros, unused_imports)]
+
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
+pub mod lab;
+pub mod logbook;
+
+use std::time::{Duration, Instant};
+
+use rocket::figment::providers::{Format, Toml};
+use rocket::http::Cookie;
+use rocket::local::blocking::LocalResponse;
+use rocket::{Build, Rocket};
+use serde::Deserialize;
+
+/// Instantiates tests for each database: `Replicated`, `ReplicatedDb`, `Pool` and `Lab` are its own.
+macro_rules! on_every_database {
+    ($($test:tt)*) => {
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            use crate::support::lab::postgres::Lab;
+            #[allow(unused_imports)]
+            use rocket_replicated::postgres::{Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+
+        #[cfg(feature = "sqlite")]
+        mod sqlite {
+            use crate::support::lab::sqlite::Lab;
+            #[allow(unused_imports)]
+            use rocket_replicated::sqlite::{Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+    };
+}
+pub(crate) use on_every_database;
+
+/// A Rocket in the debug profile, configured by TOML under `[debug]`.
+pub fn rocket(toml: &str) -> Rocket<Build> {
+    logbook::open();
+    let toml = format!("[debug]\nlog_level = \"normal\"\ncli_colors = false\n{toml}");
+    let figment = rocket::figment::Figment::from(rocket::Config::debug_default())
+        .merge(Toml::string(&toml).nested())
+        .select("debug");
+    rocket::custom(figment)
+}
+
+/// A Rocket whose database `replicated` has this section.
+pub fn rocket_over(section: &str) -> Rocket<Build> {
+    rocket(&format!("[debug.databases.replicated]\n{section}"))
+}
+
+/// What the test routes tell of a read.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Seen {
+    pub notes: Vec<String>,
+    pub node: String,
+    pub role: String,
+    pub reason: String,
+}
+
+/// The body, as JSON.
+#[track_caller]
+pub fn json<T: serde::de::DeserializeOwned>(response: LocalResponse<'_>) -> T {
+    let status = response.status();
+    let body = response.into_string().unwrap_or_default();
+    serde_json::from_str(&body).unwrap_or_else(|error| panic!("{status}: {error}: {body}"))
+}
+
+/// The pin of the database `replicated` that a reply sets, if it does.
+pub fn pin_of(response: &LocalResponse<'_>) -> Option<Cookie<'static>> {
+    let set: Vec<_> =
+        response.headers().get("Set-Cookie").filter(|cookie| cookie.starts_with("replicated_pin=")).collect();
+    assert!(set.len() < 2, "{set:?}");
+    set.first().map(|cookie| Cookie::parse_encoded(cookie.to_string()).unwrap())
+}
+
+/// Polls until `probe` has an answer; panics after a while.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within 20 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
