@@ -1,0 +1,301 @@
+//! The pin: on every reply of a request that wrote, on no other, and believed only if it is ours.
+
+mod support;
+
+support::on_every_database! {
+    use rocket::http::{Cookie, CookieJar, Header, SameSite, Status};
+    use rocket::local::blocking::Client;
+    use rocket::response::Redirect;
+    use rocket::{Build, Rocket, get, post, routes};
+    use rocket_replicated::{ChangesDatabase, Error, ReadsDatabase};
+
+    use crate::support::{pin_of, rocket, rocket_over};
+
+    async fn insert(db: &ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("INSERT INTO notes (id, body) SELECT max(id) + 1, 'note ' || (max(id) + 1) FROM notes")
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+
+    #[get("/read")]
+    async fn read(db: ReplicatedDb) -> Result<String, Error> {
+        ask(&db).await
+    }
+
+    async fn ask(db: &ReplicatedDb) -> Result<String, Error> {
+        sqlx::query("SELECT id FROM notes").fetch_all(db).await?;
+        Ok(format!("{:?}", db.choice().unwrap().reason()))
+    }
+
+    #[get("/idle")]
+    async fn idle(db: ReplicatedDb) -> String {
+        format!("{:?}", db.choice())
+    }
+
+    #[get("/visit")]
+    async fn visit(_changes: ChangesDatabase, db: ReplicatedDb) -> Result<&'static str, Error> {
+        insert(&db).await?;
+        Ok("counted")
+    }
+
+    #[get("/public")]
+    async fn public(_changes: ChangesDatabase, db: ReplicatedDb) -> Result<(Status, Caching), Error> {
+        insert(&db).await?;
+        Ok((Status::Ok, Caching { body: "", header: Header::new("Cache-Control", "public, max-age=60") }))
+    }
+
+    #[derive(rocket::Responder)]
+    struct Caching {
+        body: &'static str,
+        header: Header<'static>,
+    }
+
+    #[post("/ok")]
+    async fn ok(db: ReplicatedDb, jar: &CookieJar<'_>) -> Result<&'static str, Error> {
+        jar.add(("theme", "dark"));
+        jar.add(("lang", "en"));
+        insert(&db).await?;
+        Ok("ok")
+    }
+
+    #[post("/redirect")]
+    async fn redirect(db: ReplicatedDb) -> Result<Redirect, Error> {
+        insert(&db).await?;
+        Ok(Redirect::to("/read"))
+    }
+
+    #[post("/fails")]
+    async fn fails(db: ReplicatedDb) -> Result<&'static str, Error> {
+        insert(&db).await?;
+        sqlx::query("INSERT INTO nowhere VALUES (1)").execute(&db).await?;
+        Ok("never")
+    }
+
+    #[post("/status/<code>")]
+    async fn status(code: u16, db: ReplicatedDb) -> Result<Status, Error> {
+        insert(&db).await?;
+        Ok(Status::new(code))
+    }
+
+    #[post("/panics")]
+    async fn panics(db: ReplicatedDb) -> &'static str {
+        insert(&db).await.unwrap();
+        panic!("after a write")
+    }
+
+    #[post("/rolled_back")]
+    async fn rolled_back(db: ReplicatedDb) -> Result<&'static str, Error> {
+        let transaction = db.begin().await?;
+        transaction.rollback().await?;
+        Ok("rolled back")
+    }
+
+    #[post("/untouched")]
+    async fn untouched(_db: ReplicatedDb) -> &'static str {
+        "untouched"
+    }
+
+    #[post("/search")]
+    async fn search(_reads: ReadsDatabase, db: ReplicatedDb) -> Result<String, Error> {
+        ask(&db).await
+    }
+
+    fn mount(rocket: Rocket<Build>) -> Client {
+        let routes = routes![
+            read, idle, visit, public, ok, redirect, fails, status, panics, rolled_back, untouched, search,
+        ];
+        Client::untracked(rocket.attach(Replicated::fairing()).mount("/", routes)).unwrap()
+    }
+
+    fn lab() -> Lab {
+        let lab = Lab::new();
+        lab.sql("INSERT INTO notes (id, body) VALUES (1, 'first')");
+        lab.resume();
+        lab
+    }
+
+    fn client(lab: &Lab, keys: &str) -> Client {
+        mount(rocket_over(&format!("{}lag_window = 60\n{keys}", lab.section())))
+    }
+
+    /// The reason of a read whose Cookie headers are these.
+    fn reason(client: &Client, cookies: &[&Cookie<'static>]) -> String {
+        let mut request = client.get("/read");
+        for cookie in cookies {
+            let header = format!("{}={}", cookie.name(), cookie.value());
+            request = request.header(Header::new("Cookie", header)).cookie((*cookie).clone());
+        }
+        let response = request.dispatch();
+        assert_eq!((response.status(), pin_of(&response)), (Status::Ok, None));
+        response.into_string().unwrap()
+    }
+
+    fn a_pin(client: &Client) -> Cookie<'static> {
+        pin_of(&client.post("/ok").dispatch()).unwrap()
+    }
+
+    fn forged(value: impl Into<String>) -> Cookie<'static> {
+        Cookie::new("replicated_pin", value.into())
+    }
+
+    #[test]
+    fn every_reply_of_a_request_that_wrote_carries_a_pin() {
+        let lab = lab();
+        let client = client(&lab, "");
+        for (path, status) in [
+            ("/ok", 200),
+            ("/redirect", 303),
+            ("/fails", 500),
+            ("/panics", 500),
+            ("/status/201", 201),
+            ("/status/204", 204),
+            ("/status/404", 404),
+            ("/status/422", 422),
+            ("/status/503", 503),
+            ("/rolled_back", 200),
+        ] {
+            let response = client.post(path).dispatch();
+            assert_eq!(response.status().code, status, "{path}");
+            let pin = pin_of(&response).unwrap_or_else(|| panic!("{path}: no pin"));
+            assert_eq!(reason(&client, &[&pin]), "Pinned", "{path}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_wrote_nothing_carries_none() {
+        let lab = lab();
+        let client = client(&lab, "");
+        for path in ["/untouched", "/search", "/nowhere"] {
+            assert_eq!(pin_of(&client.post(path).dispatch()), None, "{path}");
+        }
+        for path in ["/read", "/idle", "/nowhere"] {
+            assert_eq!(pin_of(&client.get(path).dispatch()), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_read_neither_renews_nor_removes_a_pin() {
+        let lab = lab();
+        let client = client(&lab, "");
+        let pin = a_pin(&client);
+        for _ in 0..3 {
+            let response = client.get("/read").cookie(pin.clone()).dispatch();
+            assert_eq!(response.headers().get("Set-Cookie").count(), 0);
+        }
+        assert_eq!(reason(&client, &[&pin]), "Pinned");
+    }
+
+    #[test]
+    fn the_cookie_has_every_attribute() {
+        let lab = lab();
+        let pin = a_pin(&client(&lab, ""));
+        assert_eq!(
+            (pin.http_only(), pin.same_site(), pin.path(), pin.secure(), pin.domain()),
+            (Some(true), Some(SameSite::Lax), Some("/"), None, None),
+        );
+        assert_eq!(pin.max_age(), Some(time::Duration::seconds(60)));
+
+        let keys = "pin = { name = \"mine\", path = \"/app\", domain = \"example.org\", same_site = \"strict\", secure = true }";
+        let client = client(&lab, keys);
+        let response = client.post("/ok").dispatch();
+        let cookie = response.cookies().get("mine").unwrap().clone();
+        assert_eq!(
+            (cookie.http_only(), cookie.same_site(), cookie.path(), cookie.secure(), cookie.domain()),
+            (Some(true), Some(SameSite::Strict), Some("/app"), Some(true), Some("example.org")),
+        );
+    }
+
+    #[test]
+    fn the_cookies_of_handlers_survive() {
+        let lab = lab();
+        let client = client(&lab, "");
+        let response = client.post("/ok").dispatch();
+        let names: Vec<_> = response.cookies().iter().map(|cookie| cookie.name().to_owned()).collect();
+        for name in ["theme", "lang", "replicated_pin"] {
+            assert!(names.iter().any(|other| other == name), "{name} in {names:?}");
+        }
+    }
+
+    #[test]
+    fn a_get_that_pins_is_private_unless_its_handler_says_otherwise() {
+        let lab = lab();
+        let client = client(&lab, "");
+        let caching = |path: &'static str| {
+            let response = client.get(path).dispatch();
+            response.headers().get("Cache-Control").map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(caching("/visit"), ["private"]);
+        assert_eq!(caching("/public"), ["public, max-age=60"]);
+        assert_eq!(caching("/read"), Vec::<String>::new());
+        assert_eq!(client.post("/ok").dispatch().headers().get("Cache-Control").count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_no_pin() {
+        let lab = lab();
+        let client = client(&lab, "");
+        let pin = a_pin(&client);
+        let mut tampered = pin.value().to_owned();
+        let last = tampered.pop().unwrap();
+        tampered.push(if last == 'A' { 'E' } else { 'A' });
+        for value in ["".into(), "1".into(), tampered, pin.value().repeat(2), "A".repeat(100_000), "\u{1f4cc}".into()] {
+            assert_eq!(reason(&client, &[&forged(value.clone())]), "ReadMethod", "{value:.60}");
+        }
+        assert_eq!(reason(&client, &[&pin]), "Pinned");
+        assert_eq!(reason(&client, &[&pin, &forged("planted")]), "ReadMethod");
+        assert_eq!(reason(&client, &[&pin, &pin]), "ReadMethod");
+    }
+
+    #[test]
+    fn a_pin_under_another_name_or_key_is_none_and_no_error() {
+        let lab = lab();
+        let renamed = client(&lab, "pin = { name = \"other_pin\" }");
+        let with_key = |key: &str| {
+            let section = lab.section();
+            mount(rocket(&format!(
+                "secret_key = \"{}\"\n[debug.databases.replicated]\n{section}lag_window = 60",
+                key.repeat(32)
+            )))
+        };
+        let (old, new) = (with_key("ab"), with_key("cd"));
+
+        let pin = a_pin(&old);
+        assert_eq!(reason(&with_key("ab"), &[&pin]), "Pinned", "another server with the same key");
+        assert_eq!(reason(&new, &[&pin]), "ReadMethod");
+        assert_eq!(reason(&renamed, &[&Cookie::new("other_pin", pin.value().to_owned())]), "ReadMethod");
+        assert_eq!(reason(&new, &[&a_pin(&new)]), "Pinned", "after one window all is as before");
+    }
+
+    #[test]
+    fn without_slaves_nobody_is_pinned() {
+        let lab = lab();
+        let client = mount(rocket_over(&lab.section_alone()));
+        assert_eq!(pin_of(&client.post("/ok").dispatch()), None);
+    }
+
+    #[test]
+    fn a_pin_travels_as_a_string_to_where_there_are_no_cookies() {
+        use rocket_replicated::Reason;
+
+        let lab = lab();
+        let client = client(&lab, "");
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        rocket::tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let writer = cluster.write();
+            assert_eq!((writer.pin(), writer.choice()), (None, None));
+            insert(&writer).await.unwrap();
+            let pin = writer.pin().unwrap();
+            let read = async |pin| {
+                let reader = cluster.read(pin);
+                sqlx::query("SELECT id FROM notes").fetch_all(&reader).await.unwrap();
+                assert_eq!(reader.pin(), None);
+                reader.choice().unwrap().reason()
+            };
+            assert_eq!(writer.choice().unwrap().reason(), Reason::ChangesDatabase);
+            assert_eq!(read(Some(&*pin)).await, Reason::Pinned);
+            assert_eq!(read(Some("nonsense")).await, Reason::ReadsDatabase);
+            assert_eq!(read(None).await, Reason::ReadsDatabase);
+        });
+    }
+}
