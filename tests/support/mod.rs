@@ -17,23 +17,24 @@ use rocket::local::blocking::LocalResponse;
 use rocket::{Build, Rocket};
 use serde::Deserialize;
 
-/// Instantiates tests for each database: `Replicated`, `ReplicatedDb`, `Pool` and `Lab` are its own.
+/// Instantiates tests for each database: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Lab`, `DriverError`
+/// and the code by which it refuses a write (`REFUSED`) are its own.
 macro_rules! on_every_database {
     ($($test:tt)*) => {
         #[cfg(feature = "postgres")]
+        #[allow(unused_imports)]
         mod postgres {
-            use crate::support::lab::postgres::Lab;
-            #[allow(unused_imports)]
-            use rocket_replicated::postgres::{Pool, Replicated, ReplicatedDb};
+            use crate::support::lab::postgres::{DriverError, Lab, REFUSED};
+            use rocket_replicated::postgres::{Default as Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
         }
 
         #[cfg(feature = "sqlite")]
+        #[allow(unused_imports)]
         mod sqlite {
-            use crate::support::lab::sqlite::Lab;
-            #[allow(unused_imports)]
-            use rocket_replicated::sqlite::{Pool, Replicated, ReplicatedDb};
+            use crate::support::lab::sqlite::{DriverError, Lab, REFUSED};
+            use rocket_replicated::sqlite::{Default as Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
         }

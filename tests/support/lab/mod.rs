@@ -12,6 +12,11 @@ pub mod postgres {
 
     use crate::support::postgres::Cluster;
 
+    pub use sqlx::postgres::PgDatabaseError as DriverError;
+
+    /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: read_only_sql_transaction
+    pub const REFUSED: &str = "25006";
+
     /// Replay stops for all databases of a server: one lab at a time.
     static TURN: Mutex<()> = Mutex::new(());
 
@@ -93,6 +98,11 @@ pub mod sqlite {
     use rusqlite::Connection;
     use rusqlite::backup::Backup;
     use tempfile::TempDir;
+
+    pub use sqlx::sqlite::SqliteError as DriverError;
+
+    /// <https://www.sqlite.org/rescode.html#readonly>
+    pub const REFUSED: &str = "8";
 
     pub struct Lab {
         folder: TempDir,

@@ -1,0 +1,249 @@
+//! Whatever sqlx does over `&Pool`, it does over `&ReplicatedDb`.
+
+mod support;
+
+support::on_every_database! {
+    use rocket::futures::{StreamExt, TryStreamExt};
+    use rocket::http::Status;
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket::{Build, Rocket, get, post, routes};
+    use rocket_replicated::{Cluster, Error};
+    use sqlx::{Acquire, Either, Executor, FromRow, QueryBuilder, Row, SqlSafeStr, Statement};
+
+    use crate::support::rocket_over;
+
+    type Db = <Pool as rocket_replicated::backend::Backend>::Db;
+
+    #[derive(Debug, PartialEq, FromRow)]
+    struct Note {
+        id: i32,
+        body: String,
+    }
+
+    fn note(id: i32) -> Note {
+        Note { id, body: format!("note {id}") }
+    }
+
+    /// A lab with three notes, and the cluster over it.
+    async fn cluster(lab: &Lab) -> (Client, Cluster<Database>) {
+        lab.sql("INSERT INTO notes (id, body) VALUES (1, 'note 1'), (2, 'note 2'), (3, 'note 3')");
+        lab.resume();
+        let client = Client::untracked(app(lab)).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    fn app(lab: &Lab) -> Rocket<Build> {
+        rocket_over(&lab.section()).attach(Replicated::fairing())
+    }
+
+    #[rocket::async_test]
+    async fn queries_of_every_kind() {
+        let lab = Lab::new();
+        let (_client, cluster) = cluster(&lab).await;
+        for db in [cluster.read(None), cluster.write()] {
+            let db = &db;
+            let row = sqlx::query("SELECT body FROM notes WHERE id = $1").bind(1).fetch_one(db).await.unwrap();
+            assert_eq!(row.get::<String, _>(0), "note 1");
+            let none = sqlx::query("SELECT body FROM notes WHERE id = $1").bind(9).fetch_optional(db).await.unwrap();
+            assert!(none.is_none());
+            let missing = sqlx::query("SELECT body FROM notes WHERE id = $1").bind(9).fetch_one(db).await;
+            assert!(matches!(missing, Err(sqlx::Error::RowNotFound)));
+
+            let notes: Vec<Note> = sqlx::query_as("SELECT id, body FROM notes ORDER BY id").fetch_all(db).await.unwrap();
+            assert_eq!(notes, [note(1), note(2), note(3)]);
+            let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(db).await.unwrap();
+            assert_eq!(count, 3);
+
+            let mut builder = QueryBuilder::<Db>::new("SELECT id, body FROM notes WHERE id IN (");
+            let mut ids = builder.separated(", ");
+            ids.push_bind(1).push_bind(3);
+            builder.push(") ORDER BY id");
+            let notes: Vec<Note> = builder.build_query_as().fetch_all(db).await.unwrap();
+            assert_eq!(notes, [note(1), note(3)]);
+
+            let stream = sqlx::query_as::<_, Note>("SELECT id, body FROM notes ORDER BY id").fetch(db);
+            assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [note(1), note(2), note(3)]);
+
+            let statement = db.prepare("SELECT body FROM notes WHERE id = $1".into_sql_str()).await.unwrap();
+            for id in 1..=3 {
+                let body: String = statement.query_scalar().bind(id).fetch_one(db).await.unwrap();
+                assert_eq!(body, note(id).body);
+            }
+
+            let plain = db.fetch_all("SELECT id FROM notes").await.unwrap();
+            assert_eq!(plain.len(), 3);
+            let many: Vec<_> = sqlx::raw_sql("SELECT id FROM notes; SELECT body FROM notes WHERE id = 1;")
+                .fetch_many(db)
+                .try_collect()
+                .await
+                .unwrap();
+            assert_eq!(many.iter().filter(|step| matches!(step, Either::Right(_))).count(), 4);
+
+            let described = db.describe("SELECT body FROM notes".into_sql_str()).await.unwrap();
+            assert_eq!(described.columns().len(), 1);
+        }
+    }
+
+    #[rocket::async_test]
+    async fn writes_and_transactions() {
+        let lab = Lab::new();
+        let (_client, cluster) = cluster(&lab).await;
+        let db = cluster.write();
+        let done = sqlx::query("UPDATE notes SET body = body || '!' WHERE id > $1").bind(1).execute(&db).await.unwrap();
+        assert_eq!(done.rows_affected(), 2);
+        let body: String = sqlx::query_scalar("INSERT INTO notes (id, body) VALUES (4, 'note 4') RETURNING body")
+            .fetch_one(&db)
+            .await
+            .unwrap();
+        assert_eq!(body, "note 4");
+
+        let mut kept = db.begin().await.unwrap();
+        sqlx::query("DELETE FROM notes WHERE id = 1").execute(&mut *kept).await.unwrap();
+        kept.commit().await.unwrap();
+        let mut dropped = (&db).begin().await.unwrap();
+        sqlx::query("DELETE FROM notes").execute(&mut *dropped).await.unwrap();
+        drop(dropped);
+
+        let mut conn = db.get().await.unwrap();
+        sqlx::query("UPDATE notes SET body = 'last' WHERE id = 4").execute(&mut *conn).await.unwrap();
+        drop(conn);
+        assert_eq!(lab.notes(), ["note 2!", "note 3!", "last"]);
+    }
+
+    #[rocket::async_test]
+    async fn a_read_only_transaction_reads() {
+        let lab = Lab::new();
+        let (_client, cluster) = cluster(&lab).await;
+        let db = cluster.read(None);
+        let mut transaction = db.begin().await.unwrap();
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&mut *transaction).await.unwrap();
+        transaction.commit().await.unwrap();
+        assert_eq!(count, 3);
+    }
+
+    #[rocket::async_test]
+    async fn spawned_joined_and_buffered() {
+        let lab = Lab::new();
+        let (_client, cluster) = cluster(&lab).await;
+        let db = cluster.read(None);
+        let body = async |id: i32| -> String {
+            sqlx::query_scalar("SELECT body FROM notes WHERE id = $1").bind(id).fetch_one(&db).await.unwrap()
+        };
+        let (one, two) = tokio::join!(body(1), body(2));
+        assert_eq!((&*one, &*two), ("note 1", "note 2"));
+
+        let handle = db.clone();
+        let count = tokio::spawn(async move {
+            let mut transaction = (&handle).begin().await.unwrap();
+            sqlx::query_scalar::<_, i64>("SELECT count(*) FROM notes").fetch_one(&mut *transaction).await.unwrap()
+        });
+        assert_eq!(count.await.unwrap(), 3);
+
+        let handle = db.clone();
+        let bodies = tokio::spawn(async move {
+            let bodies = rocket::futures::stream::iter(1..=3).map(|id| {
+                let db = handle.clone();
+                async move {
+                    sqlx::query_scalar::<_, String>("SELECT body FROM notes WHERE id = $1").bind(id).fetch_one(&db).await
+                }
+            });
+            bodies.buffered(2).try_collect::<Vec<_>>().await
+        });
+        assert_eq!(bodies.await.unwrap().unwrap(), ["note 1", "note 2", "note 3"]);
+    }
+
+    /// As libraries take their databases.
+    async fn through_executor<'e>(db: impl Executor<'e, Database = Db>) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(db).await.unwrap()
+    }
+
+    async fn through_acquire<'a>(db: impl Acquire<'a, Database = Db>) -> i64 {
+        let mut conn = db.acquire().await.unwrap();
+        sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&mut *conn).await.unwrap()
+    }
+
+    #[rocket::async_test]
+    async fn libraries_take_it_for_a_pool() {
+        let lab = Lab::new();
+        let (_client, cluster) = cluster(&lab).await;
+        let db = cluster.read(None);
+        assert_eq!(through_executor(&db).await, 3);
+        assert_eq!(through_acquire(&db).await, 3);
+        let spawned = tokio::spawn(async move { (through_executor(&db).await, through_acquire(&db).await) });
+        assert_eq!(spawned.await.unwrap(), (3, 3));
+    }
+
+    #[rocket::async_test]
+    async fn migrations_run_at_ignition() {
+        async fn migrate(rocket: Rocket<Build>) -> rocket::fairing::Result {
+            let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
+            match sqlx::migrate!("tests/migrations").run(&cluster.write()).await {
+                Ok(()) => Ok(rocket),
+                Err(_) => Err(rocket),
+            }
+        }
+
+        #[get("/books")]
+        async fn books(db: ReplicatedDb) -> Result<String, Error> {
+            let titles: Vec<String> = sqlx::query_scalar("SELECT title FROM books ORDER BY id").fetch_all(&db).await?;
+            Ok(titles.join(", "))
+        }
+
+        let lab = Lab::new();
+        let migrate = rocket::fairing::AdHoc::try_on_ignite("migrate", migrate);
+        let client = Client::untracked(app(&lab).attach(migrate).mount("/", routes![books])).await.unwrap();
+        lab.resume();
+        assert_eq!(client.get("/books").dispatch().await.into_string().await.unwrap(), "Momo, Ronja");
+    }
+
+    #[rocket::async_test]
+    async fn arguments_that_cannot_be_encoded_cost_no_connection() {
+        struct Unencodable;
+
+        impl sqlx::Type<Db> for Unencodable {
+            fn type_info() -> <Db as sqlx::Database>::TypeInfo {
+                <str as sqlx::Type<Db>>::type_info()
+            }
+        }
+
+        impl<'q> sqlx::Encode<'q, Db> for Unencodable {
+            fn encode_by_ref(
+                &self,
+                _buffer: &mut <Db as sqlx::Database>::ArgumentBuffer,
+            ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+                Err("cannot be encoded".into())
+            }
+        }
+
+        let lab = Lab::new();
+        let (_client, cluster) = cluster(&lab).await;
+        let db = cluster.read(None);
+        let error = sqlx::query("SELECT $1").bind(Unencodable).fetch_all(&db).await.map(|_| ()).unwrap_err();
+        assert!(matches!(error, sqlx::Error::Encode(_)), "{error}");
+        assert_eq!(db.choice(), None);
+    }
+
+    #[rocket::async_test]
+    async fn handlers_return_errors() {
+        #[post("/missing")]
+        async fn missing(db: ReplicatedDb) -> Result<String, Error> {
+            Ok(sqlx::query_scalar("SELECT body FROM notes WHERE id = 9").fetch_one(&db).await?)
+        }
+
+        #[get("/broken")]
+        async fn broken(db: ReplicatedDb) -> Result<String, Error> {
+            Ok(sqlx::query_scalar("SELECT secret FROM nowhere").fetch_one(&db).await?)
+        }
+
+        let lab = Lab::new();
+        let client = Client::untracked(app(&lab).mount("/", routes![missing, broken])).await.unwrap();
+        assert_eq!(client.post("/missing").dispatch().await.status(), Status::NotFound);
+        let response = client.get("/broken").dispatch().await;
+        assert_eq!(response.status(), Status::InternalServerError);
+        let body = response.into_string().await.unwrap();
+        assert!(!body.contains("nowhere") && !body.contains("secret"), "{body}");
+        assert!(!crate::support::logbook::lines(&["ERROR", "GET /broken", "nowhere"]).is_empty());
+    }
+}
