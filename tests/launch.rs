@@ -1,0 +1,107 @@
+//! From ignition to shutdown: what aborts launch, what is said at lift-off, and how it all ends.
+
+mod support;
+
+support::on_every_database! {
+    use std::time::{Duration, Instant};
+
+    use rocket::fairing::AdHoc;
+    use rocket::local::asynchronous::Client;
+    use rocket_replicated::Cluster;
+
+    use crate::support::{logbook, rocket, rocket_over};
+
+    #[rocket::async_test]
+    async fn a_wrong_configuration_aborts_it_and_the_log_says_where() {
+        let lab = Lab::new();
+        let rocket = rocket_over(&format!("{}slavs = []", lab.section_alone())).attach(Replicated::fairing());
+        let error = Client::untracked(rocket).await.unwrap_err();
+        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
+        let line = "Database `replicated` is misconfigured: `debug.databases.replicated.slavs`: \
+                    unknown key: did you mean `slaves`?";
+        assert!(!logbook::lines(&["ERROR", line]).is_empty());
+        assert_eq!(logbook::lines(&["secret@"]), Vec::<String>::new());
+    }
+
+    #[rocket::async_test]
+    async fn a_missing_section_aborts_it() {
+        let error = Client::untracked(rocket("").attach(Replicated::fairing())).await.unwrap_err();
+        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
+        assert!(!logbook::lines(&["ERROR", "missing: add to Rocket.toml", "[debug.databases.replicated]"]).is_empty());
+    }
+
+    #[rocket::async_test]
+    async fn attaching_twice_is_harmless() {
+        let lab = Lab::new();
+        let rocket = rocket_over(&lab.section()).attach(Replicated::fairing()).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        assert!(Replicated::fetch(client.rocket()).is_some());
+    }
+
+    #[rocket::async_test]
+    async fn without_the_fairing_there_is_no_cluster() {
+        assert!(Replicated::fetch(&rocket("")).is_none());
+    }
+
+    #[rocket::async_test]
+    async fn lift_off_says_what_is_in_force() {
+        let lab = Lab::new();
+        let section = format!("{}lag_window = 7.25\nmax_connections = 23\n", lab.section());
+        let _client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        for line in [
+            &["Replicated database `replicated`:"][..],
+            &["master: ", " at "],
+            &["slave: slave-1 at ", "weight 1"],
+            &["slave: slave-2 at "],
+            &["reads: from slaves, each waited for up to 1s"],
+            &["reads after a write: from the master for 7.25s, by cookie `replicated_pin`"],
+            &["reads at the master: 5 connections, 1 of them for pinned reads"],
+            &["at most 23 connections to "],
+        ] {
+            assert!(!logbook::lines(line).is_empty(), "{line:?}");
+        }
+        assert_eq!(logbook::lines(&["secret@"]), Vec::<String>::new());
+    }
+
+    #[rocket::async_test]
+    async fn nothing_shows_a_password() {
+        let lab = Lab::new();
+        let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
+        let cluster: &Cluster<Database> = Replicated::fetch(client.rocket()).unwrap();
+        let db = cluster.write();
+        let conn = db.get().await.unwrap();
+        let shown = format!("{cluster:?} {db:?} {conn:?} {:?}", Replicated::fairing());
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[rocket::async_test]
+    async fn shutdown_ends_though_a_connection_is_out() {
+        let lab = Lab::new();
+        let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
+        let db = Replicated::fetch(client.rocket()).unwrap().read(None);
+        let held = db.get().await.unwrap();
+        let begun = Instant::now();
+        let rocket = client.terminate().await;
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert!(!logbook::lines(&["WARN", "still in use at shutdown"]).is_empty());
+        drop(held);
+        assert!(matches!(db.get().await, Err(sqlx::Error::PoolClosed)));
+        drop(rocket);
+    }
+
+    #[rocket::async_test]
+    async fn ignite_fairings_after_it_find_the_cluster() {
+        let lab = Lab::new();
+        let seed = AdHoc::try_on_ignite("seed", |rocket| async {
+            let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
+            let insert = sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'seed')");
+            match insert.execute(&cluster.write()).await {
+                Ok(_) => Ok(rocket),
+                Err(_) => Err(rocket),
+            }
+        });
+        let rocket = rocket_over(&lab.section()).attach(Replicated::fairing()).attach(seed);
+        let _client = Client::untracked(rocket).await.unwrap();
+        assert_eq!(lab.notes(), ["seed"]);
+    }
+}

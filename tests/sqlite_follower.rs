@@ -1,0 +1,273 @@
+//! A SQLite slave that the crate keeps itself.
+
+#![cfg(feature = "sqlite")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rocket::local::asynchronous::Client;
+use rocket::tokio;
+use rocket_replicated::Cluster;
+use rocket_replicated::sqlite::{Default as Database, Replicated};
+use tempfile::TempDir;
+
+use support::{logbook, rocket_over};
+
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn section(&self, slave: &str, follow: f64) -> String {
+        format!(
+            "url = \"sqlite://{}\"\nslaves = [{{ url = \"sqlite://{}\", name = \"{slave}\", follow = {follow} }}]\n",
+            self.0.path().join("master.db").display(),
+            self.0.path().join(slave).display(),
+        )
+    }
+
+    async fn client(&self, slave: &str, follow: f64) -> (Client, Cluster<Database>) {
+        let rocket = rocket_over(&self.section(slave, follow)).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+}
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within 20 s");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn count(cluster: &Cluster<Database>) -> sqlx::Result<i64> {
+    let db = cluster.read(None);
+    let count = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await;
+    assert_eq!(db.choice().unwrap().role(), rocket_replicated::Role::Slave);
+    count
+}
+
+#[rocket::async_test]
+async fn it_exists_before_the_first_read_though_the_master_does_not() {
+    let files = Files::new();
+    let (_client, cluster) = files.client("fresh.db", 3600.0).await;
+    let db = cluster.read(None);
+    let one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(&db).await.unwrap();
+    assert_eq!((one, db.choice().unwrap().node()), (1, "fresh.db"));
+}
+
+#[rocket::async_test]
+async fn it_has_what_was_migrated_at_ignition() {
+    let files = Files::new();
+    let migrate = rocket::fairing::AdHoc::on_ignite("migrate", |rocket| async {
+        let cluster = Replicated::fetch(&rocket).unwrap();
+        sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
+        rocket
+    });
+    let rocket =
+        rocket_over(&files.section("migrated.db", 3600.0)).attach(Replicated::fairing()).attach(migrate);
+    let client = Client::untracked(rocket).await.unwrap();
+    assert_eq!(count(Replicated::fetch(client.rocket()).unwrap()).await.unwrap(), 0);
+}
+
+#[rocket::async_test]
+async fn it_lags_and_catches_up() {
+    let files = Files::new();
+    let (_client, cluster) = files.client("lagging.db", 0.2).await;
+    sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
+    eventually("the table", async || count(&cluster).await.is_ok()).await;
+    sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap();
+    eventually("the row", async || count(&cluster).await.unwrap() == 1).await;
+}
+
+#[rocket::async_test]
+async fn an_idle_master_is_not_copied() {
+    let files = Files::new();
+    let (_client, cluster) = files.client("idle.db", 0.02).await;
+    sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
+    eventually("the table", async || count(&cluster).await.is_ok()).await;
+
+    // Every copy changes the slave's `data_version`, as seen by a connection of ours.
+    let slave = rusqlite::Connection::open(files.0.path().join("idle.db")).unwrap();
+    let version = || slave.pragma_query_value(None, "data_version", |row| row.get::<_, i64>(0)).unwrap();
+    let before = version();
+    let begun = Instant::now();
+    eventually("twenty periods", async || begun.elapsed() > Duration::from_millis(400)).await;
+    assert_eq!(version(), before);
+
+    sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap();
+    eventually("the copy", async || version() != before).await;
+}
+
+#[rocket::async_test(flavor = "multi_thread")]
+async fn readers_see_neither_half_a_copy_nor_an_error_nor_a_wait() {
+    const ROWS: i64 = 2_000;
+
+    let files = Files::new();
+    let (_client, cluster) = files.client("busy.db", 0.01).await;
+    let master = cluster.write();
+    let rows = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < 2000)";
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "CREATE TABLE notes (id INTEGER, generation INTEGER, pad TEXT); \
+         {rows} INSERT INTO notes SELECT id, 0, hex(randomblob(200)) FROM n"
+    )))
+    .execute(&master)
+    .await
+    .unwrap();
+    eventually("the table", async || count(&cluster).await.is_ok_and(|count| count == ROWS)).await;
+
+    let over = std::sync::Arc::new(AtomicBool::new(false));
+    // A reader that stays in its transaction while the copies go on.
+    let long = cluster.read(None);
+    let mut snapshot = long.begin().await.unwrap();
+    let seen: i64 =
+        sqlx::query_scalar("SELECT max(generation) FROM notes").fetch_one(&mut *snapshot).await.unwrap();
+
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (cluster, over) = (cluster.clone(), over.clone());
+            tokio::spawn(async move {
+                let mut generations = std::collections::BTreeSet::new();
+                let mut longest = Duration::ZERO;
+                while !over.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    let db = cluster.read(None);
+                    let (least, most, rows): (i64, i64, i64) =
+                        sqlx::query_as("SELECT min(generation), max(generation), count(*) FROM notes")
+                            .fetch_one(&db)
+                            .await
+                            .unwrap();
+                    assert_eq!((least, rows), (most, ROWS), "half a copy");
+                    assert_eq!(db.choice().unwrap().node(), "busy.db");
+                    longest = longest.max(begun.elapsed());
+                    generations.insert(least);
+                }
+                (generations, longest)
+            })
+        })
+        .collect();
+
+    for generation in 1..=10_i64 {
+        sqlx::query("UPDATE notes SET generation = $1").bind(generation).execute(&master).await.unwrap();
+        let arrived = async || {
+            let db = cluster.read(None);
+            let seen: i64 =
+                sqlx::query_scalar("SELECT max(generation) FROM notes").fetch_one(&db).await.unwrap();
+            seen == generation
+        };
+        eventually("the generation", arrived).await;
+    }
+    over.store(true, Ordering::Relaxed);
+    let mut all = std::collections::BTreeSet::new();
+    for reader in readers {
+        let (generations, longest) = reader.await.unwrap();
+        assert!(longest < Duration::from_secs(2), "a reader waited {longest:?}");
+        all.extend(generations);
+    }
+    assert!(all.len() > 3, "the copies went on while there were readers: {all:?}");
+
+    let still: i64 =
+        sqlx::query_scalar("SELECT max(generation) FROM notes").fetch_one(&mut *snapshot).await.unwrap();
+    assert_eq!(still, seen, "a transaction keeps its snapshot");
+}
+
+#[rocket::async_test]
+async fn its_write_ahead_log_does_not_grow_with_every_copy() {
+    let files = Files::new();
+    let (_client, cluster) = files.client("log.db", 0.01).await;
+    let master = cluster.write();
+    sqlx::raw_sql(
+        "CREATE TABLE notes (id INTEGER, pad BLOB); INSERT INTO notes VALUES (1, randomblob(500000))",
+    )
+    .execute(&master)
+    .await
+    .unwrap();
+    for generation in 0..20_i64 {
+        sqlx::query("UPDATE notes SET id = $1").bind(generation).execute(&master).await.unwrap();
+        let arrived = async || {
+            let db = cluster.read(None);
+            let seen: sqlx::Result<i64> = sqlx::query_scalar("SELECT id FROM notes").fetch_one(&db).await;
+            seen.is_ok_and(|seen| seen == generation)
+        };
+        eventually("the change", arrived).await;
+    }
+    let size = |name: &str| files.0.path().join(name).metadata().unwrap().len();
+    assert!(size("log.db-wal") < 4 * size("log.db"), "{} for {}", size("log.db-wal"), size("log.db"));
+}
+
+#[rocket::async_test]
+async fn one_that_cannot_copy_is_reported_once_and_recovers() {
+    let files = Files::new();
+    // A folder stands where the slave's file should be.
+    let slave = files.0.path().join("blocked.db");
+    std::fs::create_dir(&slave).unwrap();
+    let (_client, cluster) = files.client("blocked.db", 0.01).await;
+    sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
+
+    let db = cluster.read(None);
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
+    assert_eq!((count, db.choice().unwrap().reason()), (0, rocket_replicated::Reason::SlavesUnavailable));
+    assert_eq!(logbook::lines(&["ERROR", "`blocked.db` cannot follow"]).len(), 1);
+
+    std::fs::remove_dir(&slave).unwrap();
+    eventually("a copy", async || {
+        !logbook::lines(&["INFO", "`blocked.db` follows its master again"]).is_empty()
+    })
+    .await;
+    let slave_reads = async || {
+        let db = cluster.read(None);
+        let read = sqlx::query("SELECT count(*) FROM notes").fetch_one(&db).await;
+        read.is_ok() && db.choice().unwrap().node() == "blocked.db"
+    };
+    eventually("reads from it", slave_reads).await;
+    assert_eq!(logbook::lines(&["ERROR", "`blocked.db` cannot follow"]).len(), 1);
+}
+
+#[rocket::async_test]
+async fn a_copy_longer_than_its_period_is_reported_once() {
+    let files = Files::new();
+    let (_client, cluster) = files.client("slow.db", 0.01).await;
+    let master = cluster.write();
+    // 60 MB take longer than 10 ms on any disk.
+    sqlx::raw_sql(
+        "CREATE TABLE notes (pad BLOB); \
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) \
+         INSERT INTO notes SELECT zeroblob(1000000) FROM n",
+    )
+    .execute(&master)
+    .await
+    .unwrap();
+    let reports = || logbook::lines(&["WARN", "slave `slow.db`", "longer than `follow`"]).len();
+    eventually("a report", async || reports() == 1).await;
+    for rows in 61..=63 {
+        sqlx::query("INSERT INTO notes VALUES (zeroblob(1))").execute(&master).await.unwrap();
+        eventually("another copy", async || count(&cluster).await.is_ok_and(|count| count == rows)).await;
+    }
+    assert_eq!(reports(), 1);
+}
+
+#[rocket::async_test]
+async fn it_stops_at_shutdown() {
+    let files = Files::new();
+    let (client, cluster) = files.client("stopped.db", 0.01).await;
+    sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
+    eventually("the table", async || count(&cluster).await.is_ok()).await;
+    drop(client.terminate().await);
+
+    let tables = |file: &Path| -> i64 {
+        let file = rusqlite::Connection::open(file).unwrap();
+        file.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap()
+    };
+    let master = rusqlite::Connection::open(files.0.path().join("master.db")).unwrap();
+    master.execute_batch("CREATE TABLE later (id INTEGER)").unwrap();
+    let begun = Instant::now();
+    eventually("thirty periods", async || begun.elapsed() > Duration::from_millis(300)).await;
+    assert_eq!(tables(&files.0.path().join("stopped.db")), 1);
+}
