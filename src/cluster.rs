@@ -200,12 +200,13 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         Place { at, reason }
     }
 
-    /// The less busy of two usable slaves, drawn by weight: even load without a view of the whole
-    /// (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+    /// The less busy, for its weight, of two usable slaves that are drawn by weight: even load without
+    /// a view of the whole (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
     fn draw(&self, failed: SlaveSet) -> Option<usize> {
         let first = self.draw_one(failed)?;
         let Some(second) = self.draw_one(failed.with(first)) else { return Some(first) };
-        let busier = self.slaves[first].busy() > self.slaves[second].busy();
+        let (a, b) = (&self.slaves[first], &self.slaves[second]);
+        let busier = a.busy() * b.weight > b.busy() * a.weight;
         Some(if busier { second } else { first })
     }
 

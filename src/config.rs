@@ -196,7 +196,7 @@ impl StatementLog {
 
 impl Settings {
     /// From the keys that `rocket_db_pools` has, for a pool on its own.
-    pub(crate) fn standalone(figment: &Figment) -> figment::Result<Self> {
+    pub(crate) fn standalone(figment: &Figment) -> Result<Self, Box<figment::Error>> {
         let config: rocket_db_pools::Config = figment.extract()?;
         Ok(Self {
             url: DatabaseUrl(config.url),

@@ -120,7 +120,9 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
 }
 
 /// The databases attached so far, for guards that speak of every one.
-pub(crate) struct Attached(RwLock<Vec<fn(&Request<'_>, Declared) -> bool>>);
+pub(crate) struct Attached(RwLock<Vec<Declare>>);
+
+type Declare = fn(&Request<'_>, Declared) -> bool;
 
 impl Attached {
     fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>) -> Rocket<Build> {

@@ -165,11 +165,11 @@ impl std::error::Error for NotAttached {}
 pub(crate) fn attached<D: Database<Pool: Backend>, P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
     let cluster = rocket.state::<Cluster<D>>();
     if cluster.is_none() {
-        error!("The database `{}` is used, but not attached.", std::any::type_name::<D>());
+        let database = std::any::type_name::<D>();
+        error!("The database `{database}` is used, but not attached.");
         info!(
             target: "rocket_replicated::_",
-            "Attach its fairing: `rocket::build().attach(Replicated::<{}>::fairing())`.",
-            std::any::type_name::<D>().rsplit("::").next().unwrap_or_default(),
+            "Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.",
         );
     }
     cluster
@@ -254,7 +254,7 @@ impl Scope for Every {
         let attached = rocket.state::<Attached>().is_some();
         if !attached {
             error!("`ChangesDatabase` or `ReadsDatabase` is used, but no database is attached.");
-            info!(target: "rocket_replicated::_", "Attach one: `rocket::build().attach(Replicated::fairing())`.");
+            info!(target: "rocket_replicated::_", "Attach one: `.attach(Replicated::fairing())`.");
         }
         attached
     }

@@ -1,9 +1,18 @@
-#![doc = include_str!("../README.md")]
+// The examples there speak of all databases.
+#![cfg_attr(all(feature = "postgres", feature = "sqlite"), doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(all(feature = "postgres", feature = "sqlite")),
+    doc = "Master–slave replication for Rocket applications."
+)]
+// Without a driver, what drivers call is dead.
+#![cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
 #![deny(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod attempts;
 pub mod backend;
+#[doc(hidden)]
+pub mod bench;
 mod choice;
 mod cluster;
 mod config;
@@ -28,21 +37,19 @@ macro_rules! database_module {
         #[doc = concat!($name, ": the pool, and the guards for a database named `replicated`.")]
         #[cfg(feature = $feature)]
         pub mod $module {
-            use rocket_db_pools::Database;
-
             #[doc = concat!("A pool of ", $name, " connections, for a `#[derive(Database)]`.")]
             pub type Pool = crate::backend::Pool<sqlx::$Driver>;
 
             #[doc = concat!("The ", $name, " database of the section `[<profile>.databases.replicated]`.")]
-            #[derive(Database, Debug)]
+            #[derive(rocket_db_pools::Database, Debug)]
             #[database("replicated")]
-            pub struct Default(Pool);
+            pub struct Database(Pool);
 
-            /// The fairing for [`Default`].
-            pub type Replicated = crate::Replicated<Default>;
+            /// The fairing for [`Database`](struct@Database).
+            pub type Replicated = crate::Replicated<Database>;
 
-            /// The request guard for [`Default`].
-            pub type ReplicatedDb = crate::ReplicatedDb<Default>;
+            /// The request guard for [`Database`](struct@Database).
+            pub type ReplicatedDb = crate::ReplicatedDb<Database>;
         }
     };
 }

@@ -129,7 +129,8 @@ impl<D: Database<Pool: Backend>> Session<D> {
         Ok(())
     }
 
-    fn place(&self) -> Place {
+    /// The node for the next query.
+    pub(crate) fn place(&self) -> Place {
         self.choose(&mut self.progress())
     }
 

@@ -93,7 +93,7 @@ support::on_every_database! {
     }
 
     #[test]
-    fn reads_are_spread_by_weight_and_one_request_stays_with_one_slave() {
+    fn the_queries_of_one_request_ask_one_slave() {
         #[get("/many")]
         async fn many(db: ReplicatedDb) -> Result<String, Error> {
             let ask = async || -> Result<String, Error> {
@@ -107,17 +107,42 @@ support::on_every_database! {
         }
 
         let lab = Lab::new();
-        let section = lab.section().replace("name = \"slave-1\"", "name = \"slave-1\", weight = 3");
-        let client = Client::untracked(app(section).mount("/", routes![many])).unwrap();
-        let mut first = 0;
-        for _ in 0..200 {
-            match &*client.get("/many").dispatch().into_string().unwrap() {
-                "slave-1" => first += 1,
-                "slave-2" => {}
-                other => panic!("{other}"),
-            }
+        let client = Client::untracked(app(lab.section()).mount("/", routes![many])).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        while seen.len() < 2 {
+            seen.insert(client.get("/many").dispatch().into_string().unwrap());
         }
-        // Three quarters of 200, and six standard deviations.
-        assert!((110..=190).contains(&first), "{first}");
+    }
+
+    #[rocket::async_test]
+    async fn reads_are_spread_by_weight_and_by_how_busy_a_slave_is() {
+        let lab = Lab::new();
+        let section = lab.section().replace("name = \"slave-1\"", "name = \"slave-1\", weight = 3");
+        let rocket = app(format!("{section}max_connections = 40"));
+        let client = rocket::local::asynchronous::Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+
+        let mut held = [Vec::new(), Vec::new()];
+        for _ in 0..40 {
+            let db = cluster.read(None);
+            let conn = db.get().await.unwrap();
+            held[usize::from(db.choice().unwrap().node() == "slave-2")].push(conn);
+        }
+        let [first, second] = held.each_ref().map(Vec::len);
+        assert!(first.abs_diff(30) <= 2 && second.abs_diff(10) <= 2, "{first} and {second}");
+
+        // One that does not get rid of its queries gets no more of them.
+        let [slow, mut quick] = held;
+        quick.clear();
+        crate::support::eventually("a quick slave at rest", || {
+            let busy = format!("{cluster:?}");
+            busy.contains("name: \"slave-2\", access: ReadSlave, up: true, busy: 0").then_some(())
+        });
+        for _ in 0..5 {
+            let db = cluster.read(None);
+            quick.push(db.get().await.unwrap());
+            assert_eq!(db.choice().unwrap().node(), "slave-2");
+        }
+        drop(slow);
     }
 }

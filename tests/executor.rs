@@ -102,7 +102,7 @@ support::on_every_database! {
         let mut kept = db.begin().await.unwrap();
         sqlx::query("DELETE FROM notes WHERE id = 1").execute(&mut *kept).await.unwrap();
         kept.commit().await.unwrap();
-        let mut dropped = (&db).begin().await.unwrap();
+        let mut dropped = Acquire::begin(&db).await.unwrap();
         sqlx::query("DELETE FROM notes").execute(&mut *dropped).await.unwrap();
         drop(dropped);
 
@@ -136,7 +136,7 @@ support::on_every_database! {
 
         let handle = db.clone();
         let count = tokio::spawn(async move {
-            let mut transaction = (&handle).begin().await.unwrap();
+            let mut transaction = Acquire::begin(&handle).await.unwrap();
             sqlx::query_scalar::<_, i64>("SELECT count(*) FROM notes").fetch_one(&mut *transaction).await.unwrap()
         });
         assert_eq!(count.await.unwrap(), 3);

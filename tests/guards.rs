@@ -282,10 +282,12 @@ support::on_every_database! {
 
     #[test]
     fn a_guard_without_its_fairing_aborts_launch_and_says_what_to_attach() {
+        let database = std::any::type_name::<Database>();
+        let attach = format!("Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.");
         for (routes, message) in [
-            (routes![read], "Attach its fairing: `rocket::build().attach(Replicated::<Default>::fairing())`."),
-            (routes![optional], "Attach its fairing: `rocket::build().attach(Replicated::<Default>::fairing())`."),
-            (routes![changes_alone], "Attach one: `rocket::build().attach(Replicated::fairing())`."),
+            (routes![read], &*attach),
+            (routes![optional], &*attach),
+            (routes![changes_alone], "Attach one: `.attach(Replicated::fairing())`."),
         ] {
             let before = logbook::lines(&[message]).len();
             let error = Client::untracked(rocket_over("").mount("/", routes)).unwrap_err();

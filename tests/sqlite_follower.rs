@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rocket::local::asynchronous::Client;
 use rocket::tokio;
 use rocket_replicated::Cluster;
-use rocket_replicated::sqlite::{Default as Database, Replicated};
+use rocket_replicated::sqlite::{Database, Replicated};
 use tempfile::TempDir;
 
 use support::{logbook, rocket_over};

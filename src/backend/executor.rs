@@ -17,6 +17,8 @@ use crate::cluster::{At, Db, Place};
 type Connection<DB> = <DB as sqlx::Database>::Connection;
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
 
+type Run<DB, T> = for<'a> fn(&'a mut Connection<DB>, Attempt<DB>) -> BoxFuture<'a, Result<T, Error>>;
+
 /// A query, taken out of what the caller built, so that it can be run more than once.
 struct Query<DB: Driver> {
     sql: SqlStr,
@@ -123,11 +125,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     }
 
     /// Runs what hands nothing over until it ends.
-    async fn run<T>(
-        &self,
-        query: Result<Query<Db<D>>, Error>,
-        run: for<'a> fn(&'a mut Connection<Db<D>>, Attempt<Db<D>>) -> BoxFuture<'a, Result<T, Error>>,
-    ) -> Result<T, Error> {
+    async fn run<T>(&self, query: Result<Query<Db<D>>, Error>, run: Run<Db<D>, T>) -> Result<T, Error> {
         let mut query = query?;
         let repeatable = query.repeatable();
         let mut attempts = Attempts::new(self);

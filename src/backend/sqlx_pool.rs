@@ -31,7 +31,8 @@ impl<DB: Driver> rocket_db_pools::Pool for Pool<DB> {
 
     /// Opens one read-write pool, as `Database::init()` of `rocket_db_pools` would want it.
     async fn init(figment: &Figment) -> Result<Self, Self::Error> {
-        let settings = Settings::standalone(figment)?;
+        let settings =
+            Settings::standalone(figment).map_err(|error| rocket_db_pools::Error::Config(*error))?;
         let options = DB::options(&settings, Access::ReadWrite)
             .map_err(|problem| rocket_db_pools::Error::Init(sqlx::Error::InvalidArgument(problem)))?;
         let pool = PoolOptions::new()

@@ -306,7 +306,8 @@ mod postgres {
         );
         let key = format!("secret_key = \"{}\"", "ab".repeat(32));
         assert!(read(&key).unwrap().pin.unwrap().insecure);
-        assert!(!read(&format!("{key}\n[default.tls]\ncerts = \"c\"\nkey = \"k\"")).is_err());
+        let secured = format!("{key}\n[release.databases.blog.pin]\nsecure = true");
+        assert!(!read(&secured).unwrap().pin.unwrap().insecure);
     }
 
     #[test]
@@ -327,6 +328,7 @@ mod postgres {
     }
 
     #[test]
+    #[allow(clippy::result_large_err)] // figment's own signature
     fn profiles_and_the_environment_override_as_in_rocket() {
         let toml = "[default.databases.blog]\nurl = \"postgres://db-1/blog\"\nlag_window = 1\n\
                     slaves = [\"postgres://db-2/blog\"]\n[staging.databases.blog]\nlag_window = 2\n\

@@ -25,7 +25,7 @@ macro_rules! on_every_database {
         #[allow(unused_imports)]
         mod postgres {
             use crate::support::lab::postgres::{DriverError, Lab, REFUSED};
-            use rocket_replicated::postgres::{Default as Database, Pool, Replicated, ReplicatedDb};
+            use rocket_replicated::postgres::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
         }
@@ -34,7 +34,7 @@ macro_rules! on_every_database {
         #[allow(unused_imports)]
         mod sqlite {
             use crate::support::lab::sqlite::{DriverError, Lab, REFUSED};
-            use rocket_replicated::sqlite::{Default as Database, Pool, Replicated, ReplicatedDb};
+            use rocket_replicated::sqlite::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
         }

@@ -382,7 +382,7 @@ fn processes() -> Vec<(i32, i32, char)> {
     list.unwrap().lines().filter_map(process).collect()
 }
 
-/// Backends lead sessions of their own, so that no process group holds them.
+/// Each backend leads a process group of its own: only the parent tells where it belongs.
 fn family(postmaster: i32) -> Vec<i32> {
     let mut processes = processes();
     processes.retain(|&(pid, parent, _)| pid == postmaster || parent == postmaster);

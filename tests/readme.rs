@@ -1,0 +1,83 @@
+//! What the README says of configuration is what the crate understands.
+
+#![cfg(all(feature = "postgres", feature = "sqlite"))]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use rocket::figment::Figment;
+use rocket::figment::providers::{Format, Toml};
+use rocket::local::blocking::Client;
+use rocket_replicated::{postgres, sqlite};
+
+const README: &str = include_str!("../README.md");
+const EXAMPLE: &str = include_str!("../Rocket.toml");
+
+/// The fenced blocks of a language.
+fn snippets(language: &str) -> Vec<&'static str> {
+    let blocks = README.split("\n```").skip(1).step_by(2);
+    blocks.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
+}
+
+fn launches(toml: &str, attach: impl FnOnce(rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build>) {
+    support::logbook::open();
+    let folder = tempfile::tempdir().unwrap();
+    // The files of the example are named relative to the working directory.
+    let toml = toml.replace("sqlite://", &format!("sqlite://{}/", folder.path().display()));
+    let figment =
+        Figment::from(rocket::Config::debug_default()).merge(Toml::string(&toml).nested()).select("debug");
+    Client::untracked(attach(rocket::custom(figment))).unwrap_or_else(|error| panic!("{toml}: {error}"));
+}
+
+#[test]
+fn its_sections_launch() {
+    let sections: Vec<_> = snippets("toml").into_iter().filter(|toml| toml.contains(".databases.")).collect();
+    assert_eq!(sections.len(), 1);
+    for section in sections {
+        launches(section, |rocket| rocket.attach(postgres::Replicated::fairing()));
+    }
+    launches(EXAMPLE, |rocket| rocket.attach(sqlite::Replicated::fairing()));
+}
+
+#[test]
+fn its_dependencies_name_this_version() {
+    let dependencies: Vec<_> =
+        snippets("toml").into_iter().filter(|toml| toml.contains("[dependencies]")).collect();
+    let [dependencies] = dependencies[..] else { panic!("{dependencies:?}") };
+    let [major, minor] = [env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR")];
+    let line = format!("rocket_replicated = {{ version = \"{major}.{minor}\"");
+    assert!(dependencies.contains(&line), "{line}");
+    let table: toml::Table = dependencies.parse().unwrap();
+    assert!(table["dependencies"]["sqlx"]["version"].as_str() == Some("0.9"));
+}
+
+#[test]
+fn its_table_has_every_key() {
+    let table = README.split("## Configuration").nth(1).unwrap().split("\n## ").next().unwrap();
+    let keys: BTreeSet<_> =
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    // An unknown key is refused with the list of all keys.
+    let figment = Figment::from(rocket::Config::debug_default())
+        .merge(("databases.replicated", rocket::figment::value::Map::from([("zzzzzzzzzz", 1)])));
+    support::logbook::open();
+    let error =
+        Client::untracked(rocket::custom(figment).attach(postgres::Replicated::fairing())).unwrap_err();
+    assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)));
+    let lines = support::logbook::lines(&["zzzzzzzzzz", "the keys here are"]);
+    let known = lines[0].split("the keys here are ").nth(1).unwrap();
+    let known: BTreeSet<_> = known.split(", ").map(|key| key.trim_matches('`')).collect();
+    let of_slaves = BTreeSet::from(["follow"]);
+    assert_eq!(keys, known.union(&of_slaves).copied().collect());
+}
+
+#[test]
+fn the_commands_it_names_exist() {
+    let commands = snippets("sh").join("\n");
+    assert!(
+        commands.contains("cargo run --example guestbook --features sqlite")
+            && commands.contains("./scripts/test")
+    );
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert!(root.join("scripts/test").is_file() && root.join("examples/guestbook/main.rs").is_file());
+}
