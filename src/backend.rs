@@ -15,6 +15,7 @@ use std::fmt;
 use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
+use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
 
@@ -163,6 +164,17 @@ fn connection_fault(error: &sqlx::Error) -> Option<Fault> {
         Database(_) => None,
         _ => Some(Fault::Query),
     }
+}
+
+/// Whether a database says that it cannot serve now, and may later.
+pub(crate) fn is_unavailable(error: &dyn DatabaseError) -> bool {
+    let drivers: &[fn(&dyn DatabaseError) -> bool] = &[
+        #[cfg(feature = "postgres")]
+        postgres::is_unavailable,
+        #[cfg(feature = "sqlite")]
+        sqlite::is_unavailable,
+    ];
+    drivers.iter().any(|is_unavailable| is_unavailable(error))
 }
 
 mod sealed {

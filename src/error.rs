@@ -8,6 +8,8 @@ use rocket::Request;
 use rocket::http::Status;
 use rocket::response::{self, Responder};
 
+use crate::backend::is_unavailable;
+
 /// A database error as a handler's reply.
 ///
 /// | variant                         | status | log   |
@@ -36,16 +38,10 @@ impl From<sqlx::Error> for Error {
         match error {
             RowNotFound => Self::NotFound,
             PoolTimedOut | PoolClosed | Io(_) | Tls(_) | WorkerCrashed => Self::Unavailable(error),
-            Database(ref database) if is_unavailable(database.code().as_deref()) => Self::Unavailable(error),
+            Database(ref database) if is_unavailable(&**database) => Self::Unavailable(error),
             error => Self::Database(error),
         }
     }
-}
-
-/// Codes by which a server says that it cannot serve now: PostgreSQL shutting down or starting up
-/// and out of connections.
-fn is_unavailable(code: Option<&str>) -> bool {
-    matches!(code, Some("57P01" | "57P02" | "57P03" | "53300"))
 }
 
 impl fmt::Display for Error {

@@ -6,6 +6,7 @@ support::on_every_database! {
     use std::time::{Duration, Instant};
 
     use rocket::fairing::AdHoc;
+    use rocket::figment::providers::{Format, Toml};
     use rocket::local::asynchronous::Client;
     use rocket_replicated::Cluster;
 
@@ -64,6 +65,28 @@ support::on_every_database! {
     }
 
     #[rocket::async_test]
+    async fn a_release_is_warned_of_a_pin_that_is_not_secure() {
+        let lab = Lab::new();
+        let launch = async |pin: &str| {
+            let before = logbook::lines(&["WARN", "`pin.secure = true`"]).len();
+            let section = format!("[release.databases.replicated]\n{}{pin}", lab.section());
+            let figment = rocket("")
+                .figment()
+                .clone()
+                .merge(("secret_key", "ab".repeat(32)))
+                .merge(Toml::string(&section).nested())
+                .select("release");
+            let rocket = rocket::custom(figment).attach(Replicated::fairing());
+            let _client = Client::untracked(rocket).await.unwrap();
+            logbook::lines(&["WARN", "`pin.secure = true`"]).len() - before
+        };
+        let _alone = crate::ONE_AT_A_TIME.lock().await;
+        assert_eq!(launch("").await, 1);
+        assert_eq!(launch("pin = { secure = false }").await, 0);
+        assert_eq!(launch("pin = { secure = true }").await, 0);
+    }
+
+    #[rocket::async_test]
     async fn nothing_shows_a_password() {
         let lab = Lab::new();
         let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
@@ -105,3 +128,6 @@ support::on_every_database! {
         assert_eq!(lab.notes(), ["seed"]);
     }
 }
+
+/// For tests that count lines of the log.
+static ONE_AT_A_TIME: rocket::tokio::sync::Mutex<()> = rocket::tokio::sync::Mutex::const_new(());

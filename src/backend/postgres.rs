@@ -1,6 +1,7 @@
 use rocket::futures::future::BoxFuture;
 use sqlx::Postgres;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 
 use super::{Access, Address, Driver, Fault, Options, connection_fault};
 use crate::config::Settings;
@@ -51,13 +52,20 @@ impl Driver for Postgres {
         // https://www.postgresql.org/docs/current/errcodes-appendix.html
         match error.as_database_error().and_then(|e| e.code()).as_deref() {
             Some("25006") => Fault::ReadOnly,
-            // Shut down, crashed, cannot connect now; too many connections; connection exceptions.
-            Some("57P01" | "57P02" | "57P03" | "53300") => Fault::Node,
-            Some(code) if code.starts_with("08") => Fault::Node,
+            Some(code) if refuses_connections(code) => Fault::Node,
             // On a hot standby this is a conflict with recovery, not a serialization failure:
             // https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
             Some("40001") => Fault::Conflict,
             _ => Fault::Query,
         }
     }
+}
+
+pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
+    error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| refuses_connections(error.code()))
+}
+
+/// Shut down, crashed, cannot connect now; too many connections; connection exceptions.
+fn refuses_connections(code: &str) -> bool {
+    matches!(code, "57P01" | "57P02" | "57P03" | "53300") || code.starts_with("08")
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
 use sqlx::Sqlite;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
+use sqlx::error::DatabaseError;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode};
 
 use super::{Access, Address, Driver, Fault, Follower, Options, connection_fault};
 use crate::config::Settings;
@@ -61,15 +62,12 @@ impl Driver for Sqlite {
         if let Some(fault) = connection_fault(error) {
             return fault;
         }
-        // https://www.sqlite.org/rescode.html: the codes that extend READONLY (264, 1544, …) are
-        // faults of the file, only the plain one is a statement that wanted to write.
-        match error.as_database_error().and_then(|e| e.code()).as_deref() {
-            Some("8") => Fault::ReadOnly,
-            // IOERR, CORRUPT, CANTOPEN, NOTADB and their extended codes.
-            Some(code) if matches!(code.parse::<u32>().map(|code| code & 0xff), Ok(10 | 11 | 14 | 26)) => {
-                Fault::Node
-            }
-            Some("264" | "520" | "776" | "1032" | "1544") => Fault::Node,
+        let code = error.as_database_error().and_then(code).unwrap_or_default();
+        match (code, code & 0xff) {
+            (READONLY, _) => Fault::ReadOnly,
+            // The codes that extend READONLY (264, 1544, …) are faults of the file, as are IOERR,
+            // CORRUPT, CANTOPEN, NOTADB and theirs.
+            (_, READONLY | 10 | 11 | 14 | 26) => Fault::Node,
             _ => Fault::Query,
         }
     }
@@ -82,4 +80,18 @@ impl Driver for Sqlite {
     ) -> BoxFuture<'static, Follower> {
         follower::start(name, master.get_filename(), slave.get_filename(), every)
     }
+}
+
+/// A statement that wanted to write, and nothing else.
+const READONLY: u32 = 8;
+
+/// <https://www.sqlite.org/rescode.html>: the low byte is that of the primary code.
+fn code(error: &dyn DatabaseError) -> Option<u32> {
+    error.code()?.parse().ok()
+}
+
+/// Somebody else holds a lock: BUSY, LOCKED and their extended codes.
+pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
+    error.try_downcast_ref::<SqliteError>().is_some()
+        && code(error).is_some_and(|code| matches!(code & 0xff, 5 | 6))
 }
