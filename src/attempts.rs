@@ -1,15 +1,20 @@
 //! What to do about a query that failed: try another node, explain, or pass the error on.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
+use log::warn;
 use rocket_db_pools::Database;
 use sqlx::error::{DatabaseError, ErrorKind};
 
 use crate::ReplicatedDb;
 use crate::backend::{Backend, Driver, Fault};
+use crate::choice::Declared;
 use crate::cluster::{At, Db, Place};
+use crate::config::RefusedWrite;
 use crate::node::Failure;
 
 /// Whether a query may run twice, if the first time was read-only and handed nothing over.
@@ -33,6 +38,25 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
         Self { db, failed_at_master: false }
     }
 
+    /// A statement wanted to write on a read: an error, or a write after all.
+    fn refused(&self, place: Place, error: sqlx::Error, repeatable: Repeatable) -> Result<(), sqlx::Error> {
+        let session = &self.db.session;
+        if session.nodes.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
+            return Err(Refused::explain(error, self.db, place));
+        }
+        let handler = self.db.handler();
+        if session.nodes.rerouted.is_news(handler) {
+            warn!(
+                "`{handler}` wrote on a connection for reads ({}, database `{}`): the statement was run \
+                 again, on the master. Add a `ChangesDatabase` guard.",
+                session.nodes.choice(place),
+                D::NAME,
+            );
+        }
+        session.declare(Declared::Changes);
+        Ok(())
+    }
+
     /// Judges an attempt at `place` that ended with `error`: `Ok` means to try again.
     pub(crate) fn after(
         &mut self,
@@ -46,7 +70,7 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
         match (fault, place.at) {
             (Fault::Query, _) => return Err(error),
             (Fault::ReadOnly, At::MasterReadWrite) => return Err(error),
-            (Fault::ReadOnly, _) => return Err(Refused::explain(error, self.db, place)),
+            (Fault::ReadOnly, _) => return self.refused(place, error, repeatable),
             (Fault::Node, At::Slave(_)) => node.take_out(&error),
             // There is no other master: the next checkout tells whether it is still there.
             (Fault::Node, _) => node.distrust(),
@@ -63,6 +87,17 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
             }
             At::MasterReadOnly | At::Slave(_) => session.move_on(place, Failure::Unreachable(error)),
         }
+    }
+}
+
+/// The handlers whose writes were rerouted, each of which is reported once.
+#[derive(Debug, Default)]
+pub(crate) struct Rerouted(Mutex<HashSet<String>>);
+
+impl Rerouted {
+    fn is_news(&self, handler: &str) -> bool {
+        let mut handlers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !handlers.contains(handler) && handlers.insert(handler.to_owned())
     }
 }
 

@@ -5,9 +5,11 @@
 //!
 //! | feature    | pool               | a read-only connection is                        |
 //! |------------|--------------------|--------------------------------------------------|
+//! | `mysql`    | [`mysql::Pool`]    | told `SET SESSION TRANSACTION READ ONLY`         |
 //! | `postgres` | [`postgres::Pool`] | started with `default_transaction_read_only=on`  |
 //! | `sqlite`   | [`sqlite::Pool`]   | opened read-only on a slave, and `query_only`    |
 //!
+//! [`mysql::Pool`]: crate::mysql::Pool
 //! [`postgres::Pool`]: crate::postgres::Pool
 //! [`sqlite::Pool`]: crate::sqlite::Pool
 
@@ -22,10 +24,12 @@ use sqlx::{Connection, Database};
 use crate::config::Settings;
 
 mod executor;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "postgres")]
-pub(crate) mod postgres;
+mod postgres;
 #[cfg(feature = "sqlite")]
-pub(crate) mod sqlite;
+mod sqlite;
 mod sqlx_pool;
 
 pub use sqlx_pool::Pool;
@@ -63,7 +67,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     fn address(options: &Options<Self>) -> Address;
 
-    /// Prepares a new connection that serves reads.
+    /// Prepares a new connection that is to be read-only.
     #[doc(hidden)]
     fn prepare_reader(conn: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
 
@@ -169,6 +173,8 @@ fn connection_fault(error: &sqlx::Error) -> Option<Fault> {
 /// Whether a database says that it cannot serve now, and may later.
 pub(crate) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     let drivers: &[fn(&dyn DatabaseError) -> bool] = &[
+        #[cfg(feature = "mysql")]
+        mysql::is_unavailable,
         #[cfg(feature = "postgres")]
         postgres::is_unavailable,
         #[cfg(feature = "sqlite")]
@@ -181,6 +187,8 @@ mod sealed {
     #[allow(unnameable_types)]
     pub trait Sealed {}
 
+    #[cfg(feature = "mysql")]
+    impl Sealed for sqlx::MySql {}
     #[cfg(feature = "postgres")]
     impl Sealed for sqlx::Postgres {}
     #[cfg(feature = "sqlite")]

@@ -13,13 +13,14 @@ use sqlx::pool::PoolConnection;
 use time::OffsetDateTime;
 
 use crate::ReplicatedDb;
+use crate::attempts::Rerouted;
 use crate::backend::{Access, Backend, Driver, Follower};
 use crate::choice::{
     Choice, Declared, Intent, Master, MethodKind, Reason, Situation, Slaves, Target, choose,
 };
-use crate::config::{Config, NodeConfig, PinConfig, ReadMethods, Settings};
+use crate::config::{Config, NodeConfig, ReadMethods, Settings};
 use crate::node::{Failure, Node, Opening};
-use crate::pin::{Cookie, Pin, Signer};
+use crate::pin::{Pin, Pins};
 use crate::session::Session;
 
 /// How long a shutdown waits for connections to be handed back.
@@ -43,22 +44,8 @@ pub(crate) struct Nodes<D: Database<Pool: Backend>> {
     reserve: Option<Arc<Node<D::Pool>>>,
     slaves: Vec<Arc<Node<D::Pool>>>,
     followers: Mutex<Vec<Follower>>,
+    pub(crate) rerouted: Rerouted,
     database: PhantomData<fn() -> D>,
-}
-
-/// How clients are pinned.
-#[derive(Debug)]
-pub(crate) struct Pins {
-    pub(crate) signer: Signer,
-    pub(crate) cookie: Cookie,
-}
-
-impl Pins {
-    fn new(database: &str, config: &PinConfig) -> Self {
-        let PinConfig { lag_window, cookie, secret, insecure: _ } = config;
-        let signer = Signer::new(secret, database, &cookie.name, *lag_window);
-        Self { signer, cookie: cookie.clone() }
-    }
 }
 
 /// One node of a cluster, as one pool.
@@ -156,17 +143,18 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
             slaves: slaves.collect::<Result<_, _>>()?,
             pins: config.pin.as_ref().map(|pin| Pins::new(D::NAME, pin)),
             followers: Mutex::default(),
+            rerouted: Rerouted::default(),
             database: PhantomData,
             config,
         })
     }
 
     pub(crate) fn read_pin(&self, token: &str) -> Option<Pin> {
-        self.pins.as_ref()?.signer.read(token, OffsetDateTime::now_utc())
+        self.pins.as_ref()?.read(token, OffsetDateTime::now_utc())
     }
 
     pub(crate) fn sign_pin(&self) -> Option<String> {
-        Some(self.pins.as_ref()?.signer.sign(OffsetDateTime::now_utc()))
+        Some(self.pins.as_ref()?.sign(OffsetDateTime::now_utc()))
     }
 
     pub(crate) fn read_methods(&self) -> &ReadMethods {

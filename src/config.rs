@@ -45,6 +45,7 @@ const SECTION_KEYS: &[&str] = &[
     "master_read_connections",
     "read_url",
     "pinned_without_master",
+    "refused_write",
     "slave_timeout",
     "pin",
     "ignore",
@@ -52,7 +53,7 @@ const SECTION_KEYS: &[&str] = &[
 
 const SLAVE_KEYS: &[&str] = &["name", "weight", "follow"];
 
-const PIN_KEYS: &[&str] = &["name", "domain", "path", "same_site", "secure"];
+const PIN_KEYS: &[&str] = &["name", "domain", "path", "same_site", "secure", "header"];
 
 /// Everything about one database, ready to be opened.
 #[derive(Debug)]
@@ -67,6 +68,7 @@ pub(crate) struct Config {
     pub(crate) read_from_slaves: ReadFromSlaves,
     pub(crate) read_methods: ReadMethods,
     pub(crate) pinned_without_master: PinnedWithoutMaster,
+    pub(crate) refused_write: RefusedWrite,
     /// `None`: nobody is pinned, because there is nothing to be protected from.
     pub(crate) pin: Option<PinConfig>,
 }
@@ -89,6 +91,8 @@ pub(crate) struct SlaveConfig {
 pub(crate) struct PinConfig {
     pub(crate) lag_window: Duration,
     pub(crate) cookie: Cookie,
+    /// The name of the header in which pins travel as well.
+    pub(crate) header: Option<String>,
     pub(crate) secret: Secret,
     /// Neither `secure` nor Rocket's TLS is configured, outside the debug profile.
     pub(crate) insecure: bool,
@@ -108,6 +112,14 @@ pub(crate) enum ReadFromSlaves {
 pub(crate) enum PinnedWithoutMaster {
     Stale,
     Fail,
+}
+
+/// `refused_write`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RefusedWrite {
+    Error,
+    Reroute,
 }
 
 /// The methods whose requests only read.
@@ -319,12 +331,16 @@ impl Config {
         let empty = Dict::new();
         let pin_table = section.table("pin", &empty)?;
         let cookie = read_cookie(figment, &pin_table, name, lag_window)?;
+        let header = pin_table.string("header")?;
+        if header.as_ref().is_some_and(|name| !is_token(name)) {
+            return Err(pin_table.error("header", "expected a header's name, as in `X-Replicated-Pin`"));
+        }
         let pin = if slaves.is_empty() || lag_window.is_zero() {
             None
         } else {
             let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
             let insecure = !debug && !cookie.secure && pin_table.bool("secure")?.is_none();
-            Some(PinConfig { lag_window, cookie, secret: read_secret(figment)?, insecure })
+            Some(PinConfig { lag_window, cookie, header, secret: read_secret(figment)?, insecure })
         };
 
         Ok(Self {
@@ -342,6 +358,9 @@ impl Config {
             pinned_without_master: section
                 .choice("pinned_without_master", "`\"stale\"` or `\"fail\"`")?
                 .unwrap_or(PinnedWithoutMaster::Stale),
+            refused_write: section
+                .choice("refused_write", "`\"error\"` or `\"reroute\"`")?
+                .unwrap_or(RefusedWrite::Error),
             pin,
         })
     }
@@ -492,11 +511,9 @@ fn read_cookie(
         max_age: lag_window,
     };
 
-    // https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1: a name is an RFC 2616 token.
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let is_value =
         |text: &str| !text.is_empty() && text.bytes().all(|b| (0x21..0x7f).contains(&b) && b != b';');
-    if cookie.name.is_empty() || !cookie.name.bytes().all(is_token) {
+    if !is_token(&cookie.name) {
         return Err(match named {
             true => pin.error("name", "expected a cookie name: ASCII letters, digits, `_`, `-` and `.`"),
             false => pin.error("name", "missing: the database's own name makes no cookie name"),
@@ -524,6 +541,12 @@ fn read_cookie(
         return Err(pin.error("name", "a `__Host-` cookie has `path = \"/\"` and no `domain`"));
     }
     Ok(cookie)
+}
+
+/// What names of headers and cookies are: <https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2>.
+fn is_token(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token)
 }
 
 #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use log::{error, info, warn};
 use rocket::fairing::{self, Fairing, Info, Kind};
-use rocket::http::{Header, Method, Status};
+use rocket::http::Status;
 use rocket::{Build, Orbit, Phase, Request, Response, Rocket};
 use rocket_db_pools::Database;
 
@@ -16,7 +16,7 @@ use crate::Cluster;
 use crate::backend::Backend;
 use crate::choice::Declared;
 use crate::cluster::{Db, Nodes};
-use crate::config::{Config, PinConfig, ReadFromSlaves};
+use crate::config::{Config, PinConfig, ReadFromSlaves, RefusedWrite};
 use crate::error::RetryLater;
 use crate::guard::{attached, declare, existing_session};
 
@@ -97,7 +97,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
     async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
         let retry_later = response.status() == Status::ServiceUnavailable && RetryLater::is_told(request);
         if retry_later && !response.headers().contains("Retry-After") {
-            response.set_header(Header::new("Retry-After", RetryLater::SECONDS));
+            response.set_raw_header("Retry-After", RetryLater::SECONDS);
         }
 
         let Some(session) = existing_session::<D>(request) else { return };
@@ -105,11 +105,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         let in_use = Arc::strong_count(session) > 1;
         let Some(pin) = session.answer(in_use) else { return };
         let Some(pins) = &session.nodes.pins else { return };
-        response.adjoin_header(pins.cookie.carrying(pin));
-        let reads = matches!(request.method(), Method::Get | Method::Head);
-        if reads && !response.headers().contains("Cache-Control") {
-            response.set_header(Header::new("Cache-Control", "private"));
-        }
+        pins.send(pin, request.method(), response);
     }
 
     async fn on_shutdown(&self, rocket: &Rocket<Orbit>) {
@@ -153,6 +149,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         read_from_slaves,
         read_methods: _,
         pinned_without_master: _,
+        refused_write,
         pin,
     } = config;
 
@@ -172,11 +169,18 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         }
         ReadFromSlaves::Asked => info!(target: TARGET, "reads: from the master, unless asked for slaves"),
     }
+    if *refused_write == RefusedWrite::Reroute {
+        info!(target: TARGET, "reads that turn out to write: run again on the master");
+    }
     match pin {
-        Some(PinConfig { lag_window, cookie, .. }) => info!(
-            target: TARGET,
-            "reads after a write: from the master for {lag_window:?}, by cookie `{}`", cookie.name
-        ),
+        Some(PinConfig { lag_window, cookie, header, .. }) => {
+            let header = header.as_ref().map(|name| format!(" or header `{name}`")).unwrap_or_default();
+            let cookie = &cookie.name;
+            info!(
+                target: TARGET,
+                "reads after a write: from the master for {lag_window:?}, by cookie `{cookie}`{header}"
+            );
+        }
         None if slaves.is_empty() => {}
         None => info!(target: TARGET, "reads after a write: like any, `lag_window` is 0"),
     }

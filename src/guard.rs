@@ -12,6 +12,7 @@ use rocket::{Ignite, Phase, Request, Rocket, Sentinel};
 use rocket_db_pools::Database;
 use sqlx::Transaction;
 use sqlx::pool::PoolConnection;
+use time::OffsetDateTime;
 
 use crate::Cluster;
 use crate::attempts::{Attempts, Repeatable};
@@ -194,9 +195,7 @@ fn session<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> Option<&
             true => MethodKind::Read,
             false => MethodKind::Write,
         };
-        let token =
-            nodes.pins.as_ref().and_then(|pins| pins.cookie.find(request.cookies(), request.headers()));
-        let pin = token.and_then(|token| nodes.read_pin(token));
+        let pin = nodes.pins.as_ref().and_then(|pins| pins.find(request, OffsetDateTime::now_utc()));
         Arc::new(Session::new(nodes.clone(), method, pin))
     }))
 }

@@ -5,7 +5,7 @@
     doc = "Master–slave replication for Rocket applications."
 )]
 // Without a driver, what drivers call is dead.
-#![cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
+#![cfg_attr(not(any(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(dead_code))]
 #![deny(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
@@ -54,5 +54,6 @@ macro_rules! database_module {
     };
 }
 
+database_module!("mysql" mysql MySql "MySQL or MariaDB");
 database_module!("postgres" postgres Postgres "PostgreSQL");
 database_module!("sqlite" sqlite Sqlite "SQLite");

@@ -66,10 +66,8 @@ impl<P: Backend> Node<P> {
         let options = <P::Db as Driver>::options(settings, access)?;
         let pool = pool_options::<P::Db>(settings, timeout, health.clone());
         let pool = match access {
-            Access::ReadWrite => pool,
-            Access::ReadMaster | Access::ReadSlave => {
-                let check = ReadOnlyCheck::new(database, name.clone(), settings.enforce_read_only);
-                let check = Arc::new(check);
+            Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
+                let check = Arc::new(ReadOnlyCheck::new(database, name.clone()));
                 pool.after_connect(move |conn, _| {
                     let check = check.clone();
                     Box::pin(async move {
@@ -78,6 +76,7 @@ impl<P: Backend> Node<P> {
                     })
                 })
             }
+            Access::ReadWrite | Access::ReadMaster | Access::ReadSlave => pool,
         };
         Ok(Arc::new(Self {
             name,
@@ -230,8 +229,8 @@ struct ReadOnlyCheck {
 }
 
 impl ReadOnlyCheck {
-    fn new(database: &'static str, node: Arc<str>, due: bool) -> Self {
-        Self { database, node, due: AtomicBool::new(due) }
+    fn new(database: &'static str, node: Arc<str>) -> Self {
+        Self { database, node, due: AtomicBool::new(true) }
     }
 
     async fn run<DB: Driver>(&self, conn: &mut DB::Connection) -> Result<(), sqlx::Error> {

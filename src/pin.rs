@@ -26,9 +26,12 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use rocket::figment::Figment;
-use rocket::http::{self, HeaderMap, SameSite};
+use rocket::http::{self, HeaderMap, Method, SameSite};
+use rocket::{Request, Response};
 use sha2::Sha256;
 use time::OffsetDateTime;
+
+use crate::config::PinConfig;
 
 const VERSION: u8 = 1;
 const PURPOSE: &[u8] = b"rocket_replicated pin";
@@ -43,16 +46,64 @@ pub(crate) struct Pin {
     pub(crate) at: OffsetDateTime,
 }
 
-/// Makes and reads the pins of one database.
+/// How the clients of one database are pinned.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    signer: Signer,
+    cookie: Cookie,
+    header: Option<String>,
+}
+
+impl Pins {
+    pub(crate) fn new(database: &str, config: &PinConfig) -> Self {
+        let PinConfig { lag_window, cookie, header, secret, insecure: _ } = config;
+        let signer = Signer::new(secret, database, &cookie.name, *lag_window);
+        Self { signer, cookie: cookie.clone(), header: header.clone() }
+    }
+
+    pub(crate) fn sign(&self, now: OffsetDateTime) -> String {
+        self.signer.sign(now)
+    }
+
+    pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
+        self.signer.read(token, now)
+    }
+
+    /// The pin that a request carries: of cookie and header, the later.
+    pub(crate) fn find(&self, request: &Request<'_>, now: OffsetDateTime) -> Option<Pin> {
+        let by_cookie = self.cookie.find(request.cookies(), request.headers());
+        let by_header = self.header.as_ref().and_then(|name| {
+            let mut sent = request.headers().get(name);
+            sent.next().filter(|_| sent.next().is_none())
+        });
+        let tokens = by_cookie.into_iter().chain(by_header);
+        tokens.filter_map(|token| self.read(token, now)).max_by_key(|pin| pin.at)
+    }
+
+    /// Sends a pin along with a reply to a request of this method.
+    pub(crate) fn send(&self, token: String, method: Method, response: &mut Response<'_>) {
+        if let Some(name) = &self.header {
+            response.set_raw_header(name.clone(), token.clone());
+        }
+        // Adjoined: a header that is set takes the place of all other cookies.
+        response.adjoin_header(self.cookie.carrying(token));
+        let cacheable = matches!(method, Method::Get | Method::Head);
+        if cacheable && !response.headers().contains("Cache-Control") {
+            response.set_raw_header("Cache-Control", "private");
+        }
+    }
+}
+
+/// Makes and reads tokens.
 #[derive(Clone)]
-pub(crate) struct Signer {
+struct Signer {
     /// Keyed, and fed with what all tokens of this database have in common.
     mac: Hmac<Sha256>,
     lag_window: Duration,
 }
 
 impl Signer {
-    pub(crate) fn new(secret: &Secret, database: &str, cookie: &str, lag_window: Duration) -> Self {
+    fn new(secret: &Secret, database: &str, cookie: &str, lag_window: Duration) -> Self {
         let mut key = [0; 32];
         Hkdf::<Sha256>::new(None, &secret.0)
             .expand_multi_info(&[PURPOSE, &[0], database.as_bytes()], &mut key)
@@ -67,7 +118,7 @@ impl Signer {
     }
 
     /// The token for a write at `now`.
-    pub(crate) fn sign(&self, now: OffsetDateTime) -> String {
+    fn sign(&self, now: OffsetDateTime) -> String {
         let mut token = [0; TOKEN];
         token[0] = VERSION;
         token[1..PAYLOAD].copy_from_slice(&millis(now).to_be_bytes());
@@ -77,7 +128,7 @@ impl Signer {
     }
 
     /// The pin in a token, by rules 1 to 3.
-    pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
+    fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
         if token.len() != ENCODED {
             return None;
         }
@@ -120,7 +171,7 @@ pub(crate) struct Cookie {
 
 impl Cookie {
     /// With every attribute set: where this is added, the jar's own defaults no longer apply.
-    pub(crate) fn carrying(&self, token: String) -> http::Cookie<'static> {
+    fn carrying(&self, token: String) -> http::Cookie<'static> {
         let seconds = self.max_age.as_secs_f64().ceil() as i64;
         let mut cookie = http::Cookie::build((self.name.clone(), token))
             .path(self.path.clone())
@@ -135,7 +186,7 @@ impl Cookie {
     }
 
     /// The only value of this cookie in a request, by rule 4.
-    pub(crate) fn find<'r>(&self, jar: &'r http::CookieJar<'_>, headers: &HeaderMap<'_>) -> Option<&'r str> {
+    fn find<'r>(&self, jar: &'r http::CookieJar<'_>, headers: &HeaderMap<'_>) -> Option<&'r str> {
         let value = jar.get(&self.name)?.value();
         // The jar keeps one cookie of a name; only the header tells whether there were more.
         let named = |cookie: &&str| cookie.split('=').next().is_some_and(|name| name.trim() == self.name);

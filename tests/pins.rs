@@ -268,6 +268,49 @@ support::on_every_database! {
     }
 
     #[test]
+    fn a_header_carries_pins_where_there_are_no_cookies() {
+        const HEADER: &str = "X-Replicated-Pin";
+
+        let lab = lab();
+        let client = client(&lab, "pin = { header = \"X-Replicated-Pin\" }");
+        let response = client.post("/ok").dispatch();
+        let token = response.headers().get_one(HEADER).unwrap().to_owned();
+        assert_eq!(token, pin_of(&response).unwrap().value(), "one spelling");
+
+        let read = |headers: &[&str], cookie: Option<&str>| {
+            let mut request = client.get("/read");
+            for value in headers {
+                request = request.header(Header::new(HEADER, value.to_string()));
+            }
+            if let Some(cookie) = cookie {
+                request = request.cookie(forged(cookie));
+            }
+            let response = request.dispatch();
+            assert_eq!(response.headers().get(HEADER).count(), 0, "a read sets none");
+            response.into_string().unwrap()
+        };
+        assert_eq!(read(&[&token], None), "Pinned");
+        assert_eq!(read(&[&token], Some("forged")), "Pinned");
+        assert_eq!(read(&["forged"], Some(&token)), "Pinned");
+        assert_eq!(read(&[], None), "ReadMethod");
+        assert_eq!(read(&[&token, &token], None), "ReadMethod");
+        for value in ["forged", "", &"A".repeat(10_000)] {
+            assert_eq!(read(&[value], None), "ReadMethod");
+        }
+    }
+
+    #[test]
+    fn without_being_asked_for_there_is_no_header() {
+        let lab = lab();
+        let client = client(&lab, "");
+        let response = client.post("/ok").dispatch();
+        assert_eq!(response.headers().get("X-Replicated-Pin").count(), 0);
+        let token = pin_of(&response).unwrap().value().to_owned();
+        let response = client.get("/read").header(Header::new("X-Replicated-Pin", token)).dispatch();
+        assert_eq!(response.into_string().unwrap(), "ReadMethod");
+    }
+
+    #[test]
     fn without_slaves_nobody_is_pinned() {
         let lab = lab();
         let client = mount(rocket_over(&lab.section_alone()));

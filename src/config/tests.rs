@@ -37,6 +37,7 @@ mod postgres {
         assert_eq!(config.read_from_slaves, ReadFromSlaves::Auto);
         assert_eq!(config.read_methods, ReadMethods::default());
         assert_eq!(config.pinned_without_master, PinnedWithoutMaster::Stale);
+        assert_eq!(config.refused_write, RefusedWrite::Error);
         let pin = config.pin.unwrap();
         assert_eq!(pin.lag_window, Duration::from_secs(5));
         assert_eq!(pin.cookie.name, "blog_pin");
@@ -123,7 +124,8 @@ mod postgres {
         );
         refuses(
             "pin = { colour = 1 }",
-            "pin.colour`: unknown key: the keys here are `name`, `domain`, `path`, `same_site`, `secure`",
+            "pin.colour`: unknown key: the keys here are `name`, `domain`, `path`, `same_site`, `secure`, \
+             `header`",
         );
         assert!(read("ignore = [\"statement_timeout\"]\nstatement_timeout = 3").is_ok());
     }
@@ -184,6 +186,10 @@ mod postgres {
         refuses(
             "pinned_without_master = true",
             "pinned_without_master`: expected `\"stale\"` or `\"fail\"`, found a boolean",
+        );
+        refuses(
+            "refused_write = \"retry\"",
+            "refused_write`: expected `\"error\"` or `\"reroute\"`, found a string",
         );
         refuses("pin = \"x\"", "pin`: expected a table, found a string");
     }
@@ -278,6 +284,10 @@ mod postgres {
             "pin.name`: a `__Host-` cookie has `path = \"/\"` and no `domain`",
         );
         assert!(read("pin = { name = \"__Host-pin\", secure = true }").is_ok());
+        refuses(
+            "pin = { header = \"X Pin\" }",
+            "pin.header`: expected a header's name, as in `X-Replicated-Pin`",
+        );
     }
 
     #[test]
