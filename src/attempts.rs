@@ -17,7 +17,7 @@ use crate::cluster::{At, Db, Place};
 use crate::config::RefusedWrite;
 use crate::node::Failure;
 
-/// Whether a query may run twice, if the first time was read-only and handed nothing over.
+/// Whether a query may run twice, as long as it cannot have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repeatable {
     Yes,
@@ -53,6 +53,7 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
                 D::NAME,
             );
         }
+        session.unclaim();
         session.declare(Declared::Changes);
         Ok(())
     }
@@ -67,6 +68,7 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
         let session = &self.db.session;
         let node = session.nodes.node(place.at);
         let fault = Db::<D>::fault(&error);
+        let repeatable = if node.is_read_only() { repeatable } else { Repeatable::No };
         match (fault, place.at) {
             (Fault::Query, _) => return Err(error),
             (Fault::ReadOnly, At::MasterReadWrite) => return Err(error),
@@ -74,13 +76,15 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
             (Fault::Node, At::Slave(_)) => node.take_out(&error),
             // There is no other master: the next checkout tells whether it is still there.
             (Fault::Node, _) => node.distrust(),
-            (Fault::Conflict, _) => {}
+            (Fault::Full | Fault::Conflict, _) => {}
         }
 
+        if repeatable == Repeatable::No {
+            return Err(error);
+        }
+        session.unclaim();
         match place.at {
-            // It may have been committed.
             At::MasterReadWrite => Err(error),
-            _ if repeatable == Repeatable::No => Err(error),
             At::MasterReadOnly if !self.failed_at_master => {
                 self.failed_at_master = true;
                 Ok(())

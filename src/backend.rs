@@ -111,6 +111,8 @@ pub enum Fault {
     ReadOnly,
     /// The connection or its server failed: another node may well answer.
     Node,
+    /// The server is fine, but has no connection to spare.
+    Full,
     /// The server is fine, but cancelled the query for reasons of its replication.
     Conflict,
     /// The query is to blame, or the cause is unknown: it would fail elsewhere as well.
@@ -164,7 +166,7 @@ fn connection_fault(error: &sqlx::Error) -> Option<Fault> {
     use sqlx::Error::*;
 
     match error {
-        Io(_) | Tls(_) | Protocol(_) | WorkerCrashed => Some(Fault::Node),
+        Io(_) | Tls(_) | WorkerCrashed => Some(Fault::Node),
         Database(_) => None,
         _ => Some(Fault::Query),
     }

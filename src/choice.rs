@@ -14,6 +14,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::backend::Access;
 use crate::config::{PinnedWithoutMaster, ReadFromSlaves};
 
 /// The node chosen for a query, and why.
@@ -164,39 +165,31 @@ pub(crate) struct Situation {
     pub(crate) pinned_without_master: PinnedWithoutMaster,
 }
 
-/// The kind of node to ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    MasterReadWrite,
-    MasterReadOnly,
-    Slave,
-}
-
 /// The table above.
-pub(crate) fn choose(situation: Situation) -> (Target, Reason) {
-    use Target::*;
+pub(crate) fn choose(situation: Situation) -> (Access, Reason) {
+    use Access::*;
 
     let read = match situation.intent {
-        Intent::WriteMethod => return (MasterReadWrite, Reason::WriteMethod),
-        Intent::ChangesDatabase => return (MasterReadWrite, Reason::ChangesDatabase),
+        Intent::WriteMethod => return (ReadWrite, Reason::WriteMethod),
+        Intent::ChangesDatabase => return (ReadWrite, Reason::ChangesDatabase),
         Intent::ReadMethod => Reason::ReadMethod,
         Intent::ReadsDatabase => Reason::ReadsDatabase,
     };
     if situation.slaves == Slaves::NotConfigured {
-        return (MasterReadOnly, Reason::NoSlaves);
+        return (ReadMaster, Reason::NoSlaves);
     }
     if situation.read_from_slaves == ReadFromSlaves::Asked && situation.intent != Intent::ReadsDatabase {
-        return (MasterReadOnly, Reason::SwitchedOff);
+        return (ReadMaster, Reason::SwitchedOff);
     }
     if situation.pinned {
         let stale = situation.master == Master::Unusable
             && situation.slaves == Slaves::Usable
             && situation.pinned_without_master == PinnedWithoutMaster::Stale;
-        return if stale { (Slave, Reason::MasterUnavailable) } else { (MasterReadOnly, Reason::Pinned) };
+        return if stale { (ReadSlave, Reason::MasterUnavailable) } else { (ReadMaster, Reason::Pinned) };
     }
     match situation.slaves {
-        Slaves::Usable => (Slave, read),
-        Slaves::Unusable | Slaves::NotConfigured => (MasterReadOnly, Reason::SlavesUnavailable),
+        Slaves::Usable => (ReadSlave, read),
+        Slaves::Unusable | Slaves::NotConfigured => (ReadMaster, Reason::SlavesUnavailable),
     }
 }
 

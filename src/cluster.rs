@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,16 +16,17 @@ use time::OffsetDateTime;
 use crate::ReplicatedDb;
 use crate::attempts::Rerouted;
 use crate::backend::{Access, Backend, Driver, Follower};
-use crate::choice::{
-    Choice, Declared, Intent, Master, MethodKind, Reason, Situation, Slaves, Target, choose,
-};
-use crate::config::{Config, NodeConfig, ReadMethods, Settings};
-use crate::node::{Failure, Node, Opening};
+use crate::choice::{Choice, Declared, Intent, Master, MethodKind, Reason, Situation, Slaves, choose};
+use crate::config::{Config, NodeConfig, ReadMethods, Settings, SlaveConfig};
+use crate::node::{Failure, Health, Node, Opening};
 use crate::pin::{Pin, Pins};
 use crate::session::Session;
 
 /// How long a shutdown waits for connections to be handed back.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often it looks whether they are.
+const CLOSE_POLL: Duration = Duration::from_millis(10);
 
 /// The driver of a database.
 pub(crate) type Db<D> = <<D as Database>::Pool as Backend>::Db;
@@ -45,6 +47,8 @@ pub(crate) struct Nodes<D: Database<Pool: Backend>> {
     slaves: Vec<Arc<Node<D::Pool>>>,
     followers: Mutex<Vec<Follower>>,
     pub(crate) rerouted: Rerouted,
+    /// How many requests and jobs are at it.
+    pub(crate) sessions: AtomicUsize,
     database: PhantomData<fn() -> D>,
 }
 
@@ -118,32 +122,52 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
 
 impl<D: Database<Pool: Backend>> Nodes<D> {
     /// Opens the pools, but no connection: a server that is down is no error.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
     pub(crate) fn open(config: Config) -> Result<Self, String> {
-        let open = |node: &NodeConfig, access, settings: &Settings, weight, timeout| {
+        let open = |node: &NodeConfig, access, max_connections, weight, timeout, health: &Arc<Health>| {
             let name = Arc::from(node.name.as_str());
-            Node::open(Opening { database: D::NAME, name, access, settings, weight, timeout })
-        };
-        let at_master = |access, settings: &Settings| {
-            open(&config.master, access, settings, 1, config.master.settings.connect_timeout)
+            let settings = &Settings { max_connections, ..node.settings.clone() };
+            let health = health.clone();
+            Node::open(Opening { database: D::NAME, name, access, settings, weight, timeout, health })
         };
 
-        let with_size = |max_connections| Settings { max_connections, ..config.master_reads.clone() };
-        let shared = config.master_reads.max_connections - config.reserve;
-        let slaves = config.slaves.iter().map(|slave| {
-            open(&slave.node, Access::ReadSlave, &slave.node.settings, slave.weight, config.slave_timeout)
+        let (master, reads) = (&config.master, &config.master_reads);
+        let master_health = Arc::new(Health::new());
+        let reads_health = match reads.address == master.address {
+            true => master_health.clone(),
+            false => Arc::new(Health::new()),
+        };
+        let timeout = master.settings.connect_timeout;
+        let at_master =
+            |max_connections| open(reads, Access::ReadMaster, max_connections, 1, timeout, &reads_health);
+        let slaves = config.slaves.iter().map(|SlaveConfig { node, weight, follow: _ }| {
+            let max_connections = node.settings.max_connections;
+            let health = Arc::new(Health::new());
+            open(node, Access::ReadSlave, max_connections, *weight, config.slave_timeout, &health)
         });
 
         Ok(Self {
-            master: at_master(Access::ReadWrite, &config.master.settings)?,
-            master_reads: at_master(Access::ReadMaster, &with_size(shared))?,
+            master: open(
+                master,
+                Access::ReadWrite,
+                master.settings.max_connections,
+                1,
+                timeout,
+                &master_health,
+            )?,
+            master_reads: at_master(reads.settings.max_connections - config.reserve)?,
             reserve: match config.reserve {
                 0 => None,
-                reserve => Some(at_master(Access::ReadMaster, &with_size(reserve))?),
+                reserve => Some(at_master(reserve)?),
             },
             slaves: slaves.collect::<Result<_, _>>()?,
             pins: config.pin.as_ref().map(|pin| Pins::new(D::NAME, pin)),
             followers: Mutex::default(),
             rerouted: Rerouted::default(),
+            sessions: AtomicUsize::new(0),
             database: PhantomData,
             config,
         })
@@ -165,7 +189,7 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
     pub(crate) fn choose(&self, intent: Intent, pinned: bool, failed: Failed) -> Place {
         let slave = || self.draw(failed.slaves);
         let chosen = if intent.is_write() { None } else { slave() };
-        let (target, reason) = choose(Situation {
+        let (access, reason) = choose(Situation {
             intent,
             pinned,
             slaves: match chosen {
@@ -180,10 +204,10 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
             read_from_slaves: self.config.read_from_slaves,
             pinned_without_master: self.config.pinned_without_master,
         });
-        let at = match (target, chosen) {
-            (Target::MasterReadWrite, _) => At::MasterReadWrite,
-            (Target::Slave, Some(index)) => At::Slave(index),
-            (Target::MasterReadOnly | Target::Slave, _) => At::MasterReadOnly,
+        let at = match (access, chosen) {
+            (Access::ReadWrite, _) => At::MasterReadWrite,
+            (Access::ReadSlave, Some(index)) => At::Slave(index),
+            (Access::ReadMaster | Access::ReadSlave, _) => At::MasterReadOnly,
         };
         Place { at, reason }
     }
@@ -200,7 +224,8 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
 
     fn draw_one(&self, failed: SlaveSet) -> Option<usize> {
         let usable = || {
-            let usable = |(index, node): &(usize, &Arc<Node<_>>)| !failed.contains(*index) && node.is_up();
+            let usable =
+                |(index, node): &(usize, &Arc<Node<_>>)| !failed.contains(*index) && node.is_usable();
             self.slaves.iter().enumerate().filter(usable)
         };
         let total: u32 = usable().map(|(_, node)| node.weight).sum();
@@ -257,15 +282,23 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
     }
 
-    /// Stops the followers and closes the pools, within a bound: whoever still holds a connection
-    /// then keeps it, and it is closed when it comes back.
+    /// Closes the pools once no request is at them any more, or after a while: whoever holds a
+    /// connection then keeps it, and it is closed when it comes back.
     pub(crate) async fn close(&self) {
         let followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
         let stop = tokio::task::spawn_blocking(move || drop(followers));
+
+        let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
+        while self.sessions.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(CLOSE_POLL).await;
+        }
         let nodes = [&self.master, &self.master_reads].into_iter().chain(&self.reserve).chain(&self.slaves);
-        let close = async { tokio::join!(stop, join_all(nodes.map(|node| node.close()))) };
-        if tokio::time::timeout(CLOSE_TIMEOUT, close).await.is_err() {
+        let close = join_all(nodes.map(|node| node.close()));
+        if tokio::time::timeout_at(deadline, close).await.is_err() {
             warn!("Connections to database `{}` are still in use at shutdown.", D::NAME);
+        }
+        if tokio::time::timeout_at(deadline, stop).await.is_err() {
+            warn!("A slave of database `{}` is still being copied at shutdown.", D::NAME);
         }
     }
 }

@@ -8,8 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rocket::config::LogLevel;
+use rocket::figment::Figment;
 use rocket::figment::value::{Dict, Value};
-use rocket::figment::{self, Figment};
 use rocket::http::{Method, SameSite};
 use serde::Deserialize;
 use sqlx::ConnectOptions;
@@ -60,7 +60,7 @@ const PIN_KEYS: &[&str] = &["name", "domain", "path", "same_site", "secure", "he
 pub(crate) struct Config {
     pub(crate) master: NodeConfig,
     /// The master's settings for reads: `read_url`, `master_read_connections`.
-    pub(crate) master_reads: Settings,
+    pub(crate) master_reads: NodeConfig,
     /// How many of the connections for reads at the master are kept for pinned reads.
     pub(crate) reserve: u32,
     pub(crate) slaves: Vec<SlaveConfig>,
@@ -207,22 +207,6 @@ impl StatementLog {
 }
 
 impl Settings {
-    /// From the keys that `rocket_db_pools` has, for a pool on its own.
-    pub(crate) fn standalone(figment: &Figment) -> Result<Self, Box<figment::Error>> {
-        let config: rocket_db_pools::Config = figment.extract()?;
-        Ok(Self {
-            url: DatabaseUrl(config.url),
-            min_connections: config.min_connections.unwrap_or_default(),
-            max_connections: u32::try_from(config.max_connections).unwrap_or(u32::MAX),
-            connect_timeout: Duration::from_secs(config.connect_timeout),
-            idle_timeout: config.idle_timeout.map(Duration::from_secs),
-            extensions: config.extensions.unwrap_or_default(),
-            enforce_read_only: true,
-            prepared_statements: true,
-            log_level: StatementLog::of(figment),
-        })
-    }
-
     /// The pool keys of a table, each of which overrides the `inherited` one.
     fn read(table: &Table<'_>, inherited: &Settings) -> Result<Settings, ConfigError> {
         let i = inherited.clone();
@@ -296,13 +280,7 @@ impl Config {
         let mut slaves = read_slaves::<DB>(section, &settings)?;
         let mut master = NodeConfig::new::<DB>(section, "url", settings.clone(), Access::ReadWrite)?;
         name_nodes(section, &mut master, &mut slaves)?;
-        let copies_itself =
-            |slave: &SlaveConfig| slave.follow.is_some() && slave.node.address == master.address;
-        if let Some(index) = slaves.iter().position(copies_itself) {
-            return Err(
-                section.error(&format!("slaves[{index}].follow"), "the slave is the master's own file")
-            );
-        }
+        check_followers(section, &master, &slaves)?;
 
         let read_connections = section.number("master_read_connections", 1, 10_000)?.unwrap_or_else(|| {
             let all = master.settings.max_connections;
@@ -313,14 +291,15 @@ impl Config {
             if slaves.is_empty() || read_connections == 1 { 0 } else { (read_connections / 4).max(1) };
         let read_url = section.string("read_url")?.map(DatabaseUrl);
         let read_url_key = if read_url.is_some() { "read_url" } else { "url" };
-        let master_reads = Settings {
+        let read_settings = Settings {
             url: read_url.unwrap_or(settings.url),
             max_connections: read_connections,
             min_connections: 0,
             ..master.settings.clone()
         };
-        DB::options(&master_reads, Access::ReadMaster)
-            .map_err(|problem| section.error(read_url_key, problem))?;
+        let mut master_reads =
+            NodeConfig::new::<DB>(section, read_url_key, read_settings, Access::ReadMaster)?;
+        master_reads.name.clone_from(&master.name);
 
         if DB::ONE_WRITER {
             master.settings.max_connections = 1;
@@ -424,6 +403,26 @@ fn read_slave<DB: Driver>(table: &Table<'_>, inherited: &Settings) -> Result<Sla
     }
     let weight = table.number("weight", 1, 1_000)?.unwrap_or(1);
     Ok(SlaveConfig { node, weight, follow })
+}
+
+/// A follower's file is overwritten: nobody else may have it.
+fn check_followers(
+    section: &Table<'_>,
+    master: &NodeConfig,
+    slaves: &[SlaveConfig],
+) -> Result<(), ConfigError> {
+    for (index, follower) in slaves.iter().enumerate().filter(|(_, slave)| slave.follow.is_some()) {
+        let mut others = slaves.iter().enumerate().filter(|(other, _)| *other != index);
+        let problem = if follower.node.address == master.address {
+            "the slave is the master's own file"
+        } else if others.any(|(_, other)| other.node.address == follower.node.address) {
+            "another slave has the same file"
+        } else {
+            continue;
+        };
+        return Err(section.error(&format!("slaves[{index}].follow"), problem));
+    }
+    Ok(())
 }
 
 /// Names the nodes that have no name by their host, those that share one by host and port.

@@ -185,7 +185,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         None => info!(target: TARGET, "reads after a write: like any, `lag_window` is 0"),
     }
     if *reserve > 0 {
-        let all = master_reads.max_connections;
+        let all = master_reads.settings.max_connections;
         info!(target: TARGET, "reads at the master: {all} connections, {reserve} of them for pinned reads");
     }
     for (address, connections) in connections(config) {
@@ -203,12 +203,10 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
 /// How many connections each server may have to bear.
 fn connections(config: &Config) -> Vec<(String, u32)> {
     let Config { master, master_reads, slaves, .. } = config;
-    let at_master = (&master.address, master.settings.max_connections + master_reads.max_connections);
-    let at_slaves = slaves.iter().map(|slave| (&slave.node.address, slave.node.settings.max_connections));
-
+    let nodes = [master, master_reads].into_iter().chain(slaves.iter().map(|slave| &slave.node));
     let mut sums: Vec<(String, u32)> = Vec::new();
-    for (address, connections) in std::iter::once(at_master).chain(at_slaves) {
-        let address = address.to_string();
+    for node in nodes {
+        let (address, connections) = (node.address.to_string(), node.settings.max_connections);
         match sums.iter_mut().find(|(other, _)| *other == address) {
             Some((_, sum)) => *sum += connections,
             None => sums.push((address, connections)),

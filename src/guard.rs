@@ -67,7 +67,6 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     /// `slave_timeout`.
     pub async fn get(&self) -> Result<PoolConnection<Db<D>>, sqlx::Error> {
         let (conn, _) = self.session.checkout().await?;
-        self.session.has_read();
         Ok(conn)
     }
 
@@ -81,10 +80,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         loop {
             let (conn, place) = self.session.checkout().await?;
             match Transaction::begin(conn, None).await {
-                Ok(transaction) => {
-                    self.session.has_read();
-                    return Ok(transaction);
-                }
+                Ok(transaction) => return Ok(transaction),
                 Err(error) => attempts.after(place, error, Repeatable::Yes)?,
             }
         }

@@ -19,6 +19,7 @@ mod config;
 mod error;
 mod fairing;
 mod guard;
+mod lease;
 mod monitor;
 mod node;
 mod pin;

@@ -2,23 +2,28 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
+use rocket::tokio::runtime::Handle;
 use rocket::tokio::{self, sync::Notify};
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::{ConnectOptions, Connection};
 
-use crate::backend::{Access, Backend, Driver, Options};
+use crate::backend::{Access, Backend, Driver, Fault, Options};
 use crate::choice::Role;
 use crate::config::Settings;
+use crate::lease::Lease;
 use crate::monitor;
 
 /// A connection that has been idle for longer is pinged before it is handed out. sqlx would ping
 /// every one: a round trip for each query, against servers that die between two busy moments.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+/// A checkout that takes longer raises doubts about its server.
+const DOUBTFUL_WAIT: Duration = Duration::from_millis(100);
 
 /// What a node needs to be opened.
 pub(crate) struct Opening<'a> {
@@ -29,6 +34,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) weight: u32,
     /// How long a checkout waits.
     pub(crate) timeout: Duration,
+    /// Of its server.
+    pub(crate) health: Arc<Health>,
 }
 
 pub(crate) struct Node<P: Backend> {
@@ -38,6 +45,8 @@ pub(crate) struct Node<P: Backend> {
     access: Access,
     timeout: Duration,
     health: Arc<Health>,
+    /// Where connections are made read-only: whether they are.
+    read_only: Option<Arc<ReadOnlyCheck>>,
     pool: P,
 }
 
@@ -61,22 +70,24 @@ impl From<Failure> for sqlx::Error {
 impl<P: Backend> Node<P> {
     /// Opens no connection yet. Fails only on settings that `Config` would not have let through.
     pub(crate) fn open(opening: Opening<'_>) -> Result<Arc<Self>, String> {
-        let Opening { database, name, access, settings, weight, timeout } = opening;
-        let health = Arc::new(Health::new());
+        let Opening { database, name, access, settings, weight, timeout, health } = opening;
         let options = <P::Db as Driver>::options(settings, access)?;
         let pool = pool_options::<P::Db>(settings, timeout, health.clone());
-        let pool = match access {
-            Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
+        let (pool, read_only) = match access {
+            Access::ReadWrite => (pool, None),
+            Access::ReadMaster | Access::ReadSlave if !settings.enforce_read_only => (pool, None),
+            Access::ReadMaster | Access::ReadSlave => {
                 let check = Arc::new(ReadOnlyCheck::new(database, name.clone()));
-                pool.after_connect(move |conn, _| {
+                let checked = check.clone();
+                let pool = pool.after_connect(move |conn, _| {
                     let check = check.clone();
                     Box::pin(async move {
                         <P::Db as Driver>::prepare_reader(conn).await?;
                         check.run::<P::Db>(conn).await
                     })
-                })
+                });
+                (pool, Some(checked))
             }
-            Access::ReadWrite | Access::ReadMaster | Access::ReadSlave => pool,
         };
         Ok(Arc::new(Self {
             name,
@@ -85,6 +96,7 @@ impl<P: Backend> Node<P> {
             access,
             timeout,
             health,
+            read_only,
             pool: P::wrap(pool.connect_lazy_with(options)),
         }))
     }
@@ -96,8 +108,26 @@ impl<P: Backend> Node<P> {
         }
     }
 
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.health.is_up()
+    }
+
+    /// Whether to ask it; a node that is down is being watched from now on, if it was not.
+    pub(crate) fn is_usable(self: &Arc<Self>) -> bool {
+        let up = self.is_up();
+        if !up {
+            monitor::watch(self);
+        }
+        up
+    }
+
+    /// Whether what ran here cannot have written, as far as is known.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.as_ref().is_some_and(|check| check.holds())
     }
 
     /// How many connections are in use.
@@ -111,25 +141,32 @@ impl<P: Backend> Node<P> {
         self.busy() < self.pool.inner().options().get_max_connections()
     }
 
-    /// Checks out a connection. A node that cannot be reached is left alone from then on, until
-    /// [`monitor::watch`] has reached it; that costs one caller the timeout, and nobody after it.
+    /// Checks out a connection.
+    ///
+    /// A pool that keeps its caller waiting may be busy, or its server gone: sqlx does not tell. So
+    /// [`monitor::watch`] is asked to find out meanwhile, and if the server is gone, all who wait go
+    /// elsewhere at once, and nobody waits for it after them.
     pub(crate) async fn acquire(self: &Arc<Self>) -> Result<PoolConnection<P::Db>, Failure> {
-        if !self.is_up() {
+        // Listens before it looks, so that it misses no fall in between.
+        let fell = self.health.fell.notified();
+        if !self.is_usable() {
             return Err(Failure::Unreachable(self.unreachable()));
         }
+        let wonder = async {
+            tokio::time::sleep(DOUBTFUL_WAIT.min(self.timeout / 2)).await;
+            monitor::watch(self);
+            std::future::pending().await
+        };
         let acquired = tokio::select! {
             biased;
             acquired = self.pool.inner().acquire() => acquired,
-            () = self.health.went_down() => return Err(Failure::Unreachable(self.unreachable())),
+            () = fell => return Err(Failure::Unreachable(self.unreachable())),
+            never = wonder => never,
         };
         acquired.map_err(|error| match error {
-            sqlx::Error::PoolClosed => Failure::Busy(error),
-            // sqlx keeps trying a server that refuses until the time is up, so that this error does
-            // not tell whether it waited for a free place or for the server. Whoever waited for the
-            // server has just given its place back.
-            sqlx::Error::PoolTimedOut if !self.has_room() => Failure::Busy(error),
+            sqlx::Error::PoolClosed | sqlx::Error::PoolTimedOut => Failure::Busy(error),
             error => {
-                self.take_out(&error);
+                monitor::watch(self);
                 Failure::Unreachable(error)
             }
         })
@@ -144,18 +181,13 @@ impl<P: Backend> Node<P> {
     pub(crate) fn take_out(self: &Arc<Self>, error: &sqlx::Error) {
         self.health.distrust();
         if self.health.go_down() {
-            let (role, name) = (self.role(), &self.name);
-            match error {
-                sqlx::Error::PoolTimedOut => {
-                    warn!(
-                        "No connection to the {role} `{name}` within {:?}: leaving it alone.",
-                        self.timeout
-                    );
-                }
-                error => warn!("The {role} `{name}` failed: {error}. Leaving it alone."),
-            }
-            monitor::watch(self);
+            warn!(
+                "The {} `{}` cannot be used: {error}. Leaving it alone until it answers.",
+                self.role(),
+                self.name
+            );
         }
+        monitor::watch(self);
     }
 
     pub(crate) fn put_back(&self) {
@@ -164,17 +196,35 @@ impl<P: Backend> Node<P> {
         }
     }
 
-    /// Proves that the node answers, on a connection of its own: a busy pool is not a sick server.
+    /// Whether the node answers: on a connection that it has to spare, else on one of its own.
     pub(crate) async fn probe(&self) -> Result<(), sqlx::Error> {
-        let options: Arc<Options<P::Db>> = self.pool.inner().connect_options();
         let probe = async {
-            let mut conn = options.connect().await?;
-            conn.ping().await?;
-            conn.close().await
+            if let Some(idle) = self.pool.inner().try_acquire() {
+                let mut idle = Lease::new(idle);
+                if idle.conn().ping().await.is_ok() {
+                    idle.end();
+                    return Ok(());
+                }
+            }
+            let options: Arc<Options<P::Db>> = self.pool.inner().connect_options();
+            match options.connect().await {
+                Ok(mut conn) => {
+                    conn.ping().await?;
+                    conn.close().await
+                }
+                // It refuses one more, but keeps those that it has.
+                Err(error)
+                    if self.pool.inner().size() > 0 && <P::Db as Driver>::fault(&error) != Fault::Node =>
+                {
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
         };
-        tokio::time::timeout(self.timeout, probe)
-            .await
-            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+        tokio::time::timeout(self.timeout, probe).await.unwrap_or_else(|_| {
+            let message = format!("no answer within {:?}", self.timeout);
+            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+        })
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -225,20 +275,24 @@ fn pool_options<DB: Driver>(settings: &Settings, timeout: Duration, health: Arc<
 struct ReadOnlyCheck {
     database: &'static str,
     node: Arc<str>,
-    due: AtomicBool,
+    read_only: OnceLock<bool>,
 }
 
 impl ReadOnlyCheck {
     fn new(database: &'static str, node: Arc<str>) -> Self {
-        Self { database, node, due: AtomicBool::new(true) }
+        Self { database, node, read_only: OnceLock::new() }
+    }
+
+    fn holds(&self) -> bool {
+        self.read_only.get().copied().unwrap_or(true)
     }
 
     async fn run<DB: Driver>(&self, conn: &mut DB::Connection) -> Result<(), sqlx::Error> {
-        if !self.due.load(Ordering::Relaxed) {
+        if self.read_only.get().is_some() {
             return Ok(());
         }
         let read_only = DB::is_read_only(conn).await?;
-        if self.due.swap(false, Ordering::Relaxed) && !read_only {
+        if self.read_only.set(read_only).is_ok() && !read_only {
             error!(
                 "The connections for reads of database `{}` to `{}` are not read-only: something in \
                  between drops the setting, so that a GET which writes will not be refused. Connect \
@@ -250,23 +304,32 @@ impl ReadOnlyCheck {
     }
 }
 
-/// Whether a node answers, as far as anybody noticed.
+/// Whether a server answers, as far as anybody noticed. Shared by the pools that lead to it.
 #[derive(Debug)]
-struct Health {
+pub(crate) struct Health {
     up: AtomicBool,
     fell: Notify,
+    /// Whether [`monitor::watch`] is at it.
+    pub(crate) watched: AtomicBool,
     origin: Instant,
     /// Milliseconds since `origin`: connections that are older have yet to prove themselves.
     distrusted: AtomicU64,
+    /// Where it is watched: that of the application, whoever notices something.
+    pub(crate) runtime: Handle,
 }
 
 impl Health {
-    fn new() -> Self {
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(crate) fn new() -> Self {
         Self {
             up: AtomicBool::new(true),
             fell: Notify::new(),
+            watched: AtomicBool::new(false),
             origin: Instant::now(),
             distrusted: AtomicU64::new(0),
+            runtime: Handle::current(),
         }
     }
 
@@ -284,10 +347,6 @@ impl Health {
     /// True if that is news.
     fn come_up(&self) -> bool {
         !self.up.swap(true, Ordering::AcqRel)
-    }
-
-    async fn went_down(&self) {
-        self.fell.notified().await;
     }
 
     fn distrust(&self) {

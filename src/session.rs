@@ -1,6 +1,7 @@
 //! What one request, or one job, has done with one database so far.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{debug, warn};
@@ -27,33 +28,34 @@ struct Progress {
     declared: Declared,
     place: Option<Place>,
     failed: Failed,
-    read: ReadSoFar,
+    /// How many queries run at nodes for reads, or have handed something over that they read there.
+    claims: usize,
     writes: Writes,
+    reply: Reply,
 }
 
-/// Whether the request has seen a state of the database.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum ReadSoFar {
-    #[default]
-    Nothing,
-    Rows,
-}
-
-/// What is left of a request's writes for its client.
+/// Whether the read-write pool was used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Writes {
     #[default]
     None,
-    /// The read-write pool was used: the reply will carry a pin.
-    Unanswered,
-    /// The reply is on its way, without a pin: a write now would be one that nobody is pinned for.
-    TooLate,
-    /// The reply is on its way and carries a pin; or all has been said that is to be said.
+    Some,
+}
+
+/// What became of the request's reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Reply {
+    #[default]
+    Pending,
+    /// On its way, with all the pin that there has to be.
     Settled,
+    /// On its way without a pin: a write now would be one that its client may miss.
+    WithoutPin,
 }
 
 impl<D: Database<Pool: Backend>> Session<D> {
     pub(crate) fn new(nodes: Arc<Nodes<D>>, method: MethodKind, pin: Option<Pin>) -> Self {
+        nodes.sessions.fetch_add(1, Ordering::AcqRel);
         Self { nodes, method, pin, progress: Mutex::default() }
     }
 
@@ -70,7 +72,7 @@ impl<D: Database<Pool: Backend>> Session<D> {
 
     /// The pin that the writes so far leave.
     pub(crate) fn pin(&self) -> Option<String> {
-        let wrote = self.progress().writes != Writes::None;
+        let wrote = self.progress().writes == Writes::Some;
         wrote.then(|| self.nodes.sign_pin()).flatten()
     }
 
@@ -80,11 +82,10 @@ impl<D: Database<Pool: Backend>> Session<D> {
     /// request means to write, it may do so after the reply.
     pub(crate) fn answer(&self, in_use: bool) -> Option<String> {
         let mut progress = self.progress();
-        let wrote = progress.writes == Writes::Unanswered;
         let may_write = in_use && self.intent(&progress).is_write();
-        let pin = (wrote || may_write).then(|| self.nodes.sign_pin()).flatten();
-        progress.writes = if wrote || may_write { Writes::Settled } else { Writes::TooLate };
-        pin
+        let pins = progress.writes == Writes::Some || may_write;
+        progress.reply = if pins { Reply::Settled } else { Reply::WithoutPin };
+        pins.then(|| self.nodes.sign_pin()).flatten()
     }
 
     /// Checks out a connection of the session's node; at the first time, or if that node lets it
@@ -102,9 +103,10 @@ impl<D: Database<Pool: Backend>> Session<D> {
         }
     }
 
-    /// From now on the handler has seen the state of its node.
-    pub(crate) fn has_read(&self) {
-        self.progress().read = ReadSoFar::Rows;
+    /// A query at a node for reads failed, and had handed nothing over.
+    pub(crate) fn unclaim(&self) {
+        let mut progress = self.progress();
+        progress.claims = progress.claims.saturating_sub(1);
     }
 
     /// Leaves a node that let the session down, for one that has not; or fails with its error.
@@ -115,7 +117,8 @@ impl<D: Database<Pool: Backend>> Session<D> {
             (At::MasterReadOnly, Failure::Unreachable(_)) => progress.failed.master = true,
             (At::Slave(index), _) => progress.failed.slaves = progress.failed.slaves.with(index),
         }
-        if progress.read == ReadSoFar::Rows {
+        if progress.claims > 0 {
+            // Another slave would be another state; the master only a later one.
             progress.failed.slaves = SlaveSet::ALL;
         }
         // Another query of the same request may have moved on already.
@@ -148,22 +151,20 @@ impl<D: Database<Pool: Backend>> Session<D> {
     }
 
     fn arrived(&self, place: Place) {
+        let mut progress = self.progress();
         if place.at != At::MasterReadWrite {
+            progress.claims += 1;
             return;
         }
-        let mut progress = self.progress();
-        progress.writes = match progress.writes {
-            Writes::None | Writes::Unanswered => Writes::Unanswered,
-            Writes::TooLate => {
-                warn!(
-                    "Database `{}` is written to after the reply of its request has left: the client \
-                     carries no pin for that and may miss it. Write before replying.",
-                    D::NAME
-                );
-                Writes::Settled
-            }
-            Writes::Settled => Writes::Settled,
-        };
+        progress.writes = Writes::Some;
+        if progress.reply == Reply::WithoutPin {
+            progress.reply = Reply::Settled;
+            warn!(
+                "Database `{}` is written to after the reply of its request has left: the client \
+                 carries no pin for that and may miss it. Write before replying.",
+                D::NAME
+            );
+        }
     }
 
     fn intent(&self, progress: &Progress) -> Intent {
@@ -173,6 +174,12 @@ impl<D: Database<Pool: Backend>> Session<D> {
     /// Nothing in here can panic halfway through a change.
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: Database<Pool: Backend>> Drop for Session<D> {
+    fn drop(&mut self) {
+        self.nodes.sessions.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

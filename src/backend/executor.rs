@@ -9,10 +9,11 @@ use sqlx::error::BoxDynError;
 use sqlx::pool::PoolConnection;
 use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transaction};
 
-use super::{Backend, Driver, Fault};
+use super::{Backend, Driver};
 use crate::ReplicatedDb;
 use crate::attempts::{Attempts, Repeatable};
 use crate::cluster::{At, Db, Place};
+use crate::lease::Lease;
 
 type Connection<DB> = <DB as sqlx::Database>::Connection;
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
@@ -83,41 +84,10 @@ impl<DB: Driver> Execute<'_, DB> for Attempt<DB> {
     }
 }
 
-/// A connection for one query. If that is abandoned, sqlx would wait for the server to end it, and
-/// keep the connection's place in the pool for as long: it is closed instead.
-struct Lease<DB: Driver> {
-    conn: Option<PoolConnection<DB>>,
-}
-
-impl<DB: Driver> Lease<DB> {
-    fn conn(&mut self) -> &mut DB::Connection {
-        self.conn.as_mut().expect("a lease has its connection until it ends")
-    }
-
-    /// The query is over: the connection can serve another.
-    fn end(mut self) {
-        drop(self.conn.take());
-    }
-
-    /// As [`end`](Self::end), unless the error is one of the connection.
-    fn end_unless_broken(self, error: &Error) {
-        match DB::fault(error) {
-            Fault::Node => drop(self),
-            Fault::Query | Fault::ReadOnly | Fault::Conflict => self.end(),
-        }
-    }
-}
-
-impl<DB: Driver> Drop for Lease<DB> {
-    fn drop(&mut self) {
-        drop(self.conn.take().map(PoolConnection::detach));
-    }
-}
-
 impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     async fn lease(&self) -> Result<(Lease<Db<D>>, Place), Error> {
         let (conn, place) = self.session.checkout().await?;
-        Ok((Lease { conn: Some(conn) }, place))
+        Ok((Lease::new(conn), place))
     }
 
     fn prepared_statements(&self, place: Place) -> bool {
@@ -135,11 +105,10 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             match run(lease.conn(), attempt).await {
                 Ok(done) => {
                     lease.end();
-                    self.session.has_read();
                     return Ok(done);
                 }
                 Err(error) => {
-                    lease.end_unless_broken(&error);
+                    lease.end_after(&error);
                     attempts.after(place, error, repeatable)?;
                 }
             }
@@ -203,7 +172,6 @@ where
                 let failed = loop {
                     match steps.next().await {
                         Some(Ok(step)) => {
-                            self.session.has_read();
                             repeatable = Repeatable::No;
                             yield step;
                         }
@@ -214,7 +182,7 @@ where
                 drop(steps);
                 match failed {
                     Some(error) => {
-                        lease.end_unless_broken(&error);
+                        lease.end_after(&error);
                         attempts.after(place, error, repeatable)?;
                     }
                     None => {

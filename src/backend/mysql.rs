@@ -53,7 +53,8 @@ impl Driver for MySql {
             {
                 Fault::ReadOnly
             }
-            (number, _) if refuses_connections(number) => Fault::Node,
+            (number, _) if is_full(number) => Fault::Full,
+            (number, _) if ends_connections(number) => Fault::Node,
             _ => Fault::Query,
         }
     }
@@ -66,12 +67,18 @@ const READ_ONLY_MODE: u16 = 1836;
 /// ER_OPTION_PREVENTS_STATEMENT
 const REFUSED_BY_OPTION: u16 = 1290;
 
-/// Too many connections, of all or of this user; shut down; killed; and network errors that the
-/// server saw first.
-fn refuses_connections(number: u16) -> bool {
-    matches!(number, 1040 | 1203 | 1053 | 1927 | 1158..=1161)
+/// Too many connections: of all users, or of this one.
+fn is_full(number: u16) -> bool {
+    matches!(number, 1040 | 1203)
+}
+
+/// Shut down; killed; network errors that the server saw first.
+fn ends_connections(number: u16) -> bool {
+    matches!(number, 1053 | 1927 | 1158..=1161)
 }
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
-    error.try_downcast_ref::<MySqlDatabaseError>().is_some_and(|error| refuses_connections(error.number()))
+    error
+        .try_downcast_ref::<MySqlDatabaseError>()
+        .is_some_and(|error| is_full(error.number()) || ends_connections(error.number()))
 }

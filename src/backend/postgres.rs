@@ -1,7 +1,7 @@
 use rocket::futures::future::BoxFuture;
 use sqlx::Postgres;
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity};
 
 use super::{Access, Address, Driver, Fault, Options, connection_fault};
 use crate::config::Settings;
@@ -49,23 +49,33 @@ impl Driver for Postgres {
         if let Some(fault) = connection_fault(error) {
             return fault;
         }
+        let Some(error) = error.as_database_error().and_then(|error| error.try_downcast_ref()) else {
+            return Fault::Query;
+        };
         // https://www.postgresql.org/docs/current/errcodes-appendix.html
-        match error.as_database_error().and_then(|e| e.code()).as_deref() {
-            Some("25006") => Fault::ReadOnly,
-            Some(code) if refuses_connections(code) => Fault::Node,
+        match PgDatabaseError::code(error) {
+            "25006" => Fault::ReadOnly,
+            TOO_MANY_CONNECTIONS => Fault::Full,
+            _ if ends_connections(error) => Fault::Node,
             // On a hot standby this is a conflict with recovery, not a serialization failure:
             // https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
-            Some("40001") => Fault::Conflict,
+            "40001" => Fault::Conflict,
             _ => Fault::Query,
         }
     }
 }
 
+const TOO_MANY_CONNECTIONS: &str = "53300";
+
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
-    error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| refuses_connections(error.code()))
+    error
+        .try_downcast_ref::<PgDatabaseError>()
+        .is_some_and(|error| error.code() == TOO_MANY_CONNECTIONS || ends_connections(error))
 }
 
-/// Shut down, crashed, cannot connect now; too many connections; connection exceptions.
-fn refuses_connections(code: &str) -> bool {
-    matches!(code, "57P01" | "57P02" | "57P03" | "53300") || code.starts_with("08")
+/// Shut down, crashed, cannot connect now; connection exceptions, if they are not about a statement
+/// (as 08P01 is that of one whose arguments do not fit).
+fn ends_connections(error: &PgDatabaseError) -> bool {
+    let fatal = matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
+    matches!(error.code(), "57P01" | "57P02" | "57P03") || fatal && error.code().starts_with("08")
 }

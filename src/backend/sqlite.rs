@@ -1,5 +1,6 @@
 mod follower;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
@@ -47,7 +48,7 @@ impl Driver for Sqlite {
     }
 
     fn address(options: &Options<Self>) -> Address {
-        Address { host: options.get_filename().display().to_string(), port: None }
+        Address { host: whole_path(options.get_filename()).display().to_string(), port: None }
     }
 
     fn prepare_reader(_conn: &mut SqliteConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
@@ -80,6 +81,17 @@ impl Driver for Sqlite {
     ) -> BoxFuture<'static, Follower> {
         follower::start(name, master.get_filename(), slave.get_filename(), every)
     }
+}
+
+/// One spelling for each file, also for one that does not exist yet.
+fn whole_path(file: &Path) -> PathBuf {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let parent = file.parent().and_then(|parent| parent.canonicalize().ok());
+    let file = match (parent, file.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => file,
+    };
+    file.canonicalize().unwrap_or(file)
 }
 
 /// A statement that wanted to write, and nothing else.

@@ -2,10 +2,9 @@ use std::fmt;
 use std::ops::Deref;
 
 use rocket::figment::Figment;
-use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::pool::PoolConnection;
 
-use super::{Access, Backend, Driver};
-use crate::config::Settings;
+use super::{Backend, Driver};
 
 /// A `rocket_db_pools` pool over the current sqlx, to be named in a `#[derive(Database)]`.
 ///
@@ -29,18 +28,11 @@ impl<DB: Driver> rocket_db_pools::Pool for Pool<DB> {
     type Connection = PoolConnection<DB>;
     type Error = rocket_db_pools::Error<sqlx::Error>;
 
-    /// Opens one read-write pool, as `Database::init()` of `rocket_db_pools` would want it.
-    async fn init(figment: &Figment) -> Result<Self, Self::Error> {
-        let settings =
-            Settings::standalone(figment).map_err(|error| rocket_db_pools::Error::Config(*error))?;
-        let options = DB::options(&settings, Access::ReadWrite)
-            .map_err(|problem| rocket_db_pools::Error::Init(sqlx::Error::InvalidArgument(problem)))?;
-        let pool = PoolOptions::new()
-            .max_connections(if DB::ONE_WRITER { 1 } else { settings.max_connections })
-            .acquire_timeout(settings.connect_timeout)
-            .idle_timeout(settings.idle_timeout)
-            .connect_lazy_with(options);
-        Ok(Self(pool))
+    /// Always an error: `Database::init()` of `rocket_db_pools` would open one pool, which bypasses
+    /// the slaves, the read-only connections and the pins.
+    async fn init(_figment: &Figment) -> Result<Self, Self::Error> {
+        let remedy = "attach `rocket_replicated::Replicated::<D>::fairing()` in place of `D::init()`";
+        Err(rocket_db_pools::Error::Init(sqlx::Error::Configuration(remedy.into())))
     }
 
     async fn get(&self) -> Result<Self::Connection, Self::Error> {

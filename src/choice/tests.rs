@@ -1,7 +1,7 @@
 use super::Intent::*;
 use super::Reason::{MasterUnavailable, NoSlaves, Pinned, SlavesUnavailable, SwitchedOff};
-use super::Target::*;
 use super::*;
+use crate::backend::Access::*;
 
 const USUAL: Situation = Situation {
     intent: ReadMethod,
@@ -25,26 +25,26 @@ fn each_row_of_the_table() {
     let pinned_fail = Situation { pinned_without_master: PinnedWithoutMaster::Fail, ..pinned_headless };
 
     let table = [
-        (write, MasterReadWrite, Reason::WriteMethod),
-        (changes, MasterReadWrite, Reason::ChangesDatabase),
-        (alone, MasterReadOnly, NoSlaves),
-        (Situation { pinned: true, ..alone }, MasterReadOnly, NoSlaves),
-        (Situation { read_from_slaves: ReadFromSlaves::Asked, ..alone }, MasterReadOnly, NoSlaves),
-        (asked, MasterReadOnly, SwitchedOff),
-        (Situation { pinned: true, ..asked }, MasterReadOnly, SwitchedOff),
-        (Situation { intent: ReadsDatabase, ..asked }, Slave, Reason::ReadsDatabase),
-        (Situation { intent: ReadsDatabase, pinned: true, ..asked }, MasterReadOnly, Pinned),
-        (pinned, MasterReadOnly, Pinned),
-        (Situation { intent: ReadsDatabase, ..pinned }, MasterReadOnly, Pinned),
-        (Situation { slaves: Slaves::Unusable, ..pinned }, MasterReadOnly, Pinned),
-        (pinned_headless, Slave, MasterUnavailable),
-        (Situation { slaves: Slaves::Unusable, ..pinned_headless }, MasterReadOnly, Pinned),
-        (pinned_fail, MasterReadOnly, Pinned),
-        (USUAL, Slave, Reason::ReadMethod),
-        (Situation { intent: ReadsDatabase, ..USUAL }, Slave, Reason::ReadsDatabase),
-        (headless, Slave, Reason::ReadMethod),
-        (unusable, MasterReadOnly, SlavesUnavailable),
-        (Situation { intent: ReadsDatabase, ..unusable }, MasterReadOnly, SlavesUnavailable),
+        (write, ReadWrite, Reason::WriteMethod),
+        (changes, ReadWrite, Reason::ChangesDatabase),
+        (alone, ReadMaster, NoSlaves),
+        (Situation { pinned: true, ..alone }, ReadMaster, NoSlaves),
+        (Situation { read_from_slaves: ReadFromSlaves::Asked, ..alone }, ReadMaster, NoSlaves),
+        (asked, ReadMaster, SwitchedOff),
+        (Situation { pinned: true, ..asked }, ReadMaster, SwitchedOff),
+        (Situation { intent: ReadsDatabase, ..asked }, ReadSlave, Reason::ReadsDatabase),
+        (Situation { intent: ReadsDatabase, pinned: true, ..asked }, ReadMaster, Pinned),
+        (pinned, ReadMaster, Pinned),
+        (Situation { intent: ReadsDatabase, ..pinned }, ReadMaster, Pinned),
+        (Situation { slaves: Slaves::Unusable, ..pinned }, ReadMaster, Pinned),
+        (pinned_headless, ReadSlave, MasterUnavailable),
+        (Situation { slaves: Slaves::Unusable, ..pinned_headless }, ReadMaster, Pinned),
+        (pinned_fail, ReadMaster, Pinned),
+        (USUAL, ReadSlave, Reason::ReadMethod),
+        (Situation { intent: ReadsDatabase, ..USUAL }, ReadSlave, Reason::ReadsDatabase),
+        (headless, ReadSlave, Reason::ReadMethod),
+        (unusable, ReadMaster, SlavesUnavailable),
+        (Situation { intent: ReadsDatabase, ..unusable }, ReadMaster, SlavesUnavailable),
     ];
     for (situation, target, reason) in table {
         assert_eq!(choose(situation), (target, reason), "{situation:?}");
@@ -58,7 +58,7 @@ fn a_write_is_the_masters_whatever_else_holds() {
             for slaves in [Slaves::NotConfigured, Slaves::Usable, Slaves::Unusable] {
                 for master in [Master::Usable, Master::Unusable] {
                     let situation = Situation { intent, pinned, slaves, master, ..USUAL };
-                    assert_eq!(choose(situation).0, MasterReadWrite, "{situation:?}");
+                    assert_eq!(choose(situation).0, ReadWrite, "{situation:?}");
                 }
             }
         }

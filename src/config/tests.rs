@@ -32,7 +32,7 @@ mod postgres {
         let max = config.master.settings.max_connections;
         assert_eq!(max as usize, rocket::Config::debug_default().workers * 4);
         assert_eq!(config.master.settings.connect_timeout, Duration::from_secs(5));
-        assert_eq!(config.master_reads.max_connections, (max / 4).max(2));
+        assert_eq!(config.master_reads.settings.max_connections, (max / 4).max(2));
         assert_eq!(config.slave_timeout, Duration::from_secs(1));
         assert_eq!(config.read_from_slaves, ReadFromSlaves::Auto);
         assert_eq!(config.read_methods, ReadMethods::default());
@@ -49,7 +49,7 @@ mod postgres {
     #[test]
     fn without_slaves_all_connections_may_read_at_the_master_and_nobody_is_pinned() {
         let config = read("max_connections = 10").unwrap();
-        assert_eq!((config.master_reads.max_connections, config.reserve), (10, 0));
+        assert_eq!((config.master_reads.settings.max_connections, config.reserve), (10, 0));
         assert!(config.pin.is_none());
     }
 
@@ -374,7 +374,7 @@ mod sqlite {
         .unwrap();
         assert_eq!(config.master.name, "blog.db");
         assert_eq!((config.master.settings.max_connections, config.master.settings.min_connections), (1, 1));
-        assert_eq!(config.master_reads.max_connections, 3);
+        assert_eq!(config.master_reads.settings.max_connections, 3);
         let slave = &config.slaves[0];
         assert_eq!((&*slave.node.name, slave.follow), ("slave.db", Some(Duration::from_millis(500))));
         assert_eq!(slave.node.settings.max_connections, 12);
@@ -404,6 +404,16 @@ mod sqlite {
             read("url = \"a.db\"\nslaves = [{ url = \"sqlite:a.db\", name = \"b\", follow = 2 }]")
                 .unwrap_err(),
             "`debug.databases.blog.slaves[0].follow`: the slave is the master's own file"
+        );
+        assert_eq!(
+            read("url = \"a.db\"\nslaves = [{ url = \"src/../a.db\", name = \"b\", follow = 2 }]")
+                .unwrap_err(),
+            "`debug.databases.blog.slaves[0].follow`: the slave is the master's own file"
+        );
+        let same = "{ url = \"b.db\", name = \"b1\" }, { url = \"./b.db\", name = \"b2\", follow = 2 }";
+        assert_eq!(
+            read(&format!("url = \"a.db\"\nslaves = [{same}]")).unwrap_err(),
+            "`debug.databases.blog.slaves[1].follow`: another slave has the same file"
         );
     }
 }

@@ -3,6 +3,11 @@
 // Each test file compiles this module for itself and uses a part of it.
 #![allow(dead_code, unused_macros, unused_imports)]
 
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub mod cluster;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub mod server;
+
 #[cfg(feature = "postgres")]
 pub mod postgres;
 

@@ -82,7 +82,7 @@ pub mod postgres {
 
         /// Runs at the master, past the crate.
         pub fn sql(&self, sql: &str) -> String {
-            self.cluster.master.psql(&self.database, sql).unwrap()
+            self.cluster.master.sql_in(&self.database, sql).unwrap()
         }
 
         pub fn notes(&self) -> Vec<String> {
