@@ -10,7 +10,6 @@ use log::warn;
 use rocket::futures::future::join_all;
 use rocket::tokio;
 use rocket_db_pools::Database;
-use sqlx::pool::PoolConnection;
 use time::OffsetDateTime;
 
 use crate::ReplicatedDb;
@@ -18,6 +17,7 @@ use crate::attempts::Rerouted;
 use crate::backend::{Access, Backend, Driver, Follower};
 use crate::choice::{Choice, Declared, Intent, Master, MethodKind, Reason, Situation, Slaves, choose};
 use crate::config::{Config, NodeConfig, ReadMethods, Settings, SlaveConfig};
+use crate::lease::Lease;
 use crate::node::{Failure, Health, Node, Opening};
 use crate::pin::{Pin, Pins};
 use crate::session::Session;
@@ -257,7 +257,7 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         Choice::new(node.name.clone(), node.role(), place.reason)
     }
 
-    pub(crate) async fn acquire(&self, place: Place) -> Result<PoolConnection<Db<D>>, Failure> {
+    pub(crate) async fn acquire(&self, place: Place) -> Result<Lease<D::Pool>, Failure> {
         let node = self.node(place.at);
         let reserve = self.reserve.as_ref().filter(|_| place.reason == Reason::Pinned);
         match reserve {

@@ -66,8 +66,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     /// If no node could give one within its time: the master's `connect_timeout`, each slave's
     /// `slave_timeout`.
     pub async fn get(&self) -> Result<PoolConnection<Db<D>>, sqlx::Error> {
-        let (conn, _) = self.session.checkout().await?;
-        Ok(conn)
+        let (lease, _) = self.session.checkout().await?;
+        Ok(lease.into_inner())
     }
 
     /// Begins a transaction at the request's node: on a read, a read-only one.
@@ -78,8 +78,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     pub async fn begin(&self) -> Result<Transaction<'static, Db<D>>, sqlx::Error> {
         let mut attempts = Attempts::new(self);
         loop {
-            let (conn, place) = self.session.checkout().await?;
-            match Transaction::begin(conn, None).await {
+            let (lease, place) = self.session.checkout().await?;
+            match Transaction::begin(lease.into_inner(), None).await {
                 Ok(transaction) => return Ok(transaction),
                 Err(error) => attempts.after(place, error, Repeatable::Yes)?,
             }

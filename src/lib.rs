@@ -22,6 +22,7 @@ mod guard;
 mod lease;
 mod monitor;
 mod node;
+mod parked;
 mod pin;
 mod session;
 

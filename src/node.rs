@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use rocket::tokio::runtime::Handle;
 use rocket::tokio::{self, sync::Notify};
-use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::pool::PoolOptions;
 use sqlx::{ConnectOptions, Connection};
 
 use crate::backend::{Access, Backend, Driver, Fault, Options};
@@ -17,10 +17,7 @@ use crate::choice::Role;
 use crate::config::Settings;
 use crate::lease::Lease;
 use crate::monitor;
-
-/// A connection that has been idle for longer is pinged before it is handed out. sqlx would ping
-/// every one: a round trip for each query, against servers that die between two busy moments.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+use crate::parked::{Away, Parked, TRUSTED_IDLE};
 
 /// A checkout that takes longer raises doubts about its server.
 const DOUBTFUL_WAIT: Duration = Duration::from_millis(100);
@@ -47,6 +44,9 @@ pub(crate) struct Node<P: Backend> {
     health: Arc<Health>,
     /// Where connections are made read-only: whether they are.
     read_only: Option<Arc<ReadOnlyCheck>>,
+    parked: Arc<Parked<P::Db>>,
+    /// How many callers have nothing but sqlx to wait for.
+    waiting_for_sqlx: AtomicUsize,
     pool: P,
 }
 
@@ -95,6 +95,8 @@ impl<P: Backend> Node<P> {
             prepared_statements: settings.prepared_statements,
             access,
             timeout,
+            parked: Parked::new(health.runtime.clone()),
+            waiting_for_sqlx: AtomicUsize::new(0),
             health,
             read_only,
             pool: P::wrap(pool.connect_lazy_with(options)),
@@ -132,8 +134,8 @@ impl<P: Backend> Node<P> {
 
     /// How many connections are in use.
     pub(crate) fn busy(&self) -> u32 {
-        let idle = u32::try_from(self.pool.inner().num_idle()).unwrap_or(u32::MAX);
-        self.pool.inner().size().saturating_sub(idle)
+        let idle = self.pool.inner().num_idle() + self.parked.len();
+        self.pool.inner().size().saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX))
     }
 
     /// Whether a checkout need not wait for another to end.
@@ -146,12 +148,16 @@ impl<P: Backend> Node<P> {
     /// A pool that keeps its caller waiting may be busy, or its server gone: sqlx does not tell. So
     /// [`monitor::watch`] is asked to find out meanwhile, and if the server is gone, all who wait go
     /// elsewhere at once, and nobody waits for it after them.
-    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<PoolConnection<P::Db>, Failure> {
+    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease<P>, Failure> {
         // Listens before it looks, so that it misses no fall in between.
         let fell = self.health.fell.notified();
         if !self.is_usable() {
             return Err(Failure::Unreachable(self.unreachable()));
         }
+        if let Some(away) = self.unpark() {
+            return Ok(Lease::new(self.clone(), away));
+        }
+
         let wonder = async {
             tokio::time::sleep(DOUBTFUL_WAIT.min(self.timeout / 2)).await;
             monitor::watch(self);
@@ -159,17 +165,66 @@ impl<P: Backend> Node<P> {
         };
         let acquired = tokio::select! {
             biased;
-            acquired = self.pool.inner().acquire() => acquired,
+            acquired = self.pool_or_parked() => acquired,
             () = fell => return Err(Failure::Unreachable(self.unreachable())),
             never = wonder => never,
         };
-        acquired.map_err(|error| match error {
+        acquired.map(|away| Lease::new(self.clone(), away)).map_err(|error| match error {
             sqlx::Error::PoolClosed | sqlx::Error::PoolTimedOut => Failure::Busy(error),
             error => {
                 monitor::watch(self);
                 Failure::Unreachable(error)
             }
         })
+    }
+
+    async fn pool_or_parked(&self) -> Result<Away<P::Db>, sqlx::Error> {
+        let pool = self.pool.inner();
+        let from_pool = async { Ok(Away { conn: pool.acquire().await?, since: Instant::now() }) };
+        // With a place to be had, sqlx may open a connection: that is not to be abandoned halfway
+        // because another one is parked.
+        if pool.num_idle() > 0 || pool.size() < pool.options().get_max_connections() {
+            let _waiting = Waiting::new(&self.waiting_for_sqlx);
+            // Whoever parked one just now did not see that somebody waits.
+            return match self.unpark() {
+                Some(away) => Ok(away),
+                None => from_pool.await,
+            };
+        }
+        let from_parked = async {
+            loop {
+                match self.parked.take().await {
+                    Some(away) if self.trusts(&away) => return Ok(away),
+                    Some(away) => drop(away),
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            away = from_parked => away,
+            away = from_pool => away,
+        }
+    }
+
+    fn unpark(&self) -> Option<Away<P::Db>> {
+        std::iter::from_fn(|| self.parked.try_take()).find(|away| self.trusts(away))
+    }
+
+    fn trusts(&self, away: &Away<P::Db>) -> bool {
+        self.health.trusts(away.since.elapsed())
+    }
+
+    /// Takes a connection back whose query is over.
+    pub(crate) fn park(&self, away: Away<P::Db>) {
+        // Dropped, it goes back to sqlx.
+        let awaited = self.waiting_for_sqlx.load(Ordering::SeqCst) > 0;
+        if !awaited && !self.is_closed() && self.trusts(&away) {
+            self.parked.put(away);
+            if self.waiting_for_sqlx.load(Ordering::SeqCst) > 0 {
+                drop(self.parked.try_take());
+            }
+        }
     }
 
     /// A connection of this node failed: so may all that are as old.
@@ -197,12 +252,13 @@ impl<P: Backend> Node<P> {
     }
 
     /// Whether the node answers: on a connection that it has to spare, else on one of its own.
-    pub(crate) async fn probe(&self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn probe(self: &Arc<Self>) -> Result<(), sqlx::Error> {
         let probe = async {
-            if let Some(idle) = self.pool.inner().try_acquire() {
-                let mut idle = Lease::new(idle);
+            let idle = || Some(Away { conn: self.pool.inner().try_acquire()?, since: Instant::now() });
+            if let Some(idle) = self.unpark().or_else(idle) {
+                let mut idle = Lease::new(self.clone(), idle);
                 if idle.conn().ping().await.is_ok() {
-                    idle.end();
+                    drop(idle.into_inner());
                     return Ok(());
                 }
             }
@@ -232,7 +288,9 @@ impl<P: Backend> Node<P> {
     }
 
     pub(crate) async fn close(&self) {
-        self.pool.inner().close().await;
+        let closed = self.pool.inner().close();
+        self.parked.clear();
+        closed.await;
     }
 
     fn unreachable(&self) -> sqlx::Error {
@@ -268,6 +326,22 @@ fn pool_options<DB: Driver>(settings: &Settings, timeout: Duration, health: Arc<
                 Ok(true)
             })
         })
+}
+
+/// One more of a number, for as long as this lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(number: &'a AtomicUsize) -> Self {
+        number.fetch_add(1, Ordering::SeqCst);
+        Self(number)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Checks on the first connection of a pool for reads that it is read-only: a pooler in between may

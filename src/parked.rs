@@ -102,7 +102,9 @@ impl<DB: Driver> Parked<DB> {
         let old = |places: &[(Away<DB>, Instant)]| {
             places.first().is_some_and(|(_, parked)| parked.elapsed() > idle)
         };
-        while old(&self.places()) && let Ok(permit) = self.permits.try_acquire() {
+        while old(&self.places())
+            && let Ok(permit) = self.permits.try_acquire()
+        {
             permit.forget();
             let mut places = self.places();
             // Others may have taken the rest meanwhile, but the permit stands for one.

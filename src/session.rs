@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{debug, warn};
 use rocket_db_pools::Database;
-use sqlx::pool::PoolConnection;
 
 use crate::backend::Backend;
 use crate::choice::{Choice, Declared, Intent, MethodKind};
-use crate::cluster::{At, Db, Failed, Nodes, Place, SlaveSet};
+use crate::cluster::{At, Failed, Nodes, Place, SlaveSet};
+use crate::lease::Lease;
 use crate::node::Failure;
 use crate::pin::Pin;
 
@@ -90,13 +90,13 @@ impl<D: Database<Pool: Backend>> Session<D> {
 
     /// Checks out a connection of the session's node; at the first time, or if that node lets it
     /// down, of one chosen now.
-    pub(crate) async fn checkout(&self) -> Result<(PoolConnection<Db<D>>, Place), sqlx::Error> {
+    pub(crate) async fn checkout(&self) -> Result<(Lease<D::Pool>, Place), sqlx::Error> {
         loop {
             let place = self.place();
             match self.nodes.acquire(place).await {
-                Ok(conn) => {
+                Ok(lease) => {
                     self.arrived(place);
-                    return Ok((conn, place));
+                    return Ok((lease, place));
                 }
                 Err(failure) => self.move_on(place, failure)?,
             }

@@ -109,9 +109,10 @@ support::on_every_database! {
         let lab = Lab::new();
         let client = Client::untracked(app(lab.section()).mount("/", routes![many])).unwrap();
         let mut seen = std::collections::BTreeSet::new();
-        while seen.len() < 2 {
+        crate::support::eventually("both slaves", || {
             seen.insert(client.get("/many").dispatch().into_string().unwrap());
-        }
+            (seen.len() == 2).then_some(())
+        });
     }
 
     #[rocket::async_test]

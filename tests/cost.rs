@@ -74,7 +74,7 @@ impl RoundTrips {
 }
 
 #[rocket::async_test]
-async fn as_many_round_trips_as_a_pool_that_does_not_ping_at_checkout() {
+async fn no_more_round_trips_than_a_pool_that_does_not_ping_at_checkout() {
     const QUERIES: i32 = 50;
 
     let lab = Lab::new();
@@ -105,8 +105,7 @@ async fn as_many_round_trips_as_a_pool_that_does_not_ping_at_checkout() {
         drop((bare.acquire().await, cluster.read(None).get().await));
         if pool_is_warm {
             let (bare, ours) = (bare_trips.so_far() - before.0, our_trips.so_far() - before.1);
-            assert_eq!(ours, bare);
-            assert!(bare >= QUERIES as usize, "{bare}");
+            assert!((QUERIES as usize..=bare).contains(&ours), "{ours} and {bare}");
         }
     }
 }

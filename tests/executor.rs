@@ -44,11 +44,11 @@ support::on_every_database! {
         let (_client, cluster) = cluster(&lab).await;
         for db in [cluster.read(None), cluster.write()] {
             let db = &db;
-            let row = sqlx::query("SELECT body FROM notes WHERE id = $1").bind(1).fetch_one(db).await.unwrap();
+            let row = sqlx::query(sql("SELECT body FROM notes WHERE id = $1")).bind(1).fetch_one(db).await.unwrap();
             assert_eq!(row.get::<String, _>(0), "note 1");
-            let none = sqlx::query("SELECT body FROM notes WHERE id = $1").bind(9).fetch_optional(db).await.unwrap();
+            let none = sqlx::query(sql("SELECT body FROM notes WHERE id = $1")).bind(9).fetch_optional(db).await.unwrap();
             assert!(none.is_none());
-            let missing = sqlx::query("SELECT body FROM notes WHERE id = $1").bind(9).fetch_one(db).await;
+            let missing = sqlx::query(sql("SELECT body FROM notes WHERE id = $1")).bind(9).fetch_one(db).await;
             assert!(matches!(missing, Err(sqlx::Error::RowNotFound)));
 
             let notes: Vec<Note> = sqlx::query_as("SELECT id, body FROM notes ORDER BY id").fetch_all(db).await.unwrap();
@@ -66,7 +66,7 @@ support::on_every_database! {
             let stream = sqlx::query_as::<_, Note>("SELECT id, body FROM notes ORDER BY id").fetch(db);
             assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [note(1), note(2), note(3)]);
 
-            let statement = db.prepare("SELECT body FROM notes WHERE id = $1".into_sql_str()).await.unwrap();
+            let statement = db.prepare(sql("SELECT body FROM notes WHERE id = $1")).await.unwrap();
             for id in 1..=3 {
                 let body: String = statement.query_scalar().bind(id).fetch_one(db).await.unwrap();
                 assert_eq!(body, note(id).body);
@@ -91,7 +91,7 @@ support::on_every_database! {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
         let db = cluster.write();
-        let done = sqlx::query("UPDATE notes SET body = body || '!' WHERE id > $1").bind(1).execute(&db).await.unwrap();
+        let done = sqlx::query(sql("UPDATE notes SET body = body || '!' WHERE id > $1")).bind(1).execute(&db).await.unwrap();
         assert_eq!(done.rows_affected(), 2);
         let body: String = sqlx::query_scalar("INSERT INTO notes (id, body) VALUES (4, 'note 4') RETURNING body")
             .fetch_one(&db)
@@ -129,7 +129,7 @@ support::on_every_database! {
         let (_client, cluster) = cluster(&lab).await;
         let db = cluster.read(None);
         let body = async |id: i32| -> String {
-            sqlx::query_scalar("SELECT body FROM notes WHERE id = $1").bind(id).fetch_one(&db).await.unwrap()
+            sqlx::query_scalar(sql("SELECT body FROM notes WHERE id = $1")).bind(id).fetch_one(&db).await.unwrap()
         };
         let (one, two) = tokio::join!(body(1), body(2));
         assert_eq!((&*one, &*two), ("note 1", "note 2"));
@@ -146,7 +146,7 @@ support::on_every_database! {
             let bodies = rocket::futures::stream::iter(1..=3).map(|id| {
                 let db = handle.clone();
                 async move {
-                    sqlx::query_scalar::<_, String>("SELECT body FROM notes WHERE id = $1").bind(id).fetch_one(&db).await
+                    sqlx::query_scalar::<_, String>(sql("SELECT body FROM notes WHERE id = $1")).bind(id).fetch_one(&db).await
                 }
             });
             bodies.buffered(2).try_collect::<Vec<_>>().await
@@ -220,7 +220,7 @@ support::on_every_database! {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
         let db = cluster.read(None);
-        let error = sqlx::query("SELECT $1").bind(Unencodable).fetch_all(&db).await.map(|_| ()).unwrap_err();
+        let error = sqlx::query(sql("SELECT $1")).bind(Unencodable).fetch_all(&db).await.map(|_| ()).unwrap_err();
         assert!(matches!(error, sqlx::Error::Encode(_)), "{error}");
         assert_eq!(db.choice(), None);
     }

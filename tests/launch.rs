@@ -113,6 +113,37 @@ support::on_every_database! {
     }
 
     #[rocket::async_test]
+    async fn shutdown_lets_requests_finish() {
+        let lab = Lab::new();
+        let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
+        let db = Replicated::fetch(client.rocket()).unwrap().read(None);
+        let shutdown = client.rocket().shutdown();
+        let request = async move {
+            shutdown.clone().notify();
+            shutdown.await;
+            // Shutdown is under way: the pools stay open for whoever is at them.
+            for _ in 0..10 {
+                sqlx::query("SELECT id FROM notes").fetch_all(&db).await.unwrap();
+                rocket::tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            drop(db);
+            Instant::now()
+        };
+        let ((), finished) = rocket::tokio::join!(async { drop(client.terminate().await) }, request);
+        assert!(finished.elapsed() < Duration::from_secs(2), "{:?}", finished.elapsed());
+    }
+
+    #[rocket::async_test]
+    async fn the_fairing_of_rocket_db_pools_is_refused() {
+        let lab = Lab::new();
+        let init = <Database as rocket_replicated::Database>::init();
+        let error = Client::untracked(rocket_over(&lab.section()).attach(init)).await.unwrap_err();
+        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
+        let remedy = "attach `rocket_replicated::Replicated::<D>::fairing()` in place of `D::init()`";
+        assert!(!logbook::lines(&["ERROR", remedy]).is_empty());
+    }
+
+    #[rocket::async_test]
     async fn ignite_fairings_after_it_find_the_cluster() {
         let lab = Lab::new();
         let seed = AdHoc::try_on_ignite("seed", |rocket| async {

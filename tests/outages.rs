@@ -94,6 +94,8 @@ async fn one_read_pays(section: &str, answer: &str) {
         slow += usize::from(begun.elapsed() > TIMEOUT.mul_f64(0.9));
     }
     assert!(slow <= 1, "{slow} reads waited");
+    eventually("word of it", async || !logbook::lines(&["WARN", "slave `bad` cannot be used"]).is_empty())
+        .await;
 }
 
 #[rocket::async_test]
@@ -300,4 +302,165 @@ async fn a_read_cancelled_by_recovery_runs_elsewhere() {
     assert_eq!(text(response).await, format!("127.0.0.1-{} (SlavesUnavailable)", master.port()));
     eventually("the slave, which is well", async || get(&client).await == "slave-1 (ReadMethod)").await;
     assert_eq!(logbook::lines(&["slave-1", "cancel"]), Vec::<String>::new());
+}
+
+fn only_slave(lab: &Lab, keys: &str) -> String {
+    format!(
+        "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\", {keys} }}]\n",
+        lab.master_url(),
+        lab.slave_urls()[0]
+    )
+}
+
+#[rocket::async_test]
+async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
+    let lab = Lab::new();
+    let section = format!("{}slave_timeout = 0.3\n", only_slave(&lab, "max_connections = 2"));
+    let client = client(&section).await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    let sleep = || {
+        let db = cluster.read(None);
+        async move {
+            // Passes the connection on to the next waiter all the time.
+            let slept = sqlx::query("SELECT pg_sleep(0.05)").execute(&db).await.map(|_| ());
+            (slept, db.choice().unwrap().node() == "only")
+        }
+    };
+    let all = rocket::futures::future::join_all((0..40).map(|_| sleep())).await;
+    let (by_slave, elsewhere): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, by_slave)| *by_slave);
+    assert!(by_slave.iter().all(|(slept, _)| slept.is_ok()));
+    assert!(!by_slave.is_empty() && !elsewhere.is_empty(), "{} and {}", by_slave.len(), elsewhere.len());
+    assert_eq!(logbook::lines(&["WARN", "`only`"]), Vec::<String>::new());
+    assert_eq!(get(&client).await, "only (ReadMethod)");
+}
+
+#[rocket::async_test]
+async fn a_server_that_is_full_keeps_what_it_has() {
+    let lab = Lab::new();
+    lab.sql("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 2");
+    let url = lab.master_url().replace("//app:", "//limited:");
+    let section = format!("url = \"{url}\"\nmax_connections = 5\nconnect_timeout = 0.5\n");
+    let client = client(&section).await;
+    let writer = Replicated::fetch(client.rocket()).unwrap().write();
+    let held = (writer.get().await.unwrap(), writer.get().await.unwrap());
+    assert!(matches!(writer.get().await, Err(sqlx::Error::PoolTimedOut)));
+    drop(held);
+    // sqlx may try to connect while a connection is on its way back, and then insists.
+    eventually("a write", async || sqlx::query("SELECT 1").execute(&writer).await.is_ok()).await;
+    assert_eq!(
+        logbook::lines(&["WARN", "Leaving it alone", &format!("-{}`", lab.cluster.master.port())]),
+        Vec::<String>::new()
+    );
+}
+
+#[rocket::async_test]
+async fn the_fault_of_a_query_is_no_fault_of_its_node() {
+    #[get("/unbound")]
+    async fn unbound(db: ReplicatedDb) -> Result<String, Error> {
+        sqlx::query("SELECT $1::int").fetch_one(&db).await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    #[get("/overbound")]
+    async fn overbound(db: ReplicatedDb) -> Result<String, Error> {
+        let ids = vec![1_i32; 70_000];
+        let mut query = sqlx::QueryBuilder::<sqlx::Postgres>::new("SELECT 1 WHERE 1 IN (");
+        let mut list = query.separated(", ");
+        ids.iter().for_each(|id| {
+            list.push_bind(id);
+        });
+        query.push(")").build().fetch_one(&db).await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    let lab = Lab::new();
+    let app = app(&only_slave(&lab, "max_connections = 2")).mount("/", routes![unbound, overbound]);
+    let client = Client::untracked(app).await.unwrap();
+    for path in ["/unbound", "/overbound"] {
+        assert_eq!(text(client.get(path).dispatch().await).await, "500 None", "{path}");
+        assert_eq!(get(&client).await, "only (ReadMethod)", "{path}");
+    }
+    assert_eq!(logbook::lines(&["WARN", "`only`", "Leaving it alone"]), Vec::<String>::new());
+}
+
+#[rocket::async_test]
+async fn queries_at_the_same_time_never_ask_two_slaves() {
+    let lab = Lab::new();
+    let slave = |index: usize| {
+        format!(
+            "{{ url = \"{}\", name = \"slave-{index}\", max_connections = 1 }}",
+            lab.slave_urls()[index - 1]
+        )
+    };
+    let section = format!(
+        "url = \"{}\"\nslaves = [{}, {}]\nslave_timeout = 0.2\n",
+        lab.master_url(),
+        slave(1),
+        slave(2)
+    );
+    let client = client(&section).await;
+    let db = Replicated::fetch(client.rocket()).unwrap().read(None);
+    let slow = sqlx::query("SELECT pg_sleep(1)").execute(&db);
+    let quick = async {
+        // The second finds the only connection in use, and has to go elsewhere.
+        eventually("the first", async || db.choice().is_some()).await;
+        sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()").fetch_one(&db).await.unwrap()
+    };
+    let (slow, by_slave) = tokio::join!(slow, quick);
+    slow.unwrap();
+    assert!(!by_slave);
+}
+
+#[rocket::async_test]
+async fn what_may_have_written_does_not_run_twice() {
+    let lab = Lab::new();
+    let slave = &lab.cluster.slaves[0];
+    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    let sql = "SELECT pg_sleep(CASE WHEN pg_is_in_recovery() THEN 60 ELSE 0 END)";
+    for (keys, is_run_again) in [("enforce_read_only = true", true), ("enforce_read_only = false", false)] {
+        let client = client(&only_slave(&lab, keys)).await;
+        let db = Replicated::fetch(client.rocket()).unwrap().read(None);
+        let kill = async {
+            eventually("the query", async || slave.sql(SLEEPING) == "1").await;
+            slave.sql(terminate);
+        };
+        let (done, ()) = tokio::join!(sqlx::query(sql).execute(&db), kill);
+        assert_eq!(done.is_ok(), is_run_again, "{keys}");
+
+        let kill = async {
+            eventually("the query", async || slave.sql(SLEEPING) == "1").await;
+            slave.sql(terminate);
+        };
+        eventually("the slave", async || get(&client).await == "only (ReadMethod)").await;
+        let db = Replicated::fetch(client.rocket()).unwrap().read(None);
+        let (done, ()) = tokio::join!(sqlx::raw_sql(sql).execute(&db), kill);
+        assert!(done.is_err(), "the simple protocol may hold several statements");
+        eventually("the slave", async || get(&client).await == "only (ReadMethod)").await;
+    }
+}
+
+#[rocket::async_test]
+async fn reads_at_the_master_cannot_take_the_connections_of_writers() {
+    let lab = Lab::new();
+    let section = format!("url = \"{}\"\nmax_connections = 2\nconnect_timeout = 0.5\n", lab.master_url());
+    let client = client(&section).await;
+    let crowd = Replicated::fetch(client.rocket()).unwrap().read(None);
+    let _held = (crowd.get().await.unwrap(), crowd.get().await.unwrap());
+    assert_eq!(get(&client).await, "503 Some(\"1\")");
+    for _ in 0..3 {
+        assert_eq!(client.post("/").dispatch().await.status(), Status::Ok);
+    }
+}
+
+#[rocket::async_test]
+async fn reads_at_the_master_take_a_way_of_their_own() {
+    let lab = Lab::new();
+    lab.sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'secret'");
+    let url = lab.master_url().replace("//app:", "//reader:");
+    let client = client(&format!("url = \"{}\"\nread_url = \"{url}\"\n", lab.master_url())).await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    for (db, role) in [(cluster.read(None), "reader"), (cluster.write(), "app")] {
+        let user: String = sqlx::query_scalar("SELECT current_user::text").fetch_one(&db).await.unwrap();
+        assert_eq!(user, role);
+    }
 }

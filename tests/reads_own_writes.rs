@@ -22,7 +22,7 @@ support::on_every_database! {
 
     #[post("/notes", data = "<note>")]
     async fn create(note: Form<Note>, db: ReplicatedDb) -> Result<Redirect, Error> {
-        sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind(&note.body).execute(&db).await?;
+        sqlx::query(sql("INSERT INTO notes (body) VALUES ($1)")).bind(&note.body).execute(&db).await?;
         Ok(Redirect::to("/notes"))
     }
 

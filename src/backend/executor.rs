@@ -13,7 +13,6 @@ use super::{Backend, Driver};
 use crate::ReplicatedDb;
 use crate::attempts::{Attempts, Repeatable};
 use crate::cluster::{At, Db, Place};
-use crate::lease::Lease;
 
 type Connection<DB> = <DB as sqlx::Database>::Connection;
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
@@ -85,11 +84,6 @@ impl<DB: Driver> Execute<'_, DB> for Attempt<DB> {
 }
 
 impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
-    async fn lease(&self) -> Result<(Lease<Db<D>>, Place), Error> {
-        let (conn, place) = self.session.checkout().await?;
-        Ok((Lease::new(conn), place))
-    }
-
     fn prepared_statements(&self, place: Place) -> bool {
         self.session.nodes.node(place.at).prepared_statements
     }
@@ -100,7 +94,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         let repeatable = query.repeatable();
         let mut attempts = Attempts::new(self);
         loop {
-            let (mut lease, place) = self.lease().await?;
+            let (mut lease, place) = self.session.checkout().await?;
             let attempt = query.attempt(place, self.prepared_statements(place));
             match run(lease.conn(), attempt).await {
                 Ok(done) => {
@@ -165,7 +159,7 @@ where
             let mut query = query?;
             let mut attempts = Attempts::new(self);
             loop {
-                let (mut lease, place) = self.lease().await?;
+                let (mut lease, place) = self.session.checkout().await?;
                 let attempt = query.attempt(place, self.prepared_statements(place));
                 let mut repeatable = query.repeatable();
                 let mut steps = lease.conn().fetch_many(attempt);
@@ -203,7 +197,7 @@ where
         'c: 'e,
     {
         Box::pin(async move {
-            let (mut lease, _) = self.lease().await?;
+            let (mut lease, _) = self.session.checkout().await?;
             let prepared = lease.conn().prepare_with(sql, parameters).await;
             lease.end();
             prepared
@@ -215,7 +209,7 @@ where
         'c: 'e,
     {
         Box::pin(async move {
-            let (mut lease, _) = self.lease().await?;
+            let (mut lease, _) = self.session.checkout().await?;
             let described = lease.conn().describe(sql).await;
             lease.end();
             described

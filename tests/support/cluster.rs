@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::{fs, thread};
 
 use tempfile::TempDir;
@@ -88,6 +88,7 @@ pub struct Cluster<D: Dbms> {
     pub slaves: Vec<Server<D>>,
     // After the servers, which are dropped first and live in it.
     folder: TempDir,
+    turn: Mutex<()>,
 }
 
 impl<D: Dbms> Cluster<D> {
@@ -101,7 +102,7 @@ impl<D: Dbms> Cluster<D> {
             let joined = threads.into_iter().map(|thread| thread.join().unwrap());
             joined.collect::<Vec<_>>()
         });
-        let cluster = Self { master, slaves, folder };
+        let cluster = Self { master, slaves, folder, turn: Mutex::new(()) };
         server::wait_for("replicating slaves", || D::is_replicating(&cluster));
         cluster
     }
@@ -124,6 +125,11 @@ impl<D: Dbms> Cluster<D> {
             let _ = fs::remove_dir_all(cluster.folder.path());
         });
         cluster
+    }
+
+    /// For a test that cannot share the cluster with another one at the same time.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        server::lock(&self.turn)
     }
 
     /// Until every slave has replayed what the master has committed.

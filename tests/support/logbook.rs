@@ -8,7 +8,7 @@ static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 impl log::Log for Logbook {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Info && metadata.target().starts_with("rocket_replicated")
+        metadata.level() <= log::Level::Info && metadata.target().starts_with("rocket_")
     }
 
     fn log(&self, record: &log::Record<'_>) {

@@ -1,10 +1,10 @@
-//! MariaDB (10.6 or newer) with replication by GTID.
+//! MariaDB with replication by GTID.
 
 // Each test file compiles this module for itself and uses a part of it.
 #![allow(dead_code)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::cluster::{self, Dbms};
@@ -23,6 +23,7 @@ innodb_log_file_size = 8M
 innodb_flush_log_at_trx_commit = 2
 innodb_flush_method = nosync
 debug_no_sync
+# Ends on Ctrl-C, which every process of the terminal gets.
 debug_gdb
 log_bin = binlog
 relay_log = relay
@@ -149,7 +150,7 @@ fn program(name: &str, folder: &Path) -> Command {
     command
 }
 
-fn socket(server: &Server) -> std::path::PathBuf {
+fn socket(server: &Server) -> PathBuf {
     server.data.with_extension("sock")
 }
 

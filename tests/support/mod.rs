@@ -8,6 +8,10 @@ pub mod cluster;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod server;
 
+#[cfg(feature = "mysql")]
+pub mod mariadb;
+#[cfg(feature = "postgres")]
+pub mod pgbouncer;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
@@ -22,14 +26,23 @@ use rocket::local::blocking::LocalResponse;
 use rocket::{Build, Rocket};
 use serde::Deserialize;
 
-/// Instantiates tests for each database: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Lab`, `DriverError`
-/// and the code by which it refuses a write (`REFUSED`) are its own.
+/// Instantiates tests for each database: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Lab`, `DriverError`,
+/// the code by which it refuses a write (`REFUSED`) and its way to write arguments (`sql`) are its own.
 macro_rules! on_every_database {
     ($($test:tt)*) => {
+        #[cfg(feature = "mysql")]
+        #[allow(unused_imports)]
+        mod mysql {
+            use crate::support::lab::mariadb::{DriverError, Lab, REFUSED, sql};
+            use rocket_replicated::mysql::{Database, Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+
         #[cfg(feature = "postgres")]
         #[allow(unused_imports)]
         mod postgres {
-            use crate::support::lab::postgres::{DriverError, Lab, REFUSED};
+            use crate::support::lab::postgres::{DriverError, Lab, REFUSED, sql};
             use rocket_replicated::postgres::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
@@ -38,7 +51,7 @@ macro_rules! on_every_database {
         #[cfg(feature = "sqlite")]
         #[allow(unused_imports)]
         mod sqlite {
-            use crate::support::lab::sqlite::{DriverError, Lab, REFUSED};
+            use crate::support::lab::sqlite::{DriverError, Lab, REFUSED, sql};
             use rocket_replicated::sqlite::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*

@@ -5,42 +5,47 @@
 /// In the SQL that all databases share.
 const NOTES: &str = "CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE)";
 
-#[cfg(feature = "postgres")]
-pub mod postgres {
+/// SQL with the argument `$1`, as the database takes it.
+pub fn sql(sql: &'static str) -> sqlx::SqlStr {
+    sqlx::SqlSafeStr::into_sql_str(sql)
+}
+
+/// On real servers, in a database of its own.
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod servers {
+    use std::sync::MutexGuard;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Mutex, MutexGuard, PoisonError};
 
-    use crate::support::postgres::Cluster;
+    use crate::support::cluster::{Cluster, Dbms};
 
-    pub use sqlx::postgres::PgDatabaseError as DriverError;
+    /// A database server that can have the table.
+    pub trait Notes: Dbms {
+        /// Creates it for the role `app`, with ids that are counted up.
+        const NOTES: &[&str];
+    }
 
-    /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: read_only_sql_transaction
-    pub const REFUSED: &str = "25006";
-
-    /// Replay stops for all databases of a server: one lab at a time.
-    static TURN: Mutex<()> = Mutex::new(());
-
-    pub struct Lab {
-        pub cluster: &'static Cluster,
+    pub struct Lab<D: Notes> {
+        pub cluster: &'static Cluster<D>,
         database: String,
         urls: (String, Vec<String>),
         _turn: MutexGuard<'static, ()>,
     }
 
-    impl Lab {
+    impl<D: Notes> Lab<D> {
         pub fn new() -> Self {
             static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
-            let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
             let cluster = Cluster::shared(2);
+            // Replay stops for all databases of a server.
+            let turn = cluster.turn();
             // Another test may have panicked with replay paused.
             cluster.slaves.iter().for_each(|slave| slave.resume_replay());
             let database = format!("lab{}", NUMBER.fetch_add(1, Ordering::Relaxed));
             let urls = cluster.database(&database);
             let lab = Self { cluster, database, urls, _turn: turn };
-            lab.sql(&format!("CREATE SEQUENCE note_id; {}", super::NOTES));
-            lab.sql("ALTER TABLE notes ALTER id SET DEFAULT nextval('note_id')");
-            lab.sql("GRANT ALL ON notes, note_id TO app");
+            for sql in D::NOTES {
+                lab.sql(sql);
+            }
             lab.cluster.wait_caught_up();
             lab
         }
@@ -91,6 +96,55 @@ pub mod postgres {
     }
 }
 
+#[cfg(feature = "mysql")]
+pub mod mariadb {
+    use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+
+    use crate::support::mariadb::MariaDb;
+
+    pub use sqlx::mysql::MySqlDatabaseError as DriverError;
+
+    /// The SQLSTATE of <https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1700-to-1799/e1792>:
+    /// ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
+    pub const REFUSED: &str = "25006";
+
+    pub type Lab = super::servers::Lab<MariaDb>;
+
+    impl super::servers::Notes for MariaDb {
+        const NOTES: &[&str] = &[
+            "CREATE TABLE notes (id INTEGER PRIMARY KEY AUTO_INCREMENT, body VARCHAR(200) NOT NULL UNIQUE)",
+        ];
+    }
+
+    /// SQL with the argument `$1`, as the database takes it.
+    pub fn sql(sql: &'static str) -> SqlStr {
+        AssertSqlSafe(sql.replace("$1", "?")).into_sql_str()
+    }
+}
+
+#[cfg(feature = "postgres")]
+pub mod postgres {
+    use crate::support::postgres::Postgres;
+
+    pub use sqlx::postgres::PgDatabaseError as DriverError;
+
+    pub use super::sql;
+
+    /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: read_only_sql_transaction
+    pub const REFUSED: &str = "25006";
+
+    pub type Lab = super::servers::Lab<Postgres>;
+
+    impl super::servers::Notes for Postgres {
+        const NOTES: &[&str] = &[
+            "CREATE SEQUENCE note_id",
+            super::NOTES,
+            "ALTER TABLE notes ALTER id SET DEFAULT nextval('note_id')",
+            "GRANT ALL ON notes, note_id TO app",
+        ];
+    }
+}
+
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
     use std::path::PathBuf;
@@ -100,6 +154,8 @@ pub mod sqlite {
     use tempfile::TempDir;
 
     pub use sqlx::sqlite::SqliteError as DriverError;
+
+    pub use super::sql;
 
     /// <https://www.sqlite.org/rescode.html#readonly>
     pub const REFUSED: &str = "8";

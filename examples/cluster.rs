@@ -1,0 +1,317 @@
+//! A master and two slaves with real replication, to try things on: on free loopback ports, in a
+//! temporary folder, until this program ends.
+//!
+//! ```text
+//! ./scripts/cluster postgres                  # prints a section for the database `replicated`
+//! ./scripts/cluster postgres blog stats       # two databases on the same servers
+//! ```
+//!
+//! What it prints is for `Rocket.toml`; what it reads are commands that make slaves lag and nodes fail.
+
+// The servers of the tests, which use more of them.
+#[path = "../tests/support"]
+mod support {
+    pub mod cluster;
+    pub mod mariadb;
+    pub mod postgres;
+    pub mod server;
+}
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IsTerminal, Write};
+use std::pin::pin;
+use std::process::ExitCode;
+
+use rocket::tokio::io::{AsyncBufReadExt, BufReader, stdin};
+use rocket::tokio::signal::unix::{SignalKind, signal};
+use rocket::tokio::{runtime, select};
+
+use support::cluster::{Cluster, Dbms};
+use support::mariadb::MariaDb;
+use support::postgres::Postgres;
+use support::server::Server;
+
+const HELP: &str = "\
+lag SECONDS    slaves replay so much later what is written
+pause          slaves replay nothing
+resume         slaves replay again
+kill NODE      a crash; NODE is master, slave1 or slave2
+start NODE     the way back from it
+freeze NODE    connections stay open, and nothing answers
+thaw NODE      the way back from it
+status         what is up, and how old it is
+quit           stops everything, as do Ctrl-C and the end of input";
+
+const MASTER: &str = "master";
+const SLAVES: [&str; 2] = ["slave1", "slave2"];
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let Some((kind, databases)) = args.split_first() else { return usage() };
+    let databases = if databases.is_empty() { &["replicated".to_owned()] } else { databases };
+    if !databases.iter().all(|name| is_plain(name)) {
+        return usage();
+    }
+
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let ended = match kind.as_str() {
+        "mariadb" => runtime.block_on(run::<MariaDb>(databases)),
+        "postgres" => runtime.block_on(run::<Postgres>(databases)),
+        _ => return usage(),
+    };
+    // A line that is still being waited for cannot be given up.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: ./scripts/cluster mariadb|postgres [DATABASE]…");
+    ExitCode::from(2)
+}
+
+/// A name that means the same in SQL, TOML and URLs without quotes.
+fn is_plain(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Ready at the first signal that asks this program to end.
+fn a_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
+
+/// Starts servers, prints the sections, and obeys commands until it is told to end.
+async fn run<D: Lagging>(names: &[String]) -> io::Result<()> {
+    // Before there is a server: no signal leaves one behind.
+    let mut signal = pin!(a_signal()?);
+    let cluster = Cluster::<D>::start(SLAVES.len());
+    let databases: Vec<_> =
+        names.iter().map(|name| Database { name, urls: cluster.database(name) }).collect();
+
+    println!("For Rocket.toml:\n");
+    databases.iter().for_each(|database| println!("{database}\n"));
+    let inline: Vec<_> = databases.iter().map(Database::inline).collect();
+    println!("Or for the environment:\n\nexport ROCKET_DATABASES='{{{}}}'\n", inline.join(", "));
+    println!("{HELP}");
+
+    let mut nodes = Nodes::new(&cluster);
+    let mut lines = BufReader::new(stdin()).lines();
+    loop {
+        if io::stdin().is_terminal() {
+            print!("> ");
+        }
+        io::stdout().flush()?;
+        let line = select! {
+            line = lines.next_line() => line?,
+            () = &mut signal => None,
+        };
+        match line.as_deref().map(str::trim) {
+            None | Some("quit") => break,
+            Some("") => {}
+            Some(line) => match nodes.obey(line) {
+                Ok(reply) => println!("{reply}"),
+                Err(problem) => println!("{problem}"),
+            },
+        }
+    }
+    println!("Stopping the servers.");
+    Ok(())
+}
+
+struct Database<'a> {
+    name: &'a str,
+    /// Of the master and of the slaves.
+    urls: (String, Vec<String>),
+}
+
+impl Database<'_> {
+    fn slaves(&self) -> impl Iterator<Item = String> {
+        let slaves = SLAVES.iter().zip(&self.urls.1);
+        slaves.map(|(name, url)| format!(r#"{{ url = "{url}", name = "{name}" }}"#))
+    }
+
+    /// As a value in a variable.
+    fn inline(&self) -> String {
+        let slaves: Vec<_> = self.slaves().collect();
+        format!(r#"{} = {{ url = "{}", slaves = [{}] }}"#, self.name, self.urls.0, slaves.join(", "))
+    }
+}
+
+/// As a section.
+impl fmt::Display for Database<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "[default.databases.{}]", self.name)?;
+        writeln!(f, "url = \"{}\"", self.urls.0)?;
+        writeln!(f, "slaves = [")?;
+        self.slaves().try_for_each(|slave| writeln!(f, "    {slave},"))?;
+        write!(f, "]")
+    }
+}
+
+/// What the tests do not need.
+trait Lagging: Dbms {
+    /// How this slave replays from now on.
+    fn replay(slave: &Server<Self>, replay: Replay) -> Result<(), String>;
+}
+
+impl Lagging for Postgres {
+    fn replay(slave: &Server<Self>, Replay { lag, paused }: Replay) -> Result<(), String> {
+        let verb = if paused { "pause" } else { "resume" };
+        // One by one: together they would be a transaction, which takes no ALTER SYSTEM.
+        slave.try_sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = '{lag} s'"))?;
+        slave.try_sql("SELECT pg_reload_conf()")?;
+        slave.try_sql(&format!("SELECT pg_wal_replay_{verb}()"))?;
+        Ok(())
+    }
+}
+
+impl Lagging for MariaDb {
+    fn replay(slave: &Server<Self>, Replay { lag, paused }: Replay) -> Result<(), String> {
+        let threads = if paused { "IO_THREAD" } else { "" };
+        let sql = format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {lag}; START SLAVE {threads}");
+        slave.try_sql(&sql).map(drop)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Replay {
+    /// In seconds.
+    lag: u16,
+    paused: bool,
+}
+
+/// The nodes, the master first, and how the slaves are to replay.
+struct Nodes<'a, D: Dbms> {
+    nodes: Vec<Node<'a, D>>,
+    replay: Replay,
+}
+
+struct Node<'a, D: Dbms> {
+    name: &'static str,
+    server: &'a Server<D>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    Frozen,
+    Killed,
+}
+
+impl<'a, D: Lagging> Nodes<'a, D> {
+    fn new(cluster: &'a Cluster<D>) -> Self {
+        let servers = std::iter::once(&cluster.master).chain(&cluster.slaves);
+        let names = std::iter::once(MASTER).chain(SLAVES);
+        let nodes = names.zip(servers).map(|(name, server)| Node { name, server, state: State::Running });
+        Self { nodes: nodes.collect(), replay: Replay { lag: 0, paused: false } }
+    }
+
+    /// Does what a line says; what to reply.
+    fn obey(&mut self, line: &str) -> Result<String, String> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["help"] => return Ok(HELP.to_owned()),
+            ["status"] => {}
+            ["lag", seconds] => {
+                let lag = seconds.parse().map_err(|_| "the lag is a whole number of seconds, up to 65535")?;
+                self.delay(Replay { lag, ..self.replay })?;
+            }
+            ["pause"] => self.delay(Replay { paused: true, ..self.replay })?,
+            ["resume"] => self.delay(Replay { paused: false, ..self.replay })?,
+            [verb @ ("kill" | "start" | "freeze" | "thaw"), name] => self.change(verb, name)?,
+            _ => return Err(format!("`{line}` is no command: try `help`")),
+        }
+        Ok(self.status())
+    }
+
+    fn change(&mut self, verb: &str, name: &str) -> Result<(), String> {
+        let node = self.nodes.iter_mut().find(|node| node.name == name);
+        let node = node.ok_or_else(|| format!("there is no node `{name}`"))?;
+        node.state = match (verb, node.state) {
+            ("kill", State::Running | State::Frozen) => {
+                node.server.kill();
+                State::Killed
+            }
+            ("start", State::Killed) => {
+                node.server.start();
+                State::Running
+            }
+            ("freeze", State::Running) => {
+                node.server.freeze();
+                State::Frozen
+            }
+            ("thaw", State::Frozen) => {
+                node.server.thaw();
+                State::Running
+            }
+            (_, state) => return Err(format!("{name} is {state}")),
+        };
+        // What it could not be told in the meantime.
+        node.delay(self.replay)
+    }
+
+    fn delay(&mut self, replay: Replay) -> Result<(), String> {
+        self.replay = replay;
+        self.nodes.iter().try_for_each(|node| node.delay(replay))
+    }
+
+    /// A line for each node, and one for all slaves.
+    fn status(&self) -> String {
+        let master = self.nodes.first().filter(|master| master.state == State::Running);
+        let position = master.map(|node| D::position(node.server));
+        let mut status = String::new();
+        for node in &self.nodes {
+            let age = match &position {
+                Some(position) if node.is_running_slave() => match D::has_replayed(node.server, position) {
+                    true => ", up to date",
+                    false => ", behind",
+                },
+                _ => "",
+            };
+            status += &format!("{}  127.0.0.1:{}  {}{age}\n", node.name, node.server.port(), node.state);
+        }
+        let Replay { lag, paused } = self.replay;
+        status + &format!("lag {lag} s{}", if paused { ", paused" } else { "" })
+    }
+}
+
+impl<D: Lagging> Node<'_, D> {
+    fn is_running_slave(&self) -> bool {
+        self.name != MASTER && self.state == State::Running
+    }
+
+    /// Once it runs: until then it cannot be told.
+    fn delay(&self, replay: Replay) -> Result<(), String> {
+        match self.is_running_slave() {
+            true => D::replay(self.server, replay).map_err(|error| format!("{}: {error}", self.name)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Running => "running",
+            State::Frozen => "frozen",
+            State::Killed => "killed",
+        })
+    }
+}

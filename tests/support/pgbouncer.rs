@@ -1,0 +1,84 @@
+//! pgbouncer in front of one PostgreSQL server.
+
+// Each test file compiles this module for itself and uses a part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::postgres;
+use super::server::{self, Program, Server};
+
+/// When a client's server connection goes to the next client.
+#[derive(Clone, Copy, Debug)]
+pub enum PoolMode {
+    Session,
+    Transaction,
+}
+
+pub struct PgBouncer {
+    server: Server<Pooler>,
+    // After the server, which is dropped first and lives in it.
+    _folder: TempDir,
+}
+
+impl PgBouncer {
+    /// With more lines for the section `[pgbouncer]` of its ini file.
+    pub fn start(postgres: &postgres::Server, mode: PoolMode, lines: &str) -> Self {
+        let folder = server::temporary_folder::<Pooler>();
+        let users = folder.path().join("users");
+        // The plain password serves for clients, and for PostgreSQL.
+        fs::write(&users, "\"app\" \"secret\"\n").unwrap();
+        let ini = format!(
+            "[databases]\n\
+             * = host=127.0.0.1 port={}\n\
+             [pgbouncer]\n\
+             listen_addr = 127.0.0.1\n\
+             unix_socket_dir =\n\
+             auth_type = scram-sha-256\n\
+             auth_file = {}\n\
+             pool_mode = {}\n\
+             {lines}\n",
+            postgres.port(),
+            users.display(),
+            format!("{mode:?}").to_lowercase(),
+        );
+        let server = Server::launch(Pooler { ini }, folder.path().join("pgbouncer"));
+        Self { server, _folder: folder }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.server.port()
+    }
+
+    /// As the ordinary role that owns the database.
+    pub fn url(&self) -> String {
+        format!("postgres://app:secret@127.0.0.1:{}/app", self.port())
+    }
+}
+
+struct Pooler {
+    ini: String,
+}
+
+impl Program for Pooler {
+    const NAME: &str = "pgbouncer";
+    const USER: &str = postgres::Postgres::USER;
+    const PORT_TAKEN: &str = "Address already in use";
+    const STOP: i32 = libc::SIGTERM;
+    const END: i32 = libc::SIGTERM;
+
+    fn command(server: &Server<Self>) -> Command {
+        let ini = server.data.with_extension("ini");
+        fs::write(&ini, format!("{}listen_port = {}\n", server.program.ini, server.port())).unwrap();
+        let mut command = server::program(None, "pgbouncer");
+        command.arg(ini);
+        command
+    }
+
+    fn answers(server: &Server<Self>) -> bool {
+        server.log().contains("process up")
+    }
+}
