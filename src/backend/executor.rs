@@ -58,6 +58,47 @@ impl<DB: Driver> Query<DB> {
     }
 }
 
+/// What holds the steps of an attempt together: preparing, binding, executing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Frame {
+    /// The connection.
+    Connection,
+    /// A transaction: a pooler in between may give each its own connection to the server.
+    Transaction,
+}
+
+impl Frame {
+    async fn open<DB: Driver>(self, conn: &mut Connection<DB>) -> Result<(), Error>
+    where
+        for<'a> &'a mut Connection<DB>: Executor<'a, Database = DB>,
+    {
+        self.run::<DB>(conn, "BEGIN").await
+    }
+
+    /// Ends it as the attempt ended; one that cannot be ended has not done what it should.
+    async fn close<DB: Driver, T>(self, conn: &mut Connection<DB>, done: Result<T, Error>) -> Result<T, Error>
+    where
+        for<'a> &'a mut Connection<DB>: Executor<'a, Database = DB>,
+    {
+        // Whatever prevents a rollback has broken the connection, and so the transaction.
+        match &done {
+            Ok(_) => self.run::<DB>(conn, "COMMIT").await?,
+            Err(_) => self.run::<DB>(conn, "ROLLBACK").await.unwrap_or_default(),
+        }
+        done
+    }
+
+    async fn run<DB: Driver>(self, conn: &mut Connection<DB>, sql: &'static str) -> Result<(), Error>
+    where
+        for<'a> &'a mut Connection<DB>: Executor<'a, Database = DB>,
+    {
+        if self == Self::Transaction {
+            conn.execute(sqlx::raw_sql(sql)).await?;
+        }
+        Ok(())
+    }
+}
+
 struct Attempt<DB: Driver> {
     sql: SqlStr,
     statement: Option<DB::Statement>,
@@ -84,19 +125,34 @@ impl<DB: Driver> Execute<'_, DB> for Attempt<DB> {
 }
 
 impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
-    fn prepared_statements(&self, place: Place) -> bool {
-        self.session.nodes.node(place.at).prepared_statements
+    /// What to run at a place, and what holds it together there.
+    fn attempt(&self, query: &mut Query<Db<D>>, place: Place) -> (Attempt<Db<D>>, Frame) {
+        let prepared_statements = self.session.nodes.node(place.at).prepared_statements;
+        let attempt = query.attempt(place, prepared_statements);
+        let frame = match attempt.arguments {
+            Some(_) if !prepared_statements => Frame::Transaction,
+            _ => Frame::Connection,
+        };
+        (attempt, frame)
     }
 
     /// Runs what hands nothing over until it ends.
-    async fn run<T>(&self, query: Result<Query<Db<D>>, Error>, run: Run<Db<D>, T>) -> Result<T, Error> {
+    async fn run<T>(&self, query: Result<Query<Db<D>>, Error>, run: Run<Db<D>, T>) -> Result<T, Error>
+    where
+        for<'a> &'a mut Connection<Db<D>>: Executor<'a, Database = Db<D>>,
+    {
         let mut query = query?;
         let repeatable = query.repeatable();
         let mut attempts = Attempts::new(self);
         loop {
             let (mut lease, place) = self.session.checkout().await?;
-            let attempt = query.attempt(place, self.prepared_statements(place));
-            match run(lease.conn(), attempt).await {
+            let (attempt, frame) = self.attempt(&mut query, place);
+            let framed = async {
+                frame.open::<Db<D>>(lease.conn()).await?;
+                let done = run(lease.conn(), attempt).await;
+                frame.close::<Db<D>, _>(lease.conn(), done).await
+            };
+            match framed.await {
                 Ok(done) => {
                     lease.end();
                     return Ok(done);
@@ -160,26 +216,31 @@ where
             let mut attempts = Attempts::new(self);
             loop {
                 let (mut lease, place) = self.session.checkout().await?;
-                let attempt = query.attempt(place, self.prepared_statements(place));
+                let (attempt, frame) = self.attempt(&mut query, place);
                 let mut repeatable = query.repeatable();
+                if let Err(error) = frame.open::<Db<D>>(lease.conn()).await {
+                    lease.end_after(&error);
+                    attempts.after(place, error, repeatable)?;
+                    continue;
+                }
                 let mut steps = lease.conn().fetch_many(attempt);
-                let failed = loop {
+                let done = loop {
                     match steps.next().await {
                         Some(Ok(step)) => {
                             repeatable = Repeatable::No;
                             yield step;
                         }
-                        Some(Err(error)) => break Some(error),
-                        None => break None,
+                        Some(Err(error)) => break Err(error),
+                        None => break Ok(()),
                     }
                 };
                 drop(steps);
-                match failed {
-                    Some(error) => {
+                match frame.close::<Db<D>, _>(lease.conn(), done).await {
+                    Err(error) => {
                         lease.end_after(&error);
                         attempts.after(place, error, repeatable)?;
                     }
-                    None => {
+                    Ok(()) => {
                         lease.end();
                         return;
                     }
