@@ -61,6 +61,15 @@ support::on_every_database! {
         ask(&db).await
     }
 
+    #[get("/both/reversed")]
+    async fn both_reversed(
+        _changes: ChangesDatabase,
+        _reads: ReadsDatabase,
+        db: ReplicatedDb,
+    ) -> Result<String, Error> {
+        ask(&db).await
+    }
+
     #[post("/search")]
     async fn search(db: ReplicatedDb, _reads: ReadsDatabase) -> Result<String, Error> {
         ask(&db).await
@@ -167,7 +176,7 @@ support::on_every_database! {
 
     fn app(lab: &Lab) -> Rocket<Build> {
         let routes = routes![
-            read, write, changes_before, changes_after, changes_alone, changes_midway, both, search, user,
+            read, write, changes_before, changes_after, changes_alone, changes_midway, both, both_reversed, search, user,
             user_changes, spawned, optional, own_head, deleted, put_form, forwards, forwarded, stream,
             stream_of_writes,
         ];
@@ -191,6 +200,7 @@ support::on_every_database! {
             ("/changes/alone", "nothing asked", false),
             ("/changes/midway", "ReadMethod ChangesDatabase", true),
             ("/both", "ChangesDatabase", true),
+            ("/both/reversed", "ChangesDatabase", true),
             ("/user", "ReadMethod ReadMethod", false),
             ("/user/changes", "ReadMethod ChangesDatabase", true),
             ("/spawned", "ReadMethod", false),
