@@ -7,11 +7,11 @@ mod program;
 mod support;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use reqwest::header::{AUTHORIZATION, CACHE_CONTROL, LOCATION, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, Response, StatusCode};
+use rocket::tokio::sync::{Mutex, MutexGuard};
 use rocket::tokio::time::sleep;
 use serde_json::{Value, json};
 
@@ -35,10 +35,10 @@ struct Blog {
 impl Blog {
     async fn open() -> Self {
         // Replay stops for all databases of a server: one blog at a time.
-        static TURN: Mutex<()> = Mutex::new(());
+        static TURN: Mutex<()> = Mutex::const_new(());
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = TURN.lock().await;
         let cluster = Cluster::shared(2);
         cluster.slaves.iter().for_each(|slave| slave.resume_replay());
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
