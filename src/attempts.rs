@@ -1,10 +1,8 @@
 //! What to do about a query that failed: try another node, explain, or pass the error on.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use log::warn;
 use rocket_db_pools::Database;
@@ -13,9 +11,9 @@ use sqlx::error::{DatabaseError, ErrorKind};
 use crate::ReplicatedDb;
 use crate::backend::{Backend, Driver, Fault};
 use crate::choice::Declared;
-use crate::cluster::{At, Db, Place};
 use crate::config::RefusedWrite;
 use crate::node::Failure;
+use crate::nodes::{At, Db, Place};
 
 /// Whether a query may run twice, as long as it cannot have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,17 +89,6 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
             }
             At::MasterReadOnly | At::Slave(_) => session.move_on(place, Failure::Unreachable(error)),
         }
-    }
-}
-
-/// The handlers whose writes were rerouted, each of which is reported once.
-#[derive(Debug, Default)]
-pub(crate) struct Rerouted(Mutex<HashSet<String>>);
-
-impl Rerouted {
-    fn is_news(&self, handler: &str) -> bool {
-        let mut handlers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        !handlers.contains(handler) && handlers.insert(handler.to_owned())
     }
 }
 

@@ -21,17 +21,17 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
 
-use crate::config::Settings;
-
 mod executor;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub(crate) mod settings;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod sqlx_pool;
 
+pub use settings::Settings;
 pub use sqlx_pool::Pool;
 
 /// How a driver is told where to connect to, and how.

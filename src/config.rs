@@ -3,22 +3,22 @@
 //! Strict: what this module does not understand is an error at launch that names profile, key and
 //! remedy. It never repeats a value, which may be a URL with its password.
 
-use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use rocket::config::LogLevel;
 use rocket::figment::Figment;
 use rocket::figment::value::{Dict, Value};
-use rocket::http::{Method, SameSite};
+use rocket::http::Method;
 use serde::Deserialize;
-use sqlx::ConnectOptions;
 
-use crate::backend::{Access, Address, Driver, Options};
-use crate::pin::{Cookie, Secret};
+use crate::backend::settings::{DatabaseUrl, Settings, StatementLog};
+use crate::backend::{Access, Address, Driver};
+use crate::pin::{PinConfig, Secret};
 
+mod cookie;
 mod table;
 
+use cookie::{is_token, read_cookie};
 use table::{ConfigError, Table};
 
 /// So many that a set of them fits a machine word.
@@ -87,17 +87,6 @@ pub(crate) struct SlaveConfig {
     pub(crate) follow: Option<Duration>,
 }
 
-#[derive(Debug)]
-pub(crate) struct PinConfig {
-    pub(crate) lag_window: Duration,
-    pub(crate) cookie: Cookie,
-    /// The name of the header in which pins travel as well.
-    pub(crate) header: Option<String>,
-    pub(crate) secret: Secret,
-    /// Neither `secure` nor Rocket's TLS is configured, outside the debug profile.
-    pub(crate) insecure: bool,
-}
-
 /// `read_from_slaves`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -136,73 +125,6 @@ impl Default for ReadMethods {
     /// The safe methods: <https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1>.
     fn default() -> Self {
         Self(vec![Method::Get, Method::Head, Method::Options, Method::Trace])
-    }
-}
-
-/// How to connect to one server.
-#[doc(hidden)]
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub(crate) url: DatabaseUrl,
-    pub(crate) min_connections: u32,
-    pub(crate) max_connections: u32,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) extensions: Vec<String>,
-    pub(crate) enforce_read_only: bool,
-    pub(crate) prepared_statements: bool,
-    pub(crate) log_level: StatementLog,
-}
-
-/// A URL that may hold a password, so that it is never shown.
-#[derive(Clone)]
-pub(crate) struct DatabaseUrl(String);
-
-impl DatabaseUrl {
-    /// As the driver's options; or what is wrong with it, without quoting it.
-    pub(crate) fn parse_as<DB: Driver>(&self) -> Result<Options<DB>, String> {
-        if let Some((scheme, _)) = self.0.split_once("://")
-            && !DB::URL_SCHEMES.contains(&scheme)
-        {
-            let ours = DB::URL_SCHEMES.join("://` or `");
-            return Err(format!("the URL is not one of {}: it must begin with `{ours}://`", DB::NAME));
-        }
-        Options::<DB>::from_str(&self.0).map_err(|error| match error {
-            sqlx::Error::Configuration(error) => format!("the URL cannot be read: {error}"),
-            _ => "the URL cannot be read".into(),
-        })
-    }
-
-    #[cfg(feature = "sqlite")]
-    pub(crate) fn mentions_memory(&self) -> bool {
-        self.0.contains(":memory:") || self.0.contains("mode=memory")
-    }
-}
-
-impl fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-/// How much of its statements a driver logs: by Rocket's `log_level`, as in `rocket_db_pools`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StatementLog(Option<LogLevel>);
-
-impl StatementLog {
-    fn of(figment: &Figment) -> Self {
-        let level = figment.extract_inner(rocket::Config::LOG_LEVEL).ok();
-        Self(level.filter(|level| !matches!(level, LogLevel::Normal | LogLevel::Off)))
-    }
-
-    pub(crate) fn apply<O: ConnectOptions>(self, options: O) -> O {
-        let options = options.disable_statement_logging();
-        match self.0 {
-            Some(level) => {
-                options.log_statements(level.into()).log_slow_statements(level.into(), Duration::ZERO)
-            }
-            None => options,
-        }
     }
 }
 
@@ -309,6 +231,7 @@ impl Config {
         let lag_window = section.seconds("lag_window", 0.0, DAY)?.unwrap_or(Duration::from_secs(5));
         let empty = Dict::new();
         let pin_table = section.table("pin", &empty)?;
+        pin_table.check_keys(&[PIN_KEYS], &[])?;
         let cookie = read_cookie(figment, &pin_table, name, lag_window)?;
         let header = pin_table.string("header")?;
         if header.as_ref().is_some_and(|name| !is_token(name)) {
@@ -485,85 +408,6 @@ fn read_methods(section: &Table<'_>) -> Result<ReadMethods, ConfigError> {
         return Err(section.error(KEY, "`GET` and `HEAD` only together: Rocket serves HEAD by GET routes"));
     }
     Ok(ReadMethods(methods))
-}
-
-fn read_cookie(
-    figment: &Figment,
-    pin: &Table<'_>,
-    database: &str,
-    lag_window: Duration,
-) -> Result<Cookie, ConfigError> {
-    pin.check_keys(&[PIN_KEYS], &[])?;
-
-    let name = pin.string("name")?;
-    let named = name.is_some();
-    let tls = rocket::Config::try_from(figment).is_ok_and(|config| config.tls_enabled());
-    let cookie = Cookie {
-        name: name.unwrap_or_else(|| format!("{database}_pin")),
-        domain: pin.string("domain")?,
-        path: pin.string("path")?.unwrap_or_else(|| "/".into()),
-        same_site: pin
-            .choice::<SameSiteName>("same_site", "`\"lax\"`, `\"strict\"` or `\"none\"`")?
-            .unwrap_or(SameSiteName::Lax)
-            .into(),
-        secure: pin.bool("secure")?.unwrap_or(tls),
-        max_age: lag_window,
-    };
-
-    let is_value =
-        |text: &str| !text.is_empty() && text.bytes().all(|b| (0x21..0x7f).contains(&b) && b != b';');
-    if !is_token(&cookie.name) {
-        return Err(match named {
-            true => pin.error("name", "expected a cookie name: ASCII letters, digits, `_`, `-` and `.`"),
-            false => pin.error("name", "missing: the database's own name makes no cookie name"),
-        });
-    }
-    if !cookie.path.starts_with('/') || !is_value(&cookie.path) {
-        return Err(pin.error("path", "expected a path that begins with `/`, without `;` or blanks"));
-    }
-    if cookie.domain.as_ref().is_some_and(|domain| !is_value(domain)) {
-        return Err(pin.error("domain", "expected a domain name, without `;` or blanks"));
-    }
-    if cookie.same_site == SameSite::None && !cookie.secure {
-        return Err(pin.error("same_site", "browsers drop a `none` cookie without `secure = true`: add it"));
-    }
-    // https://www.rfc-editor.org/rfc/rfc6265bis#section-4.1.3
-    let prefixed = |prefix: &str| {
-        cookie.name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    };
-    if (prefixed("__Secure-") || prefixed("__Host-")) && !cookie.secure {
-        return Err(
-            pin.error("name", "browsers drop a cookie with this prefix without `secure = true`: add it")
-        );
-    }
-    if prefixed("__Host-") && (cookie.path != "/" || cookie.domain.is_some()) {
-        return Err(pin.error("name", "a `__Host-` cookie has `path = \"/\"` and no `domain`"));
-    }
-    Ok(cookie)
-}
-
-/// What names of headers and cookies are: <https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2>.
-fn is_token(name: &str) -> bool {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !name.is_empty() && name.bytes().all(is_token)
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SameSiteName {
-    Lax,
-    Strict,
-    None,
-}
-
-impl From<SameSiteName> for SameSite {
-    fn from(name: SameSiteName) -> Self {
-        match name {
-            SameSiteName::Lax => Self::Lax,
-            SameSiteName::Strict => Self::Strict,
-            SameSiteName::None => Self::None,
-        }
-    }
 }
 
 /// The secret that pins are signed with: from Rocket's `secret_key`.

@@ -4,7 +4,7 @@
 use std::any::type_name;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use log::{error, info, warn};
 use rocket::fairing::{self, Fairing, Info, Kind};
@@ -14,11 +14,11 @@ use rocket_db_pools::Database;
 
 use crate::Cluster;
 use crate::backend::Backend;
-use crate::choice::Declared;
-use crate::cluster::{Db, Nodes};
-use crate::config::{Config, PinConfig, ReadFromSlaves, RefusedWrite};
+use crate::config::{Config, ReadFromSlaves, RefusedWrite};
 use crate::error::RetryLater;
-use crate::guard::{attached, declare, existing_session};
+use crate::guard::{Attached, attached, existing_session};
+use crate::nodes::{Db, Nodes};
+use crate::pin::PinConfig;
 
 /// The fairing: replication for the database `D`.
 ///
@@ -112,28 +112,6 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         if let Some(Cluster(nodes)) = attached::<D, _>(rocket) {
             nodes.close().await;
         }
-    }
-}
-
-/// The databases attached so far, for guards that speak of every one.
-pub(crate) struct Attached(RwLock<Vec<Declare>>);
-
-type Declare = fn(&Request<'_>, Declared) -> bool;
-
-impl Attached {
-    fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>) -> Rocket<Build> {
-        match rocket.state::<Self>() {
-            Some(Self(databases)) => {
-                databases.write().unwrap_or_else(PoisonError::into_inner).push(declare::<D>);
-                rocket
-            }
-            None => rocket.manage(Self(RwLock::new(vec![declare::<D>]))),
-        }
-    }
-
-    pub(crate) fn declare(&self, request: &Request<'_>, declared: Declared) -> bool {
-        let databases = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        databases.iter().all(|declare| declare(request, declared))
     }
 }
 

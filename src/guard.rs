@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use log::{error, info};
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome};
-use rocket::{Ignite, Phase, Request, Rocket, Sentinel};
+use rocket::{Build, Ignite, Phase, Request, Rocket, Sentinel};
 use rocket_db_pools::Database;
 use sqlx::Transaction;
 use sqlx::pool::PoolConnection;
@@ -18,8 +18,7 @@ use crate::Cluster;
 use crate::attempts::{Attempts, Repeatable};
 use crate::backend::Backend;
 use crate::choice::{Choice, Declared, MethodKind};
-use crate::cluster::Db;
-use crate::fairing::Attached;
+use crate::nodes::Db;
 use crate::session::Session;
 
 /// The database of a request: reads go to a slave, writes to the master.
@@ -203,7 +202,7 @@ pub(crate) fn existing_session<'r, D: Database<Pool: Backend>>(
     slot::<D>(request).get()
 }
 
-pub(crate) fn declare<D: Database<Pool: Backend>>(request: &Request<'_>, declared: Declared) -> bool {
+fn declare<D: Database<Pool: Backend>>(request: &Request<'_>, declared: Declared) -> bool {
     let session = session::<D>(request);
     if let Some(session) = session {
         session.declare(declared);
@@ -236,6 +235,28 @@ impl<D: Database<Pool: Backend>> Scope for D {
 
     fn is_attached(rocket: &Rocket<Ignite>) -> bool {
         attached::<D, _>(rocket).is_some()
+    }
+}
+
+/// The databases attached so far, for guards that speak of every one.
+pub(crate) struct Attached(RwLock<Vec<Declare>>);
+
+type Declare = fn(&Request<'_>, Declared) -> bool;
+
+impl Attached {
+    pub(crate) fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>) -> Rocket<Build> {
+        match rocket.state::<Self>() {
+            Some(Self(databases)) => {
+                databases.write().unwrap_or_else(PoisonError::into_inner).push(declare::<D>);
+                rocket
+            }
+            None => rocket.manage(Self(RwLock::new(vec![declare::<D>]))),
+        }
+    }
+
+    fn declare(&self, request: &Request<'_>, declared: Declared) -> bool {
+        let databases = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        databases.iter().all(|declare| declare(request, declared))
     }
 }
 

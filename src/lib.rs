@@ -19,11 +19,14 @@ mod config;
 mod error;
 mod fairing;
 mod guard;
+mod health;
 mod lease;
 mod monitor;
 mod node;
+mod nodes;
 mod parked;
 mod pin;
+mod read_only;
 mod session;
 
 pub use choice::{Choice, Reason, Role};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use rocket::tokio::time::sleep;
 
 use crate::backend::Backend;
-use crate::node::{Health, Node};
+use crate::health::Health;
+use crate::node::Node;
 
 /// Between two probes; the first is made at once.
 const INTERVAL: Duration = Duration::from_secs(1);

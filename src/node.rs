@@ -2,22 +2,23 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
-use rocket::tokio::runtime::Handle;
-use rocket::tokio::{self, sync::Notify};
+use log::{info, warn};
+use rocket::tokio;
 use sqlx::pool::PoolOptions;
 use sqlx::{ConnectOptions, Connection};
 
+use crate::backend::Settings;
 use crate::backend::{Access, Backend, Driver, Fault, Options};
 use crate::choice::Role;
-use crate::config::Settings;
+use crate::health::Health;
 use crate::lease::Lease;
 use crate::monitor;
 use crate::parked::{Away, Parked, TRUSTED_IDLE};
+use crate::read_only::ReadOnlyCheck;
 
 /// A checkout that takes longer raises doubts about its server.
 const DOUBTFUL_WAIT: Duration = Duration::from_millis(100);
@@ -342,102 +343,4 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-/// Checks on the first connection of a pool for reads that it is read-only: a pooler in between may
-/// have dropped the setting without a word.
-struct ReadOnlyCheck {
-    database: &'static str,
-    node: Arc<str>,
-    read_only: OnceLock<bool>,
-}
-
-impl ReadOnlyCheck {
-    fn new(database: &'static str, node: Arc<str>) -> Self {
-        Self { database, node, read_only: OnceLock::new() }
-    }
-
-    fn holds(&self) -> bool {
-        self.read_only.get().copied().unwrap_or(true)
-    }
-
-    async fn run<DB: Driver>(&self, conn: &mut DB::Connection) -> Result<(), sqlx::Error> {
-        if self.read_only.get().is_some() {
-            return Ok(());
-        }
-        let read_only = DB::is_read_only(conn).await?;
-        if self.read_only.set(read_only).is_ok() && !read_only {
-            error!(
-                "The connections for reads of database `{}` to `{}` are not read-only: something in \
-                 between drops the setting, so that a GET which writes will not be refused. Connect \
-                 without it, or say `enforce_read_only = false`.",
-                self.database, self.node,
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Whether a server answers, as far as anybody noticed. Shared by the pools that lead to it.
-#[derive(Debug)]
-pub(crate) struct Health {
-    up: AtomicBool,
-    fell: Notify,
-    /// Whether [`monitor::watch`] is at it.
-    pub(crate) watched: AtomicBool,
-    origin: Instant,
-    /// Milliseconds since `origin`: connections that are older have yet to prove themselves.
-    distrusted: AtomicU64,
-    /// Where it is watched: that of the application, whoever notices something.
-    pub(crate) runtime: Handle,
-}
-
-impl Health {
-    /// # Panics
-    ///
-    /// Outside a Tokio runtime.
-    pub(crate) fn new() -> Self {
-        Self {
-            up: AtomicBool::new(true),
-            fell: Notify::new(),
-            watched: AtomicBool::new(false),
-            origin: Instant::now(),
-            distrusted: AtomicU64::new(0),
-            runtime: Handle::current(),
-        }
-    }
-
-    fn is_up(&self) -> bool {
-        self.up.load(Ordering::Acquire)
-    }
-
-    /// True if that is news.
-    fn go_down(&self) -> bool {
-        let news = self.up.swap(false, Ordering::AcqRel);
-        self.fell.notify_waiters();
-        news
-    }
-
-    /// True if that is news.
-    fn come_up(&self) -> bool {
-        !self.up.swap(true, Ordering::AcqRel)
-    }
-
-    fn distrust(&self) {
-        self.distrusted.store(self.now(), Ordering::Release);
-    }
-
-    /// Whether a connection of this age was made after the latest failure.
-    fn trusts(&self, age: Duration) -> bool {
-        let distrusted = self.distrusted.load(Ordering::Acquire);
-        distrusted == 0 || self.now().saturating_sub(millis(age)) > distrusted
-    }
-
-    fn now(&self) -> u64 {
-        millis(self.origin.elapsed()).max(1)
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -31,8 +31,6 @@ use rocket::{Request, Response};
 use sha2::Sha256;
 use time::OffsetDateTime;
 
-use crate::config::PinConfig;
-
 const VERSION: u8 = 1;
 const PURPOSE: &[u8] = b"rocket_replicated pin";
 const PAYLOAD: usize = 1 + 8;
@@ -44,6 +42,18 @@ const ENCODED: usize = (TOKEN * 4).div_ceil(3);
 pub(crate) struct Pin {
     /// When the client wrote, at the latest.
     pub(crate) at: OffsetDateTime,
+}
+
+/// What is configured of pins.
+#[derive(Debug)]
+pub(crate) struct PinConfig {
+    pub(crate) lag_window: Duration,
+    pub(crate) cookie: Cookie,
+    /// The name of the header in which pins travel as well.
+    pub(crate) header: Option<String>,
+    pub(crate) secret: Secret,
+    /// Neither `secure` nor Rocket's TLS is configured, outside the debug profile.
+    pub(crate) insecure: bool,
 }
 
 /// How the clients of one database are pinned.

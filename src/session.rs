@@ -9,9 +9,9 @@ use rocket_db_pools::Database;
 
 use crate::backend::Backend;
 use crate::choice::{Choice, Declared, Intent, MethodKind};
-use crate::cluster::{At, Failed, Nodes, Place, SlaveSet};
 use crate::lease::Lease;
 use crate::node::Failure;
+use crate::nodes::{At, Failed, Nodes, Place, SlaveSet};
 use crate::pin::Pin;
 
 /// Shared by all guards, handles and streams of a request. Its node is chosen at the first query,

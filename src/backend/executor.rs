@@ -12,7 +12,7 @@ use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transact
 use super::{Backend, Driver};
 use crate::ReplicatedDb;
 use crate::attempts::{Attempts, Repeatable};
-use crate::cluster::{At, Db, Place};
+use crate::nodes::{At, Db, Place};
 
 type Connection<DB> = <DB as sqlx::Database>::Connection;
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;

@@ -3,8 +3,7 @@ use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError};
 use sqlx::{MySql, Row};
 
-use super::{Access, Address, Driver, Fault, Options, connection_fault};
-use crate::config::Settings;
+use super::{Access, Address, Driver, Fault, Options, Settings, connection_fault};
 
 impl Driver for MySql {
     /// Nothing that makes a connection read-only can be said while connecting.

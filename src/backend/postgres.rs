@@ -3,8 +3,7 @@ use sqlx::Postgres;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity};
 
-use super::{Access, Address, Driver, Fault, Options, connection_fault};
-use crate::config::Settings;
+use super::{Access, Address, Driver, Fault, Options, Settings, connection_fault};
 
 impl Driver for Postgres {
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {

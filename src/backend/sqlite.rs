@@ -8,8 +8,7 @@ use sqlx::Sqlite;
 use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode};
 
-use super::{Access, Address, Driver, Fault, Follower, Options, connection_fault};
-use crate::config::Settings;
+use super::{Access, Address, Driver, Fault, Follower, Options, Settings, connection_fault};
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
 /// author chooses the program that runs as well, and means it to be loaded.

@@ -1,4 +1,5 @@
 use rocket::figment::providers::{Format, Toml};
+use rocket::http::SameSite;
 
 use super::*;
 
