@@ -188,3 +188,36 @@ fn a_key_that_is_none_or_no_secret() {
         assert!(secret_of(toml).is_err(), "{toml}");
     }
 }
+
+/// Everything that a request carries goes through here; Rocket itself drops headers that are no text.
+#[test]
+fn no_header_and_no_cookie_panics_or_pins() {
+    use proptest::test_runner::{Config, TestRunner};
+
+    let config = PinConfig {
+        lag_window: WINDOW,
+        cookie: cookie(),
+        header: Some("X-Pin".into()),
+        secret: secret(1),
+        insecure: false,
+    };
+    let pins = Pins::new("blog", &config);
+    let client = rocket::local::blocking::Client::debug_with(Vec::new()).unwrap();
+    let find = |cookies: &str, value: &str, header: &str| {
+        let request = client
+            .get("/")
+            .header(Header::new("Cookie", cookies.to_owned()))
+            .cookie(("blog_pin", value.to_owned()))
+            .header(Header::new("X-Pin", header.to_owned()));
+        pins.find(request.inner(), NOW)
+    };
+
+    let text = prop_oneof!["\\PC*", "[A-Za-z0-9_-]{55}", "blog_pin=[A-Za-z0-9_=; -]{0,80}"];
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
+    let none = runner.run(&(text.clone(), text.clone(), text), |(cookies, value, header)| {
+        prop_assert_eq!(find(&cookies, &value, &header), None);
+        Ok(())
+    });
+    none.unwrap();
+    assert_eq!(find("", "", &pins.sign(NOW)), Some(Pin { at: NOW }));
+}
