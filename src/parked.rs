@@ -6,6 +6,7 @@
 //! them, and closes those that are old or idle; it gets them back once they have been parked for
 //! [`TRUSTED_IDLE`], or in use for [`KEPT`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,12 +34,19 @@ pub(crate) struct Parked<DB: Driver> {
     places: Mutex<Vec<(Away<DB>, Instant)>>,
     /// One permit for each of them, for which those wait who found none.
     permits: Semaphore,
+    /// Whether a task gives back those that nobody takes.
+    swept: AtomicBool,
     runtime: Handle,
 }
 
 impl<DB: Driver> Parked<DB> {
     pub(crate) fn new(runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { places: Mutex::default(), permits: Semaphore::new(0), runtime })
+        Arc::new(Self {
+            places: Mutex::default(),
+            permits: Semaphore::new(0),
+            swept: AtomicBool::new(false),
+            runtime,
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -49,13 +57,9 @@ impl<DB: Driver> Parked<DB> {
         if away.since.elapsed() > KEPT {
             return;
         }
-        let first = {
-            let mut places = self.places();
-            places.push((away, Instant::now()));
-            places.len() == 1
-        };
+        self.places().push((away, Instant::now()));
         self.permits.add_permits(1);
-        if first {
+        if !self.swept.swap(true, Ordering::AcqRel) {
             self.sweep();
         }
     }
@@ -92,7 +96,11 @@ impl<DB: Driver> Parked<DB> {
                 let Some(parked) = parked.upgrade() else { return };
                 parked.give_back(TRUSTED_IDLE / 2);
                 if parked.places().is_empty() {
-                    return;
+                    parked.swept.store(false, Ordering::Release);
+                    // One that was parked just now found the sweep on.
+                    if parked.places().is_empty() || parked.swept.swap(true, Ordering::AcqRel) {
+                        return;
+                    }
                 }
             }
         });
