@@ -11,13 +11,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use program::DEADLINE;
+use program::{DEADLINE, PAUSE};
 use support::eventually;
 
 /// What the servers of one kind are called.
@@ -157,7 +157,13 @@ impl<'a> Play<'a> {
 impl Drop for Play<'_> {
     fn drop(&mut self) {
         drop(self.program.stdin.take());
-        let _ = self.program.wait();
+        let deadline = Instant::now() + DEADLINE;
+        while self.program.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                let _ = self.program.kill();
+            }
+            thread::sleep(PAUSE);
+        }
     }
 }
 
@@ -327,19 +333,26 @@ macro_rules! on {
                 let status = play.after("status");
                 assert_eq!(status.matches("behind").count(), 2, "{status}");
 
-                // A slave that starts replays what the others do: nothing.
+                // A slave that starts is told again, after what it has missed.
                 play.after("kill slave2");
                 play.after("start slave2");
+                app.write();
+                let written = Instant::now();
+                while written.elapsed() < Duration::from_secs(1) {
+                    assert!(!app.read().starts_with("3 slave"));
+                }
+                let status = play.after("status");
+                assert_eq!(status.matches("behind").count(), 2, "{status}");
 
                 let status = play.after("resume");
                 assert!(status.ends_with("\nlag 0 s"), "{status}");
-                app.eventually_reads("2 slave1 ");
-                app.eventually_reads("2 slave2 ");
+                app.eventually_reads("3 slave1 ");
+                app.eventually_reads("3 slave2 ");
 
                 assert!(play.complaint("lag much").starts_with("the lag is a whole number"));
                 let status = play.after("lag 2");
                 assert!(status.ends_with("\nlag 2 s"), "{status}");
-                let mut notes = 2;
+                let mut notes = 3;
                 // A slave may hear of it a little later.
                 eventually("a note that is 2 s late", || {
                     let written = Instant::now();
