@@ -69,11 +69,14 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
         let repeatable = if node.is_read_only() { repeatable } else { Repeatable::No };
         match (fault, place.at) {
             (Fault::Query, _) => return Err(error),
-            (Fault::ReadOnly, At::MasterReadWrite) => return Err(error),
+            (Fault::ReadOnly, At::MasterReadWrite(_)) => return Err(error),
             (Fault::ReadOnly, _) => return self.refused(place, error, repeatable),
             (Fault::Node, At::Slave(_)) => node.take_out(&error),
             // There is no other master: the next checkout tells whether it is still there.
-            (Fault::Node, _) => node.distrust(),
+            (Fault::Node, _) => {
+                node.health().distrust();
+                node.health().doubt();
+            }
             (Fault::Full | Fault::Conflict, _) => {}
         }
 
@@ -82,12 +85,12 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
         }
         session.unclaim();
         match place.at {
-            At::MasterReadWrite => Err(error),
-            At::MasterReadOnly if !self.failed_at_master => {
+            At::MasterReadWrite(_) => Err(error),
+            At::MasterReadOnly(_) if !self.failed_at_master => {
                 self.failed_at_master = true;
                 Ok(())
             }
-            At::MasterReadOnly | At::Slave(_) => session.move_on(place, Failure::Unreachable(error)),
+            At::MasterReadOnly(_) | At::Slave(_) => session.move_on(place, Failure::Unreachable(error)),
         }
     }
 }

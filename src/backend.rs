@@ -14,12 +14,18 @@
 //! [`sqlite::Pool`]: crate::sqlite::Pool
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rocket::futures::future::BoxFuture;
+use rocket::tokio;
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
+
+use crate::choice::Role;
+use crate::position::Position;
 
 mod executor;
 #[cfg(feature = "mysql")]
@@ -59,6 +65,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     const CAN_FOLLOW: bool = false;
 
+    /// Whether a server proves that it was promoted: by a timeline of its own.
+    #[doc(hidden)]
+    const TELLS_TIMELINE: bool = false;
+
     /// Turns settings into the driver's options, or says what is wrong with the URL (without it).
     #[doc(hidden)]
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String>;
@@ -78,6 +88,22 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// What a failed query says about the query and about its node.
     #[doc(hidden)]
     fn fault(error: &sqlx::Error) -> Fault;
+
+    /// What an ordinary role can see of a node that is meant to have this role, in as few round trips as
+    /// can be. Poolers are no obstacle: nothing is prepared.
+    #[doc(hidden)]
+    fn observe(conn: &mut Self::Connection, role: Role) -> BoxFuture<'_, Result<Observation, sqlx::Error>>;
+
+    /// Waits until the slave has replayed `position`, but not for longer than `patience`, nor for what
+    /// may never come. How far it has replayed then.
+    #[doc(hidden)]
+    fn catch_up<'a>(
+        conn: &'a mut Self::Connection,
+        position: &'a Position,
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
+        Box::pin(poll::<Self>(conn, position, patience))
+    }
 
     /// Starts to copy the master into the slave `name` every so often, after a first copy.
     #[doc(hidden)]
@@ -119,6 +145,53 @@ pub enum Fault {
     Query,
 }
 
+/// What a server tells of itself.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    pub standing: Standing,
+    /// What a master and its slaves have in common, and nobody else.
+    pub system: Option<u64>,
+    /// What a master has written, or a slave replayed; unknown where it cannot be compared.
+    pub position: Option<Position>,
+}
+
+/// What a server takes itself for.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// It takes writes of its own.
+    Master,
+    /// It replays those of another.
+    Slave,
+    /// It does not tell.
+    Unknown,
+}
+
+/// Asks again and again, at first often.
+async fn poll<DB: Driver>(
+    conn: &mut DB::Connection,
+    position: &Position,
+    patience: Duration,
+) -> Result<Option<Position>, sqlx::Error> {
+    let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let observed = DB::observe(conn, Role::Slave).await?;
+        let replayed = observed.position.filter(|_| observed.standing != Standing::Master);
+        let hopeless = replayed.as_ref().is_none_or(|replayed| !replayed.shares_history(position));
+        if hopeless || replayed.as_ref().is_some_and(|replayed| replayed.reaches(position)) {
+            return Ok(replayed);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(replayed);
+        }
+        tokio::time::sleep(pause.min(left)).await;
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
 /// Where a server is: what log lines and default node names are made of.
 #[doc(hidden)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -142,13 +215,48 @@ impl fmt::Display for Address {
 pub struct Follower {
     stop: Option<std::sync::mpsc::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
+    pub(crate) copied: Copied,
+}
+
+/// How fresh the copy of a follower is.
+#[doc(hidden)]
+#[derive(Clone, Debug, Default)]
+pub struct Copied(Arc<AtomicU64>);
+
+impl Copied {
+    /// Everything that was committed before this has been copied.
+    #[cfg(feature = "sqlite")]
+    fn until(&self, Millis(ms): Millis) {
+        self.0.store(ms, Ordering::Release);
+    }
+
+    /// `None` before the first copy.
+    pub(crate) fn position(&self) -> Option<Position> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            ms => Some(Position::Time(ms)),
+        }
+    }
+}
+
+/// Milliseconds since 1970, rounded down.
+#[cfg(feature = "sqlite")]
+#[derive(Clone, Copy, Debug)]
+struct Millis(u64);
+
+#[cfg(feature = "sqlite")]
+impl Millis {
+    fn now() -> Self {
+        let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+        Self(u64::try_from(now).unwrap_or_default())
+    }
 }
 
 impl Follower {
     /// `stop` is the sender of a channel whose other end the thread listens to.
     #[cfg(feature = "sqlite")]
-    fn new(stop: std::sync::mpsc::Sender<()>, thread: std::thread::JoinHandle<()>) -> Self {
-        Self { stop: Some(stop), thread: Some(thread) }
+    fn new(stop: std::sync::mpsc::Sender<()>, thread: std::thread::JoinHandle<()>, copied: Copied) -> Self {
+        Self { stop: Some(stop), thread: Some(thread), copied }
     }
 }
 

@@ -12,7 +12,7 @@ pub fn choose<D: Database<Pool: Backend>>(db: &ReplicatedDb<D>) {
 
 /// The pin that a write leaves now.
 pub fn sign_pin<D: Database<Pool: Backend>>(cluster: &Cluster<D>) -> Option<String> {
-    cluster.0.sign_pin()
+    cluster.0.window_pin(None)
 }
 
 /// Reads a pin; true if it is believed.

@@ -6,7 +6,8 @@
 //! | 1 | the request means to write                  | master            | `WriteMethod`, `ChangesDatabase` |
 //! | 2 | no slaves are configured                    | master, read-only | `NoSlaves`                       |
 //! | 3 | slaves only if asked, and nobody asked      | master, read-only | `SwitchedOff`                    |
-//! | 4 | the client is pinned                        | master, read-only | `Pinned`                         |
+//! | 4 | the client is pinned, and a slave has its   | that slave        | `CaughtUp`                       |
+//! |   | writes; none has                            | master, read-only | `Pinned`                         |
 //! |   | … but the master is gone, and stale will do | a slave           | `MasterUnavailable`              |
 //! | 5 | a slave is usable                           | that slave        | `ReadMethod`, `ReadsDatabase`    |
 //! | 6 | none is                                     | master, read-only | `SlavesUnavailable`              |
@@ -81,10 +82,13 @@ pub enum Reason {
     ChangesDatabase,
     /// Master: no slaves are configured.
     NoSlaves,
-    /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) asked.
+    /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) asked; or an
+    /// operator said so ([`Cluster::read_from_master`](crate::Cluster::read_from_master)).
     SwitchedOff,
-    /// Master: the client wrote within the lag window.
+    /// Master: the client wrote within the lag window, or no slave has replayed what it wrote.
     Pinned,
+    /// Slave: it has replayed what the client wrote.
+    CaughtUp,
     /// Slave: the request's method only reads.
     ReadMethod,
     /// Slave: a [`ReadsDatabase`](crate::ReadsDatabase) guard, or a call that said as much.
@@ -154,11 +158,22 @@ pub(crate) enum Master {
     Unusable,
 }
 
+/// What a client's pin says, of the slaves that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pinned {
+    /// There is none, or none that still stands.
+    No,
+    /// Only the master has the client's writes for certain.
+    ToMaster,
+    /// A slave has them, or is about to.
+    ToSlave,
+}
+
 /// All that a choice depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Situation {
     pub(crate) intent: Intent,
-    pub(crate) pinned: bool,
+    pub(crate) pinned: Pinned,
     pub(crate) slaves: Slaves,
     pub(crate) master: Master,
     pub(crate) read_from_slaves: ReadFromSlaves,
@@ -178,10 +193,14 @@ pub(crate) fn choose(situation: Situation) -> (Access, Reason) {
     if situation.slaves == Slaves::NotConfigured {
         return (ReadMaster, Reason::NoSlaves);
     }
-    if situation.read_from_slaves == ReadFromSlaves::Asked && situation.intent != Intent::ReadsDatabase {
-        return (ReadMaster, Reason::SwitchedOff);
+    match (situation.read_from_slaves, situation.intent) {
+        (ReadFromSlaves::Auto, _) | (ReadFromSlaves::Asked, Intent::ReadsDatabase) => {}
+        _ => return (ReadMaster, Reason::SwitchedOff),
     }
-    if situation.pinned {
+    if situation.pinned == Pinned::ToSlave {
+        return (ReadSlave, Reason::CaughtUp);
+    }
+    if situation.pinned == Pinned::ToMaster {
         let stale = situation.master == Master::Unusable
             && situation.slaves == Slaves::Usable
             && situation.pinned_without_master == PinnedWithoutMaster::Stale;

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocket_db_pools::Database;
 
 use crate::ReplicatedDb;
 use crate::backend::Backend;
-use crate::choice::{Declared, MethodKind};
+use crate::choice::{Declared, MethodKind, Role};
+use crate::health::{Health, NodeState};
 use crate::nodes::Nodes;
 use crate::pin::Pin;
 use crate::session::Session;
@@ -47,12 +49,85 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         self.handle(MethodKind::Read, Declared::Reads, pin)
     }
 
+    /// Leaves a slave out of all choices from now on, for maintenance or a drill. Requests that read
+    /// from it go on. It is still looked at, and there is no limit to how many may be taken out:
+    /// without slaves, reads go to the master.
+    ///
+    /// # Errors
+    ///
+    /// If no slave has this name.
+    pub fn take_out(&self, slave: &str) -> Result<(), UnknownSlave> {
+        self.slave(slave)?.set_taken_out(true);
+        Ok(())
+    }
+
+    /// Takes back [`take_out`](Self::take_out): the slave serves again, if it is well.
+    ///
+    /// # Errors
+    ///
+    /// If no slave has this name.
+    pub fn put_back(&self, slave: &str) -> Result<(), UnknownSlave> {
+        self.slave(slave)?.set_taken_out(false);
+        Ok(())
+    }
+
+    /// Sends all reads to the master from now on, within `master_read_connections`, whoever asks for
+    /// slaves.
+    pub fn read_from_master(&self) {
+        self.0.read_from_master(true);
+    }
+
+    /// Takes back [`read_from_master`](Self::read_from_master).
+    pub fn read_from_slaves(&self) {
+        self.0.read_from_master(false);
+    }
+
+    /// How the nodes are, the master first: for a page that operators look at, or for metrics.
+    pub fn status(&self) -> Vec<NodeStatus> {
+        self.0.status()
+    }
+
+    fn slave(&self, name: &str) -> Result<&Health, UnknownSlave> {
+        self.0.slave(name).ok_or_else(|| UnknownSlave { name: name.to_owned() })
+    }
+
     fn handle(&self, method: MethodKind, declared: Declared, pin: Option<Pin>) -> ReplicatedDb<D> {
         let session = Session::new(self.0.clone(), method, pin);
         session.declare(declared);
         ReplicatedDb::new(Arc::new(session), None)
     }
 }
+
+/// How one node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// As in the configuration and in the log.
+    pub name: String,
+    /// The part that it plays now.
+    pub role: Role,
+    /// Whether it serves, or why not.
+    pub state: NodeState,
+    /// How far a slave was behind its master when it was last looked at, at most: known to about
+    /// `check_interval`. `None` where that cannot be known.
+    pub lag: Option<Duration>,
+    /// How many of its connections are in use: for a slave those for reads, for the master all.
+    pub busy: u32,
+}
+
+/// No slave has this name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownSlave {
+    name: String,
+}
+
+impl fmt::Display for UnknownSlave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no slave is named `{}`", self.name)
+    }
+}
+
+impl std::error::Error for UnknownSlave {}
 
 impl<D: Database<Pool: Backend>> Clone for Cluster<D> {
     fn clone(&self) -> Self {

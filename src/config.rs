@@ -14,12 +14,13 @@ use serde::Deserialize;
 use crate::backend::settings::{DatabaseUrl, Settings, StatementLog};
 use crate::backend::{Access, Address, Driver};
 use crate::pin::{PinConfig, Secret};
+use crate::position::Lag;
 
 mod cookie;
 mod table;
 
 use cookie::{is_token, read_cookie};
-use table::{ConfigError, Table};
+use table::{ConfigError, Limit, Table};
 
 /// So many that a set of them fits a machine word.
 pub(crate) const MAX_SLAVES: usize = 64;
@@ -40,6 +41,12 @@ const POOL_KEYS: &[&str] = &[
 const SECTION_KEYS: &[&str] = &[
     "slaves",
     "lag_window",
+    "consistency",
+    "catch_up_timeout",
+    "max_lag",
+    "check_interval",
+    "check_timeout",
+    "follow_promotion",
     "read_from_slaves",
     "read_methods",
     "master_read_connections",
@@ -53,7 +60,7 @@ const SECTION_KEYS: &[&str] = &[
 
 const SLAVE_KEYS: &[&str] = &["name", "weight", "follow"];
 
-const PIN_KEYS: &[&str] = &["name", "domain", "path", "same_site", "secure", "header"];
+const PIN_KEYS: &[&str] = &["name", "domain", "path", "same_site", "secure", "header", "max_age"];
 
 /// Everything about one database, ready to be opened.
 #[derive(Debug)]
@@ -69,6 +76,8 @@ pub(crate) struct Config {
     pub(crate) read_methods: ReadMethods,
     pub(crate) pinned_without_master: PinnedWithoutMaster,
     pub(crate) refused_write: RefusedWrite,
+    pub(crate) checks: Checks,
+    pub(crate) catch_up_timeout: Duration,
     /// `None`: nobody is pinned, because there is nothing to be protected from.
     pub(crate) pin: Option<PinConfig>,
 }
@@ -87,12 +96,43 @@ pub(crate) struct SlaveConfig {
     pub(crate) follow: Option<Duration>,
 }
 
+/// How the servers are looked at, and what is made of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Checks {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    /// `None`: no slave is left out for it.
+    pub(crate) max_lag: Option<Duration>,
+    pub(crate) follow_promotion: bool,
+}
+
+impl Checks {
+    pub(crate) fn is_too_much(&self, lag: Lag) -> bool {
+        match (lag, self.max_lag) {
+            (_, None) => false,
+            (Lag::AtMost(lag), Some(max)) => lag > max,
+            (Lag::MoreThan(_), Some(_)) => true,
+        }
+    }
+}
+
+/// `consistency`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Consistency {
+    Window,
+    Position,
+}
+
 /// `read_from_slaves`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ReadFromSlaves {
     Auto,
     Asked,
+    /// Said by an operator at run time.
+    #[serde(skip)]
+    Never,
 }
 
 /// `pinned_without_master`.
@@ -229,10 +269,14 @@ impl Config {
         }
 
         let lag_window = section.seconds("lag_window", 0.0, DAY)?.unwrap_or(Duration::from_secs(5));
+        let consistency =
+            section.choice("consistency", "`\"window\"` or `\"position\"`")?.unwrap_or(Consistency::Window);
+        let checks = read_checks::<DB>(section, &slaves, lag_window, consistency)?;
         let empty = Dict::new();
         let pin_table = section.table("pin", &empty)?;
         pin_table.check_keys(&[PIN_KEYS], &[])?;
-        let cookie = read_cookie(figment, &pin_table, name, lag_window)?;
+        let max_age = read_max_age(&pin_table, consistency, lag_window)?;
+        let cookie = read_cookie(figment, &pin_table, name, max_age)?;
         let header = pin_table.string("header")?;
         if header.as_ref().is_some_and(|name| !is_token(name)) {
             return Err(pin_table.error("header", "expected a header's name, as in `X-Replicated-Pin`"));
@@ -242,7 +286,8 @@ impl Config {
         } else {
             let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
             let insecure = !debug && !cookie.secure && pin_table.bool("secure")?.is_none();
-            Some(PinConfig { lag_window, cookie, header, secret: read_secret(figment)?, insecure })
+            let secret = read_secret(figment)?;
+            Some(PinConfig { lag_window, consistency, max_age, cookie, header, secret, insecure })
         };
 
         Ok(Self {
@@ -263,6 +308,10 @@ impl Config {
             refused_write: section
                 .choice("refused_write", "`\"error\"` or `\"reroute\"`")?
                 .unwrap_or(RefusedWrite::Error),
+            checks,
+            catch_up_timeout: section
+                .seconds("catch_up_timeout", 0.0, 60.0)?
+                .unwrap_or(Duration::from_millis(50)),
             pin,
         })
     }
@@ -393,6 +442,89 @@ fn name_from(host: &str) -> String {
         .collect();
     let name = name.trim_matches('-');
     if name.is_empty() { "node".into() } else { name.into() }
+}
+
+/// How long a pin is good for: the position that it carries outlives the lag window.
+fn read_max_age(
+    pin: &Table<'_>,
+    consistency: Consistency,
+    lag_window: Duration,
+) -> Result<Duration, ConfigError> {
+    const KEY: &str = "max_age";
+
+    let max_age = pin.seconds(KEY, 0.001, DAY)?;
+    match (consistency, max_age) {
+        (Consistency::Window, None) => Ok(lag_window),
+        (Consistency::Window, Some(_)) => {
+            Err(pin.error(KEY, "without `consistency = \"position\"` a pin ends with the `lag_window`"))
+        }
+        (Consistency::Position, None) => Ok(lag_window.max(Duration::from_secs(60))),
+        (Consistency::Position, Some(max_age)) if max_age < lag_window => {
+            Err(pin
+                .error(KEY, format!("must not be below `lag_window`, which is {}", lag_window.as_secs_f64())))
+        }
+        (Consistency::Position, Some(max_age)) => Ok(max_age),
+    }
+}
+
+/// What a probe says of a slave is true for `check_interval` and `check_timeout` at most, until the next
+/// one: a client whose lag window is over may read from a slave that was within `max_lag` that long ago.
+fn read_checks<DB: Driver>(
+    section: &Table<'_>,
+    slaves: &[SlaveConfig],
+    lag_window: Duration,
+    consistency: Consistency,
+) -> Result<Checks, ConfigError> {
+    const KEY: &str = "max_lag";
+
+    let second = Duration::from_secs(1);
+    let interval = section.seconds("check_interval", 0.01, 3_600.0)?.unwrap_or(second);
+    let timeout = section.seconds("check_timeout", 0.01, 3_600.0)?.unwrap_or(second);
+    let follow_promotion = section.bool("follow_promotion")?.unwrap_or(false);
+    if follow_promotion && !DB::TELLS_TIMELINE {
+        let problem = format!("{} offers no proof of who was promoted: remove the key", DB::NAME);
+        return Err(section.error("follow_promotion", problem));
+    }
+
+    let most = lag_window.saturating_sub(interval + timeout);
+    let seconds = |duration: Duration| duration.as_secs_f64();
+    let remedy = "raise `lag_window`, shorten `check_interval` and `check_timeout`, or say `max_lag = false`";
+    let max_lag = match section.limit(KEY)? {
+        _ if slaves.is_empty() => None,
+        Limit::Never => None,
+        Limit::Auto if lag_window.is_zero() => None,
+        Limit::Auto if most < interval => {
+            let problem = format!(
+                "with `lag_window` = {}, a lag cannot be noticed before the window is over: {remedy}",
+                seconds(lag_window),
+            );
+            return Err(section.error(KEY, problem));
+        }
+        Limit::Auto => Some(most),
+        // By its position, a slave is told from one that is behind whenever it was looked at.
+        Limit::Seconds(max) if max > most && consistency == Consistency::Window && !lag_window.is_zero() => {
+            let problem = format!(
+                "must not exceed `lag_window` less `check_interval` and `check_timeout`, which is {}: {remedy}",
+                seconds(most),
+            );
+            return Err(section.error(KEY, problem));
+        }
+        Limit::Seconds(max) if max < interval => {
+            let problem = format!("must not be below `check_interval`, which is {}", seconds(interval));
+            return Err(section.error(KEY, problem));
+        }
+        Limit::Seconds(max) => Some(max),
+    };
+
+    for (index, slave) in slaves.iter().enumerate() {
+        if let (Some(follow), Some(max)) = (slave.follow, max_lag)
+            && follow >= max
+        {
+            let problem = format!("must be below `max_lag`, which is {}: {remedy}", seconds(max));
+            return Err(section.error(&format!("slaves[{index}].follow"), problem));
+        }
+    }
+    Ok(Checks { interval, timeout, max_lag, follow_promotion })
 }
 
 fn read_methods(section: &Table<'_>) -> Result<ReadMethods, ConfigError> {

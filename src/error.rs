@@ -87,7 +87,7 @@ pub(crate) struct RetryLater(AtomicBool);
 impl RetryLater {
     pub(crate) const SECONDS: &str = "1";
 
-    fn tell(request: &Request<'_>) {
+    pub(crate) fn tell(request: &Request<'_>) {
         Self::of(request).store(true, Ordering::Relaxed);
     }
 

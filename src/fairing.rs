@@ -14,7 +14,7 @@ use rocket_db_pools::Database;
 
 use crate::Cluster;
 use crate::backend::Backend;
-use crate::config::{Config, ReadFromSlaves, RefusedWrite};
+use crate::config::{Checks, Config, Consistency, NodeConfig, ReadFromSlaves, RefusedWrite};
 use crate::error::RetryLater;
 use crate::guard::{Attached, attached, existing_session};
 use crate::nodes::{Db, Nodes};
@@ -88,7 +88,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
         if let Some(Cluster(nodes)) = attached::<D, _>(rocket) {
             log_configuration::<D>(&nodes.config);
-            nodes.follow().await;
+            nodes.lift_off().await;
         }
     }
 
@@ -103,7 +103,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         let Some(session) = existing_session::<D>(request) else { return };
         // One is the request's own, all others are handles.
         let in_use = Arc::strong_count(session) > 1;
-        let Some(pin) = session.answer(in_use) else { return };
+        let Some(pin) = session.answer(in_use).await else { return };
         let Some(pins) = &session.nodes.pins else { return };
         pins.send(pin, request.method(), response);
     }
@@ -128,6 +128,8 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         read_methods: _,
         pinned_without_master: _,
         refused_write,
+        checks,
+        catch_up_timeout,
         pin,
     } = config;
 
@@ -145,19 +147,25 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         ReadFromSlaves::Auto => {
             info!(target: TARGET, "reads: from slaves, each waited for up to {slave_timeout:?}")
         }
+        ReadFromSlaves::Never => {}
         ReadFromSlaves::Asked => info!(target: TARGET, "reads: from the master, unless asked for slaves"),
     }
     if *refused_write == RefusedWrite::Reroute {
         info!(target: TARGET, "reads that turn out to write: run again on the master");
     }
     match pin {
-        Some(PinConfig { lag_window, cookie, header, .. }) => {
+        Some(PinConfig { lag_window, consistency, cookie, header, .. }) => {
             let header = header.as_ref().map(|name| format!(" or header `{name}`")).unwrap_or_default();
+            let from = match consistency {
+                Consistency::Window => format!("the master for {lag_window:?}"),
+                Consistency::Position => {
+                    format!(
+                        "a slave that has replayed it, waited for up to {catch_up_timeout:?}, or the master"
+                    )
+                }
+            };
             let cookie = &cookie.name;
-            info!(
-                target: TARGET,
-                "reads after a write: from the master for {lag_window:?}, by cookie `{cookie}`{header}"
-            );
+            info!(target: TARGET, "reads after a write: from {from}, by cookie `{cookie}`{header}");
         }
         None if slaves.is_empty() => {}
         None => info!(target: TARGET, "reads after a write: like any, `lag_window` is 0"),
@@ -165,6 +173,14 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     if *reserve > 0 {
         let all = master_reads.settings.max_connections;
         info!(target: TARGET, "reads at the master: {all} connections, {reserve} of them for pinned reads");
+    }
+    let Checks { interval, timeout, max_lag, follow_promotion } = checks;
+    info!(target: TARGET, "health: each server is asked every {interval:?}, and has {timeout:?} to answer");
+    if let Some(max_lag) = max_lag {
+        info!(target: TARGET, "lag: a slave more than {max_lag:?} behind is left out");
+    }
+    if *follow_promotion {
+        info!(target: TARGET, "promotion: if the master is gone, writes follow a slave that was promoted");
     }
     for (address, connections) in connections(config) {
         info!(target: TARGET, "at most {connections} connections to {address}");
@@ -178,16 +194,24 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     }
 }
 
-/// How many connections each server may have to bear.
+/// How many connections each server may have to bear: those of its pools, and one for the monitor.
 fn connections(config: &Config) -> Vec<(String, u32)> {
-    let Config { master, master_reads, slaves, .. } = config;
-    let nodes = [master, master_reads].into_iter().chain(slaves.iter().map(|slave| &slave.node));
+    let Config { master, master_reads, slaves, checks, .. } = config;
+    let reads = |node: &NodeConfig| (node.address.to_string(), node.settings.max_connections);
+    let mut pools = vec![reads(master), reads(master_reads)];
+    for slave in slaves {
+        pools.push(reads(&slave.node));
+        if checks.follow_promotion {
+            let writes = master.settings.max_connections + master_reads.settings.max_connections;
+            pools.push((slave.node.address.to_string(), writes));
+        }
+    }
+
     let mut sums: Vec<(String, u32)> = Vec::new();
-    for node in nodes {
-        let (address, connections) = (node.address.to_string(), node.settings.max_connections);
+    for (address, connections) in pools {
         match sums.iter_mut().find(|(other, _)| *other == address) {
             Some((_, sum)) => *sum += connections,
-            None => sums.push((address, connections)),
+            None => sums.push((address, 1 + connections)),
         }
     }
     sums

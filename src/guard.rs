@@ -18,6 +18,7 @@ use crate::Cluster;
 use crate::attempts::{Attempts, Repeatable};
 use crate::backend::Backend;
 use crate::choice::{Choice, Declared, MethodKind};
+use crate::error::RetryLater;
 use crate::nodes::Db;
 use crate::session::Session;
 
@@ -98,9 +99,9 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     /// The pin that the writes of this request leave, for clients and jobs that carry no cookies;
     /// `None` while it has not written, without slaves, and with `lag_window = 0`.
     ///
-    /// A job hands it to [`Cluster::read`].
-    pub fn pin(&self) -> Option<String> {
-        self.session.pin()
+    /// A job hands it to [`Cluster::read`]. It stands for what has been committed when it is asked for.
+    pub async fn pin(&self) -> Option<String> {
+        self.session.pin().await
     }
 
     /// The name of the handler, for messages.
@@ -169,6 +170,60 @@ pub(crate) fn attached<D: Database<Pool: Backend>, P: Phase>(rocket: &Rocket<P>)
         );
     }
     cluster
+}
+
+/// States that a request makes sense only while the database can be written to, for an application
+/// that shows a read-only face while it cannot.
+///
+/// While the master of `D` is down, this forwards to the next route that matches; if there is none, the
+/// reply is a 503 with `Retry-After`. The master is known to be down as soon as anybody noticed: a
+/// write may still fail.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod guard {
+/// use rocket::get;
+/// use rocket_replicated::Writable;
+/// use rocket_replicated::sqlite::Database;
+///
+/// #[get("/edit")]
+/// fn edit(_writable: Writable<Database>) -> &'static str {
+///     "a form"
+/// }
+///
+/// #[get("/edit", rank = 2)]
+/// fn cannot_edit() -> &'static str {
+///     "Changes are not possible at the moment."
+/// }
+/// # }
+/// ```
+pub struct Writable<D: Database<Pool: Backend>>(PhantomData<fn() -> D>);
+
+impl<D: Database<Pool: Backend>> fmt::Debug for Writable<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Writable")
+    }
+}
+
+#[rocket::async_trait]
+impl<'r, D: Database<Pool: Backend>> FromRequest<'r> for Writable<D> {
+    type Error = NotAttached;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, NotAttached> {
+        match attached::<D, _>(request.rocket()) {
+            None => Outcome::Error((Status::InternalServerError, NotAttached)),
+            Some(Cluster(nodes)) if nodes.is_writable() => Outcome::Success(Self(PhantomData)),
+            Some(_) => {
+                RetryLater::tell(request);
+                Outcome::Forward(Status::ServiceUnavailable)
+            }
+        }
+    }
+}
+
+impl<D: Database<Pool: Backend>> Sentinel for Writable<D> {
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        attached::<D, _>(rocket).is_none()
+    }
 }
 
 /// The place of a request's session in its local cache.

@@ -1,57 +1,216 @@
-//! Whether a server answers, and which connections to it can be trusted.
+//! What is known of one server: shared by the pools that lead to it, which read it without waiting,
+//! and by the monitor, which keeps it up to date.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rocket::tokio::runtime::Handle;
-use rocket::tokio::sync::Notify;
+use arc_swap::ArcSwapOption;
+use log::{error, info, warn};
+use rocket::tokio::sync::{Notify, watch};
 
-/// Whether a server answers, as far as anybody noticed. Shared by the pools that lead to it.
+use crate::backend::Copied;
+use crate::choice::Role;
+use crate::position::{Lag, Position};
+
+/// How a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NodeState {
+    /// It serves.
+    Up,
+    /// It does not answer.
+    Down,
+    /// A slave that is further behind its master than `max_lag`.
+    Behind,
+    /// A server that takes writes, but is not the master: a slave that was promoted, or a master that
+    /// came back after one was.
+    SecondMaster,
+    /// A slave of another replication system than the master's.
+    Stranger,
+    /// A master that is in recovery: it takes no writes.
+    Standby,
+    /// Taken out of use by [`Cluster::take_out`](crate::Cluster::take_out).
+    TakenOut,
+}
+
+impl NodeState {
+    const ALL: [Self; 7] = [
+        Self::Up,
+        Self::Down,
+        Self::Behind,
+        Self::SecondMaster,
+        Self::Stranger,
+        Self::Standby,
+        Self::TakenOut,
+    ];
+}
+
+/// A state that others may change at any time.
 #[derive(Debug)]
+struct AtomicState(AtomicU8);
+
+impl AtomicState {
+    fn load(&self) -> NodeState {
+        NodeState::ALL[usize::from(self.0.load(Ordering::Acquire))]
+    }
+
+    fn swap(&self, state: NodeState) -> NodeState {
+        NodeState::ALL[usize::from(self.0.swap(state as u8, Ordering::AcqRel))]
+    }
+}
+
+/// How far a slave had replayed when it was looked at.
+#[derive(Debug)]
+struct Replayed {
+    position: Position,
+    /// Before it was looked at.
+    seen: Instant,
+}
+
 pub(crate) struct Health {
-    up: AtomicBool,
+    name: Arc<str>,
+    role: Role,
+    state: AtomicState,
+    /// By an operator.
+    taken_out: AtomicBool,
+    /// Good probes in a row.
+    proofs: AtomicU8,
     /// Wakes those who wait for the server when it goes down.
     pub(crate) fell: Notify,
-    /// Whether [`watch`](crate::monitor::watch) is at it.
-    pub(crate) watched: AtomicBool,
+    /// Wakes the monitor to look at the server now.
+    pub(crate) doubted: Notify,
+    /// How many probes have ended.
+    pub(crate) probes: watch::Sender<u64>,
     origin: Instant,
     /// Milliseconds since `origin`: connections that are older have yet to prove themselves.
     distrusted: AtomicU64,
-    /// Where it is watched: that of the application, whoever notices something.
-    pub(crate) runtime: Handle,
+    replayed: ArcSwapOption<Replayed>,
+    /// Milliseconds, or [`UNKNOWN`].
+    lag: AtomicU64,
+    /// Of a slave that this crate copies itself.
+    copied: OnceLock<Copied>,
 }
 
+const UNKNOWN: u64 = u64::MAX;
+
 impl Health {
-    /// # Panics
-    ///
-    /// Outside a Tokio runtime.
-    pub(crate) fn new() -> Self {
-        Self {
-            up: AtomicBool::new(true),
+    pub(crate) fn new(name: Arc<str>, role: Role) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            role,
+            state: AtomicState(AtomicU8::new(NodeState::Up as u8)),
+            taken_out: AtomicBool::new(false),
+            proofs: AtomicU8::new(0),
             fell: Notify::new(),
-            watched: AtomicBool::new(false),
+            doubted: Notify::new(),
+            probes: watch::Sender::new(0),
             origin: Instant::now(),
             distrusted: AtomicU64::new(0),
-            runtime: Handle::current(),
+            replayed: ArcSwapOption::empty(),
+            lag: AtomicU64::new(UNKNOWN),
+            copied: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(crate) fn state(&self) -> NodeState {
+        match self.state.load() {
+            NodeState::Up if self.is_taken_out() => NodeState::TakenOut,
+            state => state,
         }
     }
 
-    pub(crate) fn is_up(&self) -> bool {
-        self.up.load(Ordering::Acquire)
+    /// Whether to choose it.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.state.load() == NodeState::Up && !self.is_taken_out()
     }
 
-    /// True if that is news.
-    pub(crate) fn go_down(&self) -> bool {
-        let news = self.up.swap(false, Ordering::AcqRel);
+    /// Whether one that was chosen can go on with it.
+    pub(crate) fn answers(&self) -> bool {
+        !matches!(self.state.load(), NodeState::Down | NodeState::Standby)
+    }
+
+    fn is_taken_out(&self) -> bool {
+        self.taken_out.load(Ordering::Acquire)
+    }
+
+    /// Its connections stay, for those who use them.
+    pub(crate) fn set_taken_out(&self, taken_out: bool) {
+        if self.taken_out.swap(taken_out, Ordering::AcqRel) != taken_out {
+            let how = if taken_out { "taken out of use" } else { "put back into use" };
+            info!("The {self} was {how}.");
+        }
+    }
+
+    /// Something is odd: to be looked at before its turn.
+    pub(crate) fn doubt(&self) {
+        self.doubted.notify_one();
+    }
+
+    /// Leaves the server alone until it has proved itself again.
+    pub(crate) fn take_out(&self, error: &sqlx::Error) {
+        self.distrust();
+        self.proofs.store(0, Ordering::Release);
+        // It may have been restarted, and then stand further back than before.
+        self.replayed.store(None);
+        self.turn(NodeState::Down, error);
         self.fell.notify_waiters();
-        news
     }
 
-    /// True if that is news.
-    pub(crate) fn come_up(&self) -> bool {
-        !self.up.swap(true, Ordering::AcqRel)
+    /// Found to be well, or not to be used for a reason of which there is more to say.
+    pub(crate) fn judged(&self, state: NodeState, more: impl fmt::Display) {
+        // The first look at a server tells as much as can be known.
+        let first = *self.probes.borrow() == 0;
+        let before = self.state.load();
+        match state {
+            NodeState::Up => {
+                let proofs = self.proofs.fetch_add(1, Ordering::AcqRel).saturating_add(1);
+                self.proofs.store(proofs.min(PROOFS), Ordering::Release);
+                let proved = match (self.role, before) {
+                    (_, NodeState::Up) => return,
+                    // Nobody can stand in for it.
+                    (Role::Master, _) => true,
+                    (Role::Slave, _) => proofs >= PROOFS || first,
+                };
+                if !proved {
+                    return;
+                }
+            }
+            _ => self.proofs.store(0, Ordering::Release),
+        }
+        self.turn(state, more);
     }
 
+    /// One line for each change.
+    fn turn(&self, state: NodeState, more: impl fmt::Display) {
+        if self.state.swap(state) == state {
+            return;
+        }
+        match state {
+            NodeState::Up => info!("The {self} is back."),
+            NodeState::Down => {
+                warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
+            }
+            NodeState::Behind => {
+                warn!("The {self} is {more} behind: leaving it out until it has caught up.")
+            }
+            NodeState::SecondMaster => {
+                error!("The {self} takes writes, but is not the master: leaving it out. {more}")
+            }
+            NodeState::Stranger => {
+                error!("The {self} does not replicate the master, but another system: leaving it out.")
+            }
+            NodeState::Standby => error!("The {self} is in recovery: it takes no writes."),
+            NodeState::TakenOut => {}
+        }
+    }
+
+    /// A connection failed: so may all that are as old.
     pub(crate) fn distrust(&self) {
         self.distrusted.store(self.now(), Ordering::Release);
     }
@@ -62,11 +221,89 @@ impl Health {
         distrusted == 0 || self.now().saturating_sub(millis(age)) > distrusted
     }
 
+    /// A look at it that began at `seen` found it there.
+    pub(crate) fn saw(&self, position: Position, seen: Instant) {
+        self.replayed.store(Some(Arc::new(Replayed { position, seen })));
+    }
+
+    pub(crate) fn set_lag(&self, lag: Option<Lag>) {
+        let lag = match lag {
+            Some(Lag::AtMost(lag) | Lag::MoreThan(lag)) => millis(lag),
+            None => UNKNOWN,
+        };
+        self.lag.store(lag, Ordering::Release);
+    }
+
+    pub(crate) fn lag(&self) -> Option<Duration> {
+        match self.lag.load(Ordering::Acquire) {
+            UNKNOWN => None,
+            ms => Some(Duration::from_millis(ms)),
+        }
+    }
+
+    pub(crate) fn follows(&self, copied: Copied) {
+        let _ = self.copied.set(copied);
+    }
+
+    pub(crate) fn copied(&self) -> Option<Position> {
+        self.copied.get()?.position()
+    }
+
+    /// What is known of how far it has replayed a position.
+    pub(crate) fn replay_of(&self, position: &Position) -> Replay {
+        if let Some(copied) = self.copied() {
+            return if copied.includes(position) { Replay::Done } else { Replay::Behind };
+        }
+        match &*self.replayed.load() {
+            Some(replayed) if replayed.position.includes(position) => Replay::Done,
+            Some(replayed) if !replayed.position.shares_history(position) => Replay::Elsewhere,
+            _ => Replay::Behind,
+        }
+    }
+
+    /// Whether a connection that has been open since `open` is to a server that has replayed a
+    /// position. One that was opened since anybody looked may be to a server that was restarted, and
+    /// then stand further back than before it was.
+    pub(crate) fn has_replayed(&self, position: &Position, open: Instant) -> bool {
+        let seen_since = || self.replayed.load().as_ref().is_some_and(|replayed| open <= replayed.seen);
+        self.replay_of(position) == Replay::Done && (self.copied.get().is_some() || seen_since())
+    }
+
     fn now(&self) -> u64 {
         millis(self.origin.elapsed()).max(1)
     }
 }
 
+/// So many good probes put a slave back.
+const PROOFS: u8 = 2;
+
+/// How far a slave has replayed a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replay {
+    Done,
+    /// Not yet, as far as is known.
+    Behind,
+    /// Its history is another one: it never may.
+    Elsewhere,
+}
+
+impl fmt::Display for Health {
+    /// As in `` slave `db-2` ``.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`", self.role, self.name)
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health")
+            .field("name", &self.name)
+            .field("state", &self.state())
+            .field("lag", &self.lag())
+            .finish_non_exhaustive()
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_millis()).unwrap_or(UNKNOWN - 1)
 }

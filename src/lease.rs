@@ -1,6 +1,7 @@
 //! A connection for as long as one query takes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use sqlx::pool::PoolConnection;
 
@@ -22,6 +23,11 @@ impl<P: Backend> Lease<P> {
 
     pub(crate) fn conn(&mut self) -> &mut <P::Db as sqlx::Database>::Connection {
         &mut self.away.as_mut().expect("a lease has its connection until it ends").conn
+    }
+
+    /// Since when the connection has been open, at least.
+    pub(crate) fn open_since(&self) -> Instant {
+        self.away.as_ref().expect("a lease has its connection until it ends").since
     }
 
     /// The query is over: the connection can serve another.

@@ -26,14 +26,16 @@ mod node;
 mod nodes;
 mod parked;
 mod pin;
+mod position;
 mod read_only;
 mod session;
 
 pub use choice::{Choice, Reason, Role};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, NodeStatus, UnknownSlave};
 pub use error::Error;
 pub use fairing::Replicated;
-pub use guard::{ChangesDatabase, Every, NotAttached, ReadsDatabase, ReplicatedDb, Scope};
+pub use guard::{ChangesDatabase, Every, NotAttached, ReadsDatabase, ReplicatedDb, Scope, Writable};
+pub use health::NodeState;
 pub use rocket_db_pools::{self, Database};
 pub use sqlx;
 

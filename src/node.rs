@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
 use rocket::tokio;
+use rocket::tokio::runtime::Handle;
+use sqlx::Connection;
 use sqlx::pool::PoolOptions;
-use sqlx::{ConnectOptions, Connection};
 
 use crate::backend::Settings;
-use crate::backend::{Access, Backend, Driver, Fault, Options};
+use crate::backend::{Access, Backend, Driver};
 use crate::choice::Role;
 use crate::health::Health;
 use crate::lease::Lease;
-use crate::monitor;
 use crate::parked::{Away, Parked, TRUSTED_IDLE};
 use crate::read_only::ReadOnlyCheck;
 
@@ -26,7 +25,6 @@ const DOUBTFUL_WAIT: Duration = Duration::from_millis(100);
 /// What a node needs to be opened.
 pub(crate) struct Opening<'a> {
     pub(crate) database: &'static str,
-    pub(crate) name: Arc<str>,
     pub(crate) access: Access,
     pub(crate) settings: &'a Settings,
     pub(crate) weight: u32,
@@ -37,7 +35,6 @@ pub(crate) struct Opening<'a> {
 }
 
 pub(crate) struct Node<P: Backend> {
-    pub(crate) name: Arc<str>,
     pub(crate) weight: u32,
     pub(crate) prepared_statements: bool,
     access: Access,
@@ -70,15 +67,19 @@ impl From<Failure> for sqlx::Error {
 
 impl<P: Backend> Node<P> {
     /// Opens no connection yet. Fails only on settings that `Config` would not have let through.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
     pub(crate) fn open(opening: Opening<'_>) -> Result<Arc<Self>, String> {
-        let Opening { database, name, access, settings, weight, timeout, health } = opening;
+        let Opening { database, access, settings, weight, timeout, health } = opening;
         let options = <P::Db as Driver>::options(settings, access)?;
         let pool = pool_options::<P::Db>(settings, timeout, health.clone());
         let (pool, read_only) = match access {
             Access::ReadWrite => (pool, None),
             Access::ReadMaster | Access::ReadSlave if !settings.enforce_read_only => (pool, None),
             Access::ReadMaster | Access::ReadSlave => {
-                let check = Arc::new(ReadOnlyCheck::new(database, name.clone()));
+                let check = Arc::new(ReadOnlyCheck::new(database, health.name().clone()));
                 let checked = check.clone();
                 let pool = pool.after_connect(move |conn, _| {
                     let check = check.clone();
@@ -91,12 +92,11 @@ impl<P: Backend> Node<P> {
             }
         };
         Ok(Arc::new(Self {
-            name,
             weight,
             prepared_statements: settings.prepared_statements,
             access,
             timeout,
-            parked: Parked::new(health.runtime.clone()),
+            parked: Parked::new(Handle::current()),
             waiting_for_sqlx: AtomicUsize::new(0),
             health,
             read_only,
@@ -113,19 +113,6 @@ impl<P: Backend> Node<P> {
 
     pub(crate) fn health(&self) -> &Arc<Health> {
         &self.health
-    }
-
-    pub(crate) fn is_up(&self) -> bool {
-        self.health.is_up()
-    }
-
-    /// Whether to ask it; a node that is down is being watched from now on, if it was not.
-    pub(crate) fn is_usable(self: &Arc<Self>) -> bool {
-        let up = self.is_up();
-        if !up {
-            monitor::watch(self);
-        }
-        up
     }
 
     /// Whether what ran here cannot have written, as far as is known.
@@ -146,13 +133,13 @@ impl<P: Backend> Node<P> {
 
     /// Checks out a connection.
     ///
-    /// A pool that keeps its caller waiting may be busy, or its server gone: sqlx does not tell. So
-    /// [`monitor::watch`] is asked to find out meanwhile, and if the server is gone, all who wait go
-    /// elsewhere at once, and nobody waits for it after them.
+    /// A pool that keeps its caller waiting may be busy, or its server gone: sqlx does not tell. So the
+    /// monitor is asked to find out meanwhile, and if the server is gone, all who wait go elsewhere at
+    /// once, and nobody waits for it after them.
     pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease<P>, Failure> {
         // Listens before it looks, so that it misses no fall in between.
         let fell = self.health.fell.notified();
-        if !self.is_usable() {
+        if !self.health.answers() {
             return Err(Failure::Unreachable(self.unreachable()));
         }
         if let Some(away) = self.unpark() {
@@ -161,7 +148,7 @@ impl<P: Backend> Node<P> {
 
         let wonder = async {
             tokio::time::sleep(DOUBTFUL_WAIT.min(self.timeout / 2)).await;
-            monitor::watch(self);
+            self.health.doubt();
             std::future::pending().await
         };
         let acquired = tokio::select! {
@@ -173,10 +160,30 @@ impl<P: Backend> Node<P> {
         acquired.map(|away| Lease::new(self.clone(), away)).map_err(|error| match error {
             sqlx::Error::PoolClosed | sqlx::Error::PoolTimedOut => Failure::Busy(error),
             error => {
-                monitor::watch(self);
+                self.health.doubt();
                 Failure::Unreachable(error)
             }
         })
+    }
+
+    /// A read that is going on here, given up once the server is found to be down: it may never end.
+    /// A write is not: nobody could tell what became of it.
+    pub(crate) async fn unless_it_falls<T>(
+        &self,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        if self.access == Access::ReadWrite {
+            return work.await;
+        }
+        let fell = self.health.fell.notified();
+        if !self.health.answers() {
+            return Err(self.unreachable());
+        }
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = fell => Err(self.unreachable()),
+        }
     }
 
     async fn pool_or_parked(&self) -> Result<Away<P::Db>, sqlx::Error> {
@@ -228,60 +235,10 @@ impl<P: Backend> Node<P> {
         }
     }
 
-    /// A connection of this node failed: so may all that are as old.
-    pub(crate) fn distrust(&self) {
-        self.health.distrust();
-    }
-
-    /// Leaves the node alone until it has proved itself again.
-    pub(crate) fn take_out(self: &Arc<Self>, error: &sqlx::Error) {
-        self.health.distrust();
-        if self.health.go_down() {
-            warn!(
-                "The {} `{}` cannot be used: {error}. Leaving it alone until it answers.",
-                self.role(),
-                self.name
-            );
-        }
-        monitor::watch(self);
-    }
-
-    pub(crate) fn put_back(&self) {
-        if self.health.come_up() {
-            info!("The {} `{}` is back.", self.role(), self.name);
-        }
-    }
-
-    /// Whether the node answers: on a connection that it has to spare, else on one of its own.
-    pub(crate) async fn probe(self: &Arc<Self>) -> Result<(), sqlx::Error> {
-        let probe = async {
-            let idle = || Some(Away { conn: self.pool.inner().try_acquire()?, since: Instant::now() });
-            if let Some(idle) = self.unpark().or_else(idle) {
-                let mut idle = Lease::new(self.clone(), idle);
-                if idle.conn().ping().await.is_ok() {
-                    drop(idle.into_inner());
-                    return Ok(());
-                }
-            }
-            let options: Arc<Options<P::Db>> = self.pool.inner().connect_options();
-            match options.connect().await {
-                Ok(mut conn) => {
-                    conn.ping().await?;
-                    conn.close().await
-                }
-                // It refuses one more, but keeps those that it has.
-                Err(error)
-                    if self.pool.inner().size() > 0 && <P::Db as Driver>::fault(&error) != Fault::Node =>
-                {
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            }
-        };
-        tokio::time::timeout(self.timeout, probe).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {:?}", self.timeout);
-            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
-        })
+    /// Leaves the server alone until it has proved itself again.
+    pub(crate) fn take_out(&self, error: &sqlx::Error) {
+        self.health.take_out(error);
+        self.health.doubt();
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -295,7 +252,7 @@ impl<P: Backend> Node<P> {
     }
 
     fn unreachable(&self) -> sqlx::Error {
-        let message = format!("the {} `{}` cannot be reached", self.role(), self.name);
+        let message = format!("the {} cannot be reached", self.health);
         io::Error::new(io::ErrorKind::NotConnected, message).into()
     }
 }
@@ -303,9 +260,8 @@ impl<P: Backend> Node<P> {
 impl<P: Backend> fmt::Debug for Node<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
-            .field("name", &self.name)
             .field("access", &self.access)
-            .field("up", &self.is_up())
+            .field("health", &self.health)
             .field("busy", &self.busy())
             .finish_non_exhaustive()
     }

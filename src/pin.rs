@@ -1,19 +1,22 @@
-//! What a client carries after a write: when it wrote, signed.
+//! What a client carries after a write: when it wrote, and where the master's log stood then, signed.
 //!
 //! A token is the URL-safe base64 of
 //!
 //! | bytes | what                                                             |
 //! |-------|------------------------------------------------------------------|
 //! | 1     | version                                                          |
-//! | 8     | time of the write in ms since 1970, big-endian                   |
+//! | 8     | time of the latest write in ms since 1970, big-endian            |
+//! | 1     | what there is beside the time: [`Evidence`]                      |
+//! | –     | a position, or nothing                                           |
 //! | 32    | HMAC-SHA256 over purpose, cookie name, database and the above    |
 //!
 //! The rules by which one is believed:
 //!
 //! 1. It has this form, this version, and a MAC that is ours: for this purpose, name and database.
-//! 2. It is younger than the lag window, by our own clock. `Max-Age` is a courtesy to the client.
+//! 2. It is younger than the lag window, or with a position than `pin.max_age`, by our own clock.
+//!    `Max-Age` is a courtesy to the client.
 //! 3. A time ahead of ours by up to the lag window is our servers' clock skew: believed, as of now.
-//!    Further ahead it is refused, so that no token is ever good for more than two windows.
+//!    Further ahead it is refused, so that no token outlives its time by more than a window.
 //! 4. The request carries only one: of two, one was planted.
 //!
 //! Whatever else arrives is no pin, and never an error.
@@ -31,23 +34,100 @@ use rocket::{Request, Response};
 use sha2::Sha256;
 use time::OffsetDateTime;
 
+use crate::config::Consistency;
+use crate::position::Position;
+
 const VERSION: u8 = 1;
 const PURPOSE: &[u8] = b"rocket_replicated pin";
-const PAYLOAD: usize = 1 + 8;
-const TOKEN: usize = PAYLOAD + 32;
-const ENCODED: usize = (TOKEN * 4).div_ceil(3);
+const MAC: usize = 32;
+
+/// Positions that take more bytes do not travel: cookies of 4096 bytes are all that browsers promise.
+const MAX_POSITION: usize = 1024;
+const MAX_ENCODED: usize = ((1 + 8 + 1 + MAX_POSITION + MAC) * 4).div_ceil(3);
 
 /// A client's claim to its own writes, believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pin {
     /// When the client wrote, at the latest.
     pub(crate) at: OffsetDateTime,
+    pub(crate) evidence: Evidence,
+    pub(crate) window: Window,
+}
+
+/// What is known of a client's writes beside the time of the latest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Evidence {
+    Nothing,
+    /// Where the log stood after the latest.
+    Position(Position),
+    /// Where it stood after an earlier one.
+    Earlier(Position),
+}
+
+/// Whether the lag window since a client's latest write is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Window {
+    Open,
+    Over,
+}
+
+/// What it takes to serve a client its own writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needed<'a> {
+    Master,
+    /// A node that has replayed this.
+    Position(&'a Position),
+}
+
+impl Evidence {
+    fn into_position(self) -> Option<Position> {
+        match self {
+            Self::Nothing => None,
+            Self::Position(position) | Self::Earlier(position) => Some(position),
+        }
+    }
+}
+
+impl Pin {
+    pub(crate) fn needs(&self) -> Needed<'_> {
+        match (&self.evidence, self.window) {
+            (Evidence::Position(position), _) | (Evidence::Earlier(position), Window::Over) => {
+                Needed::Position(position)
+            }
+            (Evidence::Earlier(_) | Evidence::Nothing, _) => Needed::Master,
+        }
+    }
+
+    /// What a pin can carry that stands for this one's writes and a later one, of which only the time is
+    /// known.
+    pub(crate) fn earlier(&self) -> Evidence {
+        self.evidence.clone().into_position().map_or(Evidence::Nothing, Evidence::Earlier)
+    }
+
+    /// One that stands for both.
+    fn merge(self, other: Self) -> Self {
+        let (later, earlier) = if self.at >= other.at { (self, other) } else { (other, self) };
+        let before = earlier.evidence.into_position();
+        let merge = |position: Position| match before.clone() {
+            Some(before) => position.merge(before),
+            None => position,
+        };
+        let evidence = match later.evidence {
+            Evidence::Position(position) => Evidence::Position(merge(position)),
+            Evidence::Earlier(position) => Evidence::Earlier(merge(position)),
+            Evidence::Nothing => before.map_or(Evidence::Nothing, Evidence::Earlier),
+        };
+        Self { evidence, ..later }
+    }
 }
 
 /// What is configured of pins.
 #[derive(Debug)]
 pub(crate) struct PinConfig {
     pub(crate) lag_window: Duration,
+    pub(crate) consistency: Consistency,
+    /// How long one with a position is good for.
+    pub(crate) max_age: Duration,
     pub(crate) cookie: Cookie,
     /// The name of the header in which pins travel as well.
     pub(crate) header: Option<String>,
@@ -66,20 +146,20 @@ pub(crate) struct Pins {
 
 impl Pins {
     pub(crate) fn new(database: &str, config: &PinConfig) -> Self {
-        let PinConfig { lag_window, cookie, header, secret, insecure: _ } = config;
-        let signer = Signer::new(secret, database, &cookie.name, *lag_window);
+        let PinConfig { lag_window, consistency: _, max_age, cookie, header, secret, insecure: _ } = config;
+        let signer = Signer::new(secret, database, &cookie.name, *lag_window, *max_age);
         Self { signer, cookie: cookie.clone(), header: header.clone() }
     }
 
-    pub(crate) fn sign(&self, now: OffsetDateTime) -> String {
-        self.signer.sign(now)
+    pub(crate) fn sign(&self, now: OffsetDateTime, evidence: &Evidence) -> String {
+        self.signer.sign(now, evidence)
     }
 
     pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
         self.signer.read(token, now)
     }
 
-    /// The pin that a request carries: of cookie and header, the later.
+    /// The pin that a request carries, by cookie, header, or both.
     pub(crate) fn find(&self, request: &Request<'_>, now: OffsetDateTime) -> Option<Pin> {
         let by_cookie = self.cookie.find(request.cookies(), request.headers());
         let by_header = self.header.as_ref().and_then(|name| {
@@ -87,7 +167,7 @@ impl Pins {
             sent.next().filter(|_| sent.next().is_none())
         });
         let tokens = by_cookie.into_iter().chain(by_header);
-        tokens.filter_map(|token| self.read(token, now)).max_by_key(|pin| pin.at)
+        tokens.filter_map(|token| self.read(token, now)).reduce(Pin::merge)
     }
 
     /// Sends a pin along with a reply to a request of this method.
@@ -110,10 +190,11 @@ struct Signer {
     /// Keyed, and fed with what all tokens of this database have in common.
     mac: Hmac<Sha256>,
     lag_window: Duration,
+    max_age: Duration,
 }
 
 impl Signer {
-    fn new(secret: &Secret, database: &str, cookie: &str, lag_window: Duration) -> Self {
+    fn new(secret: &Secret, database: &str, cookie: &str, lag_window: Duration, max_age: Duration) -> Self {
         let mut key = [0; 32];
         Hkdf::<Sha256>::new(None, &secret.0)
             .expand_multi_info(&[PURPOSE, &[0], database.as_bytes()], &mut key)
@@ -124,39 +205,72 @@ impl Signer {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part);
         }
-        Self { mac, lag_window }
+        Self { mac, lag_window, max_age }
     }
 
-    /// The token for a write at `now`.
-    fn sign(&self, now: OffsetDateTime) -> String {
-        let mut token = [0; TOKEN];
-        token[0] = VERSION;
-        token[1..PAYLOAD].copy_from_slice(&millis(now).to_be_bytes());
-        let mac = self.mac.clone().chain_update(&token[..PAYLOAD]).finalize();
-        token[PAYLOAD..].copy_from_slice(&mac.into_bytes());
+    /// The token for a write at `now`. A position that is too large is left at home.
+    fn sign(&self, now: OffsetDateTime, evidence: &Evidence) -> String {
+        let mut position = Vec::new();
+        let kind = match evidence {
+            Evidence::Nothing => TIME,
+            Evidence::Position(latest) => {
+                latest.encode(&mut position);
+                POSITION
+            }
+            Evidence::Earlier(earlier) => {
+                earlier.encode(&mut position);
+                EARLIER
+            }
+        };
+        let fits = position.len() <= MAX_POSITION;
+        let (kind, position) = if fits { (kind, &position[..]) } else { (TIME, &[][..]) };
+
+        let mut token = Vec::with_capacity(1 + 8 + 1 + position.len() + MAC);
+        token.push(VERSION);
+        token.extend(millis(now).to_be_bytes());
+        token.push(kind);
+        token.extend(position);
+        let mac = self.mac.clone().chain_update(&token).finalize();
+        token.extend(mac.into_bytes());
         URL_SAFE_NO_PAD.encode(token)
     }
 
     /// The pin in a token, by rules 1 to 3.
     fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
-        if token.len() != ENCODED {
+        if token.len() > MAX_ENCODED {
             return None;
         }
-        let mut bytes = [0; TOKEN];
-        let len = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
-        let (payload, mac) = bytes[..len].split_at_checked(PAYLOAD)?;
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let (payload, mac) = bytes.split_at_checked(bytes.len().checked_sub(MAC)?)?;
         self.mac.clone().chain_update(payload).verify_slice(mac).ok()?;
 
-        let (&version, at) = payload.split_first()?;
+        let (&version, rest) = payload.split_first()?;
+        let (at, rest) = rest.split_first_chunk()?;
+        let (&kind, position) = rest.split_first()?;
         if version != VERSION {
             return None;
         }
-        let at = i64::from_be_bytes(at.try_into().ok()?);
-        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at) * 1_000_000).ok()?;
-        let (age, window) = (now - at, time::Duration::try_from(self.lag_window).ok()?);
-        (-window <= age && age < window).then_some(Pin { at: at.min(now) })
+        let evidence = match kind {
+            TIME if position.is_empty() => Evidence::Nothing,
+            POSITION => Evidence::Position(Position::decode(position)?),
+            EARLIER => Evidence::Earlier(Position::decode(position)?),
+            _ => return None,
+        };
+        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(i64::from_be_bytes(*at)) * 1_000_000)
+            .ok()?;
+        let lasts = match evidence {
+            Evidence::Nothing => self.lag_window,
+            Evidence::Position(_) | Evidence::Earlier(_) => self.max_age,
+        };
+        let (age, lag_window) = (now - at, time::Duration::try_from(self.lag_window).ok()?);
+        let window = if age < lag_window { Window::Open } else { Window::Over };
+        (-lag_window <= age && age < lasts).then_some(Pin { at: at.min(now), evidence, window })
     }
 }
+
+const TIME: u8 = 0;
+const POSITION: u8 = 1;
+const EARLIER: u8 = 2;
 
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

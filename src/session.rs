@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use log::{debug, warn};
 use rocket_db_pools::Database;
 
-use crate::backend::Backend;
-use crate::choice::{Choice, Declared, Intent, MethodKind};
+use crate::backend::{Backend, Driver, Fault};
+use crate::choice::{Choice, Declared, Intent, MethodKind, Reason};
 use crate::lease::Lease;
 use crate::node::Failure;
-use crate::nodes::{At, Failed, Nodes, Place, SlaveSet};
-use crate::pin::Pin;
+use crate::nodes::{At, CatchUp, Db, Failed, Nodes, Place, SlaveSet};
+use crate::pin::{Needed, Pin};
 
 /// Shared by all guards, handles and streams of a request. Its node is chosen at the first query,
 /// so that the order of guards does not matter, and kept: two queries never see two states.
@@ -32,6 +32,19 @@ struct Progress {
     claims: usize,
     writes: Writes,
     reply: Reply,
+}
+
+impl Progress {
+    fn leave(&mut self, place: Place) {
+        if self.claims > 0 {
+            // Another slave would be another state; the master only a later one.
+            self.failed.slaves = SlaveSet::ALL;
+        }
+        // Another query of the same request may have moved on already.
+        if self.place == Some(place) {
+            self.place = None;
+        }
+    }
 }
 
 /// Whether the read-write pool was used.
@@ -71,21 +84,31 @@ impl<D: Database<Pool: Backend>> Session<D> {
     }
 
     /// The pin that the writes so far leave.
-    pub(crate) fn pin(&self) -> Option<String> {
-        let wrote = self.progress().writes == Writes::Some;
-        wrote.then(|| self.nodes.sign_pin()).flatten()
+    pub(crate) async fn pin(&self) -> Option<String> {
+        match self.progress().writes {
+            Writes::None => return None,
+            Writes::Some => {}
+        }
+        self.nodes.pin(self.pin.as_ref()).await
     }
 
     /// The reply is about to leave: the pin it has to carry, if any.
     ///
     /// `in_use` says that a handle is still alive, in a streamed body or a spawned task: if the
     /// request means to write, it may do so after the reply.
-    pub(crate) fn answer(&self, in_use: bool) -> Option<String> {
-        let mut progress = self.progress();
-        let may_write = in_use && self.intent(&progress).is_write();
-        let pins = progress.writes == Writes::Some || may_write;
-        progress.reply = if pins { Reply::Settled } else { Reply::WithoutPin };
-        pins.then(|| self.nodes.sign_pin()).flatten()
+    pub(crate) async fn answer(&self, in_use: bool) -> Option<String> {
+        let (wrote, may_write) = {
+            let mut progress = self.progress();
+            let wrote = progress.writes == Writes::Some;
+            let may_write = in_use && self.intent(&progress).is_write();
+            progress.reply = if wrote || may_write { Reply::Settled } else { Reply::WithoutPin };
+            (wrote, may_write)
+        };
+        match (wrote, may_write) {
+            (_, true) => self.nodes.window_pin(self.pin.as_ref()),
+            (true, false) => self.nodes.pin(self.pin.as_ref()).await,
+            (false, false) => None,
+        }
     }
 
     /// Checks out a connection of the session's node; at the first time, or if that node lets it
@@ -93,14 +116,47 @@ impl<D: Database<Pool: Backend>> Session<D> {
     pub(crate) async fn checkout(&self) -> Result<(Lease<D::Pool>, Place), sqlx::Error> {
         loop {
             let place = self.place();
-            match self.nodes.acquire(place).await {
-                Ok(lease) => {
+            let mut lease = match self.nodes.acquire(place).await {
+                Ok(lease) => lease,
+                Err(failure) => {
+                    self.move_on(place, failure)?;
+                    continue;
+                }
+            };
+            match self.catch_up(place, &mut lease).await {
+                Ok(true) => {
                     self.arrived(place);
                     return Ok((lease, place));
                 }
-                Err(failure) => self.move_on(place, failure)?,
+                Ok(false) => {
+                    lease.end();
+                    self.give_up_catching_up(place);
+                }
+                Err(error) => {
+                    if Db::<D>::fault(&error) == Fault::Node {
+                        self.nodes.node(place.at).take_out(&error);
+                    }
+                    lease.end_after(&error);
+                    self.move_on(place, Failure::Unreachable(error))?;
+                }
             }
         }
+    }
+
+    /// Whether the node has what the client wrote, where it was chosen for having it.
+    async fn catch_up(&self, place: Place, lease: &mut Lease<D::Pool>) -> Result<bool, sqlx::Error> {
+        match (place, self.pin.as_ref().map(Pin::needs)) {
+            (Place { at: At::Slave(index), reason: Reason::CaughtUp }, Some(Needed::Position(position))) => {
+                self.nodes.catch_up(index, lease, position).await
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn give_up_catching_up(&self, place: Place) {
+        let mut progress = self.progress();
+        progress.failed.catch_up = CatchUp::InVain;
+        progress.leave(place);
     }
 
     /// A query at a node for reads failed, and had handed nothing over.
@@ -113,20 +169,15 @@ impl<D: Database<Pool: Backend>> Session<D> {
     pub(crate) fn move_on(&self, place: Place, failure: Failure) -> Result<(), sqlx::Error> {
         let mut progress = self.progress();
         match (place.at, &failure) {
-            (At::MasterReadWrite, _) | (At::MasterReadOnly, Failure::Busy(_)) => return Err(failure.into()),
-            (At::MasterReadOnly, Failure::Unreachable(_)) => progress.failed.master = true,
+            (At::MasterReadWrite(_), _) | (At::MasterReadOnly(_), Failure::Busy(_)) => {
+                return Err(failure.into());
+            }
+            (At::MasterReadOnly(_), Failure::Unreachable(_)) => progress.failed.master = true,
             (At::Slave(index), _) => progress.failed.slaves = progress.failed.slaves.with(index),
         }
-        if progress.claims > 0 {
-            // Another slave would be another state; the master only a later one.
-            progress.failed.slaves = SlaveSet::ALL;
-        }
-        // Another query of the same request may have moved on already.
-        if progress.place == Some(place) {
-            progress.place = None;
-        }
+        progress.leave(place);
         let next = self.choose(&mut progress);
-        if next.at == At::MasterReadOnly && progress.failed.master {
+        if matches!(next.at, At::MasterReadOnly(_)) && progress.failed.master {
             return Err(failure.into());
         }
         Ok(())
@@ -140,11 +191,11 @@ impl<D: Database<Pool: Backend>> Session<D> {
     fn choose(&self, progress: &mut Progress) -> Place {
         let intent = self.intent(progress);
         if let Some(place) = progress.place
-            && (place.at == At::MasterReadWrite) == intent.is_write()
+            && place.at.writes() == intent.is_write()
         {
             return place;
         }
-        let place = self.nodes.choose(intent, self.pin.is_some(), progress.failed);
+        let place = self.nodes.choose(intent, self.pin.as_ref(), progress.failed);
         progress.place = Some(place);
         debug!("Database `{}`: {}.", D::NAME, self.nodes.choice(place));
         place
@@ -152,7 +203,7 @@ impl<D: Database<Pool: Backend>> Session<D> {
 
     fn arrived(&self, place: Place) {
         let mut progress = self.progress();
-        if place.at != At::MasterReadWrite {
+        if !place.at.writes() {
             progress.claims += 1;
             return;
         }

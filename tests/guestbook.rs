@@ -35,7 +35,10 @@ impl Guestbook {
     async fn with(follow: impl ToString, lag_window: impl ToString) -> Self {
         let (follow, lag_window) = (follow.to_string(), lag_window.to_string());
         let slave = format!(r#"{{url="sqlite://guestbook-slave.db",follow={follow}}}"#);
-        Self::start(Some(format!("{{replicated={{lag_window={lag_window},slaves=[{slave}]}}}}"))).await
+        Self::start(Some(format!(
+            "{{replicated={{lag_window={lag_window},max_lag=false,slaves=[{slave}]}}}}"
+        )))
+        .await
     }
 
     async fn start(databases: Option<String>) -> Self {

@@ -57,7 +57,9 @@ support::on_every_database! {
             &["reads: from slaves, each waited for up to 1s"],
             &["reads after a write: from the master for 7.25s, by cookie `replicated_pin`"],
             &["reads at the master: 5 connections, 1 of them for pinned reads"],
-            &["at most 23 connections to "],
+            &["health: each server is asked every 1s, and has 1s to answer"],
+            &["lag: a slave more than 5.25s behind is left out"],
+            &["at most 24 connections to "],
         ] {
             assert!(!logbook::lines(line).is_empty(), "{line:?}");
         }

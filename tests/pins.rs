@@ -326,13 +326,13 @@ support::on_every_database! {
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
         rocket::tokio::runtime::Runtime::new().unwrap().block_on(async {
             let writer = cluster.write();
-            assert_eq!((writer.pin(), writer.choice()), (None, None));
+            assert_eq!((writer.pin().await, writer.choice()), (None, None));
             insert(&writer).await.unwrap();
-            let pin = writer.pin().unwrap();
+            let pin = writer.pin().await.unwrap();
             let read = async |pin| {
                 let reader = cluster.read(pin);
                 sqlx::query("SELECT id FROM notes").fetch_all(&reader).await.unwrap();
-                assert_eq!(reader.pin(), None);
+                assert_eq!(reader.pin().await, None);
                 reader.choice().unwrap().reason()
             };
             assert_eq!(writer.choice().unwrap().reason(), Reason::ChangesDatabase);

@@ -81,7 +81,7 @@ support::on_every_database! {
     #[test]
     fn after_the_window_the_writer_reads_from_a_slave_again() {
         let lab = Lab::new();
-        let client = client(&lab, "lag_window = 0.5");
+        let client = client(&lab, "lag_window = 0.5\nmax_lag = false");
         lab.pause();
         let written = Instant::now();
         let pin = write(&client, "hello");

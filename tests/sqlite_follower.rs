@@ -25,7 +25,7 @@ impl Files {
 
     fn section(&self, slave: &str, follow: f64) -> String {
         format!(
-            "url = \"sqlite://{}\"\nslaves = [{{ url = \"sqlite://{}\", name = \"{slave}\", follow = {follow} }}]\n",
+            "url = \"sqlite://{}\"\nslaves = [{{ url = \"sqlite://{}\", name = \"{slave}\", follow = {follow} }}]\nmax_lag = false\n",
             self.0.path().join("master.db").display(),
             self.0.path().join(slave).display(),
         )

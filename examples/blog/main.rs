@@ -76,7 +76,7 @@ async fn create(
     transaction.commit().await?;
 
     // The pin travels with the job: the slaves need not have the post by then.
-    stats::count_words_later(id, blog.inner().clone(), db.pin(), stats.inner().clone());
+    stats::count_words_later(id, blog.inner().clone(), db.pin().await, stats.inner().clone());
 
     // The reads of a request that writes are served by the master, too.
     Ok(Created::new(uri!(show(id)).to_string()).body(Json(Post::find(id, &db).await?)))

@@ -46,8 +46,8 @@ impl<DB: Driver> Query<DB> {
     /// What one attempt runs. The last one that there can be takes the arguments along.
     fn attempt(&mut self, place: Place, prepared_statements: bool) -> Attempt<DB> {
         let arguments = match place.at {
-            At::MasterReadWrite => self.arguments.take(),
-            At::MasterReadOnly | At::Slave(_) => self.arguments.clone(),
+            At::MasterReadWrite(_) => self.arguments.take(),
+            At::MasterReadOnly(_) | At::Slave(_) => self.arguments.clone(),
         };
         Attempt {
             sql: self.sql.clone(),
@@ -147,12 +147,13 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         loop {
             let (mut lease, place) = self.session.checkout().await?;
             let (attempt, frame) = self.attempt(&mut query, place);
+            let node = self.session.nodes.node(place.at).clone();
             let framed = async {
                 frame.open::<Db<D>>(lease.conn()).await?;
                 let done = run(lease.conn(), attempt).await;
                 frame.close::<Db<D>, _>(lease.conn(), done).await
             };
-            match framed.await {
+            match node.unless_it_falls(framed).await {
                 Ok(done) => {
                     lease.end();
                     return Ok(done);
@@ -218,14 +219,16 @@ where
                 let (mut lease, place) = self.session.checkout().await?;
                 let (attempt, frame) = self.attempt(&mut query, place);
                 let mut repeatable = query.repeatable();
-                if let Err(error) = frame.open::<Db<D>>(lease.conn()).await {
+                let node = self.session.nodes.node(place.at).clone();
+                if let Err(error) = node.unless_it_falls(frame.open::<Db<D>>(lease.conn())).await {
                     lease.end_after(&error);
                     attempts.after(place, error, repeatable)?;
                     continue;
                 }
                 let mut steps = lease.conn().fetch_many(attempt);
                 let done = loop {
-                    match steps.next().await {
+                    let step = async { Ok(steps.next().await) };
+                    match node.unless_it_falls(step).await.unwrap_or_else(|error| Some(Err(error))) {
                         Some(Ok(step)) => {
                             repeatable = Repeatable::No;
                             yield step;
@@ -235,7 +238,7 @@ where
                     }
                 };
                 drop(steps);
-                match frame.close::<Db<D>, _>(lease.conn(), done).await {
+                match node.unless_it_falls(frame.close::<Db<D>, _>(lease.conn(), done)).await {
                     Err(error) => {
                         lease.end_after(&error);
                         attempts.after(place, error, repeatable)?;

@@ -1,9 +1,16 @@
+use std::time::Duration;
+
 use rocket::futures::future::BoxFuture;
 use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError};
-use sqlx::{MySql, Row};
+use sqlx::{AssertSqlSafe, MySql, Row};
 
-use super::{Access, Address, Driver, Fault, Options, Settings, connection_fault};
+use crate::position::{Gtid, Transactions};
+
+use super::{
+    Access, Address, Driver, Fault, Observation, Options, Position, Role, Settings, Standing,
+    connection_fault, poll,
+};
 
 impl Driver for MySql {
     /// Nothing that makes a connection read-only can be said while connecting.
@@ -36,6 +43,43 @@ impl Driver for MySql {
         })
     }
 
+    fn observe(conn: &mut MySqlConnection, role: Role) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
+        Box::pin(async move {
+            let logs = sqlx::raw_sql(LOGS).fetch_one(&mut *conn).await?;
+            let text = |column| logs.try_get::<String, _>(column).unwrap_or_default();
+            let (written, replayed, current) = (text(0), text(1), text(2));
+            let position = match (Flavour::of(&text(3)), role) {
+                (Flavour::MariaDb, Role::Master) => Position::parse_gtids(&written),
+                (Flavour::MariaDb, Role::Slave) => Position::parse_gtids(&replayed),
+                (Flavour::MySql, _) => Position::parse_gtid_set(&written),
+            };
+            // A slave that has written after what it has replayed, and replays no more.
+            let promoted = role == Role::Slave && current != replayed && !is_replicating(conn).await?;
+            let standing = if promoted { Standing::Master } else { Standing::Unknown };
+            Ok(Observation { standing, system: None, position })
+        })
+    }
+
+    /// The server itself waits. It looks at the numbers alone, so what is another history is not
+    /// asked of it. <https://mariadb.com/docs/server/reference/sql-functions/secondary-functions/miscellaneous-functions/master_gtid_wait>
+    fn catch_up<'a>(
+        conn: &'a mut MySqlConnection,
+        position: &'a Position,
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
+        Box::pin(async move {
+            let replayed = poll::<Self>(conn, position, Duration::ZERO).await?;
+            let worthwhile =
+                |replayed: &Position| replayed.shares_history(position) && !replayed.reaches(position);
+            let Some(wait) = wait_for(position, patience) else { return Ok(replayed) };
+            if !replayed.as_ref().is_some_and(worthwhile) || patience.is_zero() {
+                return Ok(replayed);
+            }
+            sqlx::raw_sql(AssertSqlSafe(wait)).execute(&mut *conn).await?;
+            poll::<Self>(conn, position, Duration::ZERO).await
+        })
+    }
+
     fn fault(error: &sqlx::Error) -> Fault {
         if let Some(fault) = connection_fault(error) {
             return fault;
@@ -56,6 +100,55 @@ impl Driver for MySql {
             (number, _) if ends_connections(number) => Fault::Node,
             _ => Fault::Query,
         }
+    }
+}
+
+/// What was written, what replayed, the later of the two, and by which software: each has a comment that
+/// it alone reads. <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
+const LOGS: &str = "SELECT
+    /*!80000 @@global.gtid_executed, '', '', 'MySQL' */
+    /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB' */";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flavour {
+    MariaDb,
+    MySql,
+}
+
+impl Flavour {
+    fn of(name: &str) -> Self {
+        if name == "MariaDB" { Self::MariaDb } else { Self::MySql }
+    }
+}
+
+async fn is_replicating(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+    let status = sqlx::raw_sql("SHOW GLOBAL STATUS LIKE 'Slave_running'").fetch_optional(conn).await?;
+    Ok(status.is_some_and(|row| row.try_get::<String, _>(1).is_ok_and(|value| value == "ON")))
+}
+
+/// The statement that waits for a position, with text made of numbers alone.
+fn wait_for(position: &Position, patience: Duration) -> Option<String> {
+    let seconds = patience.as_secs_f64();
+    match position {
+        Position::Gtids(gtids) => {
+            let gtids: Vec<_> = gtids
+                .iter()
+                .map(|Gtid { domain, server, sequence }| format!("{domain}-{server}-{sequence}"))
+                .collect();
+            Some(format!("SELECT MASTER_GTID_WAIT('{}', {seconds:.3})", gtids.join(",")))
+        }
+        Position::GtidSet(set) => {
+            let uuid = |source: u128| {
+                let hex = format!("{source:032x}");
+                [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+            };
+            let set: Vec<_> = set
+                .iter()
+                .map(|Transactions { source, first, last }| format!("{}:{first}-{last}", uuid(*source)))
+                .collect();
+            Some(format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{}', {seconds:.3})", set.join(",")))
+        }
+        Position::Lsn { .. } | Position::Time(_) => None,
     }
 }
 
@@ -80,4 +173,23 @@ pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     error
         .try_downcast_ref::<MySqlDatabaseError>()
         .is_some_and(|error| is_full(error.number()) || ends_connections(error.number()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_waited_for_is_what_was_parsed() {
+        let patience = Duration::from_millis(50);
+        let gtids = Position::parse_gtids("0-10-8,1-10-3").unwrap();
+        assert_eq!(wait_for(&gtids, patience).unwrap(), "SELECT MASTER_GTID_WAIT('0-10-8,1-10-3', 0.050)");
+
+        let set = Position::parse_gtid_set("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7").unwrap();
+        assert_eq!(
+            wait_for(&set, patience).unwrap(),
+            "SELECT WAIT_FOR_EXECUTED_GTID_SET('3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5,\
+             3e11fa47-71ca-11e1-9e33-c80aa9429562:7-7', 0.050)",
+        );
+    }
 }

@@ -8,7 +8,10 @@ use sqlx::Sqlite;
 use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode};
 
-use super::{Access, Address, Driver, Fault, Follower, Options, Settings, connection_fault};
+use super::{
+    Access, Address, Driver, Fault, Follower, Millis, Observation, Options, Position, Role, Settings,
+    Standing, connection_fault,
+};
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
 /// author chooses the program that runs as well, and means it to be loaded.
@@ -56,6 +59,20 @@ impl Driver for Sqlite {
 
     fn is_read_only(conn: &mut SqliteConnection) -> BoxFuture<'_, Result<bool, sqlx::Error>> {
         Box::pin(async move { sqlx::query_scalar("PRAGMA query_only").fetch_one(conn).await })
+    }
+
+    /// What was committed before this millisecond is over is before the next one. How fresh a copy is,
+    /// its follower knows.
+    fn observe(conn: &mut SqliteConnection, role: Role) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
+        Box::pin(async move {
+            let Millis(now) = Millis::now();
+            sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(conn).await?;
+            let position = match role {
+                Role::Master => Some(Position::Time(now + 1)),
+                Role::Slave => None,
+            };
+            Ok(Observation { standing: Standing::Unknown, system: None, position })
+        })
     }
 
     fn fault(error: &sqlx::Error) -> Fault {

@@ -13,7 +13,7 @@ pub(super) fn read_cookie(
     figment: &Figment,
     pin: &Table<'_>,
     database: &str,
-    lag_window: Duration,
+    max_age: Duration,
 ) -> Result<Cookie, ConfigError> {
     let name = pin.string("name")?;
     let named = name.is_some();
@@ -27,7 +27,7 @@ pub(super) fn read_cookie(
             .unwrap_or(SameSiteName::Lax)
             .into(),
         secure: pin.bool("secure")?.unwrap_or(tls),
-        max_age: lag_window,
+        max_age,
     };
 
     let is_value =

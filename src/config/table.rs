@@ -8,6 +8,8 @@ use rocket::figment::Profile;
 use rocket::figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
 
+use super::DAY;
+
 /// What is wrong with the configuration, where, and what to do about it.
 ///
 /// Shows profile, database and key, but never a value: it may hold a password.
@@ -31,12 +33,22 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// A limit in time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Limit {
+    Auto,
+    Never,
+    Seconds(Duration),
+}
+
 /// What people call our keys elsewhere.
 const ALIASES: &[(&str, &[&str])] = &[
     ("url", &["master", "primary", "writer", "master_url", "primary_url"]),
     ("slaves", &["replicas", "replica", "slave", "standbys", "readers", "read_replicas", "secondaries"]),
     ("slave_timeout", &["replica_timeout"]),
-    ("lag_window", &["window", "lag", "max_lag", "delay", "sticky"]),
+    ("lag_window", &["window", "lag", "delay", "sticky"]),
+    ("max_lag", &["max_replication_lag", "max_replica_lag", "lag_limit"]),
+    ("check_interval", &["health_check_interval", "probe_interval"]),
     ("max_connections", &["pool_size", "max_size"]),
     ("connect_timeout", &["timeout", "acquire_timeout"]),
 ];
@@ -140,6 +152,20 @@ impl<'a> Table<'a> {
         let seconds = self.get(key, &expected)?;
         let seconds = self.within(key, seconds, least..=most, &expected)?;
         Ok(seconds.map(Duration::from_secs_f64))
+    }
+
+    /// A limit that may be left to us, or be none.
+    pub(super) fn limit(&self, key: &str) -> Result<Limit, ConfigError> {
+        match self.dict.get(key) {
+            None => Ok(Limit::Auto),
+            Some(Value::String(_, auto)) if auto == "auto" => Ok(Limit::Auto),
+            Some(Value::Bool(_, false)) => Ok(Limit::Never),
+            Some(Value::Num(..)) => Ok(self.seconds(key, 0.0, DAY)?.map_or(Limit::Auto, Limit::Seconds)),
+            Some(value) => {
+                let problem = format!("expected seconds, `\"auto\"` or `false`, found {}", found(value));
+                Err(self.error(key, problem))
+            }
+        }
     }
 
     fn within<T: PartialOrd + fmt::Display>(

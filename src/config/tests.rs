@@ -71,6 +71,77 @@ mod postgres {
     }
 
     #[test]
+    fn a_lag_is_noticed_before_the_window_is_over() {
+        let max_lag = |keys: &str| {
+            let config = read(&format!("slaves = [\"postgres://db-2/blog\"]\n{keys}")).unwrap();
+            config.checks.max_lag.map(|max| max.as_secs_f64())
+        };
+        for (keys, max) in [
+            ("", Some(3.0)),
+            ("max_lag = \"auto\"", Some(3.0)),
+            ("max_lag = 2.5", Some(2.5)),
+            ("max_lag = false", None),
+            ("lag_window = 60", Some(58.0)),
+            ("lag_window = 2\ncheck_interval = 0.5\ncheck_timeout = 0.25", Some(1.25)),
+            ("lag_window = 2\nmax_lag = false", None),
+            ("lag_window = 0", None),
+            ("lag_window = 0\nmax_lag = 30", Some(30.0)),
+            ("consistency = \"position\"\nmax_lag = 30", Some(30.0)),
+        ] {
+            assert_eq!(max_lag(keys), max, "{keys}");
+        }
+        assert_eq!(read("").unwrap().checks.max_lag, None);
+
+        let slaves = "slaves = [\"postgres://db-2/blog\"]";
+        let remedy =
+            "raise `lag_window`, shorten `check_interval` and `check_timeout`, or say `max_lag = false`";
+        for (keys, problem) in [
+            (
+                "max_lag = 4",
+                format!(
+                    "must not exceed `lag_window` less `check_interval` and `check_timeout`, which is 3: {remedy}"
+                ),
+            ),
+            (
+                "lag_window = 2",
+                format!("with `lag_window` = 2, a lag cannot be noticed before the window is over: {remedy}"),
+            ),
+            ("max_lag = 0.5", "must not be below `check_interval`, which is 1".into()),
+            ("max_lag = true", "expected seconds, `\"auto\"` or `false`, found a boolean".into()),
+            ("max_lag = \"2\"", "expected seconds, `\"auto\"` or `false`, found a string".into()),
+            ("max_lag = -1", "expected seconds, from 0 to 86400, found -1".into()),
+        ] {
+            refuses(&format!("{slaves}\n{keys}"), &format!("max_lag`: {problem}"));
+        }
+    }
+
+    #[test]
+    fn pins_with_a_position_last_longer() {
+        let max_age = |keys: &str| {
+            let pin = read(&format!("slaves = [\"postgres://db-2/blog\"]\n{keys}")).unwrap().pin.unwrap();
+            assert_eq!(pin.cookie.max_age, pin.max_age);
+            (pin.consistency, pin.max_age.as_secs())
+        };
+        assert_eq!(max_age(""), (Consistency::Window, 5));
+        assert_eq!(max_age("consistency = \"position\""), (Consistency::Position, 60));
+        assert_eq!(max_age("consistency = \"position\"\nlag_window = 90"), (Consistency::Position, 90));
+        assert_eq!(max_age("consistency = \"position\"\npin.max_age = 30"), (Consistency::Position, 30));
+
+        refuses(
+            "consistency = \"position\"\npin.max_age = 3",
+            "pin.max_age`: must not be below `lag_window`, which is 5",
+        );
+        refuses(
+            "pin.max_age = 30",
+            "pin.max_age`: without `consistency = \"position\"` a pin ends with the `lag_window`",
+        );
+        refuses(
+            "consistency = \"strong\"",
+            "consistency`: expected `\"window\"` or `\"position\"`, found a string",
+        );
+    }
+
+    #[test]
     fn slaves_inherit_and_override() {
         let config = read(
             "max_connections = 10\nmin_connections = 3\nidle_timeout = 60\nprepared_statements = false\n\
@@ -126,7 +197,7 @@ mod postgres {
         refuses(
             "pin = { colour = 1 }",
             "pin.colour`: unknown key: the keys here are `name`, `domain`, `path`, `same_site`, `secure`, \
-             `header`",
+             `header`, `max_age`",
         );
         assert!(read("ignore = [\"statement_timeout\"]\nstatement_timeout = 3").is_ok());
     }
@@ -342,7 +413,7 @@ mod postgres {
     #[allow(clippy::result_large_err)] // figment's own signature
     fn profiles_and_the_environment_override_as_in_rocket() {
         let toml = "[default.databases.blog]\nurl = \"postgres://db-1/blog\"\nlag_window = 1\n\
-                    slaves = [\"postgres://db-2/blog\"]\n[staging.databases.blog]\nlag_window = 2\n\
+                    slaves = [\"postgres://db-2/blog\"]\nmax_lag = false\n[staging.databases.blog]\nlag_window = 2\n\
                     [staging]\nsecret_key = \"abababababababababababababababababababababababababababababababab\"";
         let window =
             |figment: &Figment| Config::read::<Driver>(figment, "blog").unwrap().pin.unwrap().lag_window;
@@ -396,7 +467,20 @@ mod sqlite {
     }
 
     #[test]
+    fn who_was_promoted_only_postgresql_proves() {
+        assert_eq!(
+            read("url = \"a.db\"\nfollow_promotion = true").unwrap_err(),
+            "`debug.databases.blog.follow_promotion`: SQLite offers no proof of who was promoted: remove the key"
+        );
+    }
+
+    #[test]
     fn a_follower_has_a_period_and_a_file_of_its_own() {
+        assert_eq!(
+            read("url = \"a.db\"\nslaves = [{ url = \"b.db\", follow = 3 }]").unwrap_err(),
+            "`debug.databases.blog.slaves[0].follow`: must be below `max_lag`, which is 3: raise `lag_window`, \
+             shorten `check_interval` and `check_timeout`, or say `max_lag = false`"
+        );
         assert_eq!(
             read("url = \"a.db\"\nslaves = [{ url = \"b.db\", follow = 0 }]").unwrap_err(),
             "`debug.databases.blog.slaves[0].follow`: expected seconds, from 0.01 to 86400, found 0"

@@ -24,29 +24,13 @@ use rocket::figment::providers::{Format, Toml};
 use rocket::http::Cookie;
 use rocket::local::blocking::LocalResponse;
 use rocket::{Build, Rocket};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Instantiates tests for each database: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Lab`, `DriverError`,
 /// the code by which it refuses a write (`REFUSED`) and its way to write arguments (`sql`) are its own.
 macro_rules! on_every_database {
     ($($test:tt)*) => {
-        #[cfg(feature = "mysql")]
-        #[allow(unused_imports)]
-        mod mysql {
-            use crate::support::lab::mariadb::{DriverError, Lab, REFUSED, sql};
-            use rocket_replicated::mysql::{Database, Pool, Replicated, ReplicatedDb};
-
-            $($test)*
-        }
-
-        #[cfg(feature = "postgres")]
-        #[allow(unused_imports)]
-        mod postgres {
-            use crate::support::lab::postgres::{DriverError, Lab, REFUSED, sql};
-            use rocket_replicated::postgres::{Database, Pool, Replicated, ReplicatedDb};
-
-            $($test)*
-        }
+        crate::support::on_servers! { $($test)* }
 
         #[cfg(feature = "sqlite")]
         #[allow(unused_imports)]
@@ -59,6 +43,32 @@ macro_rules! on_every_database {
     };
 }
 pub(crate) use on_every_database;
+
+/// As [`on_every_database`], for those that replicate by themselves.
+macro_rules! on_servers {
+    ($($test:tt)*) => {
+        #[cfg(feature = "mysql")]
+        #[allow(unused_imports)]
+        mod mysql {
+            use crate::support::lab::mariadb::{DriverError, Lab, REFUSED, sql};
+            use crate::support::mariadb::MariaDb as Dbms;
+            use rocket_replicated::mysql::{Database, Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+
+        #[cfg(feature = "postgres")]
+        #[allow(unused_imports)]
+        mod postgres {
+            use crate::support::lab::postgres::{DriverError, Lab, REFUSED, sql};
+            use crate::support::postgres::Postgres as Dbms;
+            use rocket_replicated::postgres::{Database, Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+    };
+}
+pub(crate) use on_servers;
 
 /// A Rocket in the debug profile, configured by TOML under `[debug]`.
 pub fn rocket(toml: &str) -> Rocket<Build> {
@@ -76,7 +86,7 @@ pub fn rocket_over(section: &str) -> Rocket<Build> {
 }
 
 /// What the test routes tell of a read.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Seen {
     pub notes: Vec<String>,
     pub node: String,

@@ -12,7 +12,7 @@ use rocket::tokio::sync::oneshot;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
-use crate::backend::Follower;
+use crate::backend::{Copied, Follower, Millis};
 
 /// How long a copy waits for whoever holds a lock on one of the files.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,8 +25,10 @@ pub(super) fn start(
     every: Duration,
 ) -> BoxFuture<'static, Follower> {
     let (stop, stopped) = mpsc::channel();
-    let (copied, first_copy) = oneshot::channel();
+    let (first, first_copy) = oneshot::channel();
+    let copied = Copied::default();
     let mut copier = Copier {
+        copied: copied.clone(),
         name: name.to_owned(),
         master: master.to_owned(),
         slave: slave.to_owned(),
@@ -37,7 +39,7 @@ pub(super) fn start(
 
     let thread = std::thread::spawn(move || {
         copier.tick();
-        let _ = copied.send(());
+        let _ = first.send(());
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
             copier.tick();
         }
@@ -45,11 +47,12 @@ pub(super) fn start(
 
     Box::pin(async move {
         let _ = first_copy.await;
-        Follower::new(stop, thread)
+        Follower::new(stop, thread, copied)
     })
 }
 
 struct Copier {
+    copied: Copied,
     name: String,
     master: PathBuf,
     slave: PathBuf,
@@ -68,8 +71,11 @@ enum State {
 
 impl Copier {
     fn tick(&mut self) {
-        let begun = Instant::now();
+        let (begun, now) = (Instant::now(), Millis::now());
         let copied = self.copy();
+        if copied.is_ok() {
+            self.copied.until(now);
+        }
         let (name, every) = (&self.name, self.every);
         match copied {
             Ok(()) if self.state == State::Failing => {

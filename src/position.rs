@@ -1,0 +1,244 @@
+//! Where a replication log stands, how far a node has replayed it, and how long ago the master stood
+//! there.
+//!
+//! | database   | a position is                                             | its history is   |
+//! |------------|-----------------------------------------------------------|------------------|
+//! | PostgreSQL | an LSN                                                    | the timeline     |
+//! | MariaDB    | in each domain the latest transaction's number            | who wrote it     |
+//! | MySQL      | a set of transactions                                     | in the set       |
+//! | SQLite     | the time at which a copy began                            | the master's file |
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// A place in a replication log.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    Lsn {
+        timeline: u32,
+        lsn: u64,
+    },
+    /// One for each domain.
+    Gtids(Vec<Gtid>),
+    /// By source and number, with gaps between those of one source.
+    GtidSet(Vec<Transactions>),
+    /// Milliseconds since 1970.
+    Time(u64),
+}
+
+/// MariaDB's: <https://mariadb.com/docs/server/ha-and-performance/standard-replication/gtid>
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gtid {
+    pub domain: u32,
+    pub server: u32,
+    pub sequence: u64,
+}
+
+/// Consecutive ones of MySQL's: <https://dev.mysql.com/doc/refman/8.4/en/replication-gtids-concepts.html>
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transactions {
+    pub source: u128,
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Position {
+    /// MariaDB's notation: `0-10-8,1-10-3`. `None` if nothing is logged.
+    pub(crate) fn parse_gtids(text: &str) -> Option<Self> {
+        let gtid = |text: &str| {
+            let mut parts = text.trim().split('-');
+            let gtid = Gtid {
+                domain: parts.next()?.parse().ok()?,
+                server: parts.next()?.parse().ok()?,
+                sequence: parts.next()?.parse().ok()?,
+            };
+            parts.next().is_none().then_some(gtid)
+        };
+        text.split(',').map(gtid).collect::<Option<_>>().map(Self::Gtids)
+    }
+
+    /// MySQL's notation: `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7,…`. `None` if nothing is logged,
+    /// or if transactions are tagged.
+    pub(crate) fn parse_gtid_set(text: &str) -> Option<Self> {
+        let mut set = Vec::new();
+        for of_source in text.split(',') {
+            let mut parts = of_source.trim().split(':');
+            let source = u128::from_str_radix(&parts.next()?.replace('-', ""), 16).ok()?;
+            for interval in parts {
+                let (first, last) = interval.split_once('-').unwrap_or((interval, interval));
+                set.push(Transactions { source, first: first.parse().ok()?, last: last.parse().ok()? });
+            }
+        }
+        (!set.is_empty()).then_some(Self::GtidSet(set))
+    }
+
+    /// Whether the two are places in one history, as far as can be told: after a promotion, the same
+    /// number may stand for something else.
+    pub(crate) fn shares_history(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Lsn { timeline: ours, .. }, Self::Lsn { timeline: theirs, .. }) => ours == theirs,
+            (Self::Gtids(ours), Self::Gtids(theirs)) => {
+                theirs.iter().all(|b| ours.iter().any(|a| (a.domain, a.server) == (b.domain, b.server)))
+            }
+            // Whoever replays it, a transaction keeps its name.
+            (Self::GtidSet(_), Self::GtidSet(_)) | (Self::Time(_), Self::Time(_)) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether this is as far as `other`, if they share their history.
+    pub(crate) fn reaches(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Lsn { lsn: ours, .. }, Self::Lsn { lsn: theirs, .. }) => ours >= theirs,
+            (Self::Gtids(ours), Self::Gtids(theirs)) => {
+                theirs.iter().all(|b| ours.iter().any(|a| a.domain == b.domain && a.sequence >= b.sequence))
+            }
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => theirs
+                .iter()
+                .all(|b| ours.iter().any(|a| a.source == b.source && a.first <= b.first && a.last >= b.last)),
+            (Self::Time(ours), Self::Time(theirs)) => ours >= theirs,
+            _ => false,
+        }
+    }
+
+    /// Whether whoever is here has all that `other` has.
+    pub(crate) fn includes(&self, other: &Self) -> bool {
+        self.shares_history(other) && self.reaches(other)
+    }
+
+    /// A position that includes both, if there is one; else this one, which is the later claim.
+    pub(crate) fn merge(self, earlier: Self) -> Self {
+        match (self, earlier) {
+            (Self::Gtids(mut ours), Self::Gtids(theirs)) => {
+                for b in theirs {
+                    match ours.iter_mut().find(|a| a.domain == b.domain) {
+                        Some(a) if a.server == b.server => a.sequence = a.sequence.max(b.sequence),
+                        Some(_) => {}
+                        None => ours.push(b),
+                    }
+                }
+                Self::Gtids(ours)
+            }
+            (ours, theirs) if theirs.includes(&ours) => theirs,
+            (ours, _) => ours,
+        }
+    }
+
+    /// For a token: the kind in one byte, and numbers in big-endian order.
+    pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Lsn { timeline, lsn } => {
+                bytes.push(b'L');
+                bytes.extend(timeline.to_be_bytes());
+                bytes.extend(lsn.to_be_bytes());
+            }
+            Self::Gtids(gtids) => {
+                bytes.push(b'G');
+                for Gtid { domain, server, sequence } in gtids {
+                    bytes.extend(domain.to_be_bytes());
+                    bytes.extend(server.to_be_bytes());
+                    bytes.extend(sequence.to_be_bytes());
+                }
+            }
+            Self::GtidSet(set) => {
+                bytes.push(b'S');
+                for Transactions { source, first, last } in set {
+                    bytes.extend(source.to_be_bytes());
+                    bytes.extend(first.to_be_bytes());
+                    bytes.extend(last.to_be_bytes());
+                }
+            }
+            Self::Time(ms) => {
+                bytes.push(b'T');
+                bytes.extend(ms.to_be_bytes());
+            }
+        }
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (kind, rest) = bytes.split_first()?;
+        let u32_at = |bytes: &[u8], at| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+        let u64_at = |bytes: &[u8], at| Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+        match (kind, rest.len()) {
+            (b'L', 12) => Some(Self::Lsn { timeline: u32_at(rest, 0)?, lsn: u64_at(rest, 4)? }),
+            (b'G', len) if len % 16 == 0 => {
+                let gtid = |gtid: &[u8]| {
+                    let (domain, server) = (u32_at(gtid, 0)?, u32_at(gtid, 4)?);
+                    Some(Gtid { domain, server, sequence: u64_at(gtid, 8)? })
+                };
+                rest.chunks(16).map(gtid).collect::<Option<_>>().map(Self::Gtids)
+            }
+            (b'S', len) if len % 32 == 0 => {
+                let transactions = |bytes: &[u8]| {
+                    let source = u128::from_be_bytes(*bytes.first_chunk()?);
+                    Some(Transactions { source, first: u64_at(bytes, 16)?, last: u64_at(bytes, 24)? })
+                };
+                rest.chunks(32).map(transactions).collect::<Option<_>>().map(Self::GtidSet)
+            }
+            (b'T', 8) => Some(Self::Time(u64_at(rest, 0)?)),
+            _ => None,
+        }
+    }
+}
+
+/// Where the master stood, and when: by this, how far a slave is behind is a time. It needs neither
+/// clocks that agree nor a table to write to, and does not grow while the master is idle.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// The latest at the end.
+    seen: VecDeque<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    position: Position,
+    /// When the master stood there for the last time, as far as anybody looked.
+    until: Instant,
+}
+
+/// How far a slave is behind the master's latest known position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lag {
+    AtMost(Duration),
+    /// All that is known of the master is later than what the slave has.
+    MoreThan(Duration),
+}
+
+impl History {
+    const KEPT: Duration = Duration::from_secs(3600);
+
+    pub(crate) fn record(&mut self, position: Position, at: Instant) {
+        match self.seen.back_mut() {
+            Some(latest) if latest.position == position => latest.until = at,
+            _ => self.seen.push_back(Seen { position, until: at }),
+        }
+        while self.seen.len() > 1 && at - self.seen[0].until > Self::KEPT {
+            self.seen.pop_front();
+        }
+    }
+
+    /// `None` while nothing is known of the master.
+    pub(crate) fn lag(&self, replayed: &Position) -> Option<Lag> {
+        let latest = self.seen.back()?;
+        if let (Position::Time(master), Position::Time(slave)) = (&latest.position, replayed) {
+            return Some(Lag::AtMost(Duration::from_millis(master.saturating_sub(*slave))));
+        }
+        let behind = |seen: &Seen| latest.until - seen.until;
+        let reached = self.seen.iter().rev().find(|seen| replayed.reaches(&seen.position));
+        Some(match reached {
+            Some(reached) => Lag::AtMost(behind(reached)),
+            None => Lag::MoreThan(behind(&self.seen[0])),
+        })
+    }
+
+    /// The master's latest position.
+    pub(crate) fn latest(&self) -> Option<&Position> {
+        self.seen.back().map(|seen| &seen.position)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn lsn(timeline: u32, lsn: u64) -> Position {
+    Position::Lsn { timeline, lsn }
+}
+
+fn gtids(text: &str) -> Position {
+    Position::parse_gtids(text).unwrap()
+}
+
+fn set(text: &str) -> Position {
+    Position::parse_gtid_set(text).unwrap()
+}
+
+const A: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+const B: &str = "4f22fa47-71ca-11e1-9e33-c80aa9429562";
+
+#[test]
+fn what_includes_what() {
+    let table = [
+        (lsn(1, 10), lsn(1, 10), true),
+        (lsn(1, 11), lsn(1, 10), true),
+        (lsn(1, 9), lsn(1, 10), false),
+        // The same place in another history is another place.
+        (lsn(2, 11), lsn(1, 10), false),
+        (lsn(1, 11), lsn(2, 10), false),
+        (gtids("0-10-8"), gtids("0-10-8"), true),
+        (gtids("0-10-9,1-10-3"), gtids("0-10-8"), true),
+        (gtids("0-10-9"), gtids("0-10-8,1-10-3"), false),
+        (gtids("0-10-9,1-10-2"), gtids("0-10-8,1-10-3"), false),
+        // MASTER_GTID_WAIT would say yes.
+        (gtids("0-10-9"), gtids("0-99-9"), false),
+        (set(&format!("{A}:1-9")), set(&format!("{A}:1-9")), true),
+        (set(&format!("{A}:1-9")), set(&format!("{A}:2-5:7")), true),
+        (set(&format!("{A}:1-5:7")), set(&format!("{A}:1-7")), false),
+        (set(&format!("{A}:1-9")), set(&format!("{A}:1-9,{B}:1")), false),
+        (set(&format!("{A}:1-9,\n{B}:1")), set(&format!("{A}:1-9,{B}:1")), true),
+        (Position::Time(5), Position::Time(5), true),
+        (Position::Time(4), Position::Time(5), false),
+        (lsn(1, 10), Position::Time(5), false),
+        (gtids("0-10-8"), lsn(1, 1), false),
+    ];
+    for (here, there, includes) in table {
+        assert_eq!(here.includes(&there), includes, "{here:?} {there:?}");
+    }
+}
+
+#[test]
+fn what_is_merged_includes_both_of_one_history() {
+    for (a, b) in [
+        (lsn(1, 10), lsn(1, 11)),
+        (gtids("0-10-8"), gtids("1-10-3")),
+        (gtids("0-10-8,1-10-1"), gtids("0-10-7,1-10-3")),
+        (set(&format!("{A}:1-9")), set(&format!("{A}:1-10"))),
+        (Position::Time(4), Position::Time(5)),
+    ] {
+        for (a, b) in [(&a, &b), (&b, &a)] {
+            let merged = a.clone().merge(b.clone());
+            assert!(merged.includes(a) && merged.includes(b), "{merged:?}");
+        }
+    }
+    assert_eq!(lsn(2, 10).merge(lsn(1, 99)), lsn(2, 10), "the later claim");
+    assert_eq!(gtids("0-20-5").merge(gtids("0-10-9")), gtids("0-20-5"), "the later claim");
+}
+
+#[test]
+fn what_is_no_position() {
+    for text in ["", "0-10", "0-10-8-1", "0-10-x", "0-10-8,"] {
+        assert_eq!(Position::parse_gtids(text), None, "{text:?}");
+    }
+    for text in ["".to_owned(), A.to_owned(), format!("{A}:tag:1-5"), "x:1".to_owned(), format!("{A}:1-5,")] {
+        assert_eq!(Position::parse_gtid_set(&text), None, "{text:?}");
+    }
+    for bytes in [&b""[..], b"L", b"L123", b"X12345678", b"T1234567", b"G1", b"S1"] {
+        assert_eq!(Position::decode(bytes), None, "{bytes:?}");
+    }
+}
+
+fn any_position() -> impl Strategy<Value = Position> {
+    let gtid =
+        any::<(u32, u32, u64)>().prop_map(|(domain, server, sequence)| Gtid { domain, server, sequence });
+    let transactions =
+        any::<(u128, u64, u64)>().prop_map(|(source, first, last)| Transactions { source, first, last });
+    prop_oneof![
+        any::<(u32, u64)>().prop_map(|(timeline, lsn)| Position::Lsn { timeline, lsn }),
+        prop::collection::vec(gtid, 0..5).prop_map(Position::Gtids),
+        prop::collection::vec(transactions, 0..5).prop_map(Position::GtidSet),
+        any::<u64>().prop_map(Position::Time),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_position_survives_a_token(position in any_position()) {
+        let mut bytes = Vec::new();
+        position.encode(&mut bytes);
+        prop_assert_eq!(Position::decode(&bytes), Some(position));
+    }
+
+    #[test]
+    fn no_bytes_break_the_decoder(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        let _ = Position::decode(&bytes);
+    }
+}
+
+#[test]
+fn lag_is_since_when_the_master_has_been_further() {
+    let begin = Instant::now();
+    let s = Duration::from_secs;
+    let mut history = History::default();
+    assert_eq!(history.lag(&lsn(1, 5)), None);
+
+    history.record(lsn(1, 10), begin);
+    assert_eq!(history.lag(&lsn(1, 10)), Some(Lag::AtMost(s(0))));
+    assert_eq!(history.lag(&lsn(1, 9)), Some(Lag::MoreThan(s(0))));
+
+    // An idle master: nothing to be behind of.
+    history.record(lsn(1, 10), begin + s(100));
+    assert_eq!(history.lag(&lsn(1, 10)), Some(Lag::AtMost(s(0))));
+    assert_eq!(history.lag(&lsn(1, 9)), Some(Lag::MoreThan(s(0))));
+
+    history.record(lsn(1, 20), begin + s(101));
+    history.record(lsn(1, 30), begin + s(102));
+    for (replayed, lag) in [
+        (lsn(1, 31), Lag::AtMost(s(0))),
+        (lsn(1, 30), Lag::AtMost(s(0))),
+        (lsn(1, 29), Lag::AtMost(s(1))),
+        (lsn(1, 20), Lag::AtMost(s(1))),
+        (lsn(1, 19), Lag::AtMost(s(2))),
+        (lsn(1, 9), Lag::MoreThan(s(2))),
+        // What its timeline is, a standby knows late.
+        (lsn(2, 29), Lag::AtMost(s(1))),
+    ] {
+        assert_eq!(history.lag(&replayed), Some(lag), "{replayed:?}");
+    }
+
+    history.record(lsn(1, 40), begin + s(4000));
+    assert_eq!(history.lag(&lsn(1, 10)), Some(Lag::MoreThan(s(0))), "forgotten after an hour");
+    assert_eq!(history.latest(), Some(&lsn(1, 40)));
+}
+
+#[test]
+fn lag_of_a_copy_is_exact() {
+    let mut history = History::default();
+    history.record(Position::Time(10_000), Instant::now());
+    assert_eq!(history.lag(&Position::Time(7_500)), Some(Lag::AtMost(Duration::from_millis(2_500))));
+    assert_eq!(history.lag(&Position::Time(10_001)), Some(Lag::AtMost(Duration::ZERO)));
+}
