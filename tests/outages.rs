@@ -166,6 +166,109 @@ async fn a_slave_that_dies_during_a_query_is_not_noticed() {
     assert_eq!(text(response).await, master);
 }
 
+/// What a frozen server costs at most, with some patience for a machine that is busy.
+const FROZEN: &str = "check_interval = 0.5\ncheck_timeout = 0.5\nslave_timeout = 30\nconnect_timeout = 30\n";
+const AT_MOST: Duration = Duration::from_secs(8);
+
+#[rocket::async_test]
+async fn a_slave_that_freezes_during_a_query_is_given_up() {
+    #[get("/sleep")]
+    async fn sleep(db: ReplicatedDb) -> Result<String, Error> {
+        let sql = "SELECT pg_sleep(CASE WHEN pg_is_in_recovery() THEN 60 ELSE 0 END)";
+        sqlx::query(sql).fetch_all(&db).await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    #[get("/stream")]
+    async fn stream(db: ReplicatedDb) -> Result<String, Error> {
+        use rocket::futures::TryStreamExt;
+
+        let sql = "SELECT pg_sleep(CASE WHEN pg_is_in_recovery() THEN 60 ELSE 0 END)";
+        sqlx::query(sql).fetch(&db).try_next().await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    let cluster = Cluster::start(1);
+    let slave = &cluster.slaves[0];
+    let rocket = app(&format!("{}{FROZEN}", section_of(&cluster))).mount("/", routes![sleep, stream]);
+    let client = Client::untracked(rocket).await.unwrap();
+    for path in ["/sleep", "/stream"] {
+        let freeze = async {
+            eventually("the query", async || slave.sql(SLEEPING) == "1").await;
+            slave.freeze();
+            Instant::now()
+        };
+        let (response, frozen) = tokio::join!(client.get(path).dispatch(), freeze);
+        let master = format!("127.0.0.1-{} (SlavesUnavailable)", cluster.master.port());
+        assert_eq!(text(response).await, master, "{path}");
+        assert!(frozen.elapsed() < AT_MOST, "{path}: {:?}", frozen.elapsed());
+
+        let begun = Instant::now();
+        assert_eq!(get(&client).await, master);
+        assert!(begun.elapsed() < Duration::from_millis(400), "nobody waits any more: {:?}", begun.elapsed());
+
+        slave.thaw();
+        eventually("its return", async || get(&client).await == "slave-1 (ReadMethod)").await;
+        eventually("its rest", async || slave.sql(SLEEPING) == "0").await;
+    }
+}
+
+#[rocket::async_test]
+async fn a_master_that_freezes_costs_writers_no_patience() {
+    let cluster = Cluster::start(1);
+    let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
+    let pinned = pin(&client).await;
+    cluster.master.freeze();
+    let begun = Instant::now();
+    let response = client.get("/").cookie(pinned.clone()).dispatch().await;
+    assert_eq!(text(response).await, "slave-1 (MasterUnavailable)");
+    assert!(begun.elapsed() < AT_MOST, "{:?}", begun.elapsed());
+
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(text(client.post("/").dispatch().await).await, "503 Some(\"1\")");
+        assert_eq!(get(&client).await, "slave-1 (ReadMethod)");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+
+    cluster.master.thaw();
+    eventually("writes", async || client.post("/").dispatch().await.status() == Status::Ok).await;
+}
+
+#[rocket::async_test]
+async fn what_makes_sense_with_a_master_alone_is_forwarded_or_refused_without_one() {
+    use rocket_replicated::Writable;
+    use rocket_replicated::postgres::Database;
+
+    #[get("/edit")]
+    fn edit(_writable: Writable<Database>) -> &'static str {
+        "a form"
+    }
+
+    #[get("/edit", rank = 2)]
+    fn cannot_edit() -> &'static str {
+        "later"
+    }
+
+    #[get("/new")]
+    fn new(_writable: Writable<Database>) -> &'static str {
+        "a form"
+    }
+
+    let cluster = Cluster::start(1);
+    let rocket = app(&format!("{}{FROZEN}", section_of(&cluster)));
+    let client = Client::untracked(rocket.mount("/", routes![edit, cannot_edit, new])).await.unwrap();
+    let replies = async || {
+        let edit = text(client.get("/edit").dispatch().await).await;
+        (edit, text(client.get("/new").dispatch().await).await)
+    };
+    assert_eq!(replies().await, ("a form".into(), "a form".into()));
+    cluster.master.kill();
+    eventually("the loss", async || replies().await == ("later".into(), "503 Some(\"1\")".into())).await;
+    cluster.master.start();
+    eventually("the return", async || replies().await == ("a form".into(), "a form".into())).await;
+}
+
 #[rocket::async_test]
 async fn the_master_dies_and_reads_go_on() {
     let cluster = Cluster::start(1);

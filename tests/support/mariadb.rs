@@ -74,6 +74,8 @@ impl Dbms for MariaDb {
         install.arg(option("datadir", &folder.join("fresh")));
         // Root has no password where only `localhost`, the Unix socket, is its host.
         install.args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
+        // Two at a time would be in each other's way elsewhere.
+        install.env("TMPDIR", folder);
         as_user(&mut install, Self::USER, folder);
         output(&mut install).unwrap();
 

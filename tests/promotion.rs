@@ -1,0 +1,130 @@
+//! `follow_promotion`: when the master is gone and a slave was promoted, writes follow.
+
+#![cfg(feature = "postgres")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use rocket::local::asynchronous::Client;
+use rocket::tokio;
+use rocket_replicated::postgres::{Database, Replicated};
+use rocket_replicated::{NodeState, Role};
+
+use support::postgres::Cluster;
+use support::{logbook, rocket_over};
+
+type Nodes = rocket_replicated::Cluster<Database>;
+
+const KEYS: &str = "lag_window = 3600\nconsistency = \"position\"\nmax_lag = 1\ncatch_up_timeout = 10\n\
+                    check_interval = 0.1\ncheck_timeout = 2\n";
+
+/// The slaves are named after what becomes of them, and after their test.
+async fn launch(cluster: &Cluster, test: &str, keys: &str) -> (Client, Nodes) {
+    let slave = |(index, name)| {
+        let server: &support::postgres::Server = &cluster.slaves[index];
+        format!("{{ url = \"{}\", name = \"{name}-{test}\" }}", server.url())
+    };
+    let slaves: Vec<_> = [(0, "promoted"), (1, "left")].map(slave).into();
+    let section =
+        format!("url = \"{}\"\nslaves = [{}]\n{KEYS}{keys}", cluster.master.url(), slaves.join(", "));
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let nodes = Replicated::fetch(client.rocket()).unwrap().clone();
+    eventually("both slaves", async || states(&nodes) == [NodeState::Up; 3]).await;
+    (client, nodes)
+}
+
+fn states(nodes: &Nodes) -> Vec<NodeState> {
+    nodes.status().iter().map(|node| node.state).collect()
+}
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within 30 s");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Writes, and returns the pin.
+async fn write(nodes: &Nodes) -> Result<String, sqlx::Error> {
+    let writer = nodes.write();
+    sqlx::query("INSERT INTO notes DEFAULT VALUES").execute(&writer).await?;
+    Ok(writer.pin().await.unwrap())
+}
+
+/// The number of notes, and who said so.
+async fn read(nodes: &Nodes, pin: &str) -> (i64, String) {
+    let reader = nodes.read(Some(pin));
+    let count = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&reader).await.unwrap();
+    (count, reader.choice().unwrap().to_string())
+}
+
+fn start() -> Cluster {
+    let cluster = Cluster::start(2);
+    cluster.master.sql("CREATE TABLE notes (id SERIAL); GRANT ALL ON notes, notes_id_seq TO app");
+    cluster.wait_caught_up();
+    cluster
+}
+
+#[rocket::async_test]
+async fn writes_follow_a_promoted_slave() {
+    let cluster = start();
+    let (_client, nodes) = launch(&cluster, "a", "follow_promotion = true").await;
+    let before = write(&nodes).await.unwrap();
+    cluster.wait_caught_up();
+    cluster.master.kill();
+    cluster.slaves[0].sql("SELECT pg_promote()");
+    eventually("writes", async || write(&nodes).await.is_ok()).await;
+    assert_eq!(logbook::lines(&["ERROR", "slave `promoted-a` was promoted: writes go there"]).len(), 1);
+
+    let status = nodes.status();
+    assert_eq!((&*status[0].name, status[0].role), ("promoted-a", Role::Master));
+    assert_eq!((status.len(), &*status[1].name, status[1].role), (2, "left-a", Role::Slave));
+
+    // The other slave replays nothing any more. It has the old write, but will never have the new one.
+    let after = write(&nodes).await.unwrap();
+    let (count, choice) = read(&nodes, &after).await;
+    assert_eq!((count, &*choice), (3, "promoted-a (Pinned)"));
+    let (count, _) = read(&nodes, &before).await;
+    assert!(count >= 1);
+    eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
+
+    // What an old master has is not what the new one has.
+    cluster.master.start();
+    for _ in 0..50 {
+        let written = write(&nodes).await.unwrap();
+        assert_eq!(read(&nodes, &written).await.1, "promoted-a (Pinned)");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(cluster.master.sql("SELECT count(*) FROM notes"), "1");
+    assert!(!logbook::lines(&["ERROR", "takes writes, but is not the master"]).is_empty());
+}
+
+#[rocket::async_test]
+async fn while_the_master_is_there_nobody_takes_its_place() {
+    let cluster = start();
+    let (_client, nodes) = launch(&cluster, "b", "follow_promotion = true").await;
+    cluster.slaves[0].sql("SELECT pg_promote()");
+    let shut_out = [NodeState::Up, NodeState::SecondMaster, NodeState::Up];
+    eventually("its absence", async || states(&nodes) == shut_out).await;
+    let written = write(&nodes).await.unwrap();
+    assert_eq!(cluster.master.sql("SELECT count(*) FROM notes"), "1");
+    for _ in 0..20 {
+        assert_eq!(read(&nodes, &written).await, (1, "left-b (CaughtUp)".into()));
+    }
+    let lines = logbook::lines(&["ERROR", "slave `promoted-b` takes writes, but is not the master"]);
+    assert_eq!(lines.len(), 1);
+}
+
+#[rocket::async_test]
+async fn nobody_is_followed_unless_that_is_wanted() {
+    let cluster = start();
+    let (_client, nodes) = launch(&cluster, "c", "").await;
+    cluster.master.kill();
+    cluster.slaves[0].sql("SELECT pg_promote()");
+    let shut_out = [NodeState::Down, NodeState::SecondMaster, NodeState::Up];
+    eventually("its absence", async || states(&nodes) == shut_out).await;
+    assert!(write(&nodes).await.is_err());
+    assert_eq!(cluster.slaves[0].sql("SELECT count(*) FROM notes"), "0");
+}
