@@ -71,7 +71,7 @@ impl<'a, D: Database<Pool: Backend>> Attempts<'a, D> {
             (Fault::Query, _) => return Err(error),
             (Fault::ReadOnly, At::MasterReadWrite(_)) => return Err(error),
             (Fault::ReadOnly, _) => return self.refused(place, error, repeatable),
-            (Fault::Node, At::Slave(_)) => node.take_out(&error),
+            (Fault::Node, At::Slave(_)) => node.health().suspect(&error),
             // There is no other master: the next checkout tells whether it is still there.
             (Fault::Node, _) => {
                 node.health().distrust();

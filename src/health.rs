@@ -20,6 +20,8 @@ use crate::position::{Lag, Position};
 pub enum NodeState {
     /// It serves.
     Up,
+    /// A connection to it failed: it is not used until the monitor has looked at it.
+    Suspect,
     /// It does not answer.
     Down,
     /// A slave that is further behind its master than `max_lag`.
@@ -36,8 +38,9 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Up,
+        Self::Suspect,
         Self::Down,
         Self::Behind,
         Self::SecondMaster,
@@ -77,7 +80,7 @@ pub(crate) struct Health {
     taken_out: AtomicBool,
     /// Good probes in a row.
     proofs: AtomicU8,
-    /// Wakes those who wait for the server when it goes down.
+    /// Wakes those who wait for the server when it is a suspect, or down.
     pub(crate) fell: Notify,
     /// Wakes the monitor to look at the server now.
     pub(crate) doubted: Notify,
@@ -132,7 +135,18 @@ impl Health {
 
     /// Whether one that was chosen can go on with it.
     pub(crate) fn answers(&self) -> bool {
-        !matches!(self.state.load(), NodeState::Down | NodeState::Standby)
+        !matches!(self.state.load(), NodeState::Suspect | NodeState::Down | NodeState::Standby)
+    }
+
+    /// Ready once there is no use in waiting for an answer that is due.
+    pub(crate) async fn fell_silent(&self) {
+        loop {
+            let fell = self.fell.notified();
+            if self.state.load() == NodeState::Down {
+                return;
+            }
+            fell.await;
+        }
     }
 
     fn is_taken_out(&self) -> bool {
@@ -152,13 +166,25 @@ impl Health {
         self.doubted.notify_one();
     }
 
-    /// Leaves the server alone until it has proved itself again.
-    pub(crate) fn take_out(&self, error: &sqlx::Error) {
+    /// A connection to it failed: leaves it alone until a probe tells whether all would.
+    pub(crate) fn suspect(&self, error: &sqlx::Error) {
+        self.lose(NodeState::Suspect, error);
+        self.doubt();
+    }
+
+    /// A probe failed: leaves it alone until it has proved itself again.
+    pub(crate) fn lost(&self, error: &sqlx::Error) {
+        self.lose(NodeState::Down, error);
+    }
+
+    fn lose(&self, state: NodeState, error: &sqlx::Error) {
         self.distrust();
         self.proofs.store(0, Ordering::Release);
         // It may have been restarted, and then stand further back than before.
         self.replayed.store(None);
-        self.turn(NodeState::Down, error);
+        if !(state == NodeState::Suspect && self.state.load() == NodeState::Down) {
+            self.turn(state, error);
+        }
         self.fell.notify_waiters();
     }
 
@@ -173,6 +199,7 @@ impl Health {
                 self.proofs.store(proofs.min(PROOFS), Ordering::Release);
                 let proved = match (self.role, before) {
                     (_, NodeState::Up) => return,
+                    (_, NodeState::Suspect) => true,
                     // Nobody can stand in for it.
                     (Role::Master, _) => true,
                     (Role::Slave, _) => proofs >= PROOFS || first,
@@ -188,12 +215,12 @@ impl Health {
 
     /// One line for each change.
     fn turn(&self, state: NodeState, more: impl fmt::Display) {
-        if self.state.swap(state) == state {
-            return;
-        }
+        let before = self.state.swap(state);
         match state {
+            _ if before == state => {}
+            NodeState::Down if before == NodeState::Suspect => {}
             NodeState::Up => info!("The {self} is back."),
-            NodeState::Down => {
+            NodeState::Suspect | NodeState::Down => {
                 warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
             }
             NodeState::Behind => {

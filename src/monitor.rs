@@ -248,7 +248,7 @@ impl<DB: Driver> Watch<DB> {
             Err(error) if DB::fault(&error) == Fault::Full => return,
             Err(error) => {
                 judge.servers[index].failed();
-                health.take_out(&error);
+                health.lost(&error);
                 self.succeed(&mut judge);
                 return;
             }

@@ -175,14 +175,10 @@ impl<P: Backend> Node<P> {
         if self.access == Access::ReadWrite {
             return work.await;
         }
-        let fell = self.health.fell.notified();
-        if !self.health.answers() {
-            return Err(self.unreachable());
-        }
         tokio::select! {
             biased;
             done = work => done,
-            () = fell => Err(self.unreachable()),
+            () = self.health.fell_silent() => Err(self.unreachable()),
         }
     }
 
@@ -233,12 +229,6 @@ impl<P: Backend> Node<P> {
                 drop(self.parked.try_take());
             }
         }
-    }
-
-    /// Leaves the server alone until it has proved itself again.
-    pub(crate) fn take_out(&self, error: &sqlx::Error) {
-        self.health.take_out(error);
-        self.health.doubt();
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -134,7 +134,7 @@ impl<D: Database<Pool: Backend>> Session<D> {
                 }
                 Err(error) => {
                     if Db::<D>::fault(&error) == Fault::Node {
-                        self.nodes.node(place.at).take_out(&error);
+                        self.nodes.node(place.at).health().suspect(&error);
                     }
                     lease.end_after(&error);
                     self.move_on(place, Failure::Unreachable(error))?;

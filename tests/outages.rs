@@ -214,6 +214,42 @@ async fn a_slave_that_freezes_during_a_query_is_given_up() {
 }
 
 #[rocket::async_test]
+async fn a_connection_that_breaks_breaks_no_other() {
+    use rocket::futures::TryStreamExt;
+
+    let lab = Lab::new();
+    let slave = &lab.cluster.slaves[0];
+    let client = client(&only_slave(&lab, "max_connections = 2").replace("only", "wounded")).await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+
+    let streaming = cluster.read(None);
+    let mut rows = sqlx::query("SELECT g FROM generate_series(1, 50) g, pg_sleep(0.1)").fetch(&streaming);
+    let first = rows.try_next();
+    let broken = cluster.read(None);
+    let sleep = sqlx::query("SELECT pg_sleep(CASE WHEN pg_is_in_recovery() THEN 60 ELSE 0 END)");
+    let terminate = async {
+        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(CASE%'";
+        eventually("the query", async || slave.sql(sleeping) == "1").await;
+        slave.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(CASE%'",
+        );
+    };
+    let (first, slept, ()) = tokio::join!(first, sleep.execute(&broken), terminate);
+    slept.unwrap();
+    assert!(first.unwrap().is_some());
+    assert!(broken.choice().unwrap().to_string().ends_with("(SlavesUnavailable)"));
+
+    let mut count = 1;
+    while rows.try_next().await.unwrap().is_some() {
+        count += 1;
+    }
+    assert_eq!(count, 50);
+    drop(rows);
+    assert_eq!(streaming.choice().unwrap().node(), "wounded");
+    eventually("its return", async || get(&client).await == "wounded (ReadMethod)").await;
+}
+
+#[rocket::async_test]
 async fn a_master_that_freezes_costs_writers_no_patience() {
     let cluster = Cluster::start(1);
     let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;

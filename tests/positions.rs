@@ -122,3 +122,136 @@ support::on_servers! {
         }
     }
 }
+
+#[cfg(feature = "postgres")]
+mod postgresql {
+    use std::time::{Duration, Instant};
+
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use rocket_replicated::Cluster;
+    use rocket_replicated::postgres::{Database, Replicated};
+
+    use rocket::local::asynchronous::Client;
+
+    use crate::support::lab::postgres::Lab;
+    use crate::support::postgres;
+    use crate::support::rocket_over;
+
+    const KEYS: &str =
+        "consistency = \"position\"\nmax_lag = false\ncheck_interval = 0.1\ncatch_up_timeout = 10\n";
+
+    async fn launch(section: &str) -> (Client, Cluster<Database>) {
+        let rocket = rocket_over(&format!("{section}{KEYS}")).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    /// Polls, and lets the background work in between.
+    async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds().await {
+            assert!(Instant::now() < deadline, "{what}: not within 20 s");
+            rocket::tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The kind of evidence in a token: a position, or only a time.
+    fn has_position(token: &str) -> bool {
+        URL_SAFE_NO_PAD.decode(token).unwrap()[9] == 1
+    }
+
+    /// Where such a commit ends is not known to be on disk when its writer is told of it.
+    #[rocket::async_test]
+    async fn what_is_committed_asynchronously_is_waited_for() {
+        let lab = Lab::new();
+        let (master, options) = (lab.master_url(), "?options=-csynchronous_commit%3Doff");
+        let slaves = lab.slave_urls();
+        let section = format!("url = \"{master}{options}\"\nslaves = [\"{}\"]\n", slaves[0]);
+        let (_client, cluster) = launch(&section).await;
+        for number in 0..20_i64 {
+            let writer = cluster.write();
+            let insert = sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind(number.to_string());
+            insert.execute(&writer).await.unwrap();
+            let pin = writer.pin().await.unwrap();
+            let reader = cluster.read(Some(&pin));
+            let count: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&reader).await.unwrap();
+            assert_eq!(count, number + 1);
+            assert!(reader.choice().unwrap().to_string().ends_with("(CaughtUp)"));
+        }
+    }
+
+    /// The next record begins behind the header of the next page: nobody replays up to there.
+    #[rocket::async_test]
+    async fn the_end_of_a_page_is_caught_up_with() {
+        const PAGE: u64 = 8192;
+
+        let servers = postgres::Cluster::start(1);
+        let url =
+            |server: &postgres::Server| format!("{}?options=-csynchronous_commit%3Doff", server.admin_url());
+        let section =
+            format!("url = \"{}\"\nslaves = [\"{}\"]\n", url(&servers.master), servers.slaves[0].url());
+        let (_client, cluster) = launch(&section).await;
+        let writer = cluster.write();
+        let offset = async || {
+            let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint";
+            sqlx::query_scalar::<_, i64>(sql).fetch_one(&writer).await.unwrap() as u64 % PAGE
+        };
+        // A record of this length: what comes with the message is some dozens of bytes.
+        let emit = async |len: u64| {
+            let sql = "SELECT pg_logical_emit_message(false, 'test', repeat('x', $1::int))";
+            sqlx::query(sql).bind(len as i32).execute(&writer).await.unwrap();
+        };
+        emit(1000).await;
+        let mut overhead = None;
+        for _ in 0..500 {
+            let before = offset().await;
+            let len = match overhead {
+                Some(overhead) if PAGE - before > overhead + 300 => PAGE - before - overhead,
+                _ => 1000,
+            };
+            emit(len).await;
+            let after = offset().await;
+            if after == 24 {
+                let pin = writer.pin().await.unwrap();
+                assert_eq!(offset().await, 24, "nothing was written since");
+                assert!(has_position(&pin));
+                let reader = cluster.read(Some(&pin));
+                sqlx::query("SELECT 1").execute(&reader).await.unwrap();
+                assert!(reader.choice().unwrap().to_string().ends_with("(CaughtUp)"));
+                return;
+            }
+            if after > before {
+                overhead = Some(after - before - len);
+            }
+        }
+        panic!("no record ended at the end of a page");
+    }
+
+    #[rocket::async_test]
+    async fn a_position_that_is_not_known_in_time_leaves_a_window() {
+        let servers = postgres::Cluster::start(1);
+        let (master, slave) = (&servers.master, &servers.slaves[0]);
+        master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
+        servers.wait_caught_up();
+        let section = format!("url = \"{}\"\nslaves = [\"{}\"]\n", master.url(), slave.url());
+        let (_client, cluster) = launch(&section).await;
+        let writer = cluster.write();
+        sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
+        eventually("a position", async || has_position(&writer.pin().await.unwrap())).await;
+
+        master.freeze();
+        let begun = Instant::now();
+        let pin = writer.pin().await.unwrap();
+        assert!(!has_position(&pin) && begun.elapsed() < Duration::from_secs(1));
+        master.thaw();
+        eventually("a read at the master", async || {
+            let reader = cluster.read(Some(&pin));
+            sqlx::query("SELECT 1").execute(&reader).await.unwrap();
+            reader.choice().unwrap().to_string().ends_with("(Pinned)")
+        })
+        .await;
+    }
+}
