@@ -107,6 +107,13 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
+    /// Whether a slave that lags longer than a window is noticed before that is over. What a probe says
+    /// is true for `check_interval` and `check_timeout` at most, until the next one: a client whose window
+    /// is over may read from a slave that was within `max_lag` that long ago.
+    fn guard(&self, window: Duration) -> bool {
+        self.max_lag.is_some_and(|max| max <= window.saturating_sub(self.interval + self.timeout))
+    }
+
     pub(crate) fn is_too_much(&self, lag: Lag) -> bool {
         match (lag, self.max_lag) {
             (_, None) => false,
@@ -287,7 +294,12 @@ impl Config {
             let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
             let insecure = !debug && !cookie.secure && pin_table.bool("secure")?.is_none();
             let secret = read_secret(figment)?;
-            Some(PinConfig { lag_window, consistency, max_age, cookie, header, secret, insecure })
+            // A time is enough where no slave further behind is read from.
+            let by_time = match consistency {
+                Consistency::Position if !checks.guard(lag_window) => max_age,
+                _ => lag_window,
+            };
+            Some(PinConfig { lag_window, consistency, by_time, max_age, cookie, header, secret, insecure })
         };
 
         Ok(Self {
@@ -467,8 +479,7 @@ fn read_max_age(
     }
 }
 
-/// What a probe says of a slave is true for `check_interval` and `check_timeout` at most, until the next
-/// one: a client whose lag window is over may read from a slave that was within `max_lag` that long ago.
+/// By default, the lag that [`Checks::guard`]s the window.
 fn read_checks<DB: Driver>(
     section: &Table<'_>,
     slaves: &[SlaveConfig],

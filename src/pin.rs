@@ -13,8 +13,8 @@
 //! The rules by which one is believed:
 //!
 //! 1. It has this form, this version, and a MAC that is ours: for this purpose, name and database.
-//! 2. It is younger than the lag window, or with a position than `pin.max_age`, by our own clock.
-//!    `Max-Age` is a courtesy to the client.
+//! 2. It is younger than the lag window, or with a position than `pin.max_age`, by our own clock. The
+//!    window is as long as that where no `max_lag` stands in for it. `Max-Age` is a courtesy.
 //! 3. A time ahead of ours by up to the lag window is our servers' clock skew: believed, as of now.
 //!    Further ahead it is refused, so that no token outlives its time by more than a window.
 //! 4. The request carries only one: of two, one was planted.
@@ -126,6 +126,8 @@ impl Pin {
 pub(crate) struct PinConfig {
     pub(crate) lag_window: Duration,
     pub(crate) consistency: Consistency,
+    /// How long a time alone keeps reads on the master.
+    pub(crate) by_time: Duration,
     /// How long one with a position is good for.
     pub(crate) max_age: Duration,
     pub(crate) cookie: Cookie,
@@ -146,8 +148,9 @@ pub(crate) struct Pins {
 
 impl Pins {
     pub(crate) fn new(database: &str, config: &PinConfig) -> Self {
-        let PinConfig { lag_window, consistency: _, max_age, cookie, header, secret, insecure: _ } = config;
-        let signer = Signer::new(secret, database, &cookie.name, *lag_window, *max_age);
+        let PinConfig { lag_window, by_time, max_age, cookie, header, secret, .. } = config;
+        let lasts = Lasts { skew: *lag_window, by_time: *by_time, max_age: *max_age };
+        let signer = Signer::new(secret, database, &cookie.name, lasts);
         Self { signer, cookie: cookie.clone(), header: header.clone() }
     }
 
@@ -189,12 +192,20 @@ impl Pins {
 struct Signer {
     /// Keyed, and fed with what all tokens of this database have in common.
     mac: Hmac<Sha256>,
-    lag_window: Duration,
+    lasts: Lasts,
+}
+
+/// How long tokens are good for.
+#[derive(Clone, Copy, Debug)]
+struct Lasts {
+    /// By how much a time may be ahead of ours.
+    skew: Duration,
+    by_time: Duration,
     max_age: Duration,
 }
 
 impl Signer {
-    fn new(secret: &Secret, database: &str, cookie: &str, lag_window: Duration, max_age: Duration) -> Self {
+    fn new(secret: &Secret, database: &str, cookie: &str, lasts: Lasts) -> Self {
         let mut key = [0; 32];
         Hkdf::<Sha256>::new(None, &secret.0)
             .expand_multi_info(&[PURPOSE, &[0], database.as_bytes()], &mut key)
@@ -205,7 +216,7 @@ impl Signer {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part);
         }
-        Self { mac, lag_window, max_age }
+        Self { mac, lasts }
     }
 
     /// The token for a write at `now`. A position that is too large is left at home.
@@ -258,13 +269,18 @@ impl Signer {
         };
         let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(i64::from_be_bytes(*at)) * 1_000_000)
             .ok()?;
+        let Lasts { skew, by_time, max_age } = self.lasts;
         let lasts = match evidence {
-            Evidence::Nothing => self.lag_window,
-            Evidence::Position(_) | Evidence::Earlier(_) => self.max_age,
+            Evidence::Nothing => by_time,
+            Evidence::Position(_) | Evidence::Earlier(_) => max_age,
         };
-        let (age, lag_window) = (now - at, time::Duration::try_from(self.lag_window).ok()?);
-        let window = if age < lag_window { Window::Open } else { Window::Over };
-        (-lag_window <= age && age < lasts).then_some(Pin { at: at.min(now), evidence, window })
+        let age = now - at;
+        let window = if age < by_time { Window::Open } else { Window::Over };
+        (age >= -time::Duration::try_from(skew).ok()? && age < lasts).then_some(Pin {
+            at: at.min(now),
+            evidence,
+            window,
+        })
     }
 }
 
@@ -274,7 +290,7 @@ const EARLIER: u8 = 2;
 
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signer").field("lag_window", &self.lag_window).finish_non_exhaustive()
+        f.debug_struct("Signer").field("lasts", &self.lasts).finish_non_exhaustive()
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 
 const WINDOW: Duration = Duration::from_secs(5);
 const MAX_AGE: Duration = Duration::from_secs(60);
+const LASTS: Lasts = Lasts { skew: WINDOW, by_time: WINDOW, max_age: MAX_AGE };
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(time::Duration::days(20_000));
 
 fn secret(byte: u8) -> Secret {
@@ -13,7 +14,7 @@ fn secret(byte: u8) -> Secret {
 }
 
 fn signer() -> Signer {
-    Signer::new(&secret(1), "blog", "blog_pin", WINDOW, MAX_AGE)
+    Signer::new(&secret(1), "blog", "blog_pin", LASTS)
 }
 
 /// Of a write at `at`, within the window.
@@ -51,11 +52,11 @@ fn a_time_ahead_of_ours_by_a_window_is_skew_and_means_now() {
 fn a_foreign_pin_is_none() {
     let token = signer().sign(NOW, &Evidence::Nothing);
     let foreign = [
-        Signer::new(&secret(2), "blog", "blog_pin", WINDOW, MAX_AGE),
-        Signer::new(&secret(1), "shop", "blog_pin", WINDOW, MAX_AGE),
-        Signer::new(&secret(1), "blog", "shop_pin", WINDOW, MAX_AGE),
+        Signer::new(&secret(2), "blog", "blog_pin", LASTS),
+        Signer::new(&secret(1), "shop", "blog_pin", LASTS),
+        Signer::new(&secret(1), "blog", "shop_pin", LASTS),
         // The border between name and database is part of what is signed.
-        Signer::new(&secret(1), "nblog", "blog_pi", WINDOW, MAX_AGE),
+        Signer::new(&secret(1), "nblog", "blog_pi", LASTS),
     ];
     for signer in foreign {
         assert_eq!(signer.read(&token, NOW), None);
@@ -286,6 +287,7 @@ fn no_header_and_no_cookie_panics_or_pins() {
 
     let config = PinConfig {
         consistency: Consistency::Window,
+        by_time: WINDOW,
         max_age: MAX_AGE,
         lag_window: WINDOW,
         cookie: cookie(),
