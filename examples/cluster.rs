@@ -27,7 +27,7 @@ use rocket::tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use rocket::tokio::signal::unix::{SignalKind, signal};
 use rocket::tokio::{runtime, select};
 
-use support::cluster::{Cluster, Dbms};
+use support::cluster::{Cluster, Dbms, Replay};
 use support::mariadb::MariaDb;
 use support::postgres::Postgres;
 use support::server::Server;
@@ -97,7 +97,7 @@ fn a_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// Starts servers, prints the sections, and obeys commands until it is told to end.
-async fn run<D: Lagging>(names: &[String]) -> io::Result<()> {
+async fn run<D: Dbms>(names: &[String]) -> io::Result<()> {
     // Before there is a server: no signal leaves one behind.
     let mut signal = pin!(a_signal()?);
     let cluster = Cluster::<D>::start(SLAVES.len());
@@ -164,38 +164,6 @@ impl fmt::Display for Database<'_> {
     }
 }
 
-/// What the tests do not need.
-trait Lagging: Dbms {
-    /// How this slave replays from now on.
-    fn replay(slave: &Server<Self>, replay: Replay) -> Result<(), String>;
-}
-
-impl Lagging for Postgres {
-    fn replay(slave: &Server<Self>, Replay { lag, paused }: Replay) -> Result<(), String> {
-        let verb = if paused { "pause" } else { "resume" };
-        // One by one: together they would be a transaction, which takes no ALTER SYSTEM.
-        slave.try_sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = '{lag} s'"))?;
-        slave.try_sql("SELECT pg_reload_conf()")?;
-        slave.try_sql(&format!("SELECT pg_wal_replay_{verb}()"))?;
-        Ok(())
-    }
-}
-
-impl Lagging for MariaDb {
-    fn replay(slave: &Server<Self>, Replay { lag, paused }: Replay) -> Result<(), String> {
-        let threads = if paused { "IO_THREAD" } else { "" };
-        let sql = format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {lag}; START SLAVE {threads}");
-        slave.try_sql(&sql).map(drop)
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Replay {
-    /// In seconds.
-    lag: u16,
-    paused: bool,
-}
-
 /// The nodes, the master first, and how the slaves are to replay.
 struct Nodes<'a, D: Dbms> {
     nodes: Vec<Node<'a, D>>,
@@ -215,7 +183,7 @@ enum State {
     Killed,
 }
 
-impl<'a, D: Lagging> Nodes<'a, D> {
+impl<'a, D: Dbms> Nodes<'a, D> {
     fn new(cluster: &'a Cluster<D>) -> Self {
         let servers = std::iter::once(&cluster.master).chain(&cluster.slaves);
         let names = std::iter::once(MASTER).chain(SLAVES);
@@ -292,7 +260,7 @@ impl<'a, D: Lagging> Nodes<'a, D> {
     }
 }
 
-impl<D: Lagging> Node<'_, D> {
+impl<D: Dbms> Node<'_, D> {
     fn is_running_slave(&self) -> bool {
         self.name != MASTER && self.state == State::Running
     }

@@ -12,6 +12,7 @@ use rocket::tokio::sync::{Notify, watch};
 
 use crate::backend::Copied;
 use crate::choice::Role;
+use crate::config::PinnedWithoutMaster;
 use crate::position::{Lag, Position};
 
 /// How a node is.
@@ -133,20 +134,40 @@ impl Health {
         self.state.load() == NodeState::Up && !self.is_taken_out()
     }
 
+    /// Whether to choose it where nobody else is left: it is on its way back or, if that will do, too far
+    /// behind.
+    pub(crate) fn is_last_resort(&self, without_master: PinnedWithoutMaster) -> bool {
+        let serves = match self.state.load() {
+            NodeState::Down => self.is_returning(),
+            NodeState::Behind => without_master == PinnedWithoutMaster::Stale,
+            _ => false,
+        };
+        serves && !self.is_taken_out()
+    }
+
     /// Whether one that was chosen can go on with it.
     pub(crate) fn answers(&self) -> bool {
-        !matches!(self.state.load(), NodeState::Suspect | NodeState::Down | NodeState::Standby)
+        match self.state.load() {
+            NodeState::Suspect | NodeState::Standby => false,
+            NodeState::Down => self.is_returning(),
+            _ => true,
+        }
     }
 
     /// Ready once there is no use in waiting for an answer that is due.
     pub(crate) async fn fell_silent(&self) {
         loop {
             let fell = self.fell.notified();
-            if self.state.load() == NodeState::Down {
+            if self.state.load() == NodeState::Down && !self.is_returning() {
                 return;
             }
             fell.await;
         }
+    }
+
+    /// Whether the latest probe found nothing wrong.
+    fn is_returning(&self) -> bool {
+        self.proofs.load(Ordering::Acquire) > 0
     }
 
     fn is_taken_out(&self) -> bool {

@@ -216,10 +216,14 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
     /// Chooses a node for a session that has been let down by those of `failed`.
     pub(crate) fn choose(&self, intent: Intent, pin: Option<&Pin>, failed: Failed) -> Place {
         let office = self.monitor.office();
+        let master = match failed.master || !self.seats[office].read_only.health().answers() {
+            true => Master::Unusable,
+            false => Master::Usable,
+        };
         let (pinned, chosen) = match pin {
             _ if intent.is_write() => (Pinned::No, None),
-            None => (Pinned::No, self.draw(|index| self.is_usable(index, failed))),
-            Some(pin) => self.choose_pinned(pin, failed),
+            None => (Pinned::No, self.choose_any(master, failed)),
+            Some(pin) => self.choose_pinned(pin, master, failed),
         };
         let (access, reason) = choose(Situation {
             intent,
@@ -229,10 +233,7 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
                 Some(_) => Slaves::Usable,
                 None => Slaves::Unusable,
             },
-            master: match failed.master || !self.seats[office].read_only.health().answers() {
-                true => Master::Unusable,
-                false => Master::Usable,
-            },
+            master,
             read_from_slaves: match self.reads_at_master.load(Ordering::Acquire) {
                 true => ReadFromSlaves::Never,
                 false => self.config.read_from_slaves,
@@ -247,10 +248,24 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         Place { at, reason }
     }
 
+    fn choose_any(&self, master: Master, failed: Failed) -> Option<usize> {
+        let usable = self.draw(|index| self.is_usable(index, failed));
+        match (usable, master) {
+            (Some(_), _) | (None, Master::Usable) => usable,
+            (None, Master::Unusable) => {
+                let what_will_do = self.config.pinned_without_master;
+                self.draw(|index| {
+                    self.is_candidate(index, failed)
+                        && self.slaves[index].health().is_last_resort(what_will_do)
+                })
+            }
+        }
+    }
+
     /// A slave that is known to have replayed what a client wrote, else one that may have. Where all
     /// have another history, a position says nothing, and only the window stands.
-    fn choose_pinned(&self, pin: &Pin, failed: Failed) -> (Pinned, Option<usize>) {
-        let any = || self.draw(|index| self.is_usable(index, failed));
+    fn choose_pinned(&self, pin: &Pin, master: Master, failed: Failed) -> (Pinned, Option<usize>) {
+        let any = || self.choose_any(master, failed);
         let (Needed::Position(position), CatchUp::Untried) = (pin.needs(), failed.catch_up) else {
             return (Pinned::ToMaster, any());
         };
@@ -267,10 +282,12 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
     }
 
     fn is_usable(&self, index: usize, failed: Failed) -> bool {
-        // A slave that took the master's place is none.
-        !failed.slaves.contains(index)
-            && self.monitor.office() != index + 1
-            && self.slaves[index].health().is_usable()
+        self.is_candidate(index, failed) && self.slaves[index].health().is_usable()
+    }
+
+    /// A slave that took the master's place is none.
+    fn is_candidate(&self, index: usize, failed: Failed) -> bool {
+        !failed.slaves.contains(index) && self.monitor.office() != index + 1
     }
 
     /// The less busy, for its weight, of two slaves that are drawn by weight: even load without a view

@@ -24,6 +24,16 @@ pub struct Website {
 impl Website {
     /// Under the configuration file of this repository, and these databases in place of its own.
     pub async fn launch(example: &str, config: &str, databases: &str) -> Self {
+        Self::launch_with(example, config, databases, &[]).await
+    }
+
+    /// With more variables in its environment.
+    pub async fn launch_with(
+        example: &str,
+        config: &str,
+        databases: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
         let mut command = Command::new(path(example));
@@ -36,6 +46,7 @@ impl Website {
             .env("ROCKET_LOG_LEVEL", "normal")
             .env("ROCKET_CLI_COLORS", "false")
             .env("ROCKET_DATABASES", databases)
+            .envs(environment.iter().copied())
             .stderr(log.try_clone().unwrap())
             .stdout(log);
 

@@ -37,11 +37,21 @@ pub trait Dbms: Program {
 
     fn resume_replay(slave: &Server<Self>);
 
+    /// How this slave replays from now on.
+    fn replay(slave: &Server<Self>, replay: Replay) -> Result<(), String>;
+
     /// SQL for a database of the role `app`.
     fn create_database(name: &str) -> String;
 
     /// Runs as [`ADMIN`](Self::ADMIN), on the Unix socket.
     fn sql_in(server: &Server<Self>, database: &str, sql: &str) -> Result<String, String>;
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Replay {
+    /// In seconds.
+    pub lag: u16,
+    pub paused: bool,
 }
 
 impl<D: Dbms> Server<D> {

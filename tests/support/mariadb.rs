@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::cluster::{self, Dbms};
+use super::cluster::{self, Dbms, Replay};
 use super::server::{self, Program, as_user, output};
 
 const SETTINGS: &str = "
@@ -121,6 +121,12 @@ impl Dbms for MariaDb {
 
     fn resume_replay(slave: &Server) {
         slave.sql("START SLAVE");
+    }
+
+    fn replay(slave: &Server, Replay { lag, paused }: Replay) -> Result<(), String> {
+        let threads = if paused { "IO_THREAD" } else { "" };
+        let sql = format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {lag}; START SLAVE {threads}");
+        slave.try_sql(&sql).map(drop)
     }
 
     fn create_database(name: &str) -> String {

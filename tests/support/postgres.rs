@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::cluster::{self, Dbms};
+use super::cluster::{self, Dbms, Replay};
 use super::server::{self, Program, as_user, output, wait_for};
 
 const SETTINGS: &str = "
@@ -114,6 +114,15 @@ impl Dbms for Postgres {
 
     fn resume_replay(slave: &Server) {
         slave.sql("SELECT pg_wal_replay_resume()");
+    }
+
+    fn replay(slave: &Server, Replay { lag, paused }: Replay) -> Result<(), String> {
+        let verb = if paused { "pause" } else { "resume" };
+        // One by one: together they would be a transaction, which takes no ALTER SYSTEM.
+        slave.try_sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = '{lag} s'"))?;
+        slave.try_sql("SELECT pg_reload_conf()")?;
+        slave.try_sql(&format!("SELECT pg_wal_replay_{verb}()"))?;
+        Ok(())
     }
 
     fn create_database(name: &str) -> String {

@@ -1,0 +1,242 @@
+//! What Jepsen does to databases, done to this crate: clients write and read over HTTP, faults happen to
+//! the servers, and what the clients have seen is checked.
+//!
+//! The faults follow from a seed, which is printed. `HISTORY_SEED` plays one again, and
+//! `HISTORY_MINUTES` has it last: `./scripts/test --long [SEED] [MINUTES]`.
+
+mod checker;
+mod clients;
+mod nemesis;
+mod operation;
+#[path = "../program/mod.rs"]
+mod program;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rocket::futures::future::join_all;
+use rocket::tokio;
+
+use checker::{Promise, Violation, check, check_end};
+use clients::{Clients, SPARE};
+use nemesis::Fault;
+use operation::{Operation, Outcome, Spell, Work, Write};
+use program::Website;
+use support::cluster::{Cluster, Dbms};
+use support::mariadb::MariaDb;
+use support::postgres::Postgres;
+
+/// An application under test.
+struct Application {
+    name: &'static str,
+    promise: Promise,
+    clients: usize,
+    /// Of its section.
+    keys: &'static str,
+}
+
+/// Probes have time enough on a machine that is busy: none of them fails for that.
+const APPLICATIONS: [Application; 3] = [
+    Application {
+        name: "position",
+        promise: Promise::OwnWrites,
+        clients: 16,
+        // Its slaves lag for longer than the window, and are read from nevertheless.
+        keys: "consistency=\"position\",lag_window=1,max_lag=false,pinned_without_master=\"fail\"",
+    },
+    Application {
+        name: "window",
+        promise: Promise::OwnWrites,
+        clients: 8,
+        keys: "lag_window=5,pinned_without_master=\"fail\"",
+    },
+    Application { name: "none", promise: Promise::AnyState, clients: 8, keys: "lag_window=0" },
+];
+
+const CHECKS: &str = "check_interval=0.5,check_timeout=2.5";
+
+/// Like the guestbook, but with registers.
+const EXAMPLE: &str = "registers";
+
+fn section<D: Dbms>(cluster: &Cluster<D>, application: &Application, keys: &str) -> String {
+    let slave = |(index, slave): (usize, &support::server::Server<D>)| {
+        format!("{{url=\"{}\",name=\"slave{}\"}}", slave.url(), index + 1)
+    };
+    let slaves: Vec<_> = cluster.slaves.iter().enumerate().map(slave).collect();
+    let url = cluster.master.url();
+    let own = application.keys;
+    format!("{{replicated={{url=\"{url}\",slaves=[{}],{own},{CHECKS},{keys}}}}}", slaves.join(","))
+}
+
+/// Short, unless the environment says otherwise.
+fn lasts() -> Duration {
+    let minutes = env::var("HISTORY_MINUTES").ok().map(|minutes| minutes.parse::<f64>().unwrap());
+    minutes.map_or(Duration::ZERO, |minutes| Duration::from_secs_f64(minutes * 60.0))
+}
+
+fn seed() -> u64 {
+    env::var("HISTORY_SEED").map_or_else(|_| fastrand::u64(..1_000_000), |seed| seed.parse().unwrap())
+}
+
+/// What the master's log of writes has in the end.
+fn writes<D: Dbms>(master: &support::server::Server<D>) -> Vec<Write> {
+    let write = |line: &str| {
+        let (register, value) = line.split_once(['|', '\t']).unwrap();
+        Write { register: register.parse().unwrap(), value: value.parse().unwrap() }
+    };
+    let sql = format!("SELECT register, value FROM writes WHERE register <> {SPARE}");
+    master.sql(&sql).lines().map(write).collect()
+}
+
+struct Report<'a> {
+    seed: u64,
+    plan: &'a [Fault],
+}
+
+impl Report<'_> {
+    /// Fails with all that is needed to understand the first violations, and to see them again.
+    fn fail(&self, application: &str, violations: &[(Violation, Operation)], all: &[Operation], log: &str) {
+        let mut kinds = BTreeMap::<String, usize>::new();
+        for (violation, _) in violations {
+            *kinds.entry(format!("{violation:?}")).or_default() += 1;
+        }
+        let (_, first) = &violations[0];
+        let index = all.iter().position(|operation| operation == first).unwrap();
+        let before: Vec<_> =
+            all[..=index].iter().rev().filter(|other| other.client == first.client).take(8).collect();
+        let is_news =
+            |line: &&str| ["`slave", "master `", "Error", "WARN"].iter().any(|word| line.contains(word));
+        let lines: Vec<_> = log.lines().filter(is_news).collect();
+        let tail = &lines[lines.len().saturating_sub(60)..];
+        panic!(
+            "HISTORY_SEED={}: {application}: {kinds:?}\nthe first, and what its client did before: {:#?}\n\
+             the faults: {:#?}\nthe application's log:\n{}",
+            self.seed,
+            before,
+            self.plan,
+            tail.join("\n"),
+        );
+    }
+}
+
+/// The faults, and what else happens in the end: the times without a master, and the last master.
+async fn run<D: Dbms + Send + Sync>(
+    kind: &str,
+    keys: &str,
+    schema: &[&str],
+    last_act: impl FnOnce(&Cluster<D>, Instant, &dyn Fn()) -> LastAct + Send + 'static,
+) {
+    let seed = seed();
+    println!("HISTORY_SEED={seed}");
+    let plan = nemesis::plan(seed, lasts());
+    let cluster = Arc::new(tokio::task::spawn_blocking(|| Cluster::<D>::start(2)).await.unwrap());
+    for sql in schema {
+        cluster.master.sql(sql);
+    }
+    cluster.wait_caught_up();
+
+    let origin = Instant::now();
+    let mut running = Vec::new();
+    let mut first = 0;
+    for application in &APPLICATIONS {
+        let databases = section(&*cluster, application, keys);
+        let website = Website::launch_with(EXAMPLE, "Rocket.toml", &databases, &[("REGISTERS", kind)]).await;
+        let clients = Clients::start(&website.url, first..first + application.clients, origin);
+        first += application.clients;
+        running.push((application, website, clients));
+    }
+
+    let urls: Vec<_> = running.iter().map(|(_, website, _)| website.url.clone()).collect();
+    let (servers, faults) = (cluster.clone(), plan.clone());
+    let acts = tokio::task::spawn_blocking({
+        let (urls, runtime) = (urls.clone(), tokio::runtime::Handle::current());
+        move || {
+            let settled = || {
+                let applications = urls.iter().map(|url| clients::settled(url, &["slave1", "slave2"]));
+                runtime.block_on(join_all(applications));
+            };
+            let spells = nemesis::run(&*servers, &faults, origin, &settled);
+            settled();
+            (spells, last_act(&*servers, origin, &settled))
+        }
+    });
+    let (mut without_master, LastAct { master, spell }) = acts.await.unwrap();
+    without_master.extend(spell);
+    join_all(urls.iter().map(|url| clients::settled(url, &[]))).await;
+    // And some more of what is usual.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    let report = Report { seed, plan: &plan };
+    let mut all = Vec::new();
+    for (application, website, clients) in running {
+        let operations = clients.stop().await;
+        let violations = check(application.promise, &operations, &without_master);
+        summarize(application, &operations);
+        if !violations.is_empty() {
+            report.fail(application.name, &violations, &operations, &website.log());
+        }
+        if application.promise == Promise::AnyState {
+            let found = check(Promise::OwnWrites, &operations, &without_master);
+            assert!(
+                found.iter().any(|(violation, _)| *violation == Violation::OwnWriteMissing),
+                "without pins nobody misses a write: this check sees nothing"
+            );
+        }
+        all.extend(operations);
+    }
+    let servers: Vec<_> = std::iter::once(&cluster.master).chain(&cluster.slaves).collect();
+    let violations = check_end(&all, &writes(servers[master]));
+    assert!(violations.is_empty(), "HISTORY_SEED={seed}: {violations:?}\nthe faults: {plan:#?}");
+}
+
+/// What happens after all faults.
+struct LastAct {
+    /// Who is the master from then on.
+    master: usize,
+    /// The time without one.
+    spell: Option<Spell>,
+}
+
+fn summarize(application: &Application, operations: &[Operation]) {
+    let mut reasons = BTreeMap::<&str, usize>::new();
+    let (mut writes, mut failed_writes) = (0, 0);
+    for operation in operations {
+        match (&operation.work, &operation.outcome) {
+            (Work::Write(_), Outcome::Done(_)) => writes += 1,
+            (Work::Write(_), Outcome::Failed(_)) => failed_writes += 1,
+            (Work::Read, Outcome::Failed(_)) => *reasons.entry("failed").or_default() += 1,
+            (Work::Read, Outcome::Done(answers)) => *reasons.entry(&answers[0].reason).or_default() += 1,
+        }
+    }
+    println!("{}: {writes} writes, {failed_writes} failed; reads: {reasons:?}", application.name);
+}
+
+const SCHEMA: [&str; 3] = [
+    "CREATE TABLE registers (register INTEGER PRIMARY KEY, value BIGINT NOT NULL)",
+    "CREATE TABLE writes (register INTEGER NOT NULL, value BIGINT NOT NULL)",
+    "INSERT INTO registers WITH RECURSIVE g (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM g WHERE n < 63) \
+     SELECT n, 0 FROM g",
+];
+
+#[rocket::async_test]
+async fn on_postgresql() {
+    let grant = "GRANT ALL ON registers, writes TO app";
+    let promote = |cluster: &Cluster<Postgres>, origin, settled: &dyn Fn()| LastAct {
+        spell: Some(nemesis::promote(cluster, origin, settled)),
+        master: 1,
+    };
+    run::<Postgres>("postgres", "follow_promotion=true", &[&SCHEMA[..], &[grant]].concat(), promote).await;
+}
+
+#[rocket::async_test]
+async fn on_mariadb() {
+    run::<MariaDb>("mariadb", "follow_promotion=false", &SCHEMA, |_, _, _| LastAct {
+        master: 0,
+        spell: None,
+    })
+    .await;
+}
