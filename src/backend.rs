@@ -24,7 +24,6 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
 
-use crate::choice::Role;
 use crate::position::Position;
 
 mod executor;
@@ -89,10 +88,12 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     fn fault(error: &sqlx::Error) -> Fault;
 
-    /// What an ordinary role can see of a node that is meant to have this role, in as few round trips as
-    /// can be. Poolers are no obstacle: nothing is prepared.
+    /// What an ordinary role can see of a node that is there for this, in as few round trips as can be. Poolers are no obstacle: nothing is prepared.
     #[doc(hidden)]
-    fn observe(conn: &mut Self::Connection, role: Role) -> BoxFuture<'_, Result<Observation, sqlx::Error>>;
+    fn observe(
+        conn: &mut Self::Connection,
+        access: Access,
+    ) -> BoxFuture<'_, Result<Observation, sqlx::Error>>;
 
     /// Waits until the slave has replayed `position`, but not for longer than `patience`, nor for what
     /// may never come. How far it has replayed then.
@@ -177,7 +178,7 @@ async fn poll<DB: Driver>(
     let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     loop {
-        let observed = DB::observe(conn, Role::Slave).await?;
+        let observed = DB::observe(conn, Access::ReadSlave).await?;
         let replayed = observed.position.filter(|_| observed.standing != Standing::Master);
         let hopeless = replayed.as_ref().is_none_or(|replayed| !replayed.shares_history(position));
         if hopeless || replayed.as_ref().is_some_and(|replayed| replayed.reaches(position)) {

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rocket_db_pools::Database;
 
 use crate::ReplicatedDb;
 use crate::backend::Backend;
-use crate::choice::{Declared, MethodKind, Role};
-use crate::health::{Health, NodeState};
+use crate::choice::{Declared, MethodKind};
+use crate::health::{Health, NodeStatus};
 use crate::nodes::Nodes;
 use crate::pin::Pin;
 use crate::session::Session;
@@ -96,23 +95,6 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         session.declare(declared);
         ReplicatedDb::new(Arc::new(session), None)
     }
-}
-
-/// How one node is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NodeStatus {
-    /// As in the configuration and in the log.
-    pub name: String,
-    /// The part that it plays now.
-    pub role: Role,
-    /// Whether it serves, or why not.
-    pub state: NodeState,
-    /// How far a slave was behind its master when it was last looked at, at most: known to about
-    /// `check_interval`. `None` where that cannot be known.
-    pub lag: Option<Duration>,
-    /// How many of its connections are in use: for a slave those for reads, for the master all.
-    pub busy: u32,
 }
 
 /// No slave has this name.

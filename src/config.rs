@@ -77,6 +77,7 @@ pub(crate) struct Config {
     pub(crate) pinned_without_master: PinnedWithoutMaster,
     pub(crate) refused_write: RefusedWrite,
     pub(crate) checks: Checks,
+    pub(crate) consistency: Consistency,
     pub(crate) catch_up_timeout: Duration,
     /// `None`: nobody is pinned, because there is nothing to be protected from.
     pub(crate) pin: Option<PinConfig>,
@@ -299,7 +300,7 @@ impl Config {
                 Consistency::Position if !checks.guard(lag_window) => max_age,
                 _ => lag_window,
             };
-            Some(PinConfig { lag_window, consistency, by_time, max_age, cookie, header, secret, insecure })
+            Some(PinConfig { lag_window, by_time, max_age, cookie, header, secret, insecure })
         };
 
         Ok(Self {
@@ -321,6 +322,7 @@ impl Config {
                 .choice("refused_write", "`\"error\"` or `\"reroute\"`")?
                 .unwrap_or(RefusedWrite::Error),
             checks,
+            consistency,
             catch_up_timeout: section
                 .seconds("catch_up_timeout", 0.0, 60.0)?
                 .unwrap_or(Duration::from_millis(50)),

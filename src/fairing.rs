@@ -129,6 +129,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         pinned_without_master: _,
         refused_write,
         checks,
+        consistency,
         catch_up_timeout,
         pin,
     } = config;
@@ -154,7 +155,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         info!(target: TARGET, "reads that turn out to write: run again on the master");
     }
     match pin {
-        Some(PinConfig { lag_window, consistency, cookie, header, .. }) => {
+        Some(PinConfig { lag_window, cookie, header, .. }) => {
             let header = header.as_ref().map(|name| format!(" or header `{name}`")).unwrap_or_default();
             let from = match consistency {
                 Consistency::Window => format!("the master for {lag_window:?}"),

@@ -51,6 +51,23 @@ impl NodeState {
     ];
 }
 
+/// How one node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// As in the configuration and in the log.
+    pub name: String,
+    /// The part that it plays now.
+    pub role: Role,
+    /// Whether it serves, or why not.
+    pub state: NodeState,
+    /// How far a slave was behind its master when it was last looked at, at most: known to about
+    /// `check_interval`. `None` where that cannot be known.
+    pub lag: Option<Duration>,
+    /// How many of its connections are in use: for a slave those for reads, for the master all.
+    pub busy: u32,
+}
+
 /// A state that others may change at any time.
 #[derive(Debug)]
 struct AtomicState(AtomicU8);

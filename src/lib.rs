@@ -31,11 +31,11 @@ mod read_only;
 mod session;
 
 pub use choice::{Choice, Reason, Role};
-pub use cluster::{Cluster, NodeStatus, UnknownSlave};
+pub use cluster::{Cluster, UnknownSlave};
 pub use error::Error;
 pub use fairing::Replicated;
 pub use guard::{ChangesDatabase, Every, NotAttached, ReadsDatabase, ReplicatedDb, Scope, Writable};
-pub use health::NodeState;
+pub use health::{NodeState, NodeStatus};
 pub use rocket_db_pools::{self, Database};
 pub use sqlx;
 

@@ -26,8 +26,7 @@ use rocket::tokio::task::JoinHandle;
 use rocket::tokio::time::{Instant, sleep_until, timeout};
 use sqlx::ConnectOptions;
 
-use crate::backend::{Driver, Fault, Observation, Options, Standing};
-use crate::choice::Role;
+use crate::backend::{Access, Driver, Fault, Observation, Options, Standing};
 use crate::config::Checks;
 use crate::health::{Health, NodeState};
 use crate::position::{History, Lag, Position};
@@ -175,16 +174,16 @@ impl<DB: Driver> Watch<DB> {
         conn: &mut Option<DB::Connection>,
     ) -> Result<Observation, sqlx::Error> {
         let server = &self.servers[index];
-        let role = match index == self.office() || server.part == Part::MasterReads {
-            true => Role::Master,
-            false => Role::Slave,
+        let access = match index == self.office() || server.part == Part::MasterReads {
+            true => Access::ReadMaster,
+            false => Access::ReadSlave,
         };
         let observe = async {
             let conn = match conn {
                 Some(conn) => conn,
                 None => conn.insert(server.options.connect().await?),
             };
-            DB::observe(conn, role).await
+            DB::observe(conn, access).await
         };
         let patience = self.checks.timeout;
         let observed = timeout(patience, observe).await.unwrap_or_else(|_| {

@@ -13,16 +13,18 @@ use rocket::tokio;
 use rocket_db_pools::Database;
 use time::OffsetDateTime;
 
-use crate::backend::{Access, Backend, Driver, Follower, Settings};
-use crate::choice::{Choice, Intent, Master, Pinned, Reason, Role, Situation, Slaves, choose};
-use crate::cluster::NodeStatus;
-use crate::config::{Config, Consistency, NodeConfig, ReadFromSlaves, ReadMethods, SlaveConfig};
-use crate::health::{Health, Replay};
+use crate::backend::{Access, Backend, Driver, Follower};
+use crate::choice::{Choice, Reason, Role};
+use crate::config::{Config, Consistency, ReadMethods};
+use crate::health::{Health, NodeStatus};
 use crate::lease::Lease;
-use crate::monitor::{Monitor, Part, Questions, Server};
-use crate::node::{Failure, Node, Opening};
-use crate::pin::{Evidence, Needed, Pin, Pins, Window};
+use crate::monitor::Monitor;
+use crate::node::{Failure, Node};
+use crate::pin::{Evidence, Pin, Pins};
 use crate::position::Position;
+
+mod choosing;
+mod opening;
 
 /// How long a shutdown waits for connections to be handed back.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -108,81 +110,6 @@ impl SlaveSet {
 }
 
 impl<D: Database<Pool: Backend>> Nodes<D> {
-    /// Opens the pools, but no connection: a server that is down is no error.
-    ///
-    /// # Panics
-    ///
-    /// Outside a Tokio runtime.
-    pub(crate) fn open(config: Config) -> Result<Self, String> {
-        let (master, reads) = (&config.master, &config.master_reads);
-        let health_of = |node: &NodeConfig, role| Health::new(Arc::from(node.name.as_str()), role);
-        let master_health = health_of(master, Role::Master);
-        let same_way = reads.address == master.address;
-        let reads_health = if same_way { master_health.clone() } else { health_of(reads, Role::Master) };
-        let slaves_health: Vec<_> =
-            config.slaves.iter().map(|slave| health_of(&slave.node, Role::Slave)).collect();
-
-        let open = |settings: &Settings, access, weight, timeout, health: &Arc<Health>| {
-            let health = health.clone();
-            Node::open(Opening { database: D::NAME, access, settings, weight, timeout, health })
-        };
-        let seat = |writes: &Settings, reads: &Settings, (master, way): (&Arc<Health>, &Arc<Health>)| {
-            let timeout = config.master.settings.connect_timeout;
-            let at_master = |max_connections| {
-                let settings = Settings { max_connections, ..reads.clone() };
-                open(&settings, Access::ReadMaster, 1, timeout, way)
-            };
-            Ok::<_, String>(Seat {
-                read_write: open(writes, Access::ReadWrite, 1, timeout, master)?,
-                read_only: at_master(reads.max_connections - config.reserve)?,
-                reserve: match config.reserve {
-                    0 => None,
-                    reserve => Some(at_master(reserve)?),
-                },
-            })
-        };
-        let mut seats = vec![seat(&master.settings, &reads.settings, (&master_health, &reads_health))?];
-        if config.checks.follow_promotion {
-            for (slave, health) in config.slaves.iter().zip(&slaves_health) {
-                let at = |settings: &Settings| Settings {
-                    url: slave.node.settings.url.clone(),
-                    ..settings.clone()
-                };
-                seats.push(seat(&at(&master.settings), &at(&reads.settings), (health, health))?);
-            }
-        }
-        let slaves = config.slaves.iter().zip(&slaves_health).map(|(slave, health)| {
-            let SlaveConfig { node, weight, follow: _ } = slave;
-            open(&node.settings, Access::ReadSlave, *weight, config.slave_timeout, health)
-        });
-        let slaves = slaves.collect::<Result<_, _>>()?;
-
-        let server = |part, settings: &Settings, access, health: &Arc<Health>| {
-            let options = Db::<D>::options(settings, access)?;
-            Ok::<_, String>(Server { part, options, health: health.clone(), questions: Questions::default() })
-        };
-        let mut servers = vec![server(Part::Master, &master.settings, Access::ReadMaster, &master_health)?];
-        for (slave, health) in config.slaves.iter().zip(&slaves_health) {
-            servers.push(server(Part::Slave, &slave.node.settings, Access::ReadSlave, health)?);
-        }
-        if !same_way {
-            servers.push(server(Part::MasterReads, &reads.settings, Access::ReadMaster, &reads_health)?);
-        }
-
-        Ok(Self {
-            seats,
-            slaves,
-            monitor: Monitor::new(servers, config.checks.clone()),
-            pins: config.pin.as_ref().map(|pin| Pins::new(D::NAME, pin)),
-            followers: Mutex::default(),
-            rerouted: Rerouted::default(),
-            sessions: AtomicUsize::new(0),
-            reads_at_master: AtomicBool::new(false),
-            database: PhantomData,
-            config,
-        })
-    }
-
     pub(crate) fn read_pin(&self, token: &str) -> Option<Pin> {
         self.pins.as_ref()?.read(token, OffsetDateTime::now_utc())
     }
@@ -190,7 +117,7 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
     /// The pin for a write that has just been committed, by a client that carried `before`.
     pub(crate) async fn pin(&self, before: Option<&Pin>) -> Option<String> {
         let now = OffsetDateTime::now_utc();
-        let position = match self.config.pin.as_ref()?.consistency {
+        let position = match self.config.consistency {
             Consistency::Window => None,
             Consistency::Position => {
                 let position = tokio::time::timeout(POSITION_BUDGET, self.monitor.position());
@@ -213,112 +140,6 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         &self.config.read_methods
     }
 
-    /// Chooses a node for a session that has been let down by those of `failed`.
-    pub(crate) fn choose(&self, intent: Intent, pin: Option<&Pin>, failed: Failed) -> Place {
-        let office = self.monitor.office();
-        let master = match failed.master || !self.seats[office].read_only.health().answers() {
-            true => Master::Unusable,
-            false => Master::Usable,
-        };
-        let (pinned, chosen) = match pin {
-            _ if intent.is_write() => (Pinned::No, None),
-            None => (Pinned::No, self.choose_any(master, failed)),
-            Some(pin) => self.choose_pinned(pin, master, failed),
-        };
-        let (access, reason) = choose(Situation {
-            intent,
-            pinned,
-            slaves: match chosen {
-                _ if self.slaves.is_empty() => Slaves::NotConfigured,
-                Some(_) => Slaves::Usable,
-                None => Slaves::Unusable,
-            },
-            master,
-            read_from_slaves: match self.reads_at_master.load(Ordering::Acquire) {
-                true => ReadFromSlaves::Never,
-                false => self.config.read_from_slaves,
-            },
-            pinned_without_master: self.config.pinned_without_master,
-        });
-        let at = match (access, chosen) {
-            (Access::ReadWrite, _) => At::MasterReadWrite(office),
-            (Access::ReadSlave, Some(index)) => At::Slave(index),
-            (Access::ReadMaster | Access::ReadSlave, _) => At::MasterReadOnly(office),
-        };
-        Place { at, reason }
-    }
-
-    fn choose_any(&self, master: Master, failed: Failed) -> Option<usize> {
-        let usable = self.draw(|index| self.is_usable(index, failed));
-        match (usable, master) {
-            (Some(_), _) | (None, Master::Usable) => usable,
-            (None, Master::Unusable) => {
-                let what_will_do = self.config.pinned_without_master;
-                self.draw(|index| {
-                    self.is_candidate(index, failed)
-                        && self.slaves[index].health().is_last_resort(what_will_do)
-                })
-            }
-        }
-    }
-
-    /// A slave that is known to have replayed what a client wrote, else one that may have. Where all
-    /// have another history, a position says nothing, and only the window stands.
-    fn choose_pinned(&self, pin: &Pin, master: Master, failed: Failed) -> (Pinned, Option<usize>) {
-        let any = || self.choose_any(master, failed);
-        let (Needed::Position(position), CatchUp::Untried) = (pin.needs(), failed.catch_up) else {
-            return (Pinned::ToMaster, any());
-        };
-        let that_is = |replay| {
-            self.draw(|index| {
-                self.is_usable(index, failed) && self.slaves[index].health().replay_of(position) == replay
-            })
-        };
-        match that_is(Replay::Done).or_else(|| that_is(Replay::Behind)) {
-            Some(index) => (Pinned::ToSlave, Some(index)),
-            None if pin.window == Window::Open => (Pinned::ToMaster, any()),
-            None => (Pinned::No, any()),
-        }
-    }
-
-    fn is_usable(&self, index: usize, failed: Failed) -> bool {
-        self.is_candidate(index, failed) && self.slaves[index].health().is_usable()
-    }
-
-    /// A slave that took the master's place is none.
-    fn is_candidate(&self, index: usize, failed: Failed) -> bool {
-        !failed.slaves.contains(index) && self.monitor.office() != index + 1
-    }
-
-    /// The less busy, for its weight, of two slaves that are drawn by weight: even load without a view
-    /// of the whole (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
-    fn draw(&self, from: impl Fn(usize) -> bool) -> Option<usize> {
-        let first = self.draw_one(&from)?;
-        let Some(second) = self.draw_one(|index| index != first && from(index)) else { return Some(first) };
-        let (a, b) = (&self.slaves[first], &self.slaves[second]);
-        let busier = a.busy() * b.weight > b.busy() * a.weight;
-        Some(if busier { second } else { first })
-    }
-
-    fn draw_one(&self, from: impl Fn(usize) -> bool) -> Option<usize> {
-        let slaves = || (0..self.slaves.len()).filter(|index| from(*index));
-        let weight = |index: &usize| self.slaves[*index].weight;
-        let total: u32 = slaves().map(|index| weight(&index)).sum();
-        if total == 0 {
-            return None;
-        }
-        let mut drawn = fastrand::u32(..total);
-        let hit = |index: &usize| match drawn.checked_sub(weight(index)) {
-            Some(rest) => {
-                drawn = rest;
-                false
-            }
-            None => true,
-        };
-        // A node that went down between the two walks may leave the draw without a hit.
-        slaves().find(hit).or_else(|| slaves().next())
-    }
-
     /// Whether the slave at `place` has replayed what a pin needs: known, or asked on the connection
     /// that is going to be used, and waited for.
     pub(crate) async fn catch_up(
@@ -327,7 +148,8 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         lease: &mut Lease<D::Pool>,
         position: &Position,
     ) -> Result<bool, sqlx::Error> {
-        let health = self.slaves[index].health();
+        let slave = &self.slaves[index];
+        let health = slave.health();
         if health.has_replayed(position, lease.open_since()) {
             return Ok(true);
         }
@@ -335,8 +157,8 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
             return Ok(false);
         }
         let asked = Instant::now();
-        let replayed = Db::<D>::catch_up(lease.conn(), position, self.config.catch_up_timeout).await?;
-        let Some(replayed) = replayed else { return Ok(false) };
+        let catch_up = Db::<D>::catch_up(lease.conn(), position, self.config.catch_up_timeout);
+        let Some(replayed) = slave.unless_it_falls(catch_up).await? else { return Ok(false) };
         let caught_up = replayed.includes(position);
         health.saw(replayed, asked);
         Ok(caught_up)

@@ -34,7 +34,6 @@ use rocket::{Request, Response};
 use sha2::Sha256;
 use time::OffsetDateTime;
 
-use crate::config::Consistency;
 use crate::position::Position;
 
 const VERSION: u8 = 1;
@@ -125,7 +124,6 @@ impl Pin {
 #[derive(Debug)]
 pub(crate) struct PinConfig {
     pub(crate) lag_window: Duration,
-    pub(crate) consistency: Consistency,
     /// How long a time alone keeps reads on the master.
     pub(crate) by_time: Duration,
     /// How long one with a position is good for.

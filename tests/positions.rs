@@ -130,7 +130,7 @@ mod postgresql {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use rocket_replicated::Cluster;
-    use rocket_replicated::postgres::{Database, Replicated};
+    use rocket_replicated::postgres::{Database, Replicated, ReplicatedDb};
 
     use rocket::local::asynchronous::Client;
 
@@ -228,6 +228,35 @@ mod postgresql {
             }
         }
         panic!("no record ended at the end of a page");
+    }
+
+    /// What it writes yet is in no position.
+    #[rocket::async_test]
+    async fn who_may_write_after_the_reply_is_pinned_by_time() {
+        #[rocket::post("/<later>")]
+        async fn write(later: bool, db: ReplicatedDb) -> Result<(), rocket_replicated::Error> {
+            sqlx::query("INSERT INTO notes (body) VALUES (now()::text)").execute(&db).await?;
+            if later {
+                rocket::tokio::spawn(async move {
+                    let _db = db;
+                    std::future::pending::<()>().await
+                });
+            }
+            Ok(())
+        }
+
+        let lab = Lab::new();
+        let rocket = rocket_over(&format!("{}{KEYS}", lab.section())).attach(Replicated::fairing());
+        let client = Client::untracked(rocket.mount("/", rocket::routes![write])).await.unwrap();
+        for (path, by_position) in [("/false", true), ("/true", false)] {
+            eventually("such a pin", async || {
+                let response = client.post(path).dispatch().await;
+                let pin = response.cookies().get("replicated_pin").unwrap().value().to_owned();
+                assert!(by_position || !has_position(&pin));
+                has_position(&pin) == by_position
+            })
+            .await;
+        }
     }
 
     #[rocket::async_test]

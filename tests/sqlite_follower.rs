@@ -271,3 +271,27 @@ async fn it_stops_at_shutdown() {
     eventually("thirty periods", async || begun.elapsed() > Duration::from_millis(300)).await;
     assert_eq!(tables(&files.0.path().join("stopped.db")), 1);
 }
+
+#[rocket::async_test]
+async fn whoever_has_written_reads_from_the_copy_that_has_it() {
+    let files = Files::new();
+    let section = format!("{}consistency = \"position\"\n", files.section("caught-up.db", 0.1));
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
+    for number in 1..=5_i64 {
+        let writer = cluster.write();
+        sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
+        let pin = writer.pin().await.unwrap();
+        let mut reasons = std::collections::BTreeSet::new();
+        eventually("the copy", async || {
+            let db = cluster.read(Some(&pin));
+            let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
+            assert_eq!(count, number);
+            reasons.insert(format!("{:?}", db.choice().unwrap().reason()));
+            reasons.contains("CaughtUp")
+        })
+        .await;
+        assert!(reasons.iter().all(|reason| ["CaughtUp", "Pinned"].contains(&&**reason)), "{reasons:?}");
+    }
+}

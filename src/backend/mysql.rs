@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, MySql, Row};
 use crate::position::{Gtid, Transactions};
 
 use super::{
-    Access, Address, Driver, Fault, Observation, Options, Position, Role, Settings, Standing,
-    connection_fault, poll,
+    Access, Address, Driver, Fault, Observation, Options, Position, Settings, Standing, connection_fault,
+    poll,
 };
 
 impl Driver for MySql {
@@ -43,18 +43,22 @@ impl Driver for MySql {
         })
     }
 
-    fn observe(conn: &mut MySqlConnection, role: Role) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
+    fn observe(
+        conn: &mut MySqlConnection,
+        access: Access,
+    ) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             let logs = sqlx::raw_sql(LOGS).fetch_one(&mut *conn).await?;
             let text = |column| logs.try_get::<String, _>(column).unwrap_or_default();
             let (written, replayed, current) = (text(0), text(1), text(2));
-            let position = match (Flavour::of(&text(3)), role) {
-                (Flavour::MariaDb, Role::Master) => Position::parse_gtids(&written),
-                (Flavour::MariaDb, Role::Slave) => Position::parse_gtids(&replayed),
+            let position = match (Flavour::of(&text(3)), access) {
+                (Flavour::MariaDb, Access::ReadSlave) => Position::parse_gtids(&replayed),
+                (Flavour::MariaDb, _) => Position::parse_gtids(&written),
                 (Flavour::MySql, _) => Position::parse_gtid_set(&written),
             };
             // A slave that has written after what it has replayed, and replays no more.
-            let promoted = role == Role::Slave && current != replayed && !is_replicating(conn).await?;
+            let promoted =
+                access == Access::ReadSlave && current != replayed && !is_replicating(conn).await?;
             let standing = if promoted { Standing::Master } else { Standing::Unknown };
             Ok(Observation { standing, system: None, position })
         })

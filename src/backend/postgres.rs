@@ -4,8 +4,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgS
 use sqlx::{Postgres, Row};
 
 use super::{
-    Access, Address, Driver, Fault, Observation, Options, Position, Role, Settings, Standing,
-    connection_fault,
+    Access, Address, Driver, Fault, Observation, Options, Position, Settings, Standing, connection_fault,
 };
 
 impl Driver for Postgres {
@@ -49,7 +48,7 @@ impl Driver for Postgres {
         })
     }
 
-    fn observe(conn: &mut PgConnection, _role: Role) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
+    fn observe(conn: &mut PgConnection, _access: Access) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             match sqlx::raw_sql(WHOLE).fetch_one(&mut *conn).await {
                 Ok(row) => Ok(observation(&row)),

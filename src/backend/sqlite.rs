@@ -9,8 +9,8 @@ use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode};
 
 use super::{
-    Access, Address, Driver, Fault, Follower, Millis, Observation, Options, Position, Role, Settings,
-    Standing, connection_fault,
+    Access, Address, Driver, Fault, Follower, Millis, Observation, Options, Position, Settings, Standing,
+    connection_fault,
 };
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
@@ -63,13 +63,16 @@ impl Driver for Sqlite {
 
     /// What was committed before this millisecond is over is before the next one. How fresh a copy is,
     /// its follower knows.
-    fn observe(conn: &mut SqliteConnection, role: Role) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
+    fn observe(
+        conn: &mut SqliteConnection,
+        access: Access,
+    ) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             let Millis(now) = Millis::now();
             sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(conn).await?;
-            let position = match role {
-                Role::Master => Some(Position::Time(now + 1)),
-                Role::Slave => None,
+            let position = match access {
+                Access::ReadSlave => None,
+                Access::ReadMaster | Access::ReadWrite => Some(Position::Time(now + 1)),
             };
             Ok(Observation { standing: Standing::Unknown, system: None, position })
         })

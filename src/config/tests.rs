@@ -118,14 +118,22 @@ mod postgres {
     #[test]
     fn pins_with_a_position_last_longer() {
         let max_age = |keys: &str| {
-            let pin = read(&format!("slaves = [\"postgres://db-2/blog\"]\n{keys}")).unwrap().pin.unwrap();
+            let config = read(&format!("slaves = [\"postgres://db-2/blog\"]\n{keys}")).unwrap();
+            let pin = config.pin.unwrap();
             assert_eq!(pin.cookie.max_age, pin.max_age);
-            (pin.consistency, pin.max_age.as_secs())
+            (config.consistency, pin.max_age.as_secs())
         };
         assert_eq!(max_age(""), (Consistency::Window, 5));
         assert_eq!(max_age("consistency = \"position\""), (Consistency::Position, 60));
         assert_eq!(max_age("consistency = \"position\"\nlag_window = 90"), (Consistency::Position, 90));
         assert_eq!(max_age("consistency = \"position\"\npin.max_age = 30"), (Consistency::Position, 30));
+
+        // Where no lag is noticed, a window is no protection.
+        let by_time = |keys: &str| {
+            let keys = format!("slaves = [\"postgres://db-2/blog\"]\nconsistency = \"position\"\n{keys}");
+            read(&keys).unwrap().pin.unwrap().by_time.as_secs()
+        };
+        assert_eq!(["", "max_lag = 3", "max_lag = 4", "max_lag = false"].map(by_time), [5, 5, 60, 60]);
 
         refuses(
             "consistency = \"position\"\npin.max_age = 3",

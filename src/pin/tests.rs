@@ -286,7 +286,6 @@ fn no_header_and_no_cookie_panics_or_pins() {
     use proptest::test_runner::{Config, TestRunner};
 
     let config = PinConfig {
-        consistency: Consistency::Window,
         by_time: WINDOW,
         max_age: MAX_AGE,
         lag_window: WINDOW,

@@ -82,7 +82,7 @@ impl Client {
             value += 1;
             operations.push(self.operate(Work::Write(value)).await);
             // Mostly soon again, and sometimes after any lag window.
-            let reads = if fastrand::u8(..5) == 0 { 250 } else { fastrand::usize(1..12) };
+            let reads = if fastrand::u8(..12) == 0 { 250 } else { fastrand::usize(1..12) };
             for _ in 0..reads {
                 if stopped.load(Ordering::Relaxed) {
                     break;

@@ -1,0 +1,261 @@
+//! What a lag does to clients that write and then read: `./scripts/bench lag`.
+//!
+//! A real PostgreSQL master and two slaves that replay late; the registers example over them, in each
+//! mode; clients that read at once, as by following a redirect, and again and again until they have all
+//! but left. Prints the table of `docs/benchmarks.md` and draws `docs/lag.svg`.
+
+#[path = "../tests/support/cluster.rs"]
+mod cluster;
+#[path = "../tests/support/postgres.rs"]
+mod postgres;
+#[path = "../tests/program/mod.rs"]
+mod program;
+#[path = "../tests/support/server.rs"]
+mod server;
+
+use std::env;
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use plotters::prelude::*;
+use rocket::futures::future::join_all;
+use rocket::tokio;
+use rocket::tokio::time::{sleep, sleep_until};
+use serde::Deserialize;
+
+use postgres::Cluster;
+use program::Website;
+
+const CLIENTS: usize = 16;
+
+/// Between a write and the reads after it.
+const PAUSES: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(1000),
+];
+
+const LAGS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(50),
+    Duration::from_millis(300),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+];
+
+/// Slaves stay in use however far they are behind: else the longer lags would show nothing.
+const MODES: [(&str, &str); 3] = [
+    ("window", "lag_window=5,max_lag=false"),
+    ("position", "lag_window=5,max_lag=false,consistency=\"position\""),
+    ("none", "lag_window=0,max_lag=false"),
+];
+
+const COLOURS: [RGBColor; 3] = [RGBColor(214, 120, 30), RGBColor(40, 130, 190), RGBColor(150, 150, 150)];
+
+/// One query of a read, as the example tells of it.
+#[derive(Deserialize)]
+struct Answer {
+    value: i64,
+    role: String,
+}
+
+#[derive(Default)]
+struct Measured {
+    writes: Vec<Duration>,
+    reads: Vec<Read>,
+}
+
+struct Read {
+    /// Which of [`PAUSES`] came before it.
+    pause: usize,
+    took: Duration,
+    by_slave: bool,
+    stale: bool,
+}
+
+impl Measured {
+    fn share(&self, counts: impl Fn(&Read) -> bool, of: impl Fn(&Read) -> bool) -> f64 {
+        let of: Vec<_> = self.reads.iter().filter(|read| of(read)).collect();
+        let count = of.iter().filter(|read| counts(read)).count();
+        100.0 * count as f64 / of.len().max(1) as f64
+    }
+
+    fn row(&self, lag: Duration, mode: &str) -> String {
+        let mut reads: Vec<_> = self.reads.iter().map(|read| read.took).collect();
+        let mut writes = self.writes.clone();
+        let ms = |took: Duration| format!("{:.1}", took.as_secs_f64() * 1000.0);
+        format!(
+            "| {lag:?} | {mode} | {} | {:.1} % | {:.1} % | {:.1} % | {} | {} | {} | {} |",
+            self.reads.len(),
+            self.share(|read| read.by_slave, |read| read.pause == 0),
+            self.share(|read| read.by_slave, |_| true),
+            self.share(|read| read.stale, |_| true),
+            ms(quantile(&mut reads, 0.5)),
+            ms(quantile(&mut reads, 0.99)),
+            ms(quantile(&mut writes, 0.5)),
+            ms(quantile(&mut writes, 0.99)),
+        )
+    }
+}
+
+fn quantile(times: &mut [Duration], q: f64) -> Duration {
+    times.sort_unstable();
+    times[((times.len() - 1) as f64 * q) as usize]
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // `cargo test` runs benches as well, and `cargo bench` says so.
+    if !env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let seconds = env::var("SECONDS_EACH").map_or(Ok(6), |seconds| seconds.parse())?;
+    let cluster = Cluster::start(2);
+    for sql in [
+        "CREATE TABLE registers (register INTEGER PRIMARY KEY, value BIGINT NOT NULL)",
+        "CREATE TABLE writes (register INTEGER NOT NULL, value BIGINT NOT NULL)",
+        "INSERT INTO registers SELECT g, 0 FROM generate_series(1, 16) g",
+        "GRANT ALL ON registers, writes TO app",
+    ] {
+        cluster.master.sql(sql);
+    }
+    cluster.wait_caught_up();
+    let runtime = tokio::runtime::Runtime::new()?;
+    let measured = runtime.block_on(measure_all(&cluster, Duration::from_secs(seconds)));
+    draw(&measured)?;
+    Ok(())
+}
+
+/// For each lag, for each mode.
+async fn measure_all(cluster: &Cluster, lasts: Duration) -> Vec<[Measured; 3]> {
+    println!(
+        "| lag | mode | reads | on slaves at once | on slaves | stale | read p50 | p99 | write p50 | p99 in ms |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    let slaves: Vec<_> = cluster.slaves.iter().map(|slave| format!("\"{}\"", slave.url())).collect();
+    let mut all = Vec::new();
+    for lag in LAGS {
+        for slave in &cluster.slaves {
+            slave.sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = {}", lag.as_millis()));
+            slave.sql("SELECT pg_reload_conf()");
+        }
+        let mut measured = [const { Measured { writes: Vec::new(), reads: Vec::new() } }; 3];
+        for ((mode, keys), measured) in MODES.iter().zip(&mut measured) {
+            let section = format!(
+                "{{replicated={{url=\"{}\",slaves=[{}],{keys}}}}}",
+                cluster.master.url(),
+                slaves.join(","),
+            );
+            let environment = [("REGISTERS", "postgres"), ("ROCKET_LOG_LEVEL", "critical")];
+            let website = Website::launch_with("registers", "Rocket.toml", &section, &environment).await;
+            *measured = measure(&website.url, lasts).await;
+            println!("{}", measured.row(lag, mode));
+        }
+        all.push(measured);
+    }
+    all
+}
+
+async fn measure(url: &str, lasts: Duration) -> Measured {
+    let end = Instant::now() + lasts;
+    let clients = (1..=CLIENTS).map(|register| {
+        let url = format!("{url}/registers/{register}");
+        tokio::spawn(async move { work(&url, end).await.unwrap() })
+    });
+    let mut all = Measured::default();
+    for measured in join_all(clients).await {
+        let Measured { writes, reads } = measured.unwrap();
+        all.writes.extend(writes);
+        all.reads.extend(reads);
+    }
+    all
+}
+
+/// A client with a register of its own.
+async fn work(url: &str, end: Instant) -> Result<Measured, reqwest::Error> {
+    let http = reqwest::Client::builder().cookie_store(true).build()?;
+    let answers = async || http.get(url).send().await?.error_for_status()?.json::<Vec<Answer>>().await;
+    let mut measured = Measured::default();
+    // Not all at once.
+    sleep(Duration::from_millis(fastrand::u64(0..1000))).await;
+    // What another mode has left there may not be replayed yet.
+    let begin = http.get(url).send().await?.json::<Vec<Answer>>().await?[0].value;
+    let mut value = begin.max(time_in_ms());
+    while Instant::now() < end {
+        value += 1;
+        let begun = Instant::now();
+        http.put(format!("{url}/{value}")).send().await?.error_for_status()?;
+        let written = tokio::time::Instant::now();
+        measured.writes.push(begun.elapsed());
+        for (pause, after) in PAUSES.iter().enumerate() {
+            sleep_until(written + *after).await;
+            let begun = Instant::now();
+            let answers = answers().await?;
+            let stale = answers.iter().any(|answer| answer.value < value);
+            let by_slave = answers.iter().all(|answer| answer.role == "slave");
+            measured.reads.push(Read { pause, took: begun.elapsed(), by_slave, stale });
+        }
+    }
+    Ok(measured)
+}
+
+/// Larger than whatever was written before.
+fn time_in_ms() -> i64 {
+    i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
+}
+
+fn draw(measured: &[[Measured; 3]]) -> Result<(), Box<dyn Error>> {
+    // Readable on white and on black.
+    const GREY: RGBColor = RGBColor(128, 128, 128);
+
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/lag.svg");
+    let area = SVGBackend::new(path, (760, 360)).into_drawing_area();
+    let (left, right) = area.split_horizontally(380);
+    let is_slave: fn(&Read) -> bool = |read| read.by_slave;
+    for (area, caption, counts) in
+        [(left, "reads after a write: on slaves", is_slave), (right, "… and stale", |read| read.stale)]
+    {
+        let mut chart = ChartBuilder::on(&area)
+            .caption(caption, ("sans-serif", 15).into_font().color(&GREY))
+            .margin(10)
+            .x_label_area_size(34)
+            .y_label_area_size(44)
+            .build_cartesian_2d(-0.2..LAGS.len() as f64 - 0.8, -3.0..103.0)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_labels(LAGS.len())
+            .x_label_formatter(&|x| match LAGS.get(x.round() as usize) {
+                Some(lag) if (x - x.round()).abs() < 0.01 => format!("{lag:?}"),
+                _ => String::new(),
+            })
+            .y_label_formatter(&|y| format!("{y:.0} %"))
+            .x_desc("lag")
+            .axis_style(GREY)
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GREY.mix(0.2))
+            .label_style(("sans-serif", 12).into_font().color(&GREY))
+            .draw()?;
+        for (index, ((mode, _), colour)) in MODES.iter().zip(COLOURS).enumerate() {
+            let points = measured
+                .iter()
+                .enumerate()
+                .map(|(lag, modes)| (lag as f64, modes[index].share(counts, |_| true)));
+            let points: Vec<_> = points.collect();
+            chart
+                .draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)).point_size(3))?
+                .label(*mode)
+                .legend(move |(x, y)| Rectangle::new([(x, y - 2), (x + 14, y + 1)], colour.filled()));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::MiddleRight)
+            .label_font(("sans-serif", 12).into_font().color(&GREY))
+            .border_style(TRANSPARENT)
+            .draw()?;
+    }
+    area.present()?;
+    Ok(())
+}
