@@ -47,6 +47,7 @@ pub struct Transactions {
 
 impl Position {
     /// MariaDB's notation: `0-10-8,1-10-3`. `None` if nothing is logged.
+    #[cfg(any(feature = "mysql", test))]
     pub(crate) fn parse_gtids(text: &str) -> Option<Self> {
         let gtid = |text: &str| {
             let mut parts = text.trim().split('-');
@@ -62,6 +63,7 @@ impl Position {
 
     /// MySQL's notation: `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7,…`. `None` if nothing is logged,
     /// or if transactions are tagged.
+    #[cfg(any(feature = "mysql", test))]
     pub(crate) fn parse_gtid_set(text: &str) -> Option<Self> {
         let mut set = Vec::new();
         for of_source in text.split(',') {
