@@ -88,7 +88,8 @@ impl Measured {
         let mut writes = self.writes.clone();
         let ms = |took: Duration| format!("{:.1}", took.as_secs_f64() * 1000.0);
         format!(
-            "| {lag:?} | {mode} | {} | {:.1} % | {:.1} % | {:.1} % | {} | {} | {} | {} |",
+            "| {} | {mode} | {} | {:.1} % | {:.1} % | {:.1} % | {} | {} | {} | {} |",
+            label(lag),
             self.reads.len(),
             self.share(|read| read.by_slave, |read| read.pause == 0),
             self.share(|read| read.by_slave, |_| true),
@@ -99,6 +100,10 @@ impl Measured {
             ms(quantile(&mut writes, 0.99)),
         )
     }
+}
+
+fn label(lag: Duration) -> String {
+    if lag.is_zero() { "0".to_owned() } else { format!("{lag:?}") }
 }
 
 fn quantile(times: &mut [Duration], q: f64) -> Duration {
@@ -228,7 +233,7 @@ fn draw(measured: &[[Measured; 3]]) -> Result<(), Box<dyn Error>> {
             .disable_x_mesh()
             .x_labels(LAGS.len())
             .x_label_formatter(&|x| match LAGS.get(x.round() as usize) {
-                Some(lag) if (x - x.round()).abs() < 0.01 => format!("{lag:?}"),
+                Some(lag) if (x - x.round()).abs() < 0.01 => label(*lag),
                 _ => String::new(),
             })
             .y_label_formatter(&|y| format!("{y:.0} %"))

@@ -88,7 +88,8 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     fn fault(error: &sqlx::Error) -> Fault;
 
-    /// What an ordinary role can see of a node that is there for this, in as few round trips as can be. Poolers are no obstacle: nothing is prepared.
+    /// What an ordinary role can see of a node that is there for this, in as few round trips as can be.
+    /// Poolers are no obstacle: nothing is prepared.
     #[doc(hidden)]
     fn observe(
         conn: &mut Self::Connection,

@@ -11,8 +11,7 @@ use rocket::tokio::runtime::Handle;
 use sqlx::Connection;
 use sqlx::pool::PoolOptions;
 
-use crate::backend::Settings;
-use crate::backend::{Access, Backend, Driver};
+use crate::backend::{Access, Backend, Driver, Settings};
 use crate::choice::Role;
 use crate::health::Health;
 use crate::lease::Lease;
