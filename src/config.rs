@@ -11,7 +11,7 @@ use rocket::figment::value::{Dict, Value};
 use rocket::http::Method;
 use serde::Deserialize;
 
-use crate::backend::settings::{DatabaseUrl, Settings, StatementLog};
+use crate::backend::settings::{DatabaseUrl, Settings};
 use crate::backend::{Access, Address, Driver};
 use crate::pin::{PinConfig, Secret};
 use crate::position::Lag;
@@ -189,7 +189,6 @@ impl Settings {
             extensions: table.strings("extensions")?.unwrap_or(i.extensions),
             enforce_read_only: table.bool("enforce_read_only")?.unwrap_or(i.enforce_read_only),
             prepared_statements: table.bool("prepared_statements")?.unwrap_or(i.prepared_statements),
-            log_level: i.log_level,
         };
         if settings.min_connections > settings.max_connections {
             let problem = format!("must not exceed `max_connections`, which is {}", settings.max_connections);
@@ -243,7 +242,6 @@ impl Config {
                 extensions: Vec::new(),
                 enforce_read_only: true,
                 prepared_statements: true,
-                log_level: StatementLog::of(figment),
             },
         )?;
 

@@ -246,4 +246,29 @@ support::on_every_database! {
         assert!(!body.contains("nowhere") && !body.contains("secret"), "{body}");
         assert!(!crate::support::logbook::lines(&["ERROR", "GET /broken", "nowhere"]).is_empty());
     }
+
+    #[rocket::async_test]
+    async fn statements_are_not_logged_in_production() {
+        let lab = Lab::new();
+        let rocket = app(&lab);
+        let figment = rocket.figment().clone().merge(("log_level", "critical"));
+        let client = Client::untracked(rocket.configure(figment)).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        sqlx::raw_sql("SELECT 'of production'").execute(&cluster.write()).await.unwrap();
+        sqlx::raw_sql("SELECT 'of production'").execute(&cluster.read(None)).await.unwrap();
+        assert_eq!(crate::support::logbook::lines(&["of production"]), Vec::<String>::new());
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[rocket::async_test]
+async fn a_statement_that_takes_longer_than_a_second_is_reported() {
+    use rocket_replicated::postgres::Replicated;
+
+    let lab = support::lab::postgres::Lab::new();
+    let rocket = support::rocket_over(&lab.section()).attach(Replicated::fairing());
+    let client = rocket::local::asynchronous::Client::untracked(rocket).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    sqlx::query("SELECT 'long', pg_sleep(1.01)").execute(&cluster.read(None)).await.unwrap();
+    assert_eq!(support::logbook::lines(&["WARN: slow statement", "'long'"]).len(), 1);
 }

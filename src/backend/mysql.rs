@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
 use sqlx::error::DatabaseError;
-use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError};
+use sqlx::mysql::{MySqlConnection, MySqlDatabaseError};
 use sqlx::{AssertSqlSafe, MySql, Row};
 
 use crate::position::{Gtid, Transactions};
@@ -15,8 +15,7 @@ use super::{
 impl Driver for MySql {
     /// Nothing that makes a connection read-only can be said while connecting.
     fn options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
-        let options: MySqlConnectOptions = settings.url.parse_as::<Self>()?;
-        Ok(settings.log_level.apply(options))
+        settings.url.parse_as::<Self>()
     }
 
     fn address(options: &Options<Self>) -> Address {

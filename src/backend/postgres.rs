@@ -12,7 +12,6 @@ impl Driver for Postgres {
 
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
         let options: PgConnectOptions = settings.url.parse_as::<Self>()?;
-        let options = settings.log_level.apply(options);
         Ok(match access {
             Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
                 options.options([("default_transaction_read_only", "on")])

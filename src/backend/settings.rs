@@ -2,10 +2,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use rocket::config::LogLevel;
-use rocket::figment::Figment;
-use sqlx::ConnectOptions;
-
 use super::{Driver, Options};
 
 /// How to connect to one server.
@@ -20,7 +16,6 @@ pub struct Settings {
     pub(crate) extensions: Vec<String>,
     pub(crate) enforce_read_only: bool,
     pub(crate) prepared_statements: bool,
-    pub(crate) log_level: StatementLog,
 }
 
 /// A URL that may hold a password, so that it is never shown.
@@ -51,26 +46,5 @@ impl DatabaseUrl {
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")
-    }
-}
-
-/// How much of its statements a driver logs: by Rocket's `log_level`, as in `rocket_db_pools`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StatementLog(Option<LogLevel>);
-
-impl StatementLog {
-    pub(crate) fn of(figment: &Figment) -> Self {
-        let level = figment.extract_inner(rocket::Config::LOG_LEVEL).ok();
-        Self(level.filter(|level| !matches!(level, LogLevel::Normal | LogLevel::Off)))
-    }
-
-    pub(crate) fn apply<O: ConnectOptions>(self, options: O) -> O {
-        let options = options.disable_statement_logging();
-        match self.0 {
-            Some(level) => {
-                options.log_statements(level.into()).log_slow_statements(level.into(), Duration::ZERO)
-            }
-            None => options,
-        }
     }
 }

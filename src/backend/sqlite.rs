@@ -31,7 +31,6 @@ impl Driver for Sqlite {
 
         let mut options: SqliteConnectOptions =
             settings.url.parse_as::<Self>()?.busy_timeout(settings.connect_timeout);
-        options = settings.log_level.apply(options);
         for extension in &settings.extensions {
             options = load_extension(options, extension);
         }

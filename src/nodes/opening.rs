@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use rocket_db_pools::Database;
+use sqlx::ConnectOptions;
 
 use super::{Db, Nodes, Rerouted, Seat};
 use crate::backend::{Access, Backend, Driver, Settings};
@@ -66,7 +67,8 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         let slaves = slaves.collect::<Result<_, _>>()?;
 
         let server = |part, settings: &Settings, access, health: &Arc<Health>| {
-            let options = Db::<D>::options(settings, access)?;
+            // A probe each second would drown the application's statements.
+            let options = Db::<D>::options(settings, access)?.disable_statement_logging();
             Ok::<_, String>(Server { part, options, health: health.clone(), questions: Questions::default() })
         };
         let mut servers = vec![server(Part::Master, &master.settings, Access::ReadMaster, &master_health)?];

@@ -8,7 +8,9 @@ static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 impl log::Log for Logbook {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Info && metadata.target().starts_with("rocket_")
+        let of_interest =
+            ["rocket_", "sqlx::query"].iter().any(|target| metadata.target().starts_with(target));
+        metadata.level() <= log::Level::Info && of_interest
     }
 
     fn log(&self, record: &log::Record<'_>) {
