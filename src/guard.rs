@@ -110,6 +110,12 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     }
 }
 
+impl<D: Database<Pool: Backend>> Drop for ReplicatedDb<D> {
+    fn drop(&mut self) {
+        self.session.release();
+    }
+}
+
 impl<D: Database<Pool: Backend>> Clone for ReplicatedDb<D> {
     fn clone(&self) -> Self {
         Self::new(self.session.clone(), self.handler.clone())

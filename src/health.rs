@@ -64,7 +64,8 @@ pub struct NodeStatus {
     /// How far a slave was behind its master when it was last looked at, at most: known to about
     /// `check_interval`. `None` where that cannot be known.
     pub lag: Option<Duration>,
-    /// How many of its connections are in use: for a slave those for reads, for the master all.
+    /// How many of its connections are in use, or kept for the next query of a request: for a slave those
+    /// for reads, for the master all.
     pub busy: u32,
 }
 
@@ -281,9 +282,9 @@ impl Health {
     }
 
     /// Whether a connection of this age was made after the latest failure.
-    pub(crate) fn trusts(&self, age: Duration) -> bool {
+    pub(crate) fn trusts(&self, age: impl FnOnce() -> Duration) -> bool {
         let distrusted = self.distrusted.load(Ordering::Acquire);
-        distrusted == 0 || self.now().saturating_sub(millis(age)) > distrusted
+        distrusted == 0 || self.now().saturating_sub(millis(age())) > distrusted
     }
 
     /// A look at it that began at `seen` found it there.

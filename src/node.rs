@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rocket::tokio;
 use rocket::tokio::runtime::Handle;
+use rocket::tokio::sync::Semaphore;
 use sqlx::Connection;
 use sqlx::pool::PoolOptions;
 
@@ -15,11 +16,14 @@ use crate::backend::{Access, Backend, Driver, Settings};
 use crate::choice::Role;
 use crate::health::Health;
 use crate::lease::Lease;
-use crate::parked::{Away, Parked, TRUSTED_IDLE};
+use crate::parked::{Away, Parked, TRUSTED_IDLE, Taken, Ticket};
 use crate::read_only::ReadOnlyCheck;
 
 /// A checkout that takes longer raises doubts about its server.
 const DOUBTFUL_WAIT: Duration = Duration::from_millis(100);
+
+/// For so long a connection is kept for its session though others wait.
+const KEPT: Duration = Duration::from_millis(1);
 
 /// What a node needs to be opened.
 pub(crate) struct Opening<'a> {
@@ -41,6 +45,9 @@ pub(crate) struct Node<P: Backend> {
     health: Arc<Health>,
     /// Where connections are made read-only: whether they are.
     read_only: Option<Arc<ReadOnlyCheck>>,
+    /// One for each connection that there may be. Whoever has one need not queue at sqlx, unless callers
+    /// keep connections of their own.
+    turns: Arc<Semaphore>,
     parked: Arc<Parked<P::Db>>,
     /// How many callers have nothing but sqlx to wait for.
     waiting_for_sqlx: AtomicUsize,
@@ -95,6 +102,7 @@ impl<P: Backend> Node<P> {
             prepared_statements: settings.prepared_statements,
             access,
             timeout,
+            turns: Arc::new(Semaphore::new(settings.max_connections as usize)),
             parked: Parked::new(Handle::current()),
             waiting_for_sqlx: AtomicUsize::new(0),
             health,
@@ -119,9 +127,20 @@ impl<P: Backend> Node<P> {
         self.read_only.as_ref().is_some_and(|check| check.holds())
     }
 
-    /// How many connections are in use.
+    /// How many connections are in use, or kept for a session.
     pub(crate) fn busy(&self) -> u32 {
-        let idle = self.pool.inner().num_idle() + self.parked.len();
+        let (free, _) = self.parked.len();
+        self.opened_without(free)
+    }
+
+    /// How many queries and callers the server has to do with.
+    pub(crate) fn load(&self) -> u32 {
+        let (free, kept) = self.parked.len();
+        self.opened_without(free + kept)
+    }
+
+    fn opened_without(&self, parked: usize) -> u32 {
+        let idle = self.pool.inner().num_idle() + parked;
         self.pool.inner().size().saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX))
     }
 
@@ -131,38 +150,67 @@ impl<P: Backend> Node<P> {
     }
 
     /// Checks out a connection.
-    ///
+    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease<P>, Failure> {
+        match self.take_parked() {
+            Some(lease) => Ok(lease),
+            // Boxed, as is what else is seldom: else every query's future would have room for it.
+            None => Box::pin(self.wait()).await,
+        }
+    }
+
+    /// One that is there, if nobody waits for it.
+    fn take_parked(self: &Arc<Self>) -> Option<Lease<P>> {
+        let turn = self.turns.clone().try_acquire_owned().ok()?;
+        let away = self.health.answers().then(|| self.unpark())??;
+        Some(Lease::new(self.clone(), Taken { away, turn }))
+    }
+
     /// A pool that keeps its caller waiting may be busy, or its server gone: sqlx does not tell. So the
     /// monitor is asked to find out meanwhile, and if the server is gone, all who wait go elsewhere at
     /// once, and nobody waits for it after them.
-    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease<P>, Failure> {
+    async fn wait(self: &Arc<Self>) -> Result<Lease<P>, Failure> {
         // Listens before it looks, so that it misses no fall in between.
         let fell = self.health.fell.notified();
         if !self.health.answers() {
             return Err(Failure::Unreachable(self.unreachable()));
         }
-        if let Some(away) = self.unpark() {
-            return Ok(Lease::new(self.clone(), away));
-        }
-
-        let wonder = async {
-            tokio::time::sleep(DOUBTFUL_WAIT.min(self.timeout / 2)).await;
-            self.health.doubt();
-            std::future::pending().await
+        let acquired = async {
+            self.reclaim();
+            let turn = self.turns.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            let away = match self.unpark() {
+                Some(away) => away,
+                None => Box::pin(self.acquire_from_sqlx()).await?,
+            };
+            Ok(Lease::new(self.clone(), Taken { away, turn }))
         };
         let acquired = tokio::select! {
             biased;
-            acquired = self.pool_or_parked() => acquired,
+            acquired = acquired => acquired,
             () = fell => return Err(Failure::Unreachable(self.unreachable())),
-            never = wonder => never,
+            () = self.patience() => Err(sqlx::Error::PoolTimedOut),
         };
-        acquired.map(|away| Lease::new(self.clone(), away)).map_err(|error| match error {
+        acquired.map_err(|error| match error {
             sqlx::Error::PoolClosed | sqlx::Error::PoolTimedOut => Failure::Busy(error),
             error => {
                 self.health.doubt();
                 Failure::Unreachable(error)
             }
         })
+    }
+
+    /// How long a checkout waits, and what it does about that meanwhile.
+    async fn patience(&self) {
+        let doubtful = DOUBTFUL_WAIT.min(self.timeout / 2);
+        let mut waited = Duration::ZERO;
+        while waited < self.timeout {
+            let pause = waited.max(KEPT).min(self.timeout - waited);
+            tokio::time::sleep(pause).await;
+            waited += pause;
+            self.reclaim();
+            if waited >= doubtful {
+                self.health.doubt();
+            }
+        }
     }
 
     /// A read that is going on here, given up once the server is found to be down: it may never end.
@@ -181,53 +229,63 @@ impl<P: Backend> Node<P> {
         }
     }
 
-    async fn pool_or_parked(&self) -> Result<Away<P::Db>, sqlx::Error> {
-        let pool = self.pool.inner();
-        let from_pool = async { Ok(Away { conn: pool.acquire().await?, since: Instant::now() }) };
-        // With a place to be had, sqlx may open a connection: that is not to be abandoned halfway
-        // because another one is parked.
-        if pool.num_idle() > 0 || pool.size() < pool.options().get_max_connections() {
-            let _waiting = Waiting::new(&self.waiting_for_sqlx);
-            // Whoever parked one just now did not see that somebody waits.
-            return match self.unpark() {
-                Some(away) => Ok(away),
-                None => from_pool.await,
-            };
-        }
-        let from_parked = async {
-            loop {
-                match self.parked.take().await {
-                    Some(away) if self.trusts(&away) => return Ok(away),
-                    Some(away) => drop(away),
-                    None => std::future::pending().await,
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            away = from_parked => away,
-            away = from_pool => away,
+    async fn acquire_from_sqlx(&self) -> Result<Away<P::Db>, sqlx::Error> {
+        let _waiting = Waiting::new(&self.waiting_for_sqlx);
+        // Whoever parked one just now did not see that somebody waits.
+        match self.unpark() {
+            Some(away) => Ok(away),
+            None => Ok(Away { conn: self.pool.inner().acquire().await?, since: Instant::now() }),
         }
     }
 
     fn unpark(&self) -> Option<Away<P::Db>> {
-        std::iter::from_fn(|| self.parked.try_take()).find(|away| self.trusts(away))
+        std::iter::from_fn(|| self.parked.take()).find(|away| self.trusts(away))
     }
 
     fn trusts(&self, away: &Away<P::Db>) -> bool {
-        self.health.trusts(away.since.elapsed())
+        self.health.trusts(|| away.since.elapsed())
     }
 
     /// Takes a connection back whose query is over.
-    pub(crate) fn park(&self, away: Away<P::Db>) {
-        // Dropped, it goes back to sqlx.
-        let awaited = self.waiting_for_sqlx.load(Ordering::SeqCst) > 0;
-        if !awaited && !self.is_closed() && self.trusts(&away) {
-            self.parked.put(away);
-            if self.waiting_for_sqlx.load(Ordering::SeqCst) > 0 {
-                drop(self.parked.try_take());
-            }
+    pub(crate) fn park(&self, taken: Taken<P::Db>) {
+        if !self.keeps(&taken) {
+            // It goes back to sqlx.
+            return;
         }
+        let Taken { away, turn } = taken;
+        self.parked.put(away);
+        drop(turn);
+        if self.is_sqlx_awaited() {
+            drop(self.parked.take());
+        }
+    }
+
+    /// As [`park`](Self::park), but for one session alone, for a moment.
+    pub(crate) fn keep(&self, taken: Taken<P::Db>) -> Option<Ticket> {
+        self.keeps(&taken).then(|| self.parked.keep(taken))
+    }
+
+    /// The connection that was kept, unless somebody else has been given it.
+    pub(crate) fn claim(&self, ticket: Ticket) -> Option<Taken<P::Db>> {
+        self.parked.claim(ticket).filter(|taken| self.health.answers() && self.trusts(&taken.away))
+    }
+
+    /// Lets others have the connections whose sessions do something else, if there are no more.
+    fn reclaim(&self) {
+        if self.has_room() {
+            return;
+        }
+        while let Some(taken) = self.parked.reclaim(KEPT) {
+            self.park(taken);
+        }
+    }
+
+    fn keeps(&self, Taken { away, .. }: &Taken<P::Db>) -> bool {
+        !self.is_sqlx_awaited() && !self.is_closed() && !away.is_due() && self.trusts(away)
+    }
+
+    fn is_sqlx_awaited(&self) -> bool {
+        self.waiting_for_sqlx.load(Ordering::SeqCst) > 0
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -236,6 +294,7 @@ impl<P: Backend> Node<P> {
 
     pub(crate) async fn close(&self) {
         let closed = self.pool.inner().close();
+        self.turns.close();
         self.parked.clear();
         closed.await;
     }
@@ -264,7 +323,7 @@ fn pool_options<DB: Driver>(settings: &Settings, timeout: Duration, health: Arc<
         .idle_timeout(settings.idle_timeout)
         .test_before_acquire(false)
         .before_acquire(move |conn: &mut DB::Connection, meta| {
-            let trusted = meta.idle_for < TRUSTED_IDLE && health.trusts(meta.age);
+            let trusted = meta.idle_for < TRUSTED_IDLE && health.trusts(|| meta.age);
             Box::pin(async move {
                 if !trusted {
                     conn.ping().await?;

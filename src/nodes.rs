@@ -140,8 +140,12 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         &self.config.read_methods
     }
 
-    /// Whether the slave at `place` has replayed what a pin needs: known, or asked on the connection
-    /// that is going to be used, and waited for.
+    /// Whether a slave is known to have replayed what a pin needs.
+    pub(crate) fn has_replayed(&self, index: usize, lease: &Lease<D::Pool>, position: &Position) -> bool {
+        self.slaves[index].health().has_replayed(position, lease.open_since())
+    }
+
+    /// Whether it has: asked on the connection that is going to be used, and waited for.
     pub(crate) async fn catch_up(
         &self,
         index: usize,
@@ -150,9 +154,6 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
     ) -> Result<bool, sqlx::Error> {
         let slave = &self.slaves[index];
         let health = slave.health();
-        if health.has_replayed(position, lease.open_since()) {
-            return Ok(true);
-        }
         if health.copied().is_some() {
             return Ok(false);
         }

@@ -9,7 +9,7 @@ use rocket_db_pools::Database;
 
 use crate::backend::{Backend, Driver, Fault};
 use crate::choice::{Choice, Declared, Intent, MethodKind, Reason};
-use crate::lease::Lease;
+use crate::lease::{Kept, Lease};
 use crate::node::Failure;
 use crate::nodes::{At, CatchUp, Db, Failed, Nodes, Place, SlaveSet};
 use crate::pin::{Needed, Pin};
@@ -21,6 +21,8 @@ pub(crate) struct Session<D: Database<Pool: Backend>> {
     method: MethodKind,
     pin: Option<Pin>,
     progress: Mutex<Progress>,
+    /// The connection of the latest query, for the next one.
+    kept: Mutex<Option<(At, Kept<D::Pool>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +71,7 @@ enum Reply {
 impl<D: Database<Pool: Backend>> Session<D> {
     pub(crate) fn new(nodes: Arc<Nodes<D>>, method: MethodKind, pin: Option<Pin>) -> Self {
         nodes.sessions.fetch_add(1, Ordering::AcqRel);
-        Self { nodes, method, pin, progress: Mutex::default() }
+        Self { nodes, method, pin, progress: Mutex::default(), kept: Mutex::default() }
     }
 
     /// Raises the intent; it never sinks.
@@ -116,12 +118,15 @@ impl<D: Database<Pool: Backend>> Session<D> {
     pub(crate) async fn checkout(&self) -> Result<(Lease<D::Pool>, Place), sqlx::Error> {
         loop {
             let place = self.place();
-            let mut lease = match self.nodes.acquire(place).await {
-                Ok(lease) => lease,
-                Err(failure) => {
-                    self.move_on(place, failure)?;
-                    continue;
-                }
+            let mut lease = match self.claim_kept(place.at) {
+                Some(lease) => lease,
+                None => match self.nodes.acquire(place).await {
+                    Ok(lease) => lease,
+                    Err(failure) => {
+                        self.move_on(place, failure)?;
+                        continue;
+                    }
+                },
             };
             match self.catch_up(place, &mut lease).await {
                 Ok(true) => {
@@ -143,11 +148,33 @@ impl<D: Database<Pool: Backend>> Session<D> {
         }
     }
 
+    /// Keeps the connection of a query that ended well at `at` for the next one.
+    pub(crate) fn keep(&self, at: At, lease: Lease<D::Pool>) {
+        let kept = lease.keep().map(|kept| (at, kept));
+        let before = std::mem::replace(&mut *self.kept(), kept);
+        drop(before);
+    }
+
+    /// Gives up the connection that is kept: no query may follow.
+    pub(crate) fn release(&self) {
+        let kept = self.kept().take();
+        drop(kept);
+    }
+
+    /// One of another node is given up: nobody holds two connections to ask one question.
+    fn claim_kept(&self, at: At) -> Option<Lease<D::Pool>> {
+        let kept = self.kept().take();
+        kept.filter(|(kept_at, _)| *kept_at == at).and_then(|(_, kept)| kept.claim())
+    }
+
     /// Whether the node has what the client wrote, where it was chosen for having it.
     async fn catch_up(&self, place: Place, lease: &mut Lease<D::Pool>) -> Result<bool, sqlx::Error> {
         match (place, self.pin.as_ref().map(Pin::needs)) {
             (Place { at: At::Slave(index), reason: Reason::CaughtUp }, Some(Needed::Position(position))) => {
-                self.nodes.catch_up(index, lease, position).await
+                match self.nodes.has_replayed(index, lease, position) {
+                    true => Ok(true),
+                    false => Box::pin(self.nodes.catch_up(index, lease, position)).await,
+                }
             }
             _ => Ok(true),
         }
@@ -220,6 +247,10 @@ impl<D: Database<Pool: Backend>> Session<D> {
 
     fn intent(&self, progress: &Progress) -> Intent {
         Intent::of(self.method, progress.declared)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<(At, Kept<D::Pool>)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing in here can panic halfway through a change.

@@ -1,5 +1,7 @@
 //! `&ReplicatedDb` as a `sqlx::Executor` and a `sqlx::Acquire`.
 
+use std::pin::pin;
+
 use async_stream::try_stream;
 use rocket::futures::StreamExt;
 use rocket::futures::future::BoxFuture;
@@ -146,16 +148,19 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         let mut attempts = Attempts::new(self);
         loop {
             let (mut lease, place) = self.session.checkout().await?;
-            let (attempt, frame) = self.attempt(&mut query, place);
-            let node = self.session.nodes.node(place.at).clone();
-            let framed = async {
-                frame.open::<Db<D>>(lease.conn()).await?;
-                let done = run(lease.conn(), attempt).await;
-                frame.close::<Db<D>, _>(lease.conn(), done).await
+            let done = {
+                // In place, not moved along: a query's future is as large as its parts.
+                let framed = pin!(async {
+                    let (attempt, frame) = self.attempt(&mut query, place);
+                    frame.open::<Db<D>>(lease.conn()).await?;
+                    let done = run(lease.conn(), attempt).await;
+                    frame.close::<Db<D>, _>(lease.conn(), done).await
+                });
+                self.session.nodes.node(place.at).unless_it_falls(framed).await
             };
-            match node.unless_it_falls(framed).await {
+            match done {
                 Ok(done) => {
-                    lease.end();
+                    self.session.keep(place.at, lease);
                     return Ok(done);
                 }
                 Err(error) => {
@@ -219,7 +224,7 @@ where
                 let (mut lease, place) = self.session.checkout().await?;
                 let (attempt, frame) = self.attempt(&mut query, place);
                 let mut repeatable = query.repeatable();
-                let node = self.session.nodes.node(place.at).clone();
+                let node = self.session.nodes.node(place.at);
                 if let Err(error) = node.unless_it_falls(frame.open::<Db<D>>(lease.conn())).await {
                     lease.end_after(&error);
                     attempts.after(place, error, repeatable)?;
@@ -244,7 +249,7 @@ where
                         attempts.after(place, error, repeatable)?;
                     }
                     Ok(()) => {
-                        lease.end();
+                        self.session.keep(place.at, lease);
                         return;
                     }
                 }
@@ -261,9 +266,12 @@ where
         'c: 'e,
     {
         Box::pin(async move {
-            let (mut lease, _) = self.session.checkout().await?;
+            let (mut lease, place) = self.session.checkout().await?;
             let prepared = lease.conn().prepare_with(sql, parameters).await;
-            lease.end();
+            match &prepared {
+                Ok(_) => self.session.keep(place.at, lease),
+                Err(error) => lease.end_after(error),
+            }
             prepared
         })
     }
@@ -273,9 +281,12 @@ where
         'c: 'e,
     {
         Box::pin(async move {
-            let (mut lease, _) = self.session.checkout().await?;
+            let (mut lease, place) = self.session.checkout().await?;
             let described = lease.conn().describe(sql).await;
-            lease.end();
+            match &described {
+                Ok(_) => self.session.keep(place.at, lease),
+                Err(error) => lease.end_after(error),
+            }
             described
         })
     }

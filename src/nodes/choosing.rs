@@ -105,7 +105,7 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
         let first = self.draw_one(&from)?;
         let Some(second) = self.draw_one(|index| index != first && from(index)) else { return Some(first) };
         let (a, b) = (&self.slaves[first], &self.slaves[second]);
-        let busier = a.busy() * b.weight > b.busy() * a.weight;
+        let busier = a.load() * b.weight > b.load() * a.weight;
         Some(if busier { second } else { first })
     }
 

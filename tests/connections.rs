@@ -1,0 +1,107 @@
+//! A request goes on with the connection that it has, unless others need it.
+
+mod support;
+
+support::on_every_database! {
+    use std::time::{Duration, Instant};
+
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket_replicated::Cluster;
+
+    async fn open(lab: &Lab, keys: &str) -> (Client, Cluster<Database>) {
+        let section = format!("{keys}\n{}", lab.section());
+        let rocket = crate::support::rocket_over(&section).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    fn busy(cluster: &Cluster<Database>) -> u32 {
+        cluster.status().iter().map(|node| node.busy).sum()
+    }
+
+    #[rocket::async_test]
+    async fn it_is_kept_for_as_long_as_there_is_a_handle() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "").await;
+        let db = cluster.write();
+        let another = db.clone();
+        for _ in 0..3 {
+            sqlx::query("SELECT 1").execute(&db).await.unwrap();
+            assert_eq!(busy(&cluster), 1);
+        }
+        sqlx::query("SELECT nothing").execute(&db).await.unwrap_err();
+        assert_eq!(busy(&cluster), 0, "one whose query failed serves anybody");
+
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        assert_eq!(busy(&cluster), 1);
+        drop(db);
+        assert_eq!(busy(&cluster), 0);
+        sqlx::query("SELECT 1").execute(&another).await.unwrap();
+        assert_eq!(busy(&cluster), 1);
+    }
+
+    #[rocket::async_test]
+    async fn it_is_nobody_elses_meanwhile() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "").await;
+        let requests = [cluster.read(None), cluster.read(None), cluster.read(None)];
+        for _ in 0..3 {
+            for db in &requests {
+                sqlx::query("SELECT 1").execute(db).await.unwrap();
+            }
+        }
+        assert_eq!(busy(&cluster), 3);
+        drop(requests);
+        assert_eq!(busy(&cluster), 0);
+    }
+
+    #[rocket::async_test]
+    async fn reading_and_then_writing_takes_one() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "").await;
+        let db = cluster.read(None);
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        db.changes_database();
+        sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'a note')").execute(&db).await.unwrap();
+        assert_eq!(busy(&cluster), 1);
+        drop(db.begin().await.unwrap());
+        drop(db);
+        assert_eq!(lab.notes(), ["a note"]);
+    }
+
+    #[rocket::async_test]
+    async fn a_handler_that_dawdles_keeps_nobody_waiting() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 60").await;
+        let dawdling: Vec<_> = (0..3).map(|_| cluster.write()).collect();
+        let begun = Instant::now();
+        for _ in 0..3 {
+            for db in &dawdling {
+                sqlx::query("SELECT 1").execute(db).await.unwrap();
+                // A connection of one's own is taken from the same place.
+                drop(cluster.write().get().await.unwrap());
+            }
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    #[rocket::async_test]
+    async fn each_of_many_requests_goes_on() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "max_connections = 2").await;
+        let requests = (0..20).map(|_| {
+            let db = cluster.read(None);
+            tokio::spawn(async move {
+                for id in 0..20_i32 {
+                    let query = sqlx::query_scalar::<_, i64>(sql("SELECT count(*) FROM notes WHERE id > $1"));
+                    query.bind(id).fetch_one(&db).await.unwrap();
+                }
+            })
+        });
+        for request in requests.collect::<Vec<_>>() {
+            request.await.unwrap();
+        }
+    }
+}
