@@ -373,3 +373,6 @@ impl fmt::Debug for Health {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(UNKNOWN - 1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,7 +84,8 @@ support::on_every_database! {
                 drop(cluster.write().get().await.unwrap());
             }
         }
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        // Nobody waited until those were given back that had been idle for long.
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     }
 
     #[rocket::async_test]

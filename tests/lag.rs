@@ -129,6 +129,37 @@ support::on_servers! {
             assert_eq!(reader(&nodes).await, "slave-1 (ReadsDatabase)");
         }
     }
+
+    #[rocket::async_test]
+    async fn where_nobody_else_is_left_a_slave_that_is_behind_serves_if_stale_will_do() {
+        let cluster = crate::support::cluster::Cluster::<Dbms>::start(1);
+        cluster.master.sql("CREATE TABLE counts (count INTEGER NOT NULL)");
+        cluster.wait_caught_up();
+        let section = |keys: &str| {
+            format!(
+                "{keys}\nurl = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\n",
+                cluster.master.url(),
+                cluster.slaves[0].url(),
+            )
+        };
+        let (_stale, stale) = launch(&section("pinned_without_master = \"stale\"")).await;
+        let (_fail, fail) = launch(&section("pinned_without_master = \"fail\"")).await;
+        cluster.slaves[0].pause_replay();
+        for nodes in [&stale, &fail] {
+            eventually("its absence", || {
+                cluster.master.sql("INSERT INTO counts VALUES (1)");
+                states(nodes) == [NodeState::Up, NodeState::Behind]
+            })
+            .await;
+            assert!(reader(nodes).await.ends_with("(SlavesUnavailable)"));
+        }
+        cluster.master.kill();
+        for nodes in [&stale, &fail] {
+            eventually("the loss", || states(nodes) == [NodeState::Down, NodeState::Behind]).await;
+        }
+        assert_eq!(reader(&stale).await, "slave-1 (ReadsDatabase)");
+        sqlx::query("SELECT 1").execute(&fail.read(None)).await.unwrap_err();
+    }
 }
 
 #[cfg(feature = "postgres")]
