@@ -15,7 +15,6 @@ use sqlx::pool::PoolOptions;
 use crate::backend::{Access, Backend, Driver, Settings};
 use crate::choice::Role;
 use crate::health::Health;
-use crate::lease::Lease;
 use crate::parked::{Away, Parked, TRUSTED_IDLE, Taken, Ticket};
 use crate::read_only::ReadOnlyCheck;
 
@@ -150,25 +149,25 @@ impl<P: Backend> Node<P> {
     }
 
     /// Checks out a connection.
-    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease<P>, Failure> {
+    pub(crate) async fn acquire(&self) -> Result<Taken<P::Db>, Failure> {
         match self.take_parked() {
-            Some(lease) => Ok(lease),
+            Some(taken) => Ok(taken),
             // Boxed, as is what else is seldom: else every query's future would have room for it.
             None => Box::pin(self.wait()).await,
         }
     }
 
     /// One that is there, if nobody waits for it.
-    fn take_parked(self: &Arc<Self>) -> Option<Lease<P>> {
+    fn take_parked(&self) -> Option<Taken<P::Db>> {
         let turn = self.turns.clone().try_acquire_owned().ok()?;
         let away = self.health.answers().then(|| self.unpark())??;
-        Some(Lease::new(self.clone(), Taken { away, turn }))
+        Some(Taken { away, turn })
     }
 
     /// A pool that keeps its caller waiting may be busy, or its server gone: sqlx does not tell. So the
     /// monitor is asked to find out meanwhile, and if the server is gone, all who wait go elsewhere at
     /// once, and nobody waits for it after them.
-    async fn wait(self: &Arc<Self>) -> Result<Lease<P>, Failure> {
+    async fn wait(&self) -> Result<Taken<P::Db>, Failure> {
         // Listens before it looks, so that it misses no fall in between.
         let fell = self.health.fell.notified();
         if !self.health.answers() {
@@ -181,7 +180,7 @@ impl<P: Backend> Node<P> {
                 Some(away) => away,
                 None => Box::pin(self.acquire_from_sqlx()).await?,
             };
-            Ok(Lease::new(self.clone(), Taken { away, turn }))
+            Ok(Taken { away, turn })
         };
         let acquired = tokio::select! {
             biased;

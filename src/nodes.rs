@@ -218,14 +218,15 @@ impl<D: Database<Pool: Backend>> Nodes<D> {
             (At::MasterReadOnly(seat), Reason::Pinned) => self.seats[seat].reserve.as_ref(),
             _ => None,
         };
-        match reserve {
-            None => node.acquire().await,
-            Some(reserve) if !node.has_room() => reserve.acquire().await,
+        let (node, taken) = match reserve {
+            None => (node, node.acquire().await?),
+            Some(reserve) if !node.has_room() => (reserve, reserve.acquire().await?),
             Some(reserve) => match node.acquire().await {
-                Err(Failure::Busy(_)) => reserve.acquire().await,
-                acquired => acquired,
+                Err(Failure::Busy(_)) => (reserve, reserve.acquire().await?),
+                taken => (node, taken?),
             },
-        }
+        };
+        Ok(Lease::new(node.clone(), taken))
     }
 
     /// Starts what works in the background of requests; ready once each follower has made its first
