@@ -43,7 +43,8 @@ use crate::session::Session;
 /// ```
 ///
 /// All handles of one request share one node: two queries never see two states. A clone is another
-/// handle of the same request, for spawned tasks.
+/// handle of the same request, for spawned tasks. The connection of a query is kept for the next one
+/// until a handle is dropped, unless others wait for one.
 ///
 /// # Errors
 ///
@@ -79,7 +80,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         let mut attempts = Attempts::new(self);
         loop {
             let (lease, place) = self.session.checkout().await?;
-            match Transaction::begin(lease.into_inner(), None).await {
+            let begun = Transaction::begin(lease.into_inner(), None);
+            match self.session.nodes.node(place.at).unless_it_falls(begun).await {
                 Ok(transaction) => return Ok(transaction),
                 Err(error) => attempts.after(place, error, Repeatable::Yes)?,
             }

@@ -214,6 +214,27 @@ async fn a_slave_that_freezes_during_a_query_is_given_up() {
 }
 
 #[rocket::async_test]
+async fn a_transaction_for_reads_that_cannot_begin_at_a_frozen_slave_begins_elsewhere() {
+    #[get("/begin")]
+    async fn begin(db: ReplicatedDb) -> Result<String, Error> {
+        let mut transaction = db.begin().await?;
+        sqlx::query("SELECT 1").execute(&mut *transaction).await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    let cluster = Cluster::start(1);
+    let slave = &cluster.slaves[0];
+    let rocket = app(&format!("{}{FROZEN}", section_of(&cluster))).mount("/", routes![begin]);
+    let client = Client::untracked(rocket).await.unwrap();
+    assert_eq!(get(&client).await, "slave-1 (ReadMethod)");
+    slave.freeze();
+    let response = tokio::time::timeout(AT_MOST, client.get("/begin").dispatch()).await;
+    let master = format!("127.0.0.1-{} (SlavesUnavailable)", cluster.master.port());
+    assert_eq!(text(response.expect("a transaction in time")).await, master);
+    slave.thaw();
+}
+
+#[rocket::async_test]
 async fn a_connection_that_breaks_breaks_no_other() {
     use rocket::futures::TryStreamExt;
 
