@@ -95,12 +95,17 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
     /// Here, not by a cookie jar: Rocket drops what handlers put there on its way to a catcher, and
     /// a handler may well commit and then fail.
     async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
-        let retry_later = response.status() == Status::ServiceUnavailable && RetryLater::is_told(request);
-        if retry_later && !response.headers().contains("Retry-After") {
+        let session = existing_session::<D>(request);
+        let is_our_fault =
+            || RetryLater::is_told(request) || session.is_some_and(|session| session.was_refused());
+        if response.status() == Status::ServiceUnavailable
+            && !response.headers().contains("Retry-After")
+            && is_our_fault()
+        {
             response.set_raw_header("Retry-After", RetryLater::SECONDS);
         }
 
-        let Some(session) = existing_session::<D>(request) else { return };
+        let Some(session) = session else { return };
         // One is the request's own, all others are handles.
         let in_use = Arc::strong_count(session) > 1;
         let Some(pin) = session.answer(in_use).await else { return };

@@ -34,6 +34,7 @@ struct Progress {
     claims: usize,
     writes: Writes,
     reply: Reply,
+    service: Service,
 }
 
 impl Progress {
@@ -47,6 +48,14 @@ impl Progress {
             self.place = None;
         }
     }
+}
+
+/// Whether all queries found a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Service {
+    #[default]
+    Given,
+    Refused,
 }
 
 /// Whether the read-write pool was used.
@@ -195,19 +204,31 @@ impl<D: Database<Pool: Backend>> Session<D> {
     /// Leaves a node that let the session down, for one that has not; or fails with its error.
     pub(crate) fn move_on(&self, place: Place, failure: Failure) -> Result<(), sqlx::Error> {
         let mut progress = self.progress();
-        match (place.at, &failure) {
-            (At::MasterReadWrite(_), _) | (At::MasterReadOnly(_), Failure::Busy(_)) => {
-                return Err(failure.into());
+        let has_alternative = match (place.at, &failure) {
+            (At::MasterReadWrite(_), _) | (At::MasterReadOnly(_), Failure::Busy(_)) => false,
+            (At::MasterReadOnly(_), Failure::Unreachable(_)) => {
+                progress.failed.master = true;
+                true
             }
-            (At::MasterReadOnly(_), Failure::Unreachable(_)) => progress.failed.master = true,
-            (At::Slave(index), _) => progress.failed.slaves = progress.failed.slaves.with(index),
+            (At::Slave(index), _) => {
+                progress.failed.slaves = progress.failed.slaves.with(index);
+                true
+            }
+        };
+        if has_alternative {
+            progress.leave(place);
+            let next = self.choose(&mut progress);
+            if !(matches!(next.at, At::MasterReadOnly(_)) && progress.failed.master) {
+                return Ok(());
+            }
         }
-        progress.leave(place);
-        let next = self.choose(&mut progress);
-        if matches!(next.at, At::MasterReadOnly(_)) && progress.failed.master {
-            return Err(failure.into());
-        }
-        Ok(())
+        progress.service = Service::Refused;
+        Err(failure.into())
+    }
+
+    /// Whether a query found no node: the client may try again later.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.progress().service == Service::Refused
     }
 
     /// The node for the next query.

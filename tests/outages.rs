@@ -166,6 +166,37 @@ async fn a_slave_that_dies_during_a_query_is_not_noticed() {
     assert_eq!(text(response).await, master);
 }
 
+#[rocket::async_test]
+async fn a_guard_that_answers_for_itself_tells_when_to_try_again() {
+    use rocket::request::{FromRequest, Outcome};
+
+    struct Visitor;
+
+    #[rocket::async_trait]
+    impl<'r> FromRequest<'r> for Visitor {
+        type Error = ();
+
+        async fn from_request(request: &'r rocket::Request<'_>) -> Outcome<Self, ()> {
+            let db = request.guard::<ReplicatedDb>().await.unwrap();
+            match sqlx::query("SELECT 1").execute(&db).await {
+                Ok(_) => Outcome::Success(Self),
+                Err(_) => Outcome::Error((Status::ServiceUnavailable, ())),
+            }
+        }
+    }
+
+    #[get("/visitor")]
+    fn visitor(_visitor: Visitor) {}
+
+    #[post("/visitor")]
+    fn visited(_visitor: Visitor) {}
+
+    let app = app(&format!("url = \"postgres://app@127.0.0.1:{}/nowhere\"\n", closed_port()));
+    let client = Client::untracked(app.mount("/", routes![visitor, visited])).await.unwrap();
+    assert_eq!(text(client.get("/visitor").dispatch().await).await, "503 Some(\"1\")");
+    assert_eq!(text(client.post("/visitor").dispatch().await).await, "503 Some(\"1\")");
+}
+
 /// What a frozen server costs at most, with some patience for a machine that is busy.
 const FROZEN: &str = "check_interval = 0.5\ncheck_timeout = 0.5\nslave_timeout = 30\nconnect_timeout = 30\n";
 const AT_MOST: Duration = Duration::from_secs(8);

@@ -28,6 +28,15 @@ mod postgres {
     }
 
     #[test]
+    fn the_example_is_accepted() {
+        let figment = figment("debug", include_str!("../../examples/blog/Rocket.toml"));
+        for (name, window) in [("blog", 5), ("stats", 1)] {
+            let config = Config::read::<Driver>(&figment, name).unwrap();
+            assert_eq!(config.pin.unwrap().lag_window, Duration::from_secs(window), "{name}");
+        }
+    }
+
+    #[test]
     fn the_defaults() {
         let config = read("slaves = [\"postgres://app:hunter2@db-2/blog\"]").unwrap();
         let max = config.master.settings.max_connections;
@@ -443,6 +452,13 @@ mod sqlite {
     fn read(section: &str) -> Result<Config, String> {
         let toml = format!("[debug.databases.blog]\n{section}");
         Config::read::<sqlx::Sqlite>(&figment("debug", &toml), "blog").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_example_is_accepted() {
+        let config =
+            Config::read::<sqlx::Sqlite>(&figment("debug", include_str!("../../Rocket.toml")), "replicated");
+        assert_eq!(config.unwrap().slaves[0].follow, Some(Duration::from_secs(2)));
     }
 
     #[test]
