@@ -48,6 +48,12 @@ impl Progress {
             self.place = None;
         }
     }
+
+    /// There is no node left.
+    fn refuse(&mut self, failure: Failure) -> sqlx::Error {
+        self.service = Service::Refused;
+        failure.into()
+    }
 }
 
 /// Whether all queries found a node.
@@ -204,26 +210,19 @@ impl<D: Database<Pool: Backend>> Session<D> {
     /// Leaves a node that let the session down, for one that has not; or fails with its error.
     pub(crate) fn move_on(&self, place: Place, failure: Failure) -> Result<(), sqlx::Error> {
         let mut progress = self.progress();
-        let has_alternative = match (place.at, &failure) {
-            (At::MasterReadWrite(_), _) | (At::MasterReadOnly(_), Failure::Busy(_)) => false,
-            (At::MasterReadOnly(_), Failure::Unreachable(_)) => {
-                progress.failed.master = true;
-                true
+        match (place.at, &failure) {
+            (At::MasterReadWrite(_), _) | (At::MasterReadOnly(_), Failure::Busy(_)) => {
+                return Err(progress.refuse(failure));
             }
-            (At::Slave(index), _) => {
-                progress.failed.slaves = progress.failed.slaves.with(index);
-                true
-            }
-        };
-        if has_alternative {
-            progress.leave(place);
-            let next = self.choose(&mut progress);
-            if !(matches!(next.at, At::MasterReadOnly(_)) && progress.failed.master) {
-                return Ok(());
-            }
+            (At::MasterReadOnly(_), Failure::Unreachable(_)) => progress.failed.master = true,
+            (At::Slave(index), _) => progress.failed.slaves = progress.failed.slaves.with(index),
         }
-        progress.service = Service::Refused;
-        Err(failure.into())
+        progress.leave(place);
+        let next = self.choose(&mut progress);
+        if matches!(next.at, At::MasterReadOnly(_)) && progress.failed.master {
+            return Err(progress.refuse(failure));
+        }
+        Ok(())
     }
 
     /// Whether a query found no node: the client may try again later.
