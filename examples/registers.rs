@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! PUT /registers/7/3   sets register 7 to 3, and logs that it did, in one transaction
+//! PUT /kept/7/3        the same, over a handle that has been kept since launch, as a job has it
 //! GET /registers/7     reads it twice, in one request, and says where
 //! ```
 //!
@@ -43,18 +44,41 @@ impl<'r> Responder<'r, 'static> for Failure {
 macro_rules! registers_on {
     ($database:ident, log: $log:literal, set: $set:literal, get: $get:literal) => {
         mod $database {
+            use rocket::fairing::AdHoc;
+            use rocket::http::CookieJar;
             use rocket::serde::json::{Json, Value, json};
-            use rocket::{Build, Rocket, get, put, routes};
+            use rocket::{Build, Rocket, State, get, put, routes};
             use rocket_replicated::$database::{Replicated, ReplicatedDb};
 
             use super::Failure;
 
             #[put("/registers/<register>/<value>")]
             async fn set(register: i32, value: i64, db: ReplicatedDb) -> Result<(), Failure> {
+                write(register, value, &db).await
+            }
+
+            async fn write(register: i32, value: i64, db: &ReplicatedDb) -> Result<(), Failure> {
                 let mut transaction = db.begin().await?;
                 sqlx::query($log).bind(register).bind(value).execute(&mut *transaction).await?;
                 sqlx::query($set).bind(value).bind(register).execute(&mut *transaction).await?;
                 Ok(transaction.commit().await?)
+            }
+
+            struct Kept(ReplicatedDb);
+
+            /// The handle is of no request: its pin is handed on by hand.
+            #[put("/kept/<register>/<value>")]
+            async fn set_kept(
+                register: i32,
+                value: i64,
+                kept: &State<Kept>,
+                cookies: &CookieJar<'_>,
+            ) -> Result<(), Failure> {
+                write(register, value, &kept.0).await?;
+                if let Some(pin) = kept.0.pin().await {
+                    cookies.add(("replicated_pin", pin));
+                }
+                Ok(())
             }
 
             #[get("/registers/<register>")]
@@ -74,7 +98,16 @@ macro_rules! registers_on {
             }
 
             pub fn rocket() -> Rocket<Build> {
-                rocket::build().attach(Replicated::fairing()).mount("/", routes![set, get])
+                let keep = AdHoc::try_on_ignite("kept handle", |rocket| async {
+                    match Replicated::fetch(&rocket).map(|cluster| Kept(cluster.write())) {
+                        Some(kept) => Ok(rocket.manage(kept)),
+                        None => Err(rocket),
+                    }
+                });
+                rocket::build()
+                    .attach(Replicated::fairing())
+                    .attach(keep)
+                    .mount("/", routes![set, set_kept, get])
             }
         }
     };

@@ -1,3 +1,27 @@
+// A map of the crate, for whoever works on it. Each room imports from those below it, never from those above:
+//
+//     web        what Rocket sees: the fairing, the guards, the error that handlers return
+//     request    what one request does: its handle, its session, how queries run, and what becomes of those that fail
+//     routing    which server serves: the table of rules (`table.md`), and which of several slaves
+//     cluster    the servers of one database, each with its pools and its probe; the monitor
+//     pool       connections to one server for one purpose
+//     health     what is known of a server; what probes mean (`verdict`); who is the master (`mastership`)
+//     config     the section of Rocket.toml, read and checked
+//     pin        what a client carries after a write: token, cookie, secret
+//     backend    what differs between databases
+//     position   where a replication log stands
+//
+// The way of a query: a guard (`web::guards`) hands out a `ReplicatedDb` (`request::handle`) over the session of its
+// request. `request::executor` takes the query apart and asks `request::session` for a connection: `routing` chooses a
+// server, which checks one out of its pool (`pool::checkout`), and a slave that has to have replayed something is asked
+// whether it has. The query runs under a `Watch`, which ends it when its server falls. If it fails, `request::retry` says
+// whether it runs elsewhere; else the connection is kept for the session's next query. When the reply leaves,
+// `web::fairing` asks the session for the pin and `pin::cookie` sends it.
+//
+// Where to add what: a reason, in `routing::policy` and its table; a key, in `config::section` (or `slaves`, `pool`,
+// `pin`); a database, in `backend`, as another `Driver`; what operators see, in `health::state` and
+// `cluster::Cluster::status`; a kind of position or a pin format, in `position` and `pin::token`.
+
 // The examples there speak of all databases.
 #![cfg_attr(all(feature = "postgres", feature = "sqlite"), doc = include_str!("../README.md"))]
 #![cfg_attr(
@@ -9,35 +33,26 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
-mod attempts;
 pub mod backend;
-#[doc(hidden)]
-pub mod bench;
-mod choice;
 mod cluster;
 mod config;
-mod error;
-mod fairing;
-mod guard;
 mod health;
-mod lease;
-mod monitor;
-mod node;
-mod nodes;
-mod parked;
+#[doc(hidden)]
+pub mod internals;
 mod pin;
+mod pool;
 mod position;
-mod read_only;
-mod session;
+mod request;
+mod routing;
+mod web;
 
-pub use choice::{Choice, Reason, Role};
 pub use cluster::{Cluster, UnknownSlave};
-pub use error::Error;
-pub use fairing::Replicated;
-pub use guard::{ChangesDatabase, Every, NotAttached, ReadsDatabase, ReplicatedDb, Scope, Writable};
-pub use health::{NodeState, NodeStatus};
+pub use health::{NodeState, NodeStatus, Role};
+pub use request::{Connection, ReplicatedDb, Transaction, Watched};
 pub use rocket_db_pools::{self, Database};
+pub use routing::{Choice, Reason};
 pub use sqlx;
+pub use web::{ChangesDatabase, Error, Every, NotAttached, ReadsDatabase, Replicated, Scope, Writable};
 
 macro_rules! database_module {
     ($feature:literal $module:ident $Driver:ident $name:literal) => {

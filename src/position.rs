@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// A place in a replication log.
 #[doc(hidden)]
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Position {
     Lsn {
         timeline: u32,
@@ -29,7 +29,7 @@ pub enum Position {
 
 /// MariaDB's: <https://mariadb.com/docs/server/ha-and-performance/standard-replication/gtid>
 #[doc(hidden)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Gtid {
     pub domain: u32,
     pub server: u32,
@@ -38,7 +38,7 @@ pub struct Gtid {
 
 /// Consecutive ones of MySQL's: <https://dev.mysql.com/doc/refman/8.4/en/replication-gtids-concepts.html>
 #[doc(hidden)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Transactions {
     pub source: u128,
     pub first: u64,
@@ -188,13 +188,13 @@ impl Position {
 
 /// Where the master stood, and when: by this, how far a slave is behind is a time. It needs neither
 /// clocks that agree nor a table to write to, and does not grow while the master is idle.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     /// The latest at the end.
     seen: VecDeque<Seen>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Seen {
     position: Position,
     /// When the master stood there for the last time, as far as anybody looked.

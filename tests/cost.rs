@@ -138,11 +138,38 @@ async fn a_choice_allocates_the_state_of_its_request_and_nothing_else() {
     let allocations = || ALLOCATIONS.with(Cell::get);
 
     // The first use of the random generator and the like.
-    rocket_replicated::bench::choose(&cluster.read(None));
+    rocket_replicated::internals::choose(&cluster.read(None));
     let before = allocations();
     let db = cluster.read(None);
     let made = allocations();
-    rocket_replicated::bench::choose(&db);
+    rocket_replicated::internals::choose(&db);
     assert_eq!((made - before, allocations() - made), (1, 0));
     assert!(db.choice().is_some());
+}
+
+#[cfg(feature = "sqlite")]
+#[rocket::async_test]
+async fn a_choice_out_of_64_slaves_allocates_no_more() {
+    use rocket_replicated::{Role, sqlite::Replicated};
+
+    let folder = tempfile::tempdir().unwrap();
+    let url = |name: &str| {
+        let file = folder.path().join(name);
+        rusqlite::Connection::open(&file).unwrap().execute_batch("CREATE TABLE notes (id INTEGER)").unwrap();
+        format!("sqlite://{}", file.display())
+    };
+    let slaves: Vec<_> = (1..=64).map(|number| url(&format!("slave-{number}"))).collect();
+    let section = format!("url = {:?}\nslaves = {slaves:?}\n", url("master"));
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    let allocations = || ALLOCATIONS.with(Cell::get);
+
+    // The first use of the random generator and the like.
+    rocket_replicated::internals::choose(&cluster.read(None));
+    let before = allocations();
+    let db = cluster.read(None);
+    let made = allocations();
+    rocket_replicated::internals::choose(&db);
+    assert_eq!((made - before, allocations() - made), (1, 0));
+    assert_eq!(db.choice().unwrap().role(), Role::Slave);
 }

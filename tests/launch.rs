@@ -8,16 +8,21 @@ support::on_every_database! {
     use rocket::fairing::AdHoc;
     use rocket::figment::providers::{Format, Toml};
     use rocket::local::asynchronous::Client;
-    use rocket_replicated::Cluster;
+    use rocket::{Build, Rocket, get, routes};
+    use rocket_replicated::{ChangesDatabase, Cluster, rocket_db_pools};
 
     use crate::support::{logbook, rocket, rocket_over};
+
+    async fn aborts(rocket: Rocket<Build>) {
+        let error = Client::untracked(rocket).await.unwrap_err();
+        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
+    }
 
     #[rocket::async_test]
     async fn a_wrong_configuration_aborts_it_and_the_log_says_where() {
         let lab = Lab::new();
         let rocket = rocket_over(&format!("{}slavs = []", lab.section_alone())).attach(Replicated::fairing());
-        let error = Client::untracked(rocket).await.unwrap_err();
-        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
+        aborts(rocket).await;
         let line = "Database `replicated` is misconfigured: `debug.databases.replicated.slavs`: \
                     unknown key: did you mean `slaves`?";
         assert!(!logbook::lines(&["ERROR", line]).is_empty());
@@ -26,9 +31,94 @@ support::on_every_database! {
 
     #[rocket::async_test]
     async fn a_missing_section_aborts_it() {
-        let error = Client::untracked(rocket("").attach(Replicated::fairing())).await.unwrap_err();
-        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
-        assert!(!logbook::lines(&["ERROR", "missing: add to Rocket.toml", "[debug.databases.replicated]"]).is_empty());
+        aborts(rocket("").attach(Replicated::fairing())).await;
+        assert!(!logbook::lines(&["ERROR", "missing: add to Rocket.toml", "[default.databases.replicated]"]).is_empty());
+    }
+
+    #[get("/")]
+    fn used(_changes: ChangesDatabase, _db: ReplicatedDb, _other: rocket_replicated::ReplicatedDb<Other>) {}
+
+    #[derive(rocket_replicated::Database)]
+    #[database("other")]
+    struct Other(Pool);
+
+    #[derive(rocket_replicated::Database)]
+    #[database("third")]
+    struct Third(Pool);
+
+    /// Two databases over one lab, with these keys.
+    fn two(lab: &Lab, keys: &str, keys_of_other: &str) -> Rocket<Build> {
+        let section = lab.section();
+        rocket(&format!(
+            "[debug.databases.replicated]\n{section}{keys}\n[debug.databases.other]\n{section}{keys_of_other}\n\
+             [debug.databases.third]\n{section}pin = {{ name = \"other_pin\" }}",
+        ))
+    }
+
+    #[rocket::async_test]
+    async fn a_database_that_is_misconfigured_is_not_called_unattached() {
+        use rocket_replicated::Replicated;
+
+        let lab = Lab::new();
+        let other = std::any::type_name::<Other>();
+        let unattached = || logbook::lines(&["ERROR", other, "is used, but not attached"]).len();
+        let migrations = || {
+            AdHoc::try_on_ignite("migrations", |rocket| async {
+                if Replicated::<Other>::fetch(&rocket).is_some() { Ok(rocket) } else { Err(rocket) }
+            })
+        };
+        let rocket = || two(&lab, "", "slavs = []").mount("/", routes![used]);
+        let attached = rocket()
+            .attach(Replicated::<Database>::fairing())
+            .attach(Replicated::<Other>::fairing())
+            .attach(migrations());
+        aborts(attached).await;
+        assert_eq!(unattached(), 0);
+        aborts(rocket().attach(migrations())).await;
+        assert_eq!(unattached(), 1, "without the fairing");
+    }
+
+    #[rocket::async_test]
+    async fn two_databases_with_one_pin_abort_it() {
+        use rocket_replicated::Replicated;
+
+        let _alone = crate::ONE_AT_A_TIME.lock().await;
+        let lab = Lab::new();
+        let attached = |keys: &str, keys_of_other: &str| {
+            two(&lab, keys, keys_of_other)
+                .attach(Replicated::<Database>::fairing())
+                .attach(Replicated::<Other>::fairing())
+        };
+        // The section of `third` does not count, because `third` is not attached.
+        for keys in ["", "pin.header = \"X-Pin\"", "pin.name = \"Other_pin\""] {
+            let _client = Client::untracked(attached(keys, "")).await.unwrap();
+        }
+        for (keys, keys_of_other, key, what) in [
+            ("", "pin.name = \"replicated_pin\"", "name", "cookie"),
+            ("pin.name = \"other_pin\"", "", "name", "cookie"),
+            ("pin.name = \"a\"", "pin = { name = \"a\", path = \"/b\", domain = \"c.org\" }", "name", "cookie"),
+            ("pin.header = \"X-Pin\"", "pin.header = \"x-pin\"", "header", "header"),
+        ] {
+            let line = format!(
+                "Database `other` is misconfigured: `debug.databases.other.pin.{key}`: \
+                 the pins of the database `replicated` have this {what}: give one of them another"
+            );
+            let before = logbook::lines(&["ERROR", &line]).len();
+            aborts(attached(keys, keys_of_other)).await;
+            assert_eq!(logbook::lines(&["ERROR", &line]).len(), before + 1, "{keys} {keys_of_other}");
+        }
+        aborts(attached("", "").attach(Replicated::<Third>::fairing())).await;
+        let _alone = Client::untracked(two(&lab, "", "").attach(Replicated::<Third>::fairing())).await.unwrap();
+    }
+
+    #[rocket::async_test]
+    async fn a_slave_that_is_the_master_aborts_it() {
+        let lab = Lab::new();
+        let section = lab.section_alone();
+        let url = section.strip_prefix("url = ").unwrap().trim();
+        let section = format!("{section}slaves = [{{ url = {url}, name = \"copy\" }}]");
+        aborts(rocket_over(&section).attach(Replicated::fairing())).await;
+        assert!(!logbook::lines(&["ERROR", "databases.replicated.slaves[0]`: leads to the master"]).is_empty());
     }
 
     #[rocket::async_test]
@@ -114,6 +204,27 @@ support::on_every_database! {
         drop(rocket);
     }
 
+    /// They run at the same time as this crate's own.
+    #[rocket::async_test]
+    async fn other_shutdown_fairings_can_still_query() {
+        static ASKED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+        let lab = Lab::new();
+        let farewell = AdHoc::on_shutdown("farewell", |rocket| Box::pin(async move {
+            // Until this crate has nothing left to wait for.
+            rocket::tokio::time::sleep(Duration::from_millis(300)).await;
+            let db = Replicated::fetch(rocket).unwrap().write();
+            let insert = sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'farewell')");
+            insert.execute(&db).await.unwrap();
+            ASKED.store(true, std::sync::atomic::Ordering::Relaxed);
+        }));
+        let rocket = rocket_over(&lab.section()).attach(Replicated::fairing()).attach(farewell);
+        let client = Client::untracked(rocket).await.unwrap();
+        drop(client.terminate().await);
+        assert!(ASKED.load(std::sync::atomic::Ordering::Relaxed));
+        assert_eq!(lab.notes(), ["farewell"]);
+    }
+
     #[rocket::async_test]
     async fn shutdown_lets_requests_finish() {
         let lab = Lab::new();
@@ -139,8 +250,7 @@ support::on_every_database! {
     async fn the_fairing_of_rocket_db_pools_is_refused() {
         let lab = Lab::new();
         let init = <Database as rocket_replicated::Database>::init();
-        let error = Client::untracked(rocket_over(&lab.section()).attach(init)).await.unwrap_err();
-        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
+        aborts(rocket_over(&lab.section()).attach(init)).await;
         let remedy = "attach `rocket_replicated::Replicated::<D>::fairing()` in place of `D::init()`";
         assert!(!logbook::lines(&["ERROR", remedy]).is_empty());
     }
@@ -160,6 +270,29 @@ support::on_every_database! {
         let _client = Client::untracked(rocket).await.unwrap();
         assert_eq!(lab.notes(), ["seed"]);
     }
+}
+
+#[cfg(feature = "sqlite")]
+#[rocket::async_test]
+async fn a_sqlite_slave_that_nobody_fills_is_pointed_out() {
+    use rocket::local::asynchronous::Client;
+    use rocket_replicated::sqlite::Replicated;
+    use support::{logbook, rocket_over};
+
+    let lab = support::lab::sqlite::Lab::new();
+    std::fs::write(lab.file("empty.db"), "").unwrap();
+    let warned = async |slave: &str, keys: &str| {
+        let url = format!("sqlite://{}", lab.file(slave).display());
+        let section = format!("{}slaves = [{{ url = \"{url}\"{keys} }}]", lab.section_alone());
+        let _client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let file = lab.file(slave).canonicalize().unwrap_or_else(|_| lab.file(slave));
+        let remedy = format!("or copy the master to {}.", file.display());
+        logbook::lines(&["WARN", &format!("Slave `{slave}` of"), "`{ url = …, follow = 2 }`", &remedy]).len()
+    };
+    assert_eq!(warned("missing.db", "").await, 1);
+    assert_eq!(warned("empty.db", "").await, 1);
+    assert_eq!(warned("slave-1", "").await, 0, "it has been filled");
+    assert_eq!(warned("copied.db", ", follow = 2").await, 0, "the crate fills it");
 }
 
 /// For tests that count lines of the log.

@@ -245,6 +245,63 @@ async fn a_slave_that_freezes_during_a_query_is_given_up() {
 }
 
 #[rocket::async_test]
+async fn a_statement_is_prepared_elsewhere_than_at_a_frozen_slave() {
+    use sqlx::Executor;
+
+    let cluster = Cluster::start(1);
+    let slave = &cluster.slaves[0];
+    let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
+    let nodes = Replicated::fetch(client.rocket()).unwrap();
+    for describes in [false, true] {
+        let db = nodes.read(None);
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        assert_eq!(db.choice().unwrap().node(), "slave-1");
+        slave.freeze();
+        let begun = Instant::now();
+        let sql = sqlx::SqlSafeStr::into_sql_str("SELECT count(*) FROM pg_class");
+        match describes {
+            true => (&db).describe(sql).await.map(drop).unwrap(),
+            false => (&db).prepare(sql).await.map(drop).unwrap(),
+        }
+        assert!(begun.elapsed() < AT_MOST, "{:?}", begun.elapsed());
+        assert_ne!(db.choice().unwrap().node(), "slave-1");
+        slave.thaw();
+        eventually("its return", async || get(&client).await == "slave-1 (ReadMethod)").await;
+    }
+}
+
+#[rocket::async_test]
+async fn a_transaction_under_way_at_a_frozen_slave_is_given_up() {
+    let cluster = Cluster::start(1);
+    let slave = &cluster.slaves[0];
+    let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
+    let db = Replicated::fetch(client.rocket()).unwrap().read(None);
+    let mut transaction = db.begin().await.unwrap();
+    sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap();
+    slave.freeze();
+    let begun = Instant::now();
+    let error = sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap_err();
+    assert!(error.to_string().contains("the slave `slave-1` cannot be reached"), "{error}");
+    assert!(begun.elapsed() < AT_MOST, "{:?}", begun.elapsed());
+    slave.thaw();
+}
+
+#[rocket::async_test]
+async fn a_pool_that_keeps_everybody_waiting_says_so() {
+    let lab = Lab::new();
+    let section = format!("url = \"{}\"\nmax_connections = 1\nconnect_timeout = 0.3\n", lab.master_url());
+    let client = client(&section).await;
+    let writer = Replicated::fetch(client.rocket()).unwrap().write();
+    let _held = writer.get().await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(writer.get().await, Err(sqlx::Error::PoolTimedOut)));
+    }
+    let said =
+        logbook::lines(&["WARN", "No connection for writes", "within 300ms: 1 of 1 are in use, one of"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
+#[rocket::async_test]
 async fn a_transaction_for_reads_that_cannot_begin_at_a_frozen_slave_begins_elsewhere() {
     #[get("/begin")]
     async fn begin(db: ReplicatedDb) -> Result<String, Error> {
@@ -275,6 +332,8 @@ async fn a_connection_that_breaks_breaks_no_other() {
     let cluster = Replicated::fetch(client.rocket()).unwrap();
 
     let streaming = cluster.read(None);
+    // So that it has its connection before the other one breaks: who waits for one then goes elsewhere.
+    sqlx::query("SELECT 1").execute(&streaming).await.unwrap();
     let mut rows = sqlx::query("SELECT g FROM generate_series(1, 50) g, pg_sleep(0.1)").fetch(&streaming);
     let first = rows.try_next();
     let broken = cluster.read(None);

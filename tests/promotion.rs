@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use rocket::local::asynchronous::Client;
 use rocket::tokio;
+use rocket_replicated::backend::{Access, Depth, Driver, Observation, ReportedRole};
 use rocket_replicated::postgres::{Database, Replicated};
 use rocket_replicated::{NodeState, Role};
+use sqlx::{Connection, PgConnection, Postgres};
 
 use support::postgres::Cluster;
 use support::{logbook, rocket_over};
@@ -80,7 +82,9 @@ async fn writes_follow_a_promoted_slave() {
 
     let status = nodes.status();
     assert_eq!((&*status[0].name, status[0].role), ("promoted-a", Role::Master));
-    assert_eq!((status.len(), &*status[1].name, status[1].role), (2, "left-a", Role::Slave));
+    assert_eq!(status.len(), 3, "whoever is configured, whatever part it plays: {status:?}");
+    assert_eq!((&*status[2].name, status[2].role), ("left-a", Role::Slave));
+    assert_eq!((status[1].role, status[1].state), (Role::Slave, NodeState::Down), "the old master");
 
     // The other slave replays nothing any more. It has the old write, but will never have the new one.
     let after = write(&nodes).await.unwrap();
@@ -88,7 +92,8 @@ async fn writes_follow_a_promoted_slave() {
     assert_eq!((count, &*choice), (3, "promoted-a (Pinned)"));
     let (count, _) = read(&nodes, &before).await;
     assert!(count >= 1);
-    eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
+    let shut_out = [NodeState::Up, NodeState::Down, NodeState::Behind];
+    eventually("its absence", async || states(&nodes) == shut_out).await;
 
     // What an old master has is not what the new one has.
     cluster.master.start();
@@ -127,4 +132,44 @@ async fn nobody_is_followed_unless_that_is_wanted() {
     eventually("its absence", async || states(&nodes) == shut_out).await;
     assert!(write(&nodes).await.is_err());
     assert_eq!(cluster.slaves[0].sql("SELECT count(*) FROM notes"), "0");
+}
+
+/// A probe asks a master for one thing and a slave for another, by what it remembers of the connection.
+#[rocket::async_test]
+async fn a_short_look_over_an_old_connection_tells_a_new_role() {
+    type Memory = <Postgres as Driver>::Memory;
+
+    async fn look(conn: &mut PgConnection, memory: &mut Memory) -> Observation {
+        Postgres::observe(conn, Access::ReadSlave, memory, Depth::Light).await.unwrap()
+    }
+    let timeline = |observed: &Observation, role: ReportedRole| {
+        assert_eq!(observed.role, role);
+        let words = format!("{:?}", observed.position);
+        let (_, rest) = words.split_once("timeline: ").unwrap_or_else(|| panic!("{words}"));
+        rest.split(',').next().unwrap().to_owned()
+    };
+
+    let cluster = start();
+    let mut master = PgConnection::connect(&cluster.master.url()).await.unwrap();
+    let mut slave = PgConnection::connect(&cluster.slaves[0].url()).await.unwrap();
+    let (mut of_master, mut of_slave) = (Memory::default(), Memory::default());
+    for _ in 0..3 {
+        let (here, there) = (look(&mut master, &mut of_master).await, look(&mut slave, &mut of_slave).await);
+        assert_eq!(timeline(&here, ReportedRole::Master), "1");
+        assert_eq!(timeline(&there, ReportedRole::Slave), "1");
+        assert_eq!(here.system, there.system);
+        assert!(here.system.is_some());
+    }
+
+    // As behind a pooler that now leads to the other server.
+    for _ in 0..2 {
+        let here = look(&mut slave, &mut of_master).await;
+        assert_eq!(timeline(&here, ReportedRole::Slave), "1");
+    }
+
+    cluster.slaves[0].sql("SELECT pg_promote()");
+    for _ in 0..2 {
+        let promoted = look(&mut slave, &mut of_slave).await;
+        assert_eq!(timeline(&promoted, ReportedRole::Master), "2");
+    }
 }

@@ -295,3 +295,33 @@ async fn whoever_has_written_reads_from_the_copy_that_has_it() {
         assert!(reasons.iter().all(|reason| ["CaughtUp", "Pinned"].contains(&&**reason)), "{reasons:?}");
     }
 }
+
+/// Its file is there, and empty: nobody can copy a master to it that cannot be written.
+#[rocket::async_test]
+async fn it_is_left_out_until_it_has_its_first_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (missing, slave) = (folder.path().join("missing"), folder.path().join("uncopied.db"));
+    rusqlite::Connection::open(&slave).unwrap().pragma_update(None, "journal_mode", "wal").unwrap();
+    let section = format!(
+        "url = \"sqlite://{}\"\nslaves = [{{ url = \"sqlite://{}\", name = \"uncopied\", follow = 0.05 }}]\n\
+         max_lag = false\ncheck_interval = 0.05\n",
+        missing.join("master.db").display(),
+        slave.display(),
+    );
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    let state = || cluster.status().iter().find(|node| node.name == "uncopied").unwrap().state;
+    assert_eq!(state(), rocket_replicated::NodeState::NotCopied);
+    let db = cluster.read(None);
+    sqlx::query("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap_err();
+    assert_eq!(db.choice().unwrap().role(), rocket_replicated::Role::Master, "nobody asks an empty slave");
+    assert!(
+        !logbook::lines(&["ERROR", "`uncopied` cannot follow its master: cannot open", "missing"]).is_empty()
+    );
+
+    std::fs::create_dir(&missing).unwrap();
+    let master = rusqlite::Connection::open(missing.join("master.db")).unwrap();
+    master.execute_batch("CREATE TABLE notes (id INTEGER); INSERT INTO notes VALUES (1)").unwrap();
+    eventually("its copy", async || state() == rocket_replicated::NodeState::Up).await;
+    assert_eq!(count(cluster).await.unwrap(), 1);
+}

@@ -2,17 +2,19 @@ use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
 use sqlx::error::DatabaseError;
-use sqlx::mysql::{MySqlConnection, MySqlDatabaseError};
-use sqlx::{AssertSqlSafe, MySql, Row};
+use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
+use sqlx::{AssertSqlSafe, Execute, MySql, Row};
 
 use crate::position::{Gtid, Transactions};
 
 use super::{
-    Access, Address, Driver, Fault, Observation, Options, Position, Settings, Standing, connection_fault,
-    poll,
+    Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
+    Prepared, ReportedRole, Rest, SessionId, Settings, connection_fault, fetch_first,
 };
 
 impl Driver for MySql {
+    type Memory = ();
+
     /// Nothing that makes a connection read-only can be said while connecting.
     fn options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
         settings.url.parse_as::<Self>()
@@ -25,61 +27,102 @@ impl Driver for MySql {
         }
     }
 
-    fn prepare_reader(conn: &mut MySqlConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+    fn database(options: &Options<Self>) -> Option<&str> {
+        options.get_database()
+    }
+
+    fn prepare(conn: &mut MySqlConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
         Box::pin(async move {
-            sqlx::raw_sql("SET SESSION TRANSACTION READ ONLY").execute(conn).await?;
-            Ok(())
+            let sql = if access.writes() { IDENTITY } else { READER };
+            let row = sqlx::raw_sql(sql).fetch_one(&mut *conn).await?;
+            let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
+            Ok(Prepared {
+                instance: Some(Instance::of(&[text(0), text(1), text(2), text(3)].join(" "))),
+                // The numbers of connections only go up while a server runs.
+                session: text(4).parse().ok().map(|id| SessionId { id, began: 0 }),
+                read_only: matches!(&*text(5), "ON" | "1"),
+            })
         })
     }
 
-    /// MariaDB has one of the names, MySQL 8 the other.
-    fn is_read_only(conn: &mut MySqlConnection) -> BoxFuture<'_, Result<bool, sqlx::Error>> {
-        Box::pin(async move {
-            let variables = "SHOW SESSION VARIABLES \
-                             WHERE Variable_name IN ('tx_read_only', 'transaction_read_only')";
-            let rows = sqlx::raw_sql(variables).fetch_all(conn).await?;
-            Ok(rows.iter().any(|row| row.try_get::<String, _>(1).is_ok_and(|value| value == "ON")))
-        })
-    }
-
-    fn observe(
-        conn: &mut MySqlConnection,
+    fn observe<'a>(
+        conn: &'a mut MySqlConnection,
         access: Access,
-    ) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
+        _memory: &'a mut (),
+        _depth: Depth,
+    ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
-            let logs = sqlx::raw_sql(LOGS).fetch_one(&mut *conn).await?;
-            let text = |column| logs.try_get::<String, _>(column).unwrap_or_default();
-            let (written, replayed, current) = (text(0), text(1), text(2));
-            let position = match (Flavour::of(&text(3)), access) {
-                (Flavour::MariaDb, Access::ReadSlave) => Position::parse_gtids(&replayed),
-                (Flavour::MariaDb, _) => Position::parse_gtids(&written),
-                (Flavour::MySql, _) => Position::parse_gtid_set(&written),
-            };
+            let logs = Logs::of(&mut *conn).await?;
             // A slave that has written after what it has replayed, and replays no more.
             let promoted =
-                access == Access::ReadSlave && current != replayed && !is_replicating(conn).await?;
-            let standing = if promoted { Standing::Master } else { Standing::Unknown };
-            Ok(Observation { standing, system: None, position })
+                access == Access::ReadSlave && logs.current != logs.replayed && !is_replicating(conn).await?;
+            let role = if promoted { ReportedRole::Master } else { ReportedRole::Unknown };
+            Ok(Observation { role, system: None, position: logs.position(access) })
         })
     }
 
-    /// The server itself waits. It looks at the numbers alone, so what is another history is not
-    /// asked of it. <https://mariadb.com/docs/server/reference/sql-functions/secondary-functions/miscellaneous-functions/master_gtid_wait>
-    fn catch_up<'a>(
+    fn replayed<'a>(
+        conn: &'a mut MySqlConnection,
+        _known: Option<&'a Position>,
+    ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
+        Box::pin(async move { Ok(Logs::of(conn).await?.position(Access::ReadSlave)) })
+    }
+
+    /// It looks at the numbers alone, so that nobody must ask for a position of another history.
+    /// <https://mariadb.com/docs/server/reference/sql-functions/secondary-functions/miscellaneous-functions/master_gtid_wait>
+    fn wait_for<'a>(
         conn: &'a mut MySqlConnection,
         position: &'a Position,
         patience: Duration,
-    ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
+    ) -> BoxFuture<'a, Result<bool, sqlx::Error>> {
         Box::pin(async move {
-            let replayed = poll::<Self>(conn, position, Duration::ZERO).await?;
-            let worthwhile =
-                |replayed: &Position| replayed.shares_history(position) && !replayed.reaches(position);
-            let Some(wait) = wait_for(position, patience) else { return Ok(replayed) };
-            if !replayed.as_ref().is_some_and(worthwhile) || patience.is_zero() {
-                return Ok(replayed);
-            }
-            sqlx::raw_sql(AssertSqlSafe(wait)).execute(&mut *conn).await?;
-            poll::<Self>(conn, position, Duration::ZERO).await
+            let Some(wait) = wait_for(position, patience) else { return Ok(false) };
+            sqlx::raw_sql(AssertSqlSafe(wait)).execute(conn).await?;
+            Ok(true)
+        })
+    }
+
+    /// An ordinary user sees the connections of its own.
+    fn sessions<'a>(
+        conn: &'a mut MySqlConnection,
+        sessions: &'a [SessionId],
+    ) -> BoxFuture<'a, Result<Vec<Activity>, sqlx::Error>> {
+        Box::pin(async move {
+            let rows = sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(conn).await?;
+            let id = |row: &MySqlRow| {
+                let unsigned = row.try_get::<u64, _>("Id").ok().and_then(|id| id.try_into().ok());
+                unsigned.or_else(|| row.try_get::<i64, _>("Id").ok())
+            };
+            let activity = |session: &SessionId| {
+                let Some(row) = rows.iter().find(|row| id(row) == Some(session.id)) else {
+                    return Activity::Unknown;
+                };
+                let seconds = row.try_get::<i32, _>("Time").ok().and_then(|seconds| seconds.try_into().ok());
+                match (row.try_get::<String, _>("Command").as_deref(), seconds) {
+                    (Ok("Sleep"), Some(seconds)) => Activity::Idle(Duration::from_secs(seconds)),
+                    _ => Activity::Busy,
+                }
+            };
+            Ok(sessions.iter().map(activity).collect())
+        })
+    }
+
+    fn fetch_optional<'a, 'q: 'a>(
+        conn: &'a mut MySqlConnection,
+        query: impl Execute<'q, Self> + 'q,
+        rest: Rest,
+    ) -> BoxFuture<'a, Result<(Option<MySqlRow>, Left), sqlx::Error>> {
+        fetch_first::<Self>(conn, query, rest)
+    }
+
+    /// MySQL tells nobody but its own monitoring whether a transaction is open: without a word, it is rolled back.
+    fn settle(conn: &mut MySqlConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
+        const SETTLE: &str = "SELECT /*!80000 '' */ /*M! CAST(@@in_transaction AS CHAR) */; ROLLBACK";
+
+        Box::pin(async move {
+            let row = sqlx::raw_sql(SETTLE).fetch_all(conn).await?;
+            let open = row.first().is_some_and(|row| row.try_get::<&str, _>(0).is_ok_and(|open| open == "1"));
+            Ok(if open { Left::Dirty } else { Left::Clean })
         })
     }
 
@@ -106,6 +149,21 @@ impl Driver for MySql {
     }
 }
 
+/// Who answers, by what a server says of itself; the session; whether that is read-only. MariaDB and MySQL
+/// each have a comment that they alone read. The time since the start is no part of it: it changes when the
+/// server's clock is set. <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
+macro_rules! identity {
+    () => {
+        "SELECT @@hostname, CAST(@@port AS CHAR),
+            /*!80000 @@server_uuid, '', CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR) */
+            /*M! @@server_uid, CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR) */"
+    };
+}
+
+const IDENTITY: &str = identity!();
+
+const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
+
 /// What was written, what replayed, the later of the two, and by which software: each has a comment that
 /// it alone reads. <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
 const LOGS: &str = "SELECT
@@ -121,6 +179,32 @@ enum Flavour {
 impl Flavour {
     fn of(name: &str) -> Self {
         if name == "MariaDB" { Self::MariaDb } else { Self::MySql }
+    }
+}
+
+/// What a server tells of its logs.
+struct Logs {
+    flavour: Flavour,
+    written: String,
+    replayed: String,
+    /// The later of the two.
+    current: String,
+}
+
+impl Logs {
+    async fn of(conn: &mut MySqlConnection) -> Result<Self, sqlx::Error> {
+        let row = sqlx::raw_sql(LOGS).fetch_one(conn).await?;
+        let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
+        let flavour = Flavour::of(&text(3));
+        Ok(Self { flavour, written: text(0), replayed: text(1), current: text(2) })
+    }
+
+    fn position(&self, access: Access) -> Option<Position> {
+        match (self.flavour, access) {
+            (Flavour::MariaDb, Access::ReadSlave) => Position::parse_gtids(&self.replayed),
+            (Flavour::MariaDb, _) => Position::parse_gtids(&self.written),
+            (Flavour::MySql, _) => Position::parse_gtid_set(&self.written),
+        }
     }
 }
 

@@ -1,14 +1,19 @@
+use std::time::Duration;
+
 use rocket::futures::future::BoxFuture;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity};
-use sqlx::{Postgres, Row};
+use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 
 use super::{
-    Access, Address, Driver, Fault, Observation, Options, Position, Settings, Standing, connection_fault,
+    Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
+    Prepared, ReportedRole, Rest, SessionId, Settings, connection_fault, fetch_first,
 };
 
 impl Driver for Postgres {
     const TELLS_TIMELINE: bool = true;
+
+    type Memory = Memory;
 
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
         let options: PgConnectOptions = settings.url.parse_as::<Self>()?;
@@ -20,43 +25,140 @@ impl Driver for Postgres {
         })
     }
 
+    /// The port is part of a socket's name (`.s.PGSQL.5432`), so servers that share a folder differ by it.
     fn address(options: &Options<Self>) -> Address {
-        match options.get_socket() {
-            Some(socket) => Address { host: socket.display().to_string(), port: None },
-            None => Address { host: options.get_host().to_owned(), port: Some(options.get_port()) },
-        }
+        let host = match options.get_socket() {
+            Some(folder) => folder.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        Address { host, port: Some(options.get_port()) }
     }
 
-    /// Lets the server notice within half a second that nobody waits for a query any more, so that
-    /// reads given up do not pile up there. Servers on systems that cannot tell refuse the setting;
-    /// they go on without it.
-    fn prepare_reader(conn: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Box::pin(async move {
-            let set = "SET client_connection_check_interval = '500ms'";
-            match sqlx::raw_sql(set).execute(conn).await {
-                Err(sqlx::Error::Database(_)) | Ok(_) => Ok(()),
-                Err(error) => Err(error),
-            }
-        })
+    /// By default the one that is called like the user:
+    /// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-DBNAME>
+    fn database(options: &Options<Self>) -> Option<&str> {
+        Some(options.get_database().unwrap_or_else(|| options.get_username()))
     }
 
-    fn is_read_only(conn: &mut PgConnection) -> BoxFuture<'_, Result<bool, sqlx::Error>> {
+    /// Readers let the server notice within half a second that nobody waits for a query any more, so that
+    /// reads given up do not pile up there. Servers on systems that cannot tell refuse the setting; they
+    /// go on without it.
+    fn prepare(conn: &mut PgConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
         Box::pin(async move {
-            let row = sqlx::raw_sql("SHOW transaction_read_only").fetch_one(conn).await?;
-            Ok(sqlx::Row::try_get::<&str, _>(&row, 0)? == "on")
-        })
-    }
-
-    fn observe(conn: &mut PgConnection, _access: Access) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
-        Box::pin(async move {
-            match sqlx::raw_sql(WHOLE).fetch_one(&mut *conn).await {
-                Ok(row) => Ok(observation(&row)),
-                // A reader without a log of its own refuses to speak of it.
+            let prepared = match access {
+                Access::ReadWrite => sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await,
+                Access::ReadMaster | Access::ReadSlave => {
+                    match sqlx::raw_sql(READER).fetch_one(&mut *conn).await {
+                        Err(error @ sqlx::Error::Database(_)) if Self::fault(&error) == Fault::Query => {
+                            sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await
+                        }
+                        prepared => prepared,
+                    }
+                }
+            };
+            match prepared {
+                Ok(row) => Ok(prepared_from(&row)),
+                // A server that only speaks PostgreSQL's protocol may not know these functions.
                 Err(error @ sqlx::Error::Database(_)) if Self::fault(&error) == Fault::Query => {
-                    Ok(observation(&sqlx::raw_sql(ROLE).fetch_one(conn).await?))
+                    let row = sqlx::raw_sql(READ_ONLY).fetch_one(conn).await?;
+                    Ok(Prepared { read_only: row.try_get::<&str, _>(0)? == "on", ..Prepared::default() })
                 }
                 Err(error) => Err(error),
             }
+        })
+    }
+
+    fn observe<'a>(
+        conn: &'a mut PgConnection,
+        _access: Access,
+        memory: &'a mut Memory,
+        depth: Depth,
+    ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
+        Box::pin(async move {
+            if let (Memory::Log(log), Depth::Light) = (&*memory, depth)
+                && let Some(observed) = look(conn, log).await?
+            {
+                return Ok(observed);
+            }
+            if matches!(memory, Memory::Nothing | Memory::Log(_)) {
+                match sqlx::raw_sql(Memory::FULL).fetch_one(&mut *conn).await {
+                    Ok(row) => {
+                        let log = Log::told(&row);
+                        let observed = observation(&row, &log);
+                        *memory = Memory::Log(log);
+                        return Ok(observed);
+                    }
+                    // A reader without a log of its own refuses to speak of it.
+                    Err(error @ sqlx::Error::Database(_)) if Self::fault(&error) == Fault::Query => {
+                        *memory = Memory::NoLog;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let row = sqlx::raw_sql(ROLE).fetch_one(conn).await?;
+            Ok(Observation { role: reported_role(&row), system: None, position: None })
+        })
+    }
+
+    fn replayed<'a>(
+        conn: &'a mut PgConnection,
+        known: Option<&'a Position>,
+    ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
+        Box::pin(async move {
+            let mut memory = match known {
+                Some(Position::Lsn { timeline, .. }) => {
+                    Memory::Log(Log { timeline: Some(*timeline), ..Log::of(ReportedRole::Slave) })
+                }
+                _ => Memory::Nothing,
+            };
+            let observed = Self::observe(conn, Access::ReadSlave, &mut memory, Depth::Light).await?;
+            Ok(observed.position.filter(|_| observed.role != ReportedRole::Master))
+        })
+    }
+
+    /// An ordinary role sees what the sessions of its own are doing.
+    fn sessions<'a>(
+        conn: &'a mut PgConnection,
+        sessions: &'a [SessionId],
+    ) -> BoxFuture<'a, Result<Vec<Activity>, sqlx::Error>> {
+        Box::pin(async move {
+            let pids: Vec<_> = sessions.iter().map(|session| session.id.to_string()).collect();
+            let sql = format!("{SESSIONS} WHERE pid IN ({})", pids.join(", "));
+            let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(conn).await?;
+            let activity = |session: &SessionId| {
+                let told = |row: &&PgRow| {
+                    let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<i64>().ok();
+                    (number(0), number(1)) == (Some(session.id), Some(session.began))
+                };
+                let Some(row) = rows.iter().find(told) else { return Activity::Unknown };
+                let idle = row.try_get::<&str, _>(3).ok().and_then(|seconds| seconds.parse::<f64>().ok());
+                match (row.try_get::<&str, _>(2), idle) {
+                    (Ok(state), Some(seconds)) if state.starts_with("idle") => {
+                        Activity::Idle(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+                    }
+                    (Ok(_), _) => Activity::Busy,
+                    (Err(_), _) => Activity::Hidden,
+                }
+            };
+            Ok(sessions.iter().map(activity).collect())
+        })
+    }
+
+    fn fetch_optional<'a, 'q: 'a>(
+        conn: &'a mut PgConnection,
+        query: impl Execute<'q, Self> + 'q,
+        rest: Rest,
+    ) -> BoxFuture<'a, Result<(Option<PgRow>, Left), sqlx::Error>> {
+        fetch_first::<Self>(conn, query, rest)
+    }
+
+    /// Outside of a transaction block, each statement is a transaction that begins with it:
+    /// <https://www.postgresql.org/docs/current/functions-datetime.html#FUNCTIONS-DATETIME-CURRENT>. A block that has
+    /// failed refuses every statement. `ROLLBACK` would do as well, but warns in the server's log.
+    fn settle(conn: &mut PgConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
+        Box::pin(async move {
+            let alone = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(conn).await?;
+            Ok(if alone.try_get::<bool, _>(0)? { Left::Clean } else { Left::Dirty })
         })
     }
 
@@ -71,55 +173,178 @@ impl Driver for Postgres {
         match PgDatabaseError::code(error) {
             "25006" => Fault::ReadOnly,
             TOO_MANY_CONNECTIONS => Fault::Full,
-            _ if ends_connections(error) => Fault::Node,
-            // On a hot standby this is a conflict with recovery, not a serialization failure:
+            // On a hot standby this is a conflict with recovery, not a serialization failure. One that hits a
+            // session which is idle in its transaction ends it:
             // https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
             "40001" => Fault::Conflict,
+            _ if is_fatal(error) => Fault::Node,
             _ => Fault::Query,
+        }
+    }
+
+    fn ends_connection(error: &sqlx::Error) -> bool {
+        let fatal = error
+            .as_database_error()
+            .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+            .is_some_and(is_fatal);
+        fatal || matches!(error, sqlx::Error::Protocol(_)) || Self::fault(error) == Fault::Node
+    }
+}
+
+/// Who answers, by what a server says of itself, its session, and whether that is read-only.
+macro_rules! identity {
+    () => {
+        "SELECT concat_ws(' ', inet_server_port(), extract(epoch FROM pg_postmaster_start_time())),
+            pg_backend_pid()::text, current_setting('transaction_read_only'),
+            (SELECT (extract(epoch FROM backend_start) * 1000000)::bigint::text
+                FROM pg_stat_get_activity(pg_backend_pid()) LIMIT 1)"
+    };
+}
+
+const IDENTITY: &str = identity!();
+
+const READER: &str = concat!("SET client_connection_check_interval = '500ms'; ", identity!());
+
+const READ_ONLY: &str = "SHOW transaction_read_only";
+
+const SESSIONS: &str = "SELECT pid::text, (extract(epoch FROM backend_start) * 1000000)::bigint::text, state,
+    extract(epoch FROM clock_timestamp() - state_change)::text FROM pg_stat_activity";
+
+fn prepared_from(row: &PgRow) -> Prepared {
+    // By the simple protocol, everything is text.
+    let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<i64>().ok();
+    let session = || Some(SessionId { id: number(1)?, began: number(3)? });
+    Prepared {
+        instance: row.try_get::<&str, _>(0).ok().map(Instance::of),
+        session: session(),
+        read_only: row.try_get::<&str, _>(2).is_ok_and(|setting| setting == "on"),
+    }
+}
+
+/// What a server is asked about its log. Each of hundreds of application servers asks it at least once a second, so
+/// it has to cost no more than a row by primary key, which `./scripts/bench probes` measures. Most of the cost is
+/// that of parsing. Hence a statement of its own for each role, which names every function once, and positions
+/// that are sent as text.
+impl Memory {
+    /// A master's position is where the next record will be inserted. A commit that nobody waits for
+    /// (`synchronous_commit = off`, which a transaction can set for itself) is not flushed yet when its writer is
+    /// told of it, so that the flushed position may be before the client's own write.
+    ///
+    /// The name of a file of the log begins with the timeline. A server in recovery refuses to tell either.
+    pub const MASTER: &str = "SELECT pg_is_in_recovery(), pg_current_wal_insert_lsn(), \
+        pg_walfile_name(pg_current_wal_insert_lsn())";
+
+    /// A server that has been promoted says by its role that it has to be asked as a master.
+    pub const SLAVE: &str = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()";
+
+    /// Also what seldom changes, most of it from the control file, which the server reads from disk each time. Of
+    /// those that name a standby's timeline, the control file is late, and the receiver is visible with
+    /// `pg_read_all_stats`: <https://www.postgresql.org/docs/current/predefined-roles.html>
+    pub const FULL: &str = "SELECT pg_is_in_recovery(),
+        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END,
+        CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_insert_lsn()) END,
+        system_identifier::text, current_setting('wal_block_size'),
+        pg_size_bytes(current_setting('wal_segment_size'))::text,
+        CASE WHEN pg_is_in_recovery() THEN greatest(
+            (SELECT timeline_id FROM pg_control_checkpoint()),
+            (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+            (SELECT max(received_tli) FROM pg_stat_wal_receiver))::text END
+        FROM pg_control_system()";
+}
+
+/// Asks a server for what changes all the time. `None` if its role is not the one that is remembered, or if that
+/// is not known.
+async fn look(conn: &mut PgConnection, log: &Log) -> Result<Option<Observation>, sqlx::Error> {
+    let sql = match log.role {
+        ReportedRole::Master => Memory::MASTER,
+        ReportedRole::Slave => Memory::SLAVE,
+        ReportedRole::Unknown => return Ok(None),
+    };
+    match sqlx::raw_sql(sql).fetch_one(conn).await {
+        Ok(row) if reported_role(&row) == log.role => Ok(Some(observation(&row, log))),
+        Ok(_) => Ok(None),
+        // A pooler may lead to another server with each statement, and that one may be in recovery.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NOT_IN_THIS_STATE) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+const ROLE: &str = "SELECT pg_is_in_recovery()";
+
+/// What is remembered of a connection.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+#[allow(unnameable_types)]
+pub enum Memory {
+    #[default]
+    Nothing,
+    Log(Log),
+    /// The server does not speak of its log.
+    NoLog,
+}
+
+/// What does not change in the life of a connection, or seldom.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+#[allow(unnameable_types)]
+pub struct Log {
+    role: ReportedRole,
+    system: Option<u64>,
+    block: Option<u64>,
+    segment: Option<u64>,
+    /// Of a standby, when it was last asked.
+    timeline: Option<u32>,
+}
+
+impl Log {
+    fn of(role: ReportedRole) -> Self {
+        Self { role, system: None, block: None, segment: None, timeline: None }
+    }
+
+    fn told(row: &PgRow) -> Self {
+        let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<u64>().ok();
+        Self {
+            role: reported_role(row),
+            system: number(3),
+            block: number(4),
+            segment: number(5),
+            timeline: number(6).and_then(|timeline| timeline.try_into().ok()),
         }
     }
 }
 
-/// All that an ordinary role can see of a server's place in its replication. Of those that name a
-/// standby's timeline, the control file is late, and the receiver is visible with `pg_read_all_stats`:
-/// <https://www.postgresql.org/docs/current/predefined-roles.html>
-const WHOLE: &str = "
-    SELECT in_recovery, system_identifier::text, lsn::text,
-        CASE WHEN in_recovery THEN (SELECT greatest(
-            (SELECT timeline_id FROM pg_control_checkpoint()),
-            (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
-            (SELECT max(received_tli) FROM pg_stat_wal_receiver)))::text
-        ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::text END,
-        inserted, current_setting('wal_block_size'),
-        pg_size_bytes(current_setting('wal_segment_size'))::text
-    FROM pg_control_system(),
-        (SELECT pg_is_in_recovery() AS in_recovery, current_setting('synchronous_commit') = 'off'
-            AS inserted) AS role,
-        LATERAL (SELECT CASE
-            WHEN in_recovery THEN pg_last_wal_replay_lsn()
-            WHEN inserted THEN pg_current_wal_insert_lsn()
-            ELSE pg_current_wal_flush_lsn() END - '0/0' AS lsn) AS log";
+fn reported_role(row: &PgRow) -> ReportedRole {
+    match row.try_get::<bool, _>(0) {
+        Ok(true) => ReportedRole::Slave,
+        Ok(false) => ReportedRole::Master,
+        Err(_) => ReportedRole::Unknown,
+    }
+}
 
-const ROLE: &str = "SELECT pg_is_in_recovery()";
-
-fn observation(row: &PgRow) -> Observation {
-    // By the simple protocol, everything is text.
-    let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<u64>().ok();
-    let flag = |column| row.try_get::<bool, _>(column).ok();
-    let standing = match flag(0) {
-        Some(true) => Standing::Slave,
-        Some(false) => Standing::Master,
-        None => Standing::Unknown,
-    };
+fn observation(row: &PgRow, log: &Log) -> Observation {
+    let role = reported_role(row);
     let position = || {
-        let (lsn, timeline) = (number(2)?, u32::try_from(number(3)?).ok()?);
-        let lsn = match (standing, flag(4)?) {
-            (Standing::Master, true) => end_of_record(lsn, number(5)?, number(6)?),
-            _ => lsn,
-        };
-        Some(Position::Lsn { timeline, lsn })
+        // By the simple protocol, everything is text.
+        let lsn = lsn(row.try_get_unchecked::<&str, _>(1).ok()?)?;
+        if role == ReportedRole::Slave {
+            return Some(Position::Lsn { timeline: log.timeline?, lsn });
+        }
+        let timeline = timeline_of(row.try_get::<&str, _>(2).ok()?)?;
+        Some(Position::Lsn { timeline, lsn: end_of_record(lsn, log.block?, log.segment?) })
     };
-    Observation { standing, system: number(1), position: position() }
+    Observation { role, system: log.system, position: position() }
+}
+
+/// <https://www.postgresql.org/docs/current/datatype-pg-lsn.html>: two hexadecimal numbers of 32 bits each.
+fn lsn(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once('/')?;
+    let part = |text| u32::from_str_radix(text, 16).ok().map(u64::from);
+    Some(part(high)? << 32 | part(low)?)
+}
+
+/// The timeline is the first eight digits of the name of a file of the log.
+fn timeline_of(file: &str) -> Option<u32> {
+    u32::from_str_radix(file.get(..8)?, 16).ok()
 }
 
 /// Where the latest record ends. If that is the end of a page, then the place where the next one will be
@@ -135,22 +360,44 @@ fn end_of_record(insert: u64, block: u64, segment: u64) -> u64 {
 
 const TOO_MANY_CONNECTIONS: &str = "53300";
 
+/// object_not_in_prerequisite_state
+const NOT_IN_THIS_STATE: &str = "55000";
+
+/// Wrong credentials (class 28) and the name of a database that is not there (3D) do not mend themselves.
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
+    let lasts = |code: &str| code.starts_with("28") || code.starts_with("3D");
     error
         .try_downcast_ref::<PgDatabaseError>()
-        .is_some_and(|error| error.code() == TOO_MANY_CONNECTIONS || ends_connections(error))
+        .is_some_and(|error| error.code() == TOO_MANY_CONNECTIONS || is_fatal(error) && !lasts(error.code()))
 }
 
-/// Shut down, crashed, cannot connect now; connection exceptions, if they are not about a statement
-/// (as 08P01 is that of one whose arguments do not fit).
-fn ends_connections(error: &PgDatabaseError) -> bool {
-    let fatal = matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
-    matches!(error.code(), "57P01" | "57P02" | "57P03") || fatal && error.code().starts_with("08")
+/// The server ends the session, whatever the reason:
+/// <https://www.postgresql.org/docs/current/runtime-config-logging.html#RUNTIME-CONFIG-SEVERITY-LEVELS>
+fn is_fatal(error: &PgDatabaseError) -> bool {
+    matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::end_of_record;
+    use super::{end_of_record, lsn, timeline_of};
+
+    #[test]
+    fn positions_are_read_as_the_server_writes_them() {
+        for (text, position) in [
+            ("0/0", Some(0)),
+            ("0/3000060", Some(0x300_0060)),
+            ("16/B374D848", Some(0x16_B374_D848)),
+            ("FFFFFFFF/FFFFFFFF", Some(u64::MAX)),
+            ("", None),
+            ("16", None),
+            ("1/100000000", None),
+            ("1/2/3", None),
+        ] {
+            assert_eq!(lsn(text), position, "{text}");
+        }
+        assert_eq!(timeline_of("0000002A00000016000000B3"), Some(42));
+        assert_eq!(timeline_of("0000"), None);
+    }
 
     #[test]
     fn nobody_replays_up_to_the_end_of_a_page_header() {

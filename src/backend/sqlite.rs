@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
-use sqlx::Sqlite;
 use sqlx::error::DatabaseError;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqliteRow};
+use sqlx::{Execute, Executor, Sqlite};
 
 use super::{
-    Access, Address, Driver, Fault, Follower, Millis, Observation, Options, Position, Settings, Standing,
-    connection_fault,
+    Access, Address, Depth, Driver, Fault, Follower, Left, Millis, Observation, Opens, Options, Position,
+    Prepared, ReportedRole, Rest, Settings, connection_fault,
 };
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
@@ -23,6 +23,8 @@ fn load_extension(options: SqliteConnectOptions, extension: &str) -> SqliteConne
 impl Driver for Sqlite {
     const ONE_WRITER: bool = true;
     const CAN_FOLLOW: bool = true;
+
+    type Memory = ();
 
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
         if settings.url.mentions_memory() {
@@ -52,20 +54,28 @@ impl Driver for Sqlite {
         Address { host: whole_path(options.get_filename()).display().to_string(), port: None }
     }
 
-    fn prepare_reader(_conn: &mut SqliteConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Box::pin(async { Ok(()) })
+    fn is_unfilled(options: &Options<Self>) -> bool {
+        std::fs::metadata(options.get_filename()).map_or(true, |file| file.len() == 0)
     }
 
-    fn is_read_only(conn: &mut SqliteConnection) -> BoxFuture<'_, Result<bool, sqlx::Error>> {
-        Box::pin(async move { sqlx::query_scalar("PRAGMA query_only").fetch_one(conn).await })
+    fn prepare(conn: &mut SqliteConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
+        Box::pin(async move {
+            let read_only = match access {
+                Access::ReadWrite => false,
+                _ => sqlx::query_scalar("PRAGMA query_only").fetch_one(conn).await?,
+            };
+            Ok(Prepared { read_only, ..Prepared::default() })
+        })
     }
 
     /// What was committed before this millisecond is over is before the next one. How fresh a copy is,
     /// its follower knows.
-    fn observe(
-        conn: &mut SqliteConnection,
+    fn observe<'a>(
+        conn: &'a mut SqliteConnection,
         access: Access,
-    ) -> BoxFuture<'_, Result<Observation, sqlx::Error>> {
+        _memory: &'a mut (),
+        _depth: Depth,
+    ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             let Millis(now) = Millis::now();
             sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(conn).await?;
@@ -73,7 +83,41 @@ impl Driver for Sqlite {
                 Access::ReadSlave => None,
                 Access::ReadMaster | Access::ReadWrite => Some(Position::Time(now + 1)),
             };
-            Ok(Observation { standing: Standing::Unknown, system: None, position })
+            Ok(Observation { role: ReportedRole::Unknown, system: None, position })
+        })
+    }
+
+    /// A copy has no connection that could tell.
+    fn replayed<'a>(
+        _conn: &'a mut SqliteConnection,
+        _known: Option<&'a Position>,
+    ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more.
+    fn fetch_optional<'a, 'q: 'a>(
+        conn: &'a mut SqliteConnection,
+        query: impl Execute<'q, Self> + 'q,
+        _rest: Rest,
+    ) -> BoxFuture<'a, Result<(Option<SqliteRow>, Left), sqlx::Error>> {
+        let row = conn.fetch_optional(query);
+        Box::pin(async move { Ok((row.await?, Left::Clean)) })
+    }
+
+    /// Prepared statements may hold several here, too.
+    fn opens_transaction(sql: &str, _simple: bool) -> Opens {
+        Opens::by_words(sql, true)
+    }
+
+    /// Without a transaction this is an error that changes nothing.
+    fn settle(conn: &mut SqliteConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
+        Box::pin(async move {
+            match sqlx::raw_sql("ROLLBACK").execute(conn).await {
+                Ok(_) => Ok(Left::Dirty),
+                Err(sqlx::Error::Database(_)) => Ok(Left::Clean),
+                Err(error) => Err(error),
+            }
         })
     }
 

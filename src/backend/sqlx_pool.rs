@@ -1,5 +1,6 @@
+use std::convert::Infallible;
 use std::fmt;
-use std::ops::Deref;
+use std::marker::PhantomData;
 
 use rocket::figment::Figment;
 use sqlx::pool::PoolConnection;
@@ -8,19 +9,12 @@ use super::{Backend, Driver};
 
 /// A `rocket_db_pools` pool over the current sqlx, to be named in a `#[derive(Database)]`.
 ///
-/// `rocket_db_pools` 0.2 has such pools itself, but over sqlx 0.7.
-pub struct Pool<DB: Driver>(sqlx::Pool<DB>);
+/// `rocket_db_pools` 0.2 has such pools itself, but over sqlx 0.7. Nobody ever has a value of it: it names the
+/// driver, and [`Replicated`](crate::Replicated) opens pools of its own.
+pub struct Pool<DB: Driver>(Infallible, PhantomData<fn() -> DB>);
 
 impl<DB: Driver> Backend for Pool<DB> {
     type Db = DB;
-
-    fn wrap(pool: sqlx::Pool<DB>) -> Self {
-        Self(pool)
-    }
-
-    fn inner(&self) -> &sqlx::Pool<DB> {
-        &self.0
-    }
 }
 
 #[rocket::async_trait]
@@ -36,29 +30,16 @@ impl<DB: Driver> rocket_db_pools::Pool for Pool<DB> {
     }
 
     async fn get(&self) -> Result<Self::Connection, Self::Error> {
-        self.0.acquire().await.map_err(rocket_db_pools::Error::Get)
+        match self.0 {}
     }
 
     async fn close(&self) {
-        self.0.close().await;
-    }
-}
-
-impl<DB: Driver> Deref for Pool<DB> {
-    type Target = sqlx::Pool<DB>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
+        match self.0 {}
     }
 }
 
 impl<DB: Driver> fmt::Debug for Pool<DB> {
-    /// Not the inner pool's: that shows the connect options, password and all.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
-            .field("driver", &DB::NAME)
-            .field("size", &self.0.size())
-            .field("idle", &self.0.num_idle())
-            .finish()
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {}
     }
 }

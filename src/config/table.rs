@@ -8,21 +8,16 @@ use rocket::figment::Profile;
 use rocket::figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
 
-use super::DAY;
+/// The longest time that a key can have, in seconds.
+pub(super) const DAY: f64 = 86_400.0;
 
 /// What is wrong with the configuration, where, and what to do about it.
 ///
-/// Shows profile, database and key, but never a value: it may hold a password.
+/// Shows profile, database and key, but never a text: that may be a URL with a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConfigError {
     key: String,
     problem: String,
-}
-
-impl ConfigError {
-    pub(super) fn new(profile: &Profile, key: &str, problem: impl Into<String>) -> Self {
-        Self { key: format!("{profile}.{key}"), problem: problem.into() }
-    }
 }
 
 impl fmt::Display for ConfigError {
@@ -32,6 +27,31 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// Where a table is, as messages name it.
+#[derive(Clone, Debug)]
+pub(super) struct Place(String);
+
+impl Place {
+    pub(super) fn profile(profile: &Profile) -> Self {
+        Self(profile.to_string())
+    }
+
+    /// The place of a table in this one.
+    pub(super) fn inner(&self, key: &str) -> Self {
+        Self(format!("{}.{key}", self.0))
+    }
+
+    /// What is wrong with one of the table's keys.
+    pub(super) fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        self.inner(key).wrong(problem)
+    }
+
+    /// What is wrong with the table itself.
+    pub(super) fn wrong(&self, problem: impl Into<String>) -> ConfigError {
+        ConfigError { key: self.0.clone(), problem: problem.into() }
+    }
+}
 
 /// A limit in time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,154 +73,150 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("connect_timeout", &["timeout", "acquire_timeout"]),
 ];
 
-/// Less alike than this, and a suggestion would be a guess.
+/// Keys that are less alike than this are not suggested: it would be a guess.
 const ALIKE: f64 = 0.6;
 
+/// A table that is being read: see [`Table::read`].
 pub(super) struct Table<'a> {
-    profile: &'a Profile,
-    path: String,
+    place: &'a Place,
     dict: &'a Dict,
+    asked: Vec<&'static str>,
+    ignored: Vec<String>,
+    /// The first problem with a value.
+    problem: Option<ConfigError>,
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(profile: &'a Profile, path: String, dict: &'a Dict) -> Self {
-        Self { profile, path, dict }
-    }
-
-    pub(super) fn inner<'b>(&self, key: &str, dict: &'b Dict) -> Table<'b>
-    where
-        'a: 'b,
-    {
-        Table { profile: self.profile, path: format!("{}.{key}", self.path), dict }
-    }
-
-    pub(super) fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        ConfigError::new(self.profile, &format!("{}.{key}", self.path), problem)
-    }
-
-    /// Refuses keys that are neither `known` nor `ignored`.
-    pub(super) fn check_keys(
-        &self,
-        known: &[&[&'static str]],
-        ignored: &[String],
-    ) -> Result<(), ConfigError> {
-        let known: Vec<&str> = known.concat();
-        for key in self.dict.keys() {
-            if known.contains(&key.as_str()) || ignored.contains(key) {
-                continue;
-            }
-            let alias = ALIASES
-                .iter()
-                .find(|(ours, theirs)| known.contains(ours) && theirs.contains(&key.as_str()))
-                .map(|(ours, _)| *ours);
-            let alike = || {
-                let alike = |ours: &str| strsim::normalized_damerau_levenshtein(ours, key);
-                known
-                    .iter()
-                    .copied()
-                    .filter(|ours| alike(ours) >= ALIKE)
-                    .max_by(|a, b| alike(a).total_cmp(&alike(b)))
-            };
-            return Err(self.error(
-                key,
-                match alias.or_else(alike) {
-                    Some(ours) => format!("unknown key: did you mean `{ours}`?"),
-                    None => format!("unknown key: the keys here are `{}`", known.join("`, `")),
-                },
-            ));
+    /// Reads a table: `read` asks for its keys, and every key that was not asked for is refused.
+    ///
+    /// Values come out only after that check, so no key can be known here and read by nobody. A key with a
+    /// problem reads as if it were absent; the problem is reported when `read` has asked for everything,
+    /// because an unknown key is the likelier cause: a misspelt `url` should not be called missing.
+    pub(super) fn read<T>(
+        place: &'a Place,
+        dict: &'a Dict,
+        read: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, ConfigError> {
+        let mut table = Self { place, dict, asked: Vec::new(), ignored: Vec::new(), problem: None };
+        let values = read(&mut table);
+        match table.unknown_key().or(table.problem) {
+            Some(problem) => Err(problem),
+            None => Ok(values),
         }
-        Ok(())
     }
 
-    fn get<T: DeserializeOwned>(&self, key: &str, expected: &str) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.dict.get(key) else { return Ok(None) };
-        let parsed = value
-            .deserialize()
-            .map_err(|_| self.error(key, format!("expected {expected}, found {}", found(value))))?;
-        Ok(Some(parsed))
+    fn unknown_key(&self) -> Option<ConfigError> {
+        let is_known = |key: &String| self.asked.contains(&key.as_str()) || self.ignored.contains(key);
+        let key = self.dict.keys().find(|key| !is_known(key))?;
+        let alias = ALIASES
+            .iter()
+            .find(|(ours, theirs)| self.asked.contains(ours) && theirs.contains(&key.as_str()))
+            .map(|(ours, _)| *ours);
+        let alike = || {
+            let alike = |ours: &str| strsim::normalized_damerau_levenshtein(ours, key);
+            let candidates = self.asked.iter().copied().filter(|ours| alike(ours) >= ALIKE);
+            candidates.max_by(|a, b| alike(a).total_cmp(&alike(b)))
+        };
+        let problem = match alias.or_else(alike) {
+            Some(ours) => format!("unknown key: did you mean `{ours}`?"),
+            None => format!("unknown key: the keys here are `{}`", self.asked.join("`, `")),
+        };
+        Some(self.place.error(key, problem))
     }
 
-    pub(super) fn string(&self, key: &str) -> Result<Option<String>, ConfigError> {
+    /// The value of a key, if there is one. Every other way to a value leads through here.
+    fn value(&mut self, key: &'static str) -> Option<&'a Value> {
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
+        self.dict.get(key)
+    }
+
+    /// Notes what is wrong with a key that has been asked for.
+    pub(super) fn refuse(&mut self, key: &'static str, problem: impl Into<String>) {
+        if self.problem.is_none() {
+            self.problem = Some(self.place.error(key, problem));
+        }
+    }
+
+    fn refuse_value<T>(&mut self, key: &'static str, expected: &str, found: &str) -> Option<T> {
+        self.refuse(key, format!("expected {expected}, found {found}"));
+        None
+    }
+
+    fn get<T: DeserializeOwned>(&mut self, key: &'static str, expected: &str) -> Option<T> {
+        let value = self.value(key)?;
+        value.deserialize().ok().or_else(|| self.refuse_value(key, expected, &found(value)))
+    }
+
+    pub(super) fn string(&mut self, key: &'static str) -> Option<String> {
         self.get(key, "a string")
     }
 
-    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
+    pub(super) fn strings(&mut self, key: &'static str) -> Option<Vec<String>> {
         self.get(key, "an array of strings")
     }
 
-    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+    pub(super) fn bool(&mut self, key: &'static str) -> Option<bool> {
         self.get(key, "`true` or `false`")
     }
 
     /// One of the names of an enum; `expected` lists them.
-    pub(super) fn choice<T: DeserializeOwned>(
-        &self,
-        key: &str,
-        expected: &str,
-    ) -> Result<Option<T>, ConfigError> {
+    pub(super) fn choice<T: DeserializeOwned>(&mut self, key: &'static str, expected: &str) -> Option<T> {
         self.get(key, expected)
     }
 
-    pub(super) fn number(&self, key: &str, least: u32, most: u32) -> Result<Option<u32>, ConfigError> {
-        let expected = format!("a whole number from {least} to {most}");
-        let number = self.get(key, &expected)?;
-        self.within(key, number, least..=most, &expected)
+    pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
+        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        self.within(key, range, &expected)
     }
 
-    pub(super) fn seconds(&self, key: &str, least: f64, most: f64) -> Result<Option<Duration>, ConfigError> {
-        let expected = format!("seconds, from {least} to {most}");
-        let seconds = self.get(key, &expected)?;
-        let seconds = self.within(key, seconds, least..=most, &expected)?;
-        Ok(seconds.map(Duration::from_secs_f64))
+    pub(super) fn seconds(&mut self, key: &'static str, range: RangeInclusive<f64>) -> Option<Duration> {
+        let expected = format!("seconds, from {} to {}", range.start(), range.end());
+        self.within(key, range, &expected).map(Duration::from_secs_f64)
+    }
+
+    fn within<T>(&mut self, key: &'static str, range: RangeInclusive<T>, expected: &str) -> Option<T>
+    where
+        T: DeserializeOwned + PartialOrd + fmt::Display,
+    {
+        let number: T = self.get(key, expected)?;
+        if range.contains(&number) {
+            return Some(number);
+        }
+        self.refuse_value(key, expected, &number.to_string())
     }
 
     /// A limit that may be left to us, or be none.
-    pub(super) fn limit(&self, key: &str) -> Result<Limit, ConfigError> {
-        match self.dict.get(key) {
-            None => Ok(Limit::Auto),
-            Some(Value::String(_, auto)) if auto == "auto" => Ok(Limit::Auto),
-            Some(Value::Bool(_, false)) => Ok(Limit::Never),
-            Some(Value::Num(..)) => Ok(self.seconds(key, 0.0, DAY)?.map_or(Limit::Auto, Limit::Seconds)),
-            Some(value) => {
-                let problem = format!("expected seconds, `\"auto\"` or `false`, found {}", found(value));
-                Err(self.error(key, problem))
-            }
+    pub(super) fn limit(&mut self, key: &'static str) -> Limit {
+        const EXPECTED: &str = "seconds, `\"auto\"` or `false`";
+
+        match self.value(key) {
+            None => Limit::Auto,
+            Some(Value::String(_, auto)) if auto == "auto" => Limit::Auto,
+            Some(Value::Bool(_, false)) => Limit::Never,
+            Some(Value::Num(..)) => self.seconds(key, 0.0..=DAY).map_or(Limit::Auto, Limit::Seconds),
+            Some(value) => self.refuse_value(key, EXPECTED, &found(value)).unwrap_or(Limit::Auto),
         }
     }
 
-    fn within<T: PartialOrd + fmt::Display>(
-        &self,
-        key: &str,
-        number: Option<T>,
-        range: RangeInclusive<T>,
-        expected: &str,
-    ) -> Result<Option<T>, ConfigError> {
-        match number {
-            Some(number) if !range.contains(&number) => {
-                Err(self.error(key, format!("expected {expected}, found {number}")))
-            }
-            number => Ok(number),
+    pub(super) fn array(&mut self, key: &'static str, expected: &str) -> Option<&'a [Value]> {
+        match self.value(key)? {
+            Value::Array(_, values) => Some(values),
+            value => self.refuse_value(key, expected, &found(value)),
         }
     }
 
-    pub(super) fn array(&self, key: &str, expected: &str) -> Result<Option<&'a [Value]>, ConfigError> {
-        match self.dict.get(key) {
-            None => Ok(None),
-            Some(Value::Array(_, values)) => Ok(Some(values)),
-            Some(value) => Err(self.error(key, format!("expected {expected}, found {}", found(value)))),
+    pub(super) fn table(&mut self, key: &'static str) -> Option<&'a Dict> {
+        match self.value(key)? {
+            Value::Dict(_, dict) => Some(dict),
+            value => self.refuse_value(key, "a table", &found(value)),
         }
     }
 
-    /// The table at `key`, or `default`.
-    pub(super) fn table<'b>(&self, key: &str, default: &'b Dict) -> Result<Table<'b>, ConfigError>
-    where
-        'a: 'b,
-    {
-        match self.dict.get(key) {
-            None => Ok(self.inner(key, default)),
-            Some(Value::Dict(_, dict)) => Ok(self.inner(key, dict)),
-            Some(value) => Err(self.error(key, format!("expected a table, found {}", found(value)))),
-        }
+    /// Asks for the names of keys that belong to somebody else.
+    pub(super) fn ignore(&mut self, key: &'static str) {
+        self.ignored = self.strings(key).unwrap_or_default();
     }
 }
 

@@ -1,13 +1,18 @@
 use super::*;
 
+fn new(role: Role) -> Arc<Health> {
+    let master = if role == Role::Master { ServerId(1) } else { ServerId(0) };
+    Health::new(ServerId(1), Arc::from("db"), Arc::new(Mastership::new(master)))
+}
+
 fn server(role: Role) -> Arc<Health> {
-    let server = Health::new(Arc::from("db"), role);
+    let server = new(role);
     probed(&server, NodeState::Up);
     server
 }
 
 fn probed(server: &Health, state: NodeState) {
-    server.judged(state, "");
+    server.found(state, "");
     server.probes.send_modify(|probes| *probes += 1);
 }
 
@@ -16,7 +21,7 @@ fn a_slave_that_was_not_used_has_to_prove_itself_twice() {
     for left_out in [NodeState::Down, NodeState::Behind, NodeState::Stranger, NodeState::SecondMaster] {
         let slave = server(Role::Slave);
         match left_out {
-            NodeState::Down => slave.lost(&sqlx::Error::WorkerCrashed),
+            NodeState::Down => slave.went_down(&sqlx::Error::WorkerCrashed),
             state => probed(&slave, state),
         }
         assert_eq!(slave.state(), left_out);
@@ -24,7 +29,7 @@ fn a_slave_that_was_not_used_has_to_prove_itself_twice() {
         assert!(!slave.is_usable(), "{left_out:?}");
         // A relapse, and what was proved is void.
         match left_out {
-            NodeState::Down => slave.lost(&sqlx::Error::WorkerCrashed),
+            NodeState::Down => slave.went_down(&sqlx::Error::WorkerCrashed),
             state => probed(&slave, state),
         }
         probed(&slave, NodeState::Up);
@@ -37,10 +42,10 @@ fn a_slave_that_was_not_used_has_to_prove_itself_twice() {
 #[test]
 fn one_good_probe_is_enough_for_the_master_for_a_suspect_and_at_first() {
     let master = server(Role::Master);
-    master.lost(&sqlx::Error::WorkerCrashed);
-    assert!(!master.answers());
+    master.went_down(&sqlx::Error::WorkerCrashed);
+    assert!(!master.answers(Use::Writes));
     probed(&master, NodeState::Up);
-    assert!(master.is_usable() && master.answers());
+    assert!(master.is_usable() && master.answers(Use::Writes));
 
     let slave = server(Role::Slave);
     slave.suspect(&sqlx::Error::WorkerCrashed);
@@ -48,7 +53,7 @@ fn one_good_probe_is_enough_for_the_master_for_a_suspect_and_at_first() {
     probed(&slave, NodeState::Up);
     assert!(slave.is_usable());
 
-    let new = Health::new(Arc::from("db"), Role::Slave);
+    let new = self::new(Role::Slave);
     new.suspect(&sqlx::Error::WorkerCrashed);
     probed(&new, NodeState::Up);
     assert!(new.is_usable());
@@ -59,10 +64,10 @@ fn what_is_no_first_choice_may_be_the_last() {
     use PinnedWithoutMaster::{Fail, Stale};
 
     let slave = server(Role::Slave);
-    slave.lost(&sqlx::Error::WorkerCrashed);
-    assert!(!slave.is_last_resort(Stale) && !slave.answers(), "it does not answer");
+    slave.went_down(&sqlx::Error::WorkerCrashed);
+    assert!(!slave.is_last_resort(Stale) && !slave.answers(Use::Reads), "it does not answer");
     probed(&slave, NodeState::Up);
-    assert!(slave.is_last_resort(Fail) && slave.answers(), "it is on its way back");
+    assert!(slave.is_last_resort(Fail) && slave.answers(Use::Reads), "it is on its way back");
     slave.set_taken_out(true);
     assert!(!slave.is_last_resort(Stale), "somebody has taken it out");
 
@@ -77,24 +82,74 @@ fn what_is_no_first_choice_may_be_the_last() {
 fn a_suspect_that_does_not_answer_either_is_down_and_stays_so() {
     let slave = server(Role::Slave);
     slave.suspect(&sqlx::Error::WorkerCrashed);
-    slave.lost(&sqlx::Error::WorkerCrashed);
+    slave.went_down(&sqlx::Error::WorkerCrashed);
     assert_eq!(slave.state(), NodeState::Down);
     slave.suspect(&sqlx::Error::WorkerCrashed);
     assert_eq!(slave.state(), NodeState::Down);
 }
 
 #[test]
-fn a_position_counts_for_connections_that_are_older_than_the_look_at_it() {
+fn a_position_counts_for_its_instance_and_for_connections_that_are_older_than_the_look_at_it() {
     let slave = server(Role::Slave);
+    let (ours, other) = (Some(Instance::of("ours")), Some(Instance::of("other")));
     let here = Position::Time(100);
     let (before, after) = (Instant::now(), Instant::now() + Duration::from_secs(1));
     assert_eq!(slave.replay_of(&here), Replay::Behind);
-    slave.saw(here.clone(), before);
-    assert!(slave.has_replayed(&here, before));
-    assert!(!slave.has_replayed(&here, after), "the server may have been restarted");
-    assert!(!slave.has_replayed(&Position::Time(101), before));
+    slave.saw(here.clone(), ours, before);
+    assert!(slave.has_replayed(&here, ours, before));
+    assert!(!slave.has_replayed(&here, ours, after), "the server may have recovered from a crash");
+    assert!(!slave.has_replayed(&here, other, before), "the address leads to another server, too");
+    assert!(!slave.has_replayed(&here, None, before), "nobody knows whom a pooler leads to");
+    assert!(!slave.has_replayed(&Position::Time(101), ours, before));
     assert_eq!(slave.replay_of(&Position::Lsn { timeline: 1, lsn: 1 }), Replay::Elsewhere);
 
-    slave.lost(&sqlx::Error::WorkerCrashed);
-    assert!(!slave.has_replayed(&here, before), "it may come back further behind");
+    slave.saw(here.clone(), None, before);
+    assert!(!slave.has_replayed(&here, None, before), "two who are unknown need not be the same");
+
+    slave.went_down(&sqlx::Error::WorkerCrashed);
+    assert!(!slave.has_replayed(&here, ours, before), "it may come back further behind");
+}
+
+#[test]
+fn a_server_that_goes_down_begins_a_generation_and_a_suspect_does_not() {
+    let slave = server(Role::Slave);
+    let generation = slave.generation();
+    slave.suspect(&sqlx::Error::WorkerCrashed);
+    assert_eq!(slave.generation(), generation);
+    slave.went_down(&sqlx::Error::WorkerCrashed);
+    assert!(slave.generation() > generation);
+}
+
+#[test]
+fn a_suspect_that_is_full_serves_by_the_connections_that_it_has() {
+    let slave = server(Role::Slave);
+    slave.suspect(&sqlx::Error::WorkerCrashed);
+    slave.is_full();
+    assert!(slave.is_usable());
+    slave.went_down(&sqlx::Error::WorkerCrashed);
+    slave.is_full();
+    assert!(!slave.is_usable(), "one that is down has no connections any more");
+}
+
+#[test]
+fn a_contested_master_is_read_from_but_not_written_to() {
+    let master = server(Role::Master);
+    probed(&master, NodeState::Contested);
+    assert!(master.answers(Use::Reads) && !master.answers(Use::Writes));
+    probed(&master, NodeState::Up);
+    assert!(master.answers(Use::Writes));
+}
+
+#[test]
+fn whoever_becomes_the_master_is_called_one() {
+    let mastership = Arc::new(Mastership::new(ServerId(0)));
+    let health = |id| Health::new(ServerId(id), Arc::from("db"), mastership.clone());
+    let (old, new) = (health(0), health(1));
+    assert_eq!((old.to_string(), new.to_string()), ("master `db`".into(), "slave `db`".into()));
+    let before = mastership.term();
+    mastership.pass_to(ServerId(1));
+    assert_eq!((old.to_string(), new.to_string()), ("slave `db`".into(), "master `db`".into()));
+    assert_ne!(mastership.term(), before);
+    mastership.pass_to(ServerId(0));
+    assert_ne!(mastership.term(), before, "a second term of the same master is another term");
 }

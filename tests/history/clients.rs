@@ -63,7 +63,7 @@ pub async fn settled(url: &str, nodes: &[&str]) {
 
 struct Client {
     http: reqwest::Client,
-    url: String,
+    site: String,
     register: usize,
     origin: Instant,
 }
@@ -71,7 +71,12 @@ struct Client {
 impl Client {
     fn new(url: &str, register: usize, origin: Instant) -> Self {
         let http = reqwest::Client::builder().cookie_store(true).timeout(PATIENCE * 2).build().unwrap();
-        Self { http, url: format!("{url}/registers/{register}"), register, origin }
+        Self { http, site: url.to_owned(), register, origin }
+    }
+
+    /// Whether its writes go over a handle that is older than what happens to the servers.
+    fn keeps(&self) -> bool {
+        self.register % 4 == 1
     }
 
     /// Writes, reads at once as after a redirect, and reads some more.
@@ -97,8 +102,13 @@ impl Client {
     async fn operate(&mut self, work: Work) -> Operation {
         let invoked = self.origin.elapsed();
         let outcome = match work {
-            Work::Write(value) => self.send(self.http.put(format!("{}/{value}", self.url))).await,
-            Work::Read => self.send(self.http.get(&self.url)).await,
+            Work::Write(value) => {
+                let path = if self.keeps() { "kept" } else { "registers" };
+                self.send(self.http.put(format!("{}/{path}/{}/{value}", self.site, self.register))).await
+            }
+            Work::Read => {
+                self.send(self.http.get(format!("{}/registers/{}", self.site, self.register))).await
+            }
         };
         Operation { client: self.register, work, invoked, returned: self.origin.elapsed(), outcome }
     }

@@ -23,7 +23,7 @@ use rocket::tokio;
 
 use checker::{Promise, Violation, check, check_end};
 use clients::{Clients, SPARE};
-use nemesis::Fault;
+use nemesis::{Fault, Wires};
 use operation::{Operation, Outcome, Spell, Work, Write};
 use program::Website;
 use support::cluster::{Cluster, Dbms};
@@ -62,14 +62,13 @@ const CHECKS: &str = "check_interval=0.5,check_timeout=2.5";
 /// Like the guestbook, but with registers.
 const EXAMPLE: &str = "registers";
 
-fn section<D: Dbms>(cluster: &Cluster<D>, application: &Application, keys: &str) -> String {
-    let slave = |(index, slave): (usize, &support::server::Server<D>)| {
-        format!("{{url=\"{}\",name=\"slave{}\"}}", slave.url(), index + 1)
-    };
-    let slaves: Vec<_> = cluster.slaves.iter().enumerate().map(slave).collect();
-    let url = cluster.master.url();
+fn section<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, application: &Application, keys: &str) -> String {
+    let url = wires.master.url(&cluster.master.url());
+    let (slave1, slave2) = (cluster.slaves[0].url(), wires.slave2.url(&cluster.slaves[1].url()));
+    let slaves = [(slave1, "slave1"), (slave2, "slave2")];
+    let slaves = slaves.map(|(url, name)| format!("{{url=\"{url}\",name=\"{name}\"}}")).join(",");
     let own = application.keys;
-    format!("{{replicated={{url=\"{url}\",slaves=[{}],{own},{CHECKS},{keys}}}}}", slaves.join(","))
+    format!("{{replicated={{url=\"{url}\",slaves=[{slaves}],{own},{CHECKS},{keys}}}}}")
 }
 
 /// Short, unless the environment says otherwise.
@@ -108,8 +107,9 @@ impl Report<'_> {
         let index = all.iter().position(|operation| operation == first).unwrap();
         let before: Vec<_> =
             all[..=index].iter().rev().filter(|other| other.client == first.client).take(8).collect();
-        let is_news =
-            |line: &&str| ["`slave", "master `", "Error", "WARN"].iter().any(|word| line.contains(word));
+        let is_news = |line: &&str| {
+            ["`slave", "master `", "Error", "WARN", "Warning"].iter().any(|word| line.contains(word))
+        };
         let lines: Vec<_> = log.lines().filter(is_news).collect();
         let tail = &lines[lines.len().saturating_sub(60)..];
         panic!(
@@ -128,7 +128,7 @@ async fn run<D: Dbms + Send + Sync>(
     kind: &str,
     keys: &str,
     schema: &[&str],
-    last_act: impl FnOnce(&Cluster<D>, Instant, &dyn Fn()) -> LastAct + Send + 'static,
+    last_act: impl FnOnce(&Cluster<D>, Instant, &dyn Fn()) -> LastAct<D> + Send + 'static,
 ) {
     let seed = seed();
     println!("HISTORY_SEED={seed}");
@@ -138,12 +138,13 @@ async fn run<D: Dbms + Send + Sync>(
         cluster.master.sql(sql);
     }
     cluster.wait_caught_up();
+    let wires = Arc::new(Wires::to(&*cluster));
 
     let origin = Instant::now();
     let mut running = Vec::new();
     let mut first = 0;
     for application in &APPLICATIONS {
-        let databases = section(&*cluster, application, keys);
+        let databases = section(&*cluster, &wires, application, keys);
         let website = Website::launch_with(EXAMPLE, "Rocket.toml", &databases, &[("REGISTERS", kind)]).await;
         let clients = Clients::start(&website.url, first..first + application.clients, origin);
         first += application.clients;
@@ -151,7 +152,7 @@ async fn run<D: Dbms + Send + Sync>(
     }
 
     let urls: Vec<_> = running.iter().map(|(_, website, _)| website.url.clone()).collect();
-    let (servers, faults) = (cluster.clone(), plan.clone());
+    let (servers, wires, faults) = (cluster.clone(), wires.clone(), plan.clone());
     let acts = tokio::task::spawn_blocking({
         let (urls, runtime) = (urls.clone(), tokio::runtime::Handle::current());
         move || {
@@ -159,14 +160,16 @@ async fn run<D: Dbms + Send + Sync>(
                 let applications = urls.iter().map(|url| clients::settled(url, &["slave1", "slave2"]));
                 runtime.block_on(join_all(applications));
             };
-            let spells = nemesis::run(&*servers, &faults, origin, &settled);
+            let spells = nemesis::run(&*servers, &wires, &faults, origin, &settled);
             settled();
             (spells, last_act(&*servers, origin, &settled))
         }
     });
-    let (mut without_master, LastAct { master, spell }) = acts.await.unwrap();
+    let (mut without_master, LastAct { master, spell, epilogue }) = acts.await.unwrap();
     without_master.extend(spell);
     join_all(urls.iter().map(|url| clients::settled(url, &[]))).await;
+    let servers = cluster.clone();
+    tokio::task::spawn_blocking(move || epilogue(&servers)).await.unwrap();
     // And some more of what is usual.
     tokio::time::sleep(Duration::from_secs(2)).await;
 
@@ -194,11 +197,13 @@ async fn run<D: Dbms + Send + Sync>(
 }
 
 /// What happens after all faults.
-struct LastAct {
+struct LastAct<D: Dbms> {
     /// Who is the master from then on.
     master: usize,
     /// The time without one.
     spell: Option<Spell>,
+    /// What happens once writes succeed again.
+    epilogue: fn(&Cluster<D>),
 }
 
 fn summarize(application: &Application, operations: &[Operation]) {
@@ -228,6 +233,7 @@ async fn on_postgresql() {
     let promote = |cluster: &Cluster<Postgres>, origin, settled: &dyn Fn()| LastAct {
         spell: Some(nemesis::promote(cluster, origin, settled)),
         master: 1,
+        epilogue: nemesis::bring_back,
     };
     run::<Postgres>("postgres", "follow_promotion=true", &[&SCHEMA[..], &[grant]].concat(), promote).await;
 }
@@ -237,6 +243,7 @@ async fn on_mariadb() {
     run::<MariaDb>("mariadb", "follow_promotion=false", &SCHEMA, |_, _, _| LastAct {
         master: 0,
         spell: None,
+        epilogue: |_| (),
     })
     .await;
 }

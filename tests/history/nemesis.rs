@@ -9,6 +9,7 @@ use super::operation::Spell;
 use super::support::cluster::{Cluster, Dbms, Replay};
 use super::support::postgres::Postgres;
 use super::support::server::wait_for;
+use super::support::wire::Wire;
 
 #[derive(Clone, Debug)]
 pub struct Fault {
@@ -19,13 +20,36 @@ pub struct Fault {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Pause { slave: usize },
+    Pause {
+        slave: usize,
+    },
     PauseAll,
-    Delay { seconds: u16 },
+    Delay {
+        seconds: u16,
+    },
     KillSlave(usize),
     FreezeSlave(usize),
     KillMaster,
     FreezeMaster,
+    /// Its address does not answer for a while, and what was connected before stays silent for ever.
+    MoveMaster,
+    /// The address of the second slave leads to both slaves, one of which falls behind.
+    ShareAddress {
+        paused: usize,
+    },
+}
+
+/// What the applications reach some servers by.
+pub struct Wires {
+    pub master: Wire,
+    pub slave2: Wire,
+}
+
+impl Wires {
+    pub fn to<D: Dbms>(cluster: &Cluster<D>) -> Self {
+        let Cluster { master, slaves, .. } = cluster;
+        Self { master: Wire::to(master.port()), slave2: Wire::to(slaves[1].port()) }
+    }
 }
 
 /// As many rounds of all faults as fit, in any order.
@@ -43,11 +67,19 @@ pub fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
             Kind::FreezeSlave(slave()),
             Kind::KillMaster,
             Kind::FreezeMaster,
+            Kind::MoveMaster,
+            Kind::ShareAddress { paused: slave() },
         ];
         random.shuffle(&mut kinds);
         for kind in kinds {
             let mut ms = |range| Duration::from_millis(random.u64(range));
-            let fault = Fault { after: ms(100..500), kind, lasts: ms(500..2000) };
+            let (after, lasts) = (ms(100..500), ms(500..2000));
+            // Whoever was cut off from the address is not trusted again at once.
+            let lasts = match kind {
+                Kind::ShareAddress { .. } => lasts + Duration::from_secs(1),
+                _ => lasts,
+            };
+            let fault = Fault { after, kind, lasts };
             whole += fault.after + fault.lasts;
             plan.push(fault);
         }
@@ -57,23 +89,29 @@ pub fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
 
 /// Carries a plan out, one fault at a time: each begins once all is `settled` after the one before. The times
 /// without a master.
-pub fn run<D: Dbms>(cluster: &Cluster<D>, plan: &[Fault], origin: Instant, settled: &dyn Fn()) -> Vec<Spell> {
+pub fn run<D: Dbms>(
+    cluster: &Cluster<D>,
+    wires: &Wires,
+    plan: &[Fault],
+    origin: Instant,
+    settled: &dyn Fn(),
+) -> Vec<Spell> {
     let mut without_master = Vec::new();
     for Fault { after, kind, lasts } in plan {
         settled();
         thread::sleep(*after);
         let began = origin.elapsed();
-        strike(cluster, *kind);
+        strike(cluster, wires, *kind);
         thread::sleep(*lasts);
-        heal(cluster, *kind);
-        if matches!(kind, Kind::KillMaster | Kind::FreezeMaster) {
+        heal(cluster, wires, *kind);
+        if matches!(kind, Kind::KillMaster | Kind::FreezeMaster | Kind::MoveMaster) {
             without_master.push(Spell { began, ended: origin.elapsed() });
         }
     }
     without_master
 }
 
-fn strike<D: Dbms>(cluster: &Cluster<D>, kind: Kind) {
+fn strike<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, kind: Kind) {
     let Cluster { master, slaves, .. } = cluster;
     match kind {
         Kind::Pause { slave } => slaves[slave].pause_replay(),
@@ -83,10 +121,21 @@ fn strike<D: Dbms>(cluster: &Cluster<D>, kind: Kind) {
         Kind::FreezeSlave(slave) => slaves[slave].freeze(),
         Kind::KillMaster => master.kill(),
         Kind::FreezeMaster => master.freeze(),
+        Kind::MoveMaster => {
+            wires.master.refuse();
+            // Were the old sessions to live on, they would keep their locks.
+            wires.master.lose_open();
+        }
+        Kind::ShareAddress { paused } => {
+            slaves[paused].pause_replay();
+            wires.slave2.lead_to_each(&[slaves[0].port(), slaves[1].port()]);
+            // As a proxy does that is set up anew: who comes again comes to either.
+            wires.slave2.cut();
+        }
     }
 }
 
-fn heal<D: Dbms>(cluster: &Cluster<D>, kind: Kind) {
+fn heal<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, kind: Kind) {
     let Cluster { master, slaves, .. } = cluster;
     match kind {
         Kind::Pause { slave } => slaves[slave].resume_replay(),
@@ -96,6 +145,12 @@ fn heal<D: Dbms>(cluster: &Cluster<D>, kind: Kind) {
         Kind::FreezeSlave(slave) => slaves[slave].thaw(),
         Kind::KillMaster => master.start(),
         Kind::FreezeMaster => master.thaw(),
+        Kind::MoveMaster => wires.master.pass(),
+        Kind::ShareAddress { paused } => {
+            slaves[paused].resume_replay();
+            wires.slave2.lead_to(slaves[1].port());
+            wires.slave2.cut();
+        }
     }
 }
 
@@ -121,4 +176,11 @@ pub fn promote(cluster: &Cluster<Postgres>, origin: Instant, settled: &dyn Fn())
     master.kill();
     slaves[0].sql("SELECT pg_promote()");
     Spell { began, ended: origin.elapsed() }
+}
+
+/// The old master is there again, with the role it had, and takes the writes of whoever still asks it.
+pub fn bring_back(cluster: &Cluster<Postgres>) {
+    cluster.master.start();
+    cluster.master.sql("ALTER SYSTEM RESET synchronous_standby_names");
+    cluster.master.sql("SELECT pg_reload_conf()");
 }

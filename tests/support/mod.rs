@@ -17,6 +17,8 @@ pub mod postgres;
 
 pub mod lab;
 pub mod logbook;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub mod wire;
 
 use std::time::{Duration, Instant};
 

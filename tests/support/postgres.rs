@@ -144,7 +144,7 @@ impl Server {
 }
 
 /// A client program on the Unix socket, which trusts whoever can reach it.
-fn client(server: &Server, name: &str) -> Command {
+pub fn client(server: &Server, name: &str) -> Command {
     let mut command = program(name);
     command.env("PGHOST", server.folder()).env("PGPORT", server.port().to_string());
     command.env("PGUSER", "postgres");

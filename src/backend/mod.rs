@@ -1,0 +1,390 @@
+//! What differs between databases.
+//!
+//! Everything else in this crate is written once, for any [`Backend`]. There is one per driver,
+//! behind the feature of its name:
+//!
+//! | feature    | pool               | a read-only connection is                        |
+//! |------------|--------------------|--------------------------------------------------|
+//! | `mysql`    | [`mysql::Pool`]    | told `SET SESSION TRANSACTION READ ONLY`         |
+//! | `postgres` | [`postgres::Pool`] | started with `default_transaction_read_only=on`  |
+//! | `sqlite`   | [`sqlite::Pool`]   | opened read-only on a slave, and `query_only`    |
+//!
+//! [`mysql::Pool`]: crate::mysql::Pool
+//! [`postgres::Pool`]: crate::postgres::Pool
+//! [`sqlite::Pool`]: crate::sqlite::Pool
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use rocket::futures::future::BoxFuture;
+use rocket::tokio;
+use sqlx::error::DatabaseError;
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, Database, Execute, Executor};
+
+use crate::position::Position;
+
+mod follower;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod session;
+pub(crate) mod settings;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod sqlx_pool;
+mod statement;
+
+#[doc(hidden)]
+pub use follower::{Copied, Follower};
+#[doc(hidden)]
+pub use session::{Activity, Instance, Prepared, SessionId};
+pub use settings::Settings;
+pub use sqlx_pool::Pool;
+#[doc(hidden)]
+pub use statement::Opens;
+
+#[cfg(feature = "sqlite")]
+use follower::Millis;
+
+/// How a driver is told where to connect to, and how.
+pub type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
+
+/// A pool this crate can replicate over. Sealed: implemented by [`Pool`] for every [`Driver`].
+pub trait Backend: rocket_db_pools::Pool<Connection = PoolConnection<Self::Db>> + sealed::Sealed {
+    /// The driver behind the pool.
+    type Db: Driver;
+}
+
+/// A connection of a driver.
+pub(crate) type Conn<DB> = <DB as Database>::Connection;
+
+/// A database's own ways. Sealed: one per feature of this crate.
+pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
+    /// Whether one connection at a time may write, so that a larger pool would only wait on itself.
+    #[doc(hidden)]
+    const ONE_WRITER: bool = false;
+
+    /// Whether this crate can keep a slave itself: [`Driver::follow`].
+    #[doc(hidden)]
+    const CAN_FOLLOW: bool = false;
+
+    /// Whether a server proves that it was promoted: by a timeline of its own.
+    #[doc(hidden)]
+    const TELLS_TIMELINE: bool = false;
+
+    /// What is remembered of a connection between two looks at its server, so that what never changes
+    /// is asked once.
+    #[doc(hidden)]
+    type Memory: Default + Send;
+
+    /// Turns settings into the driver's options, or says what is wrong with the URL (without it).
+    #[doc(hidden)]
+    fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String>;
+
+    /// The server that these options lead to.
+    #[doc(hidden)]
+    fn address(options: &Options<Self>) -> Address;
+
+    /// The database that these options lead to, where a server can have several.
+    #[doc(hidden)]
+    fn database(_options: &Options<Self>) -> Option<&str> {
+        None
+    }
+
+    /// Whether these options lead to a file that has nothing in it yet, or does not exist.
+    #[doc(hidden)]
+    fn is_unfilled(_options: &Options<Self>) -> bool {
+        false
+    }
+
+    /// Prepares a new connection for its use, and asks whom it leads to: in one round trip, unless the
+    /// server refuses a setting that is not needed.
+    #[doc(hidden)]
+    fn prepare(conn: &mut Conn<Self>, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>>;
+
+    /// What a failed query says about the query and about its server.
+    #[doc(hidden)]
+    fn fault(error: &sqlx::Error) -> Fault;
+
+    /// Whether the connection can run nothing more after this error, whatever the fault.
+    #[doc(hidden)]
+    fn ends_connection(error: &sqlx::Error) -> bool {
+        matches!(error, sqlx::Error::Protocol(_)) || Self::fault(error) == Fault::Node
+    }
+
+    /// What an ordinary role can see of a server that is there for this, in as few round trips as can be.
+    /// Poolers are no obstacle: nothing is prepared.
+    #[doc(hidden)]
+    fn observe<'a>(
+        conn: &'a mut Conn<Self>,
+        access: Access,
+        memory: &'a mut Self::Memory,
+        depth: Depth,
+    ) -> BoxFuture<'a, Result<Observation, sqlx::Error>>;
+
+    /// How far a slave has replayed, as [`observe`](Self::observe) tells it. `known` is a position of the very
+    /// same instance, which spares asking for what seldom changes.
+    #[doc(hidden)]
+    fn replayed<'a>(
+        conn: &'a mut Conn<Self>,
+        known: Option<&'a Position>,
+    ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>>;
+
+    /// Waits at the server until it has replayed `position`, but not for longer than `patience`. `false`
+    /// where the server cannot wait: the caller asks again.
+    #[doc(hidden)]
+    fn wait_for<'a>(
+        _conn: &'a mut Conn<Self>,
+        _position: &'a Position,
+        _patience: Duration,
+    ) -> BoxFuture<'a, Result<bool, sqlx::Error>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    /// What each of these sessions is doing, as far as their own role can see.
+    #[doc(hidden)]
+    fn sessions<'a>(
+        _conn: &'a mut Conn<Self>,
+        sessions: &'a [SessionId],
+    ) -> BoxFuture<'a, Result<Vec<Activity>, sqlx::Error>> {
+        Box::pin(async { Ok(vec![Activity::Hidden; sessions.len()]) })
+    }
+
+    /// Fetches the first row, and reads on to the end of the answer; gives up after a few more rows where
+    /// `rest` allows it. Whether the connection is left clean.
+    #[doc(hidden)]
+    fn fetch_optional<'a, 'q: 'a>(
+        conn: &'a mut Conn<Self>,
+        query: impl Execute<'q, Self> + 'q,
+        rest: Rest,
+    ) -> BoxFuture<'a, Result<FirstRow<Self>, sqlx::Error>>
+    where
+        for<'c> &'c mut Conn<Self>: Executor<'c, Database = Self>;
+
+    /// Whether this statement leaves a transaction open behind it. `simple` says that it goes over the simple
+    /// protocol, which takes several statements at once.
+    #[doc(hidden)]
+    fn opens_transaction(sql: &str, simple: bool) -> Opens {
+        Opens::by_words(sql, simple)
+    }
+
+    /// Whether a transaction is open that nobody is going to end; if so, or if that cannot be told, the
+    /// connection is to be closed. A transaction that sqlx knows of has been rolled back by then.
+    #[doc(hidden)]
+    fn settle(conn: &mut Conn<Self>) -> BoxFuture<'_, Result<Left, sqlx::Error>>;
+
+    /// Starts to copy the master into the slave `name` every so often, after a first copy.
+    #[doc(hidden)]
+    fn follow(
+        _name: &str,
+        _master: &Options<Self>,
+        _slave: &Options<Self>,
+        _every: Duration,
+    ) -> BoxFuture<'static, Follower> {
+        unreachable!("a configuration with `follow` is refused unless CAN_FOLLOW")
+    }
+}
+
+/// What the connections of a pool may do.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reads and writes, at the master.
+    ReadWrite,
+    /// Reads only, at the master.
+    ReadMaster,
+    /// Reads only, at a slave.
+    ReadSlave,
+}
+
+impl Access {
+    pub(crate) fn writes(self) -> bool {
+        self == Self::ReadWrite
+    }
+}
+
+/// What to do about rows that nobody wants.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// They are read: the statement may have written, and is not complete before its answer is.
+    Read,
+    /// A few are read; where there are more, closing the connection costs less.
+    Abandon,
+}
+
+/// How a statement has left its connection.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    Clean,
+    /// With an answer that is not read to its end, or in a transaction.
+    Dirty,
+}
+
+/// The first row of an answer, if it has one, and how the connection was left.
+#[doc(hidden)]
+pub type FirstRow<DB> = (Option<<DB as Database>::Row>, Left);
+
+/// [`Driver::fetch_optional`] for drivers that send whole answers.
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+fn fetch_first<'a, 'q: 'a, DB: Driver>(
+    conn: &'a mut Conn<DB>,
+    query: impl Execute<'q, DB> + 'q,
+    rest: Rest,
+) -> BoxFuture<'a, Result<FirstRow<DB>, sqlx::Error>>
+where
+    for<'c> &'c mut Conn<DB>: Executor<'c, Database = DB>,
+{
+    use rocket::futures::TryStreamExt;
+
+    /// So many rows cost less to read than a new connection.
+    const CHEAP_REST: usize = 64;
+
+    let mut steps = conn.fetch_many(query);
+    Box::pin(async move {
+        let (mut first, mut unwanted) = (None, 0);
+        while let Some(step) = steps.try_next().await? {
+            match (step.right(), &first) {
+                (row @ Some(_), None) => first = row,
+                (Some(_), Some(_)) => unwanted += 1,
+                (None, _) => {}
+            }
+            if unwanted > CHEAP_REST && rest == Rest::Abandon {
+                return Ok((first, Left::Dirty));
+            }
+        }
+        Ok((first, Left::Clean))
+    })
+}
+
+/// What a failed query says.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The statement wanted to write where only reads are allowed.
+    ReadOnly,
+    /// The connection or its server failed: another node may well answer.
+    Node,
+    /// The server is fine, but has no connection to spare.
+    Full,
+    /// The server is fine, but cancelled the query for reasons of its replication.
+    Conflict,
+    /// The query is to blame, or the cause is unknown: it would fail elsewhere as well.
+    Query,
+}
+
+/// How much to ask of a server.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// What changes all the time.
+    Light,
+    /// Also what seldom changes, and costs the server more.
+    Full,
+}
+
+/// What a server tells of itself.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Observation {
+    pub role: ReportedRole,
+    /// What a master and its slaves have in common, and nobody else.
+    pub system: Option<u64>,
+    /// What a master has written, or a slave replayed; unknown where it cannot be compared.
+    pub position: Option<Position>,
+}
+
+/// What a server takes itself for.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReportedRole {
+    /// It takes writes of its own.
+    Master,
+    /// It replays those of another.
+    Slave,
+    /// It does not tell.
+    Unknown,
+}
+
+/// Asks again and again, at first often, until a slave has replayed `position`; but not for longer than
+/// `patience`, nor for a position of another history, which may never come. How far it has replayed then.
+pub(crate) async fn catch_up<DB: Driver>(
+    conn: &mut Conn<DB>,
+    position: &Position,
+    mut known: Option<Position>,
+    patience: Duration,
+) -> Result<Option<Position>, sqlx::Error> {
+    let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        known = DB::replayed(conn, known.as_ref()).await?;
+        let worthwhile =
+            |replayed: &Position| replayed.shares_history(position) && !replayed.reaches(position);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || !known.as_ref().is_some_and(worthwhile) {
+            return Ok(known);
+        }
+        if DB::wait_for(conn, position, left).await? {
+            return DB::replayed(conn, known.as_ref()).await;
+        }
+        tokio::time::sleep(pause.min(left)).await;
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// Where a server is: what log lines and default node names are made of.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    pub host: String,
+    pub port: Option<u16>,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
+        }
+    }
+}
+
+/// The faults that look the same through every driver.
+fn connection_fault(error: &sqlx::Error) -> Option<Fault> {
+    use sqlx::Error::*;
+
+    match error {
+        Io(_) | Tls(_) | WorkerCrashed => Some(Fault::Node),
+        Database(_) => None,
+        _ => Some(Fault::Query),
+    }
+}
+
+/// Whether a database says that it cannot serve now, and may later.
+pub(crate) fn is_unavailable(error: &dyn DatabaseError) -> bool {
+    let drivers: &[fn(&dyn DatabaseError) -> bool] = &[
+        #[cfg(feature = "mysql")]
+        mysql::is_unavailable,
+        #[cfg(feature = "postgres")]
+        postgres::is_unavailable,
+        #[cfg(feature = "sqlite")]
+        sqlite::is_unavailable,
+    ];
+    drivers.iter().any(|is_unavailable| is_unavailable(error))
+}
+
+mod sealed {
+    #[allow(unnameable_types)]
+    pub trait Sealed {}
+
+    #[cfg(feature = "mysql")]
+    impl Sealed for sqlx::MySql {}
+    #[cfg(feature = "postgres")]
+    impl Sealed for sqlx::Postgres {}
+    #[cfg(feature = "sqlite")]
+    impl Sealed for sqlx::Sqlite {}
+    impl<DB: super::Driver> Sealed for super::Pool<DB> {}
+}

@@ -1,0 +1,63 @@
+//! Whom a connection leads to, and what its server says of it.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+/// One run of one database process, as far as a connection can tell: a hash of what the server says of
+/// itself, so that it can be compared and kept without a lock.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Instance(NonZeroU64);
+
+impl Instance {
+    /// SipHash with fixed keys: the same words are the same instance in each process that hashes them.
+    #[cfg(any(feature = "mysql", feature = "postgres", test))]
+    pub(crate) fn of(words: &str) -> Self {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+
+        let mut hasher = DefaultHasher::new();
+        words.hash(&mut hasher);
+        Self(NonZeroU64::MIN.saturating_add(hasher.finish() >> 1))
+    }
+
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0.get()
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Option<Self> {
+        NonZeroU64::new(bits).map(Self)
+    }
+}
+
+/// What a server calls one connection to it.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    pub id: i64,
+    /// Numbers are used again: when this one began, by the server's clock, where it tells.
+    pub began: i64,
+}
+
+/// What a new connection is told by its server.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prepared {
+    pub instance: Option<Instance>,
+    pub session: Option<SessionId>,
+    /// Whether the server holds it to be read-only.
+    pub read_only: bool,
+}
+
+/// What a server says of a session.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// There is no such session.
+    Unknown,
+    /// It waits for its client, for so long.
+    Idle(Duration),
+    /// A statement runs.
+    Busy,
+    /// Nobody tells this role.
+    Hidden,
+}

@@ -1,0 +1,74 @@
+//! What the words of a statement tell.
+
+/// Whether a statement leaves a transaction open behind it, as far as its words tell.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opens {
+    Never,
+    Maybe,
+    Always,
+}
+
+impl Opens {
+    pub(super) fn by_words(sql: &str, several: bool) -> Self {
+        let body = sql.trim_end().trim_end_matches(';');
+        if several && body.contains(';') {
+            return Self::Maybe;
+        }
+        let mut words = words(body);
+        match (words.next().as_deref(), words.next().as_deref()) {
+            (Some("begin" | "savepoint"), _) | (Some("start"), Some("transaction")) => Self::Always,
+            // A procedure; a distributed transaction; a comment that the server executes.
+            (Some("call" | "xa") | None, _) => Self::Maybe,
+            _ => Self::Never,
+        }
+    }
+}
+
+/// The words that a statement begins with, in lower case, without blanks and comments.
+fn words(mut sql: &str) -> impl Iterator<Item = String> {
+    std::iter::from_fn(move || {
+        loop {
+            sql = sql.trim_start();
+            let rest = match sql {
+                _ if sql.starts_with("--") => sql.split_once('\n').map_or("", |(_, rest)| rest),
+                // A comment with `!` is one that MySQL executes.
+                _ if sql.starts_with("/*") && !sql.starts_with("/*!") => {
+                    sql.split_once("*/").map_or("", |(_, rest)| rest)
+                }
+                _ => break,
+            };
+            sql = rest;
+        }
+        let end = sql.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(sql.len());
+        let (word, rest) = sql.split_at(end);
+        sql = rest;
+        (!word.is_empty()).then(|| word.to_ascii_lowercase())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Opens::{self, *};
+
+    #[test]
+    fn what_opens_a_transaction_is_told_by_its_words() {
+        for (sql, several, opens) in [
+            ("SELECT 1", true, Never),
+            ("INSERT INTO notes VALUES ('begin')", false, Never),
+            ("INSERT INTO notes VALUES (';')", false, Never),
+            ("  begin;", false, Always),
+            ("-- a comment\n/* another */ Start /* one more */ TRANSACTION", false, Always),
+            ("START SLAVE", true, Never),
+            ("SAVEPOINT here", false, Always),
+            ("BEGIN; INSERT INTO notes VALUES (1); COMMIT", true, Maybe),
+            ("INSERT INTO notes VALUES (1);", true, Never),
+            ("CALL procedure()", false, Maybe),
+            ("/*!40000 BEGIN */", false, Maybe),
+            ("/* without an end", false, Maybe),
+            ("WITH a AS (SELECT 1) SELECT * FROM a", true, Never),
+        ] {
+            assert_eq!(Opens::by_words(sql, several), opens, "{sql}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What the guards, handles and sessions of one database share.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use rocket::futures::future::join_all;
+use rocket::tokio;
+use time::OffsetDateTime;
+
+use super::Servers;
+use super::monitor::Monitor;
+use super::server::{Purpose, Server};
+use crate::backend::{Access, Driver, Follower, Instance, catch_up};
+use crate::config::{Config, Consistency};
+use crate::health::{Mastership, NodeStatus, Role, Use};
+use crate::pin::{Evidence, Pin, Pins};
+use crate::pool::Checkout;
+use crate::position::Position;
+
+/// How long a shutdown waits for connections to be handed back.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often it looks whether they are.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
+
+/// How long a reply waits to learn where the master's log stands.
+const POSITION_BUDGET: Duration = Duration::from_millis(20);
+
+pub(crate) struct Inner<DB: Driver> {
+    pub(crate) database: &'static str,
+    pub(crate) config: Config,
+    pub(crate) pins: Option<Pins>,
+    pub(crate) servers: Arc<Servers<DB>>,
+    pub(crate) mastership: Arc<Mastership>,
+    pub(super) monitor: Monitor<DB>,
+    /// By an operator.
+    pub(super) reads_at_master: AtomicBool,
+    pub(super) followers: Mutex<Vec<Follower>>,
+    pub(crate) rerouted: Rerouted,
+    /// How many requests and jobs are at it.
+    pub(crate) sessions: AtomicUsize,
+}
+
+impl<DB: Driver> Inner<DB> {
+    pub(crate) fn read_pin(&self, token: &str) -> Option<Pin> {
+        self.pins.as_ref()?.read(token, OffsetDateTime::now_utc())
+    }
+
+    /// The pin for a write that has just been committed at this instance, by a client that carried `before`. The
+    /// position of another instance, to which the monitor may still be connected, says nothing of it.
+    pub(crate) async fn pin(&self, before: Option<&Pin>, written_at: Option<Instance>) -> Option<String> {
+        let now = OffsetDateTime::now_utc();
+        let position = match self.config.consistency {
+            Consistency::Window => None,
+            Consistency::Position => {
+                let master = self.servers.master(&self.mastership);
+                let position = tokio::time::timeout(POSITION_BUDGET, master.prober.position_requests.ask());
+                let seen = position.await.ok().flatten();
+                seen.filter(|seen| seen.instance == written_at).map(|seen| seen.position)
+            }
+        };
+        Some(self.pins.as_ref()?.sign(now, &Evidence::of_write(position, before)))
+    }
+
+    /// The pin for a write that may be later than anything that can be known of the log now.
+    pub(crate) fn window_pin(&self, before: Option<&Pin>) -> Option<String> {
+        Some(self.pins.as_ref()?.sign(OffsetDateTime::now_utc(), &Evidence::of_write(None, before)))
+    }
+
+    /// Whether a slave has replayed what a pin needs: as far as is known of the instance that this connection
+    /// leads to, else as that says itself, after some time to catch up.
+    pub(crate) async fn has_replayed(
+        &self,
+        checkout: &mut Checkout<DB>,
+        position: &Position,
+    ) -> Result<bool, sqlx::Error> {
+        let health = checkout.pool().health().clone();
+        let (instance, opened) = (checkout.state().instance(), checkout.state().opened());
+        if health.has_replayed(position, instance, opened) {
+            return Ok(true);
+        }
+        if health.copied().is_some() {
+            return Ok(false);
+        }
+        let asked = Instant::now();
+        let known = health.position_of(instance);
+        let (conn, watch) = checkout.parts();
+        let caught_up = std::pin::pin!(catch_up::<DB>(conn, position, known, self.config.catch_up_timeout));
+        let Some(replayed) = watch.over(caught_up).await? else { return Ok(false) };
+        let has_replayed = replayed.includes(position);
+        health.told(replayed, instance, asked);
+        Ok(has_replayed)
+    }
+
+    /// Whether writes can be expected to succeed.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.servers.master(&self.mastership).health.answers(Use::Writes)
+    }
+
+    pub(super) fn status(&self) -> Vec<NodeStatus> {
+        let servers = self.servers.all();
+        let configured = servers.iter().filter(|server| server.purpose != Purpose::MasterReads);
+        let mut status: Vec<_> = configured
+            .map(|server| {
+                let (health, role) = (&server.health, server.health.role());
+                NodeStatus {
+                    name: health.name().to_string(),
+                    role,
+                    state: health.state(),
+                    lag: health.lag().filter(|_| role == Role::Slave),
+                    busy: server.busy(),
+                }
+            })
+            .collect();
+        status.sort_by_key(|node| node.role == Role::Slave);
+        status
+    }
+
+    pub(super) fn slave(&self, name: &str) -> Option<Arc<Server<DB>>> {
+        let servers = self.servers.all();
+        let mut slaves = servers.iter().filter(|server| {
+            server.is_slave() || server.may_be_slave() && server.health.role() == Role::Slave
+        });
+        slaves.find(|server| **server.health.name() == *name).cloned()
+    }
+
+    pub(crate) fn reads_at_master(&self) -> bool {
+        self.reads_at_master.load(Ordering::Acquire)
+    }
+
+    pub(super) fn read_from_master(&self, from_master: bool) {
+        if self.reads_at_master.swap(from_master, Ordering::AcqRel) != from_master {
+            let whom = if from_master { "the master alone" } else { "the slaves again" };
+            info!("Reads of database `{}` go to {whom}.", self.database);
+        }
+    }
+
+    /// Looks at all servers, where that can tell whether another one was promoted: before anybody writes.
+    pub(crate) async fn ignite(&self) {
+        if DB::TELLS_TIMELINE && !self.config.slaves.is_empty() {
+            self.monitor.begin().await;
+        }
+    }
+
+    /// Starts what works in the background of requests; ready once each follower has made its first
+    /// copy, and each server has been looked at.
+    pub(crate) async fn lift_off(&self) {
+        let master = &self.config.master.settings;
+        let started = self.config.slaves.iter().filter_map(|slave| {
+            let server = self.slave(&slave.server.name)?;
+            let master = DB::options(master, Access::ReadWrite).ok()?;
+            let options = DB::options(&slave.server.settings, Access::ReadSlave).ok()?;
+            let started = DB::follow(&slave.server.name, &master, &options, slave.follow?);
+            Some(async move {
+                let follower = started.await;
+                server.health.follows(follower.copied.clone());
+                follower
+            })
+        });
+        let started = join_all(started).await;
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+        self.monitor.begin().await;
+    }
+
+    /// Closes the connections once no request is at them any more, or after a while: whoever holds one then
+    /// keeps it, and it is closed when it comes back. Until that while is over, other shutdown fairings, which run
+    /// at the same time, can still ask for connections.
+    pub(crate) async fn shut_down(&self) {
+        let followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
+        let stop = tokio::task::spawn_blocking(move || drop(followers));
+
+        let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+        while self.sessions.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        self.monitor.end();
+        let servers = self.servers.all();
+        let pools: Vec<_> = servers.iter().flat_map(|server| server.pools.all()).cloned().collect();
+        let drained = join_all(pools.iter().map(|pool| pool.drain()));
+        if tokio::time::timeout_at(deadline, drained).await.is_err() {
+            warn!("Connections to database `{}` are still in use at shutdown.", self.database);
+        }
+        if tokio::time::timeout_at(deadline, stop).await.is_err() {
+            warn!("A slave of database `{}` is still being copied at shutdown.", self.database);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            pools.iter().for_each(|pool| pool.close());
+        } else {
+            tokio::spawn(async move {
+                tokio::time::sleep_until(deadline).await;
+                pools.iter().for_each(|pool| pool.close());
+            });
+        }
+    }
+}
+
+/// The handlers whose writes were rerouted, each of which is reported once.
+#[derive(Debug, Default)]
+pub(crate) struct Rerouted(Mutex<HashSet<String>>);
+
+impl Rerouted {
+    pub(crate) fn is_news(&self, handler: &str) -> bool {
+        let mut handlers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !handlers.contains(handler) && handlers.insert(handler.to_owned())
+    }
+}
+
+impl<DB: Driver> fmt::Debug for Inner<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("database", &self.database)
+            .field("servers", &*self.servers.all())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,118 @@
+//! The servers of one database.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use rocket_db_pools::Database;
+
+use crate::backend::{Backend, Driver};
+use crate::health::{Mastership, NodeStatus, ServerId};
+
+mod inner;
+mod monitor;
+mod opening;
+pub(crate) mod server;
+
+pub(crate) use inner::Inner;
+pub(crate) use server::{Server, Share};
+
+/// The driver of a database.
+pub(crate) type Db<D> = <<D as Database>::Pool as Backend>::Db;
+
+/// The master and the slaves of one database: what code without a request asks for its handles.
+///
+/// From [`Replicated::fetch`](crate::Replicated::fetch), for migrations and jobs. Cheap to clone.
+pub struct Cluster<D: Database<Pool: Backend>>(pub(crate) Arc<Inner<Db<D>>>);
+
+impl<D: Database<Pool: Backend>> Cluster<D> {
+    /// Leaves a slave out of all choices from now on, for maintenance or a drill. Requests that read
+    /// from it go on. It is still looked at, and there is no limit to how many may be taken out:
+    /// without slaves, reads go to the master.
+    ///
+    /// # Errors
+    ///
+    /// If no slave has this name.
+    pub fn take_out(&self, slave: &str) -> Result<(), UnknownSlave> {
+        self.slave(slave)?.health.set_taken_out(true);
+        Ok(())
+    }
+
+    /// Takes back [`take_out`](Self::take_out): the slave serves again, if it is well.
+    ///
+    /// # Errors
+    ///
+    /// If no slave has this name.
+    pub fn put_back(&self, slave: &str) -> Result<(), UnknownSlave> {
+        self.slave(slave)?.health.set_taken_out(false);
+        Ok(())
+    }
+
+    /// Sends all reads to the master from now on, within `master_read_connections`, whoever asks for
+    /// slaves.
+    pub fn read_from_master(&self) {
+        self.0.read_from_master(true);
+    }
+
+    /// Takes back [`read_from_master`](Self::read_from_master).
+    pub fn read_from_slaves(&self) {
+        self.0.read_from_master(false);
+    }
+
+    /// How all configured nodes are, the master first: for a page that operators look at, or for metrics.
+    pub fn status(&self) -> Vec<NodeStatus> {
+        self.0.status()
+    }
+
+    fn slave(&self, name: &str) -> Result<Arc<Server<Db<D>>>, UnknownSlave> {
+        self.0.slave(name).ok_or_else(|| UnknownSlave { name: name.to_owned() })
+    }
+}
+
+/// No slave has this name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownSlave {
+    name: String,
+}
+
+impl fmt::Display for UnknownSlave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no slave is named `{}`", self.name)
+    }
+}
+
+impl std::error::Error for UnknownSlave {}
+
+impl<D: Database<Pool: Backend>> Clone for Cluster<D> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<D: Database<Pool: Backend>> fmt::Debug for Cluster<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cluster").field(&self.0).finish()
+    }
+}
+
+/// The one list of servers: read without a lock, and replaced as a whole when it grows or shrinks.
+pub(crate) struct Servers<DB: Driver>(ArcSwap<Vec<Arc<Server<DB>>>>);
+
+impl<DB: Driver> Servers<DB> {
+    fn new(servers: Vec<Arc<Server<DB>>>) -> Self {
+        Self(ArcSwap::from_pointee(servers))
+    }
+
+    pub(crate) fn all(&self) -> Guard<Arc<Vec<Arc<Server<DB>>>>> {
+        self.0.load()
+    }
+
+    fn master(&self, mastership: &Mastership) -> Arc<Server<DB>> {
+        // INVARIANT: the master is never taken from the list.
+        self.get(mastership.term().master).unwrap_or_else(|| self.all()[0].clone())
+    }
+
+    fn get(&self, id: ServerId) -> Option<Arc<Server<DB>>> {
+        self.all().iter().find(|server| server.id() == id).cloned()
+    }
+}

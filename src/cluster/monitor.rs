@@ -1,0 +1,446 @@
+//! Looks at each server from lift-off to shutdown, in the background of all requests and on connections of its own,
+//! since a busy pool is not a sick server. What the probes mean is decided by [`Verdicts`]; here it is asked
+//! and carried out.
+
+use std::collections::HashSet;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use log::{error, info};
+use rocket::futures::FutureExt;
+use rocket::futures::future::{BoxFuture, join_all};
+use rocket::tokio;
+use rocket::tokio::sync::{Notify, oneshot};
+use rocket::tokio::task::JoinHandle;
+use rocket::tokio::time::{Instant, sleep, sleep_until, timeout};
+use sqlx::ConnectOptions;
+
+use super::Servers;
+use super::server::{Purpose, Server};
+use crate::backend::{
+    Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, ReportedRole, SessionId,
+};
+use crate::config::Checks;
+use crate::health::{
+    FAILURES_BEFORE_FAILOVER, Finding, Health, Mastership, NodeState, Role, Verdict, Verdicts, Why,
+};
+use crate::pool::Ended;
+use crate::position::{Lag, Position};
+
+/// Between two probes of a server that something is odd about, at least.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often the pools are tended.
+const TEND_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How the monitor connects to a server, and what it is asked there.
+pub(super) struct Prober<DB: Driver> {
+    pub(super) options: Options<DB>,
+    /// Whether a connection leads to one instance for its whole life: not behind a pooler that gives each
+    /// transaction the connection that is free.
+    pub(super) is_direct: bool,
+    pub(super) position_requests: PositionRequests,
+    /// Whether a pooler was found to be in between all the same: then no session says anything of a connection.
+    pub(super) is_pooled: AtomicBool,
+}
+
+impl<DB: Driver> Prober<DB> {
+    fn is_pooled(&self) -> bool {
+        self.is_pooled.load(Ordering::Relaxed)
+    }
+
+    fn set_pooled(&self) {
+        self.is_pooled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Where the log of the master stood, and which instance that was.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) position: Position,
+    pub(super) instance: Option<Instance>,
+}
+
+/// Requests that want to know where the master's log stands.
+#[derive(Debug, Default)]
+pub(super) struct PositionRequests {
+    waiting: Mutex<Vec<oneshot::Sender<Option<Seen>>>>,
+    asked: Notify,
+}
+
+impl PositionRequests {
+    /// One answer serves all who have asked before it was looked up.
+    pub(super) async fn ask(&self) -> Option<Seen> {
+        let (answer, answered) = oneshot::channel();
+        self.waiting().push(answer);
+        self.asked.notify_one();
+        answered.await.ok()?
+    }
+
+    fn take(&self) -> Vec<oneshot::Sender<Option<Seen>>> {
+        std::mem::take(&mut *self.waiting())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<oneshot::Sender<Option<Seen>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection of the monitor's.
+struct Probing<DB: Driver> {
+    conn: Conn<DB>,
+    instance: Option<Instance>,
+    session: Option<SessionId>,
+    memory: DB::Memory,
+    opened: Instant,
+}
+
+/// Ends with the last handle.
+pub(super) struct Monitor<DB: Driver> {
+    watch: Arc<Watch<DB>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl<DB: Driver> Monitor<DB> {
+    /// Looks at no server before [`begin`](Self::begin), unless somebody asks for a probe.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(super) fn new(servers: Arc<Servers<DB>>, mastership: Arc<Mastership>, checks: Checks) -> Self {
+        let all = servers.all();
+        let judged: Vec<_> = all
+            .iter()
+            .filter(|server| server.purpose != Purpose::MasterReads)
+            .map(|server| server.id())
+            .collect();
+        let verdicts = Verdicts::new(mastership.term().master, &judged, checks.clone());
+        let watch = Arc::new(Watch { servers, mastership, checks, verdicts: Mutex::new(verdicts) });
+        let probe = |server: &Arc<Server<DB>>| {
+            let (watch, server) = (watch.clone(), server.clone());
+            tokio::spawn(async move {
+                let what = format!("The probe of the {}", server.health);
+                supervise(&what, || watch.watch(&server).boxed()).await;
+            })
+        };
+        let mut tasks: Vec<_> = all.iter().map(probe).collect();
+        let tended = watch.clone();
+        tasks.push(tokio::spawn(async move {
+            supervise("The care of the pools", || tended.tend().boxed()).await;
+        }));
+        Self { watch, tasks }
+    }
+
+    /// Ready once every server has been looked at, or has not answered in time.
+    pub(super) async fn begin(&self) {
+        let all = self.watch.servers.all();
+        let (master, others): (Vec<_>, Vec<_>) =
+            all.iter().partition(|server| server.health.role() == Role::Master);
+        for servers in [master, others] {
+            let probed = servers.iter().map(|server| {
+                let mut probes = server.health.probes.subscribe();
+                let seen = *probes.borrow();
+                server.health.request_probe();
+                async move { probes.wait_for(|probes| *probes > seen).await.is_ok() }
+            });
+            let _ = timeout(self.watch.checks.timeout * 2, join_all(probed)).await;
+        }
+    }
+
+    pub(super) fn end(&self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl<DB: Driver> Drop for Monitor<DB> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Starts work again that panics: without it nobody would notice what becomes of a server.
+async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) {
+    while AssertUnwindSafe(work()).catch_unwind().await.is_err() {
+        error!("{what} has panicked: it is started again. Please report this.");
+        sleep(LEAST_INTERVAL).await;
+    }
+}
+
+struct Watch<DB: Driver> {
+    servers: Arc<Servers<DB>>,
+    mastership: Arc<Mastership>,
+    checks: Checks,
+    verdicts: Mutex<Verdicts>,
+}
+
+impl<DB: Driver> Watch<DB> {
+    async fn tend(&self) {
+        loop {
+            sleep(TEND_INTERVAL).await;
+            for server in self.servers.all().iter() {
+                server.pools.all().for_each(|pool| pool.tend());
+            }
+        }
+    }
+
+    async fn watch(&self, server: &Server<DB>) {
+        let (mut probing, mut failures) = (None, 0);
+        server.health.probe_requested.notified().await;
+        loop {
+            let began = Instant::now();
+            let depth = self.verdicts().depth(server.id());
+            let observed = self.observe(server, &mut probing, depth).await;
+            failures = match &observed {
+                Ok(_) => 0,
+                // It answers, if not by what was asked for.
+                Err(error) if DB::fault(error) == Fault::Full => 0,
+                Err(_) => failures + 1,
+            };
+            if observed.is_ok() {
+                server.health.probe_took(began.elapsed());
+            }
+            self.judge(server, began, probing.as_ref().and_then(|probing| probing.instance), observed);
+            server.health.probes.send_modify(|probes| *probes += 1);
+            if failures >= FAILURES_BEFORE_FAILOVER {
+                // What is under way will never be answered.
+                server.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
+            }
+            self.ask_about_sessions(server, began, &mut probing).await;
+            self.rest(server, began, &mut probing).await;
+        }
+    }
+
+    /// Looks at a server. A connection that fails is given up.
+    async fn observe(
+        &self,
+        server: &Server<DB>,
+        probing: &mut Option<Probing<DB>>,
+        depth: Depth,
+    ) -> Result<Observation, sqlx::Error> {
+        let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
+        let access = if is_master { Access::ReadMaster } else { Access::ReadSlave };
+        let patience = self.checks.timeout;
+        let observed = timeout(patience, async {
+            let probing = match probing {
+                Some(probing) => probing,
+                None => {
+                    let opened = Instant::now();
+                    let mut conn = server.prober.options.connect().await?;
+                    let prepared = DB::prepare(&mut conn, access).await?;
+                    let instance = prepared.instance.filter(|_| server.prober.is_direct);
+                    self.arrive(server, instance);
+                    let session = prepared.session;
+                    probing.insert(Probing { conn, instance, session, memory: DB::Memory::default(), opened })
+                }
+            };
+            DB::observe(&mut probing.conn, access, &mut probing.memory, depth).await
+        });
+        let observed = observed.await.unwrap_or_else(|_| {
+            let message = format!("no answer within {patience:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+        });
+        if observed.is_err() {
+            *probing = None;
+        }
+        observed
+    }
+
+    /// The monitor's connection to a server failed, and a new one leads to this instance. If that is another one,
+    /// the address has moved, and connections to the one before may stay silent for ever.
+    fn arrive(&self, server: &Server<DB>, instance: Option<Instance>) {
+        let Some(moved_to) = server.health.arrived(instance) else { return };
+        info!("Another instance answers as the {}: connections to the one before are closed.", server.health);
+        server.pools.all().for_each(|pool| pool.end_other_instances(moved_to));
+    }
+
+    /// Finds out which connections are dead though their server is well, as when a gateway on the way has
+    /// forgotten them; and whether the address leads to several servers.
+    async fn ask_about_sessions(
+        &self,
+        server: &Server<DB>,
+        began: Instant,
+        probing: &mut Option<Probing<DB>>,
+    ) {
+        let Some(Probing { conn, instance: Some(instance), session, opened, .. }) = probing else { return };
+        let patience = (self.checks.interval + self.checks.timeout) * 2;
+        // Another instance has answered lately, since this connection was opened, and this one has just answered, too.
+        let lately = began.checked_sub(patience * 2).map_or(*opened, |since| since.max(*opened));
+        let time = lately.into_std()..began.into_std();
+        if server.pools.all().any(|pool| pool.has_heard_of_other(*instance, time.clone())) {
+            server.health.share(patience * 3);
+        } else if !server.health.is_shared() {
+            // Nothing has been heard of the others for so long that nothing will be.
+            server.pools.all().for_each(|pool| pool.end_other_instances(*instance));
+        }
+
+        let sessions: Vec<_> = server.pools.all().flat_map(|pool| pool.sessions(*instance)).collect();
+        let asked: Vec<_> = sessions.iter().filter(|session| session.is_questionable(patience)).collect();
+        let Some(own) = session.filter(|_| !asked.is_empty() && !server.prober.is_pooled()) else { return };
+        // Behind a pooler that gives each transaction the connection that is free, sessions say nothing of a
+        // connection: several have the same one, and the one that asks is not the one it began with.
+        let mut seen = HashSet::from([own]);
+        if !sessions.iter().all(|session| seen.insert(session.id)) {
+            return server.prober.set_pooled();
+        }
+        let ids: Vec<_> = std::iter::once(own).chain(asked.iter().map(|session| session.id)).collect();
+        match timeout(self.checks.timeout, DB::sessions(conn, &ids)).await {
+            Ok(Ok(activities)) => {
+                let [Activity::Busy, activities @ ..] = &*activities else {
+                    return server.prober.set_pooled();
+                };
+                let judged = asked.iter().zip(activities);
+                judged.for_each(|(session, activity)| session.judge(*activity, patience));
+            }
+            Ok(Err(_)) | Err(_) => {
+                *probing = None;
+                server.health.request_probe();
+            }
+        }
+    }
+
+    /// Until the next probe is due; answers questions meanwhile.
+    async fn rest(&self, server: &Server<DB>, began: Instant, probing: &mut Option<Probing<DB>>) {
+        let health = &server.health;
+        let interval = self.checks.interval;
+        let is_master = health.role() == Role::Master;
+        let mut master_probed = self.servers.master(&self.mastership).health.probes.subscribe();
+        // The master first: what it has written is given a moment to be replayed.
+        let (period, head_start) = (interval.mul_f64(0.7 + 0.2 * fastrand::f64()), interval / 10);
+        let mut due = if is_master { began + period } else { began + interval };
+        due = due.max(Instant::now() + head_start);
+        loop {
+            tokio::select! {
+                () = sleep_until(due) => return,
+                () = health.probe_requested.notified() => due = due.min(began + LEAST_INTERVAL),
+                _ = master_probed.changed(), if !is_master => {
+                    due = due.min(Instant::now() + head_start);
+                }
+                () = server.prober.position_requests.asked.notified() => {
+                    let waiting = server.prober.position_requests.take();
+                    let observed = self.observe(server, probing, Depth::Light).await;
+                    if observed.is_err() {
+                        health.request_probe();
+                    }
+                    let instance = probing.as_ref().and_then(|probing| probing.instance);
+                    let seen = observed
+                        .ok()
+                        .filter(|observed| observed.role != ReportedRole::Slave)
+                        .and_then(|observed| observed.position)
+                        .map(|position| Seen { position, instance });
+                    for answer in waiting {
+                        let _ = answer.send(seen.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    fn judge(
+        &self,
+        server: &Server<DB>,
+        began: Instant,
+        instance: Option<Instance>,
+        observed: Result<Observation, sqlx::Error>,
+    ) {
+        let health = &server.health;
+        // INVARIANT: one verdict is carried out before the next one is made, so that an earlier one is never the last word.
+        let mut verdicts = self.verdicts();
+        let finding = match observed {
+            Ok(_) if health.is_follower() && health.copied().is_none() => Finding::NotCopied,
+            Ok(mut observed) => {
+                observed.position = observed.position.or_else(|| health.copied());
+                Finding::Observed(observed)
+            }
+            // It has no connection to spare, but may serve by those it has.
+            Err(error) if DB::fault(&error) == Fault::Full => return health.is_full(),
+            Err(error) => {
+                health.went_down(&error);
+                let reads = server.pools.all().filter(|pool| !pool.access().writes());
+                reads.for_each(|pool| pool.end_earlier_generations(Ended::ServerDown));
+                Finding::Failed
+            }
+        };
+        if server.purpose == Purpose::MasterReads {
+            if let Finding::Observed(_) = finding {
+                health.found(NodeState::Up, "");
+            }
+            return;
+        }
+        let verdict = verdicts.judge(server.id(), began.into_std(), &finding);
+        self.carry_out(server, &verdict);
+        drop(verdicts);
+        if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
+            (health.role(), finding)
+        {
+            health.saw(position, instance, began.into_std());
+        }
+    }
+
+    fn carry_out(&self, server: &Server<DB>, verdict: &Verdict) {
+        server.health.set_lag(verdict.lag);
+        if let Some(new) = verdict.new_master.and_then(|new| self.servers.get(new)) {
+            let old = self.servers.master(&self.mastership);
+            error!(
+                "The {} is gone, and the {} was promoted: writes go there from now on.",
+                old.health, new.health
+            );
+            self.mastership.pass_to(new.id());
+            // Whatever comes back from the old master, nothing is written on it.
+            old.health.next_generation();
+            old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
+        }
+        for (id, state, why) in &verdict.states {
+            if let Some(server) = self.servers.get(*id) {
+                server.health.found(*state, self.explain(&server.health, *state, *why));
+            }
+        }
+    }
+
+    fn explain(&self, health: &Health, state: NodeState, why: Why) -> String {
+        match (state, why) {
+            (_, Why::Lag(Lag::AtMost(lag))) => format!("{:.1} s", lag.as_secs_f64()),
+            (_, Why::Lag(Lag::MoreThan(lag))) => format!("more than {:.1} s", lag.as_secs_f64()),
+            (_, Why::Rival { rival, timelines }) => {
+                let rival = self.servers.get(rival).map(|rival| rival.health.to_string()).unwrap_or_default();
+                let timelines = timelines.map_or_else(String::new, |(ours, theirs)| {
+                    format!(" (timelines {ours} and {theirs}: the later one was promoted)")
+                });
+                format!(
+                    "The {health} and the {rival} both take writes{timelines}: nothing is written to either, as what goes \
+                     to the wrong one is lost. Stop the one that is out of date, or make it a standby of the other, and \
+                     name the other as `url`."
+                )
+            }
+            (NodeState::SecondMaster, _) => {
+                "Make it replicate the master, or make it the master in the configuration.".into()
+            }
+            _ => String::new(),
+        }
+    }
+
+    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rocket::futures::FutureExt;
+
+    use super::supervise;
+
+    #[rocket::async_test]
+    async fn work_that_panics_is_started_again() {
+        let mut runs = 0;
+        supervise("The work", || {
+            runs += 1;
+            let run = runs;
+            async move { assert!(run > 2, "this panic is part of the test") }.boxed()
+        })
+        .await;
+        assert_eq!(runs, 3);
+    }
+}

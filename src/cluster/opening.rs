@@ -1,0 +1,171 @@
+//! From a configuration to servers, pools and a monitor.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+
+use sqlx::ConnectOptions;
+
+use super::monitor::{Monitor, PositionRequests, Prober};
+use super::server::{Pools, Purpose, Server};
+use super::{Inner, Servers};
+use crate::backend::{Access, Driver, Settings};
+use crate::config::{Config, ServerConfig};
+use crate::health::{Health, Mastership, ServerId};
+use crate::pin::Pins;
+use crate::pool::{Pool, PoolOptions};
+
+impl<DB: Driver> Inner<DB> {
+    /// Opens no connection: a server that is down is no error.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(crate) fn open(database: &'static str, config: Config) -> Result<Self, String> {
+        const MASTER: ServerId = ServerId(0);
+
+        let mastership = Arc::new(Mastership::new(MASTER));
+        let mut opening = Opening { database, config: &config, mastership: &mastership, opened: 0 };
+        let servers = Arc::new(Servers::new(opening.servers::<DB>()?));
+        Ok(Self {
+            database,
+            monitor: Monitor::new(servers.clone(), mastership.clone(), config.checks.clone()),
+            pins: config.pin.as_ref().map(|pin| Pins::new(database, pin)),
+            servers,
+            mastership,
+            reads_at_master: AtomicBool::new(false),
+            followers: Mutex::default(),
+            rerouted: super::inner::Rerouted::default(),
+            sessions: AtomicUsize::new(0),
+            config,
+        })
+    }
+}
+
+struct Opening<'a> {
+    database: &'static str,
+    config: &'a Config,
+    mastership: &'a Arc<Mastership>,
+    opened: u32,
+}
+
+impl Opening<'_> {
+    /// The master first.
+    fn servers<DB: Driver>(&mut self) -> Result<Vec<Arc<Server<DB>>>, String> {
+        let Config { master, master_reads, slaves, checks, .. } = self.config;
+        let follows = checks.follow_promotion;
+        let health = self.health(master);
+
+        let mut read_way = None;
+        let mut pools = Pools {
+            read_write: Some(self.pool(&master.settings, Access::ReadWrite, &health)?),
+            // An old master that comes back as a slave serves as one.
+            read_slave: follows
+                .then(|| self.pool(&master.settings, Access::ReadSlave, &health))
+                .transpose()?,
+            read_master: None,
+            reserve: None,
+        };
+        if master_reads.address == master.address {
+            (pools.read_master, pools.reserve) = self.master_reads(&master_reads.settings, &health)?;
+        }
+        let master_id = health.id();
+        let mut servers = Vec::new();
+        let mut master_server = self.server(master, Purpose::Master, 1, health, pools)?;
+        if master_reads.address != master.address {
+            let health = self.health(master_reads);
+            let (read_master, reserve) = self.master_reads(&master_reads.settings, &health)?;
+            let pools = Pools { read_master, reserve, read_write: None, read_slave: None };
+            read_way = Some(Arc::new(self.server(master_reads, Purpose::MasterReads, 1, health, pools)?));
+        }
+        debug_assert_eq!(master_id, self.mastership.term().master);
+        master_server.read_way.clone_from(&read_way);
+        servers.push(Arc::new(master_server));
+
+        for slave in slaves {
+            let health = self.health(&slave.server);
+            let settings = &slave.server.settings;
+            let mut pools = Pools {
+                read_slave: Some(self.pool(settings, Access::ReadSlave, &health)?),
+                read_write: None,
+                read_master: None,
+                reserve: None,
+            };
+            if follows {
+                // As the master, it is what the master was.
+                let at = |settings: &Settings| Settings {
+                    url: slave.server.settings.url.clone(),
+                    ..settings.clone()
+                };
+                pools.read_write = Some(self.pool(&at(&master.settings), Access::ReadWrite, &health)?);
+                (pools.read_master, pools.reserve) =
+                    self.master_reads(&at(&master_reads.settings), &health)?;
+            }
+            let server = self.server(&slave.server, Purpose::Slave, slave.weight, health, pools)?;
+            servers.push(Arc::new(server));
+        }
+        servers.extend(read_way);
+        Ok(servers)
+    }
+
+    fn health(&mut self, server: &ServerConfig) -> Arc<Health> {
+        let id = ServerId(self.opened);
+        self.opened += 1;
+        Health::new(id, Arc::from(server.name.as_str()), self.mastership.clone())
+    }
+
+    fn pool<DB: Driver>(
+        &self,
+        settings: &Settings,
+        access: Access,
+        health: &Arc<Health>,
+    ) -> Result<Arc<Pool<DB>>, String> {
+        let Config { checks, slave_timeout, .. } = self.config;
+        let timeout = match access {
+            Access::ReadSlave => *slave_timeout,
+            Access::ReadWrite | Access::ReadMaster => self.config.master.settings.connect_timeout,
+        };
+        Pool::new(PoolOptions {
+            database: self.database,
+            access,
+            settings,
+            timeout,
+            check_timeout: checks.timeout,
+            health: health.clone(),
+        })
+    }
+
+    /// The pool for reads at a master, and the part of it that is kept for pinned ones.
+    #[allow(clippy::type_complexity)]
+    fn master_reads<DB: Driver>(
+        &self,
+        settings: &Settings,
+        health: &Arc<Health>,
+    ) -> Result<(Option<Arc<Pool<DB>>>, Option<Arc<Pool<DB>>>), String> {
+        let of = |max_connections| {
+            let settings = Settings { max_connections, ..settings.clone() };
+            self.pool(&settings, Access::ReadMaster, health)
+        };
+        let reserve = self.config.reserve;
+        let common = of(settings.max_connections - reserve)?;
+        Ok((Some(common), (reserve > 0).then(|| of(reserve)).transpose()?))
+    }
+
+    fn server<DB: Driver>(
+        &self,
+        config: &ServerConfig,
+        purpose: Purpose,
+        weight: u32,
+        health: Arc<Health>,
+        pools: Pools<DB>,
+    ) -> Result<Server<DB>, String> {
+        let access = if purpose == Purpose::Slave { Access::ReadSlave } else { Access::ReadMaster };
+        let prober = Prober {
+            // A probe each second would drown the application's statements.
+            options: DB::options(&config.settings, access)?.disable_statement_logging(),
+            is_direct: config.settings.prepared_statements,
+            position_requests: PositionRequests::default(),
+            is_pooled: AtomicBool::new(false),
+        };
+        Ok(Server { health, purpose, weight, prober, pools, read_way: None })
+    }
+}

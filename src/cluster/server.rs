@@ -1,0 +1,132 @@
+//! One configured server, with all that belongs to it: its health, its probe and its pools.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::monitor::Prober;
+use crate::backend::{Access, Driver};
+use crate::health::{Health, Role, ServerId};
+use crate::pool::{Checkout, Failure, Pool};
+
+pub(crate) struct Server<DB: Driver> {
+    pub(crate) health: Arc<Health>,
+    pub(crate) purpose: Purpose,
+    pub(crate) weight: u32,
+    pub(super) prober: Prober<DB>,
+    pub(super) pools: Pools<DB>,
+    /// The way by which its reads go as a master, where that is another one.
+    pub(super) read_way: Option<Arc<Server<DB>>>,
+}
+
+/// What a server is configured for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Master,
+    Slave,
+    /// The way to the master by which reads go there, where that is another one: `read_url`.
+    MasterReads,
+}
+
+/// Which of the connections for reads at the master are for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    Common,
+    /// Also those that are kept for pinned reads.
+    Pinned,
+}
+
+/// The pools for what it may have to do.
+pub(super) struct Pools<DB: Driver> {
+    /// As the master.
+    pub(super) read_write: Option<Arc<Pool<DB>>>,
+    /// As the master.
+    pub(super) read_master: Option<Arc<Pool<DB>>>,
+    /// As the master, for pinned reads alone: a crowd whose slaves are gone fills the others, and must not lock out
+    /// whoever has just written.
+    pub(super) reserve: Option<Arc<Pool<DB>>>,
+    /// As a slave.
+    pub(super) read_slave: Option<Arc<Pool<DB>>>,
+}
+
+impl<DB: Driver> Pools<DB> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Pool<DB>>> {
+        let Self { read_write, read_master, reserve, read_slave } = self;
+        [read_write, read_master, reserve, read_slave].into_iter().flatten()
+    }
+}
+
+impl<DB: Driver> Server<DB> {
+    pub(crate) fn id(&self) -> ServerId {
+        self.health.id()
+    }
+
+    /// Whether it is configured as a slave.
+    pub(crate) fn is_slave(&self) -> bool {
+        self.purpose == Purpose::Slave
+    }
+
+    /// Whether it can serve reads as a slave at all.
+    pub(crate) fn may_be_slave(&self) -> bool {
+        self.pools.read_slave.is_some()
+    }
+
+    /// Who is asked for reads while it is the master.
+    pub(crate) fn read_way(&self) -> &Self {
+        self.read_way.as_deref().unwrap_or(self)
+    }
+
+    pub(crate) fn pool(&self, access: Access) -> Option<&Arc<Pool<DB>>> {
+        match access {
+            Access::ReadWrite => self.pools.read_write.as_ref(),
+            Access::ReadMaster => self.read_way().pools.read_master.as_ref(),
+            Access::ReadSlave => self.pools.read_slave.as_ref(),
+        }
+    }
+
+    /// How busy it is as a slave.
+    pub(crate) fn load(&self) -> u32 {
+        self.pools.read_slave.as_ref().map_or(0, |pool| pool.load())
+    }
+
+    /// How many of its connections are in use for the part that it plays now.
+    pub(super) fn busy(&self) -> u32 {
+        match self.health.role() {
+            Role::Slave => self.pools.read_slave.as_ref().map_or(0, |pool| pool.busy()),
+            Role::Master => {
+                let Pools { read_write, .. } = &self.pools;
+                let Pools { read_master, reserve, .. } = &self.read_way().pools;
+                [read_write, read_master, reserve].into_iter().flatten().map(|pool| pool.busy()).sum()
+            }
+        }
+    }
+
+    /// Checks out a connection for this purpose.
+    pub(crate) async fn check_out(&self, access: Access, share: Share) -> Result<Checkout<DB>, Failure> {
+        let Some(pool) = self.pool(access) else {
+            // INVARIANT: only servers with a pool for it are chosen.
+            return Err(Failure::Unreachable(sqlx::Error::PoolClosed));
+        };
+        let reserve = match (access, share) {
+            (Access::ReadMaster, Share::Pinned) => self.read_way().pools.reserve.as_ref(),
+            _ => None,
+        };
+        match reserve {
+            None => pool.check_out().await,
+            Some(reserve) if !pool.has_room() => reserve.check_out().await,
+            Some(reserve) => match pool.check_out().await {
+                Err(Failure::Busy(_)) => reserve.check_out().await,
+                checkout => checkout,
+            },
+        }
+    }
+}
+
+impl<DB: Driver> fmt::Debug for Server<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("health", &self.health)
+            .field("purpose", &self.purpose)
+            .field("pools", &self.pools.all().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,162 @@
+//! The section `[<profile>.databases.<name>]`, read and checked.
+//!
+//! | file         | purpose                                                                    |
+//! |--------------|----------------------------------------------------------------------------|
+//! | `table.rs`   | one table: asks for values by key, refuses what nobody asked for           |
+//! | `pool.rs`    | the keys of a pool, which the section and each slave's table have          |
+//! | `slaves.rs`  | `slaves`, and the names of all servers                                     |
+//! | `checks.rs`  | probes and `max_lag`                                                       |
+//! | `pin.rs`     | the table `pin`, and Rocket's `secret_key`                                 |
+//! | `section.rs` | the section as a whole                                                     |
+//!
+//! A new key is asked for in the file of its table and gets a field here. Whatever is not understood is an
+//! error at launch that names profile, key and remedy, and never shows a text that may be a URL with
+//! its password. The tables are not read by serde's derive, because `deny_unknown_fields` does not go
+//! together with `flatten`, which the keys of a pool would need, and because ranges, alternatives and
+//! redacted values would each need a type of their own to get their messages: that was longer.
+
+use std::time::Duration;
+
+use rocket::http::Method;
+use serde::Deserialize;
+
+use crate::backend::Address;
+use crate::backend::settings::Settings;
+use crate::pin::PinConfig;
+use crate::position::Lag;
+
+mod checks;
+mod pin;
+mod pool;
+mod section;
+mod slaves;
+mod table;
+
+#[cfg(all(test, any(feature = "postgres", feature = "sqlite")))]
+mod tests;
+
+pub(crate) use pin::PinNames;
+pub(crate) use table::ConfigError;
+
+/// So many that a set of them fits a machine word.
+pub(crate) const MAX_SLAVES: usize = 64;
+
+/// Everything about one database, ready to be opened.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) master: ServerConfig,
+    /// The master's settings for reads: `read_url`, `master_read_connections`.
+    pub(crate) master_reads: ServerConfig,
+    /// How many of the connections for reads at the master are reserved for pinned reads.
+    pub(crate) reserve: u32,
+    pub(crate) slaves: Vec<SlaveConfig>,
+    pub(crate) slave_timeout: Duration,
+    pub(crate) read_from_slaves: ReadFromSlaves,
+    pub(crate) read_methods: ReadMethods,
+    pub(crate) pinned_without_master: PinnedWithoutMaster,
+    pub(crate) refused_write: RefusedWrite,
+    pub(crate) checks: Checks,
+    pub(crate) consistency: Consistency,
+    pub(crate) catch_up_timeout: Duration,
+    /// `None`: nobody is pinned, because there are no slaves or the lag window is 0.
+    pub(crate) pin: Option<PinConfig>,
+}
+
+/// One server: its name, where it is, and how to connect to it.
+#[derive(Debug)]
+pub(crate) struct ServerConfig {
+    pub(crate) name: String,
+    pub(crate) address: Address,
+    /// The database at that address, where there can be several.
+    database: Option<String>,
+    pub(crate) settings: Settings,
+}
+
+/// One entry of `slaves`.
+#[derive(Debug)]
+pub(crate) struct SlaveConfig {
+    pub(crate) server: ServerConfig,
+    pub(crate) weight: u32,
+    /// How often this crate copies the master to it.
+    pub(crate) follow: Option<Duration>,
+}
+
+/// How servers are probed, and how much lag is too much.
+#[derive(Clone, Debug)]
+pub(crate) struct Checks {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    /// `None`: no slave is left out because it is behind.
+    pub(crate) max_lag: Option<Duration>,
+    pub(crate) follow_promotion: bool,
+}
+
+impl Checks {
+    /// Whether a slave that lags by more than `window` is left out before a window that has just begun
+    /// is over. The result of a probe is used until the next one has answered, so for up to
+    /// `check_interval` and `check_timeout`: by then, a slave that was within `max_lag` may be behind by
+    /// that much more.
+    fn guard(&self, window: Duration) -> bool {
+        self.max_lag.is_some_and(|max| max <= window.saturating_sub(self.interval + self.timeout))
+    }
+
+    pub(crate) fn is_too_much(&self, lag: Lag) -> bool {
+        match (lag, self.max_lag) {
+            (_, None) => false,
+            (Lag::AtMost(lag), Some(max)) => lag > max,
+            (Lag::MoreThan(_), Some(_)) => true,
+        }
+    }
+}
+
+/// `consistency`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Consistency {
+    Window,
+    Position,
+}
+
+/// `read_from_slaves`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ReadFromSlaves {
+    Auto,
+    Asked,
+    /// Set by an operator at run time; not a value of the key.
+    #[serde(skip)]
+    Never,
+}
+
+/// `pinned_without_master`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PinnedWithoutMaster {
+    Stale,
+    Fail,
+}
+
+/// `refused_write`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RefusedWrite {
+    Error,
+    Reroute,
+}
+
+/// The methods whose requests only read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReadMethods(Vec<Method>);
+
+impl ReadMethods {
+    pub(crate) fn contains(&self, method: Method) -> bool {
+        self.0.contains(&method)
+    }
+}
+
+impl Default for ReadMethods {
+    /// The safe methods: <https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1>.
+    fn default() -> Self {
+        Self(vec![Method::Get, Method::Head, Method::Options, Method::Trace])
+    }
+}

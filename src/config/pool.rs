@@ -1,0 +1,72 @@
+//! The keys of a pool, which the section and each slave's table have.
+
+use std::time::Duration;
+
+use super::ServerConfig;
+use super::table::{ConfigError, DAY, Place, Table};
+use crate::backend::settings::{DatabaseUrl, Settings};
+use crate::backend::{Access, Driver};
+
+impl Settings {
+    /// What holds where nothing is configured.
+    pub(super) fn defaults(workers: usize) -> Self {
+        Self {
+            url: DatabaseUrl(String::new()),
+            min_connections: 0,
+            max_connections: u32::try_from(workers * 4).unwrap_or(u32::MAX).clamp(1, 10_000),
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: None,
+            extensions: Vec::new(),
+            enforce_read_only: true,
+            prepared_statements: true,
+        }
+    }
+
+    /// Reads the URL of `server`, which has to be there, and the keys by which a table overrides what is
+    /// `inherited`.
+    pub(super) fn read(table: &mut Table<'_>, server: &str, inherited: &Settings) -> Self {
+        let i = inherited.clone();
+        let url = table.string("url");
+        if url.is_none() {
+            table.refuse("url", format!("missing: the URL of {server}"));
+        }
+        let settings = Self {
+            url: url.map_or(i.url, DatabaseUrl),
+            min_connections: table.number("min_connections", 0..=10_000).unwrap_or(i.min_connections),
+            max_connections: table.number("max_connections", 1..=10_000).unwrap_or(i.max_connections),
+            connect_timeout: table.seconds("connect_timeout", 0.001..=3_600.0).unwrap_or(i.connect_timeout),
+            idle_timeout: table.seconds("idle_timeout", 0.001..=30.0 * DAY).or(i.idle_timeout),
+            extensions: table.strings("extensions").unwrap_or(i.extensions),
+            enforce_read_only: table.bool("enforce_read_only").unwrap_or(i.enforce_read_only),
+            prepared_statements: table.bool("prepared_statements").unwrap_or(i.prepared_statements),
+        };
+        if settings.min_connections > settings.max_connections {
+            let problem = format!("must not exceed `max_connections`, which is {}", settings.max_connections);
+            table.refuse("min_connections", problem);
+        }
+        settings
+    }
+}
+
+impl ServerConfig {
+    /// A server that has no name yet; `url_key` is where its URL was read.
+    pub(super) fn new<DB: Driver>(
+        place: &Place,
+        url_key: &str,
+        settings: Settings,
+        access: Access,
+    ) -> Result<Self, ConfigError> {
+        let options = DB::options(&settings, access).map_err(|problem| place.error(url_key, problem))?;
+        let database = DB::database(&options).map(str::to_owned);
+        Ok(Self { name: String::new(), address: DB::address(&options), database, settings })
+    }
+
+    /// Whether both URLs lead to one database of one server. Host names are not resolved: what they
+    /// stand for may change, and launch must not wait for a name server.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.address, &other.address);
+        let is_path = ours.host.contains('/');
+        let same_host = ours.host == theirs.host || !is_path && ours.host.eq_ignore_ascii_case(&theirs.host);
+        same_host && ours.port == theirs.port && self.database == other.database
+    }
+}

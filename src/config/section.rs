@@ -1,0 +1,157 @@
+//! The section as a whole.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use rocket::figment::Figment;
+use rocket::figment::value::{Dict, Value};
+use rocket::http::Method;
+
+use super::checks::CheckKeys;
+use super::table::{ConfigError, DAY, Place, Table};
+use super::{
+    Config, Consistency, PinnedWithoutMaster, ReadFromSlaves, ReadMethods, RefusedWrite, ServerConfig, pin,
+    slaves,
+};
+use crate::backend::settings::{DatabaseUrl, Settings};
+use crate::backend::{Access, Driver};
+
+impl Config {
+    /// Reads the section of the database `name`.
+    pub(crate) fn read<DB: Driver>(figment: &Figment, name: &str) -> Result<Self, ConfigError> {
+        let path = format!("databases.{name}");
+        let place = Place::profile(figment.profile()).inner(&path);
+        match figment.find_value(&path) {
+            Ok(Value::Dict(_, dict)) => read::<DB>(figment, name, &place, &dict),
+            Ok(_) => Err(place.wrong("expected a table")),
+            // Suggested for all profiles, as a section for the present one would be missing in the others.
+            Err(_) => Err(place.wrong(format!(
+                "missing: add to Rocket.toml\n\n    [default.{path}]\n    url = \"{}://…\"\n",
+                DB::URL_SCHEMES[0],
+            ))),
+        }
+    }
+}
+
+/// The keys of the section that need other keys, or other tables, to be judged.
+struct Keys<'a> {
+    settings: Settings,
+    slaves: &'a [Value],
+    read_url: Option<DatabaseUrl>,
+    read_connections: Option<u32>,
+    lag_window: Duration,
+    consistency: Consistency,
+    checks: CheckKeys,
+    pin: Option<&'a Dict>,
+    slave_timeout: Duration,
+    read_from_slaves: ReadFromSlaves,
+    read_methods: ReadMethods,
+    pinned_without_master: PinnedWithoutMaster,
+    refused_write: RefusedWrite,
+    catch_up_timeout: Duration,
+}
+
+impl<'a> Keys<'a> {
+    fn read<DB: Driver>(section: &mut Table<'a>, defaults: &Settings) -> Self {
+        section.ignore("ignore");
+        Self {
+            settings: Settings::read(section, "the master", defaults),
+            slaves: section.array("slaves", slaves::EXPECTED).unwrap_or_default(),
+            read_url: section.string("read_url").map(DatabaseUrl),
+            read_connections: section.number("master_read_connections", 1..=10_000),
+            lag_window: section.seconds("lag_window", 0.0..=DAY).unwrap_or(Duration::from_secs(5)),
+            consistency: section
+                .choice("consistency", "`\"window\"` or `\"position\"`")
+                .unwrap_or(Consistency::Window),
+            checks: CheckKeys::read::<DB>(section),
+            pin: section.table("pin"),
+            slave_timeout: section
+                .seconds("slave_timeout", 0.001..=3_600.0)
+                .unwrap_or(Duration::from_secs(1)),
+            read_from_slaves: section
+                .choice("read_from_slaves", "`\"auto\"` or `\"asked\"`")
+                .unwrap_or(ReadFromSlaves::Auto),
+            read_methods: read_methods(section),
+            pinned_without_master: section
+                .choice("pinned_without_master", "`\"stale\"` or `\"fail\"`")
+                .unwrap_or(PinnedWithoutMaster::Stale),
+            refused_write: section
+                .choice("refused_write", "`\"error\"` or `\"reroute\"`")
+                .unwrap_or(RefusedWrite::Error),
+            catch_up_timeout: section
+                .seconds("catch_up_timeout", 0.0..=60.0)
+                .unwrap_or(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn read_methods(section: &mut Table<'_>) -> ReadMethods {
+    const KEY: &str = "read_methods";
+
+    let Some(names) = section.strings(KEY) else { return ReadMethods::default() };
+    let methods: Result<Vec<Method>, _> = names.iter().map(|name| Method::from_str(name)).collect();
+    let Ok(methods) = methods else {
+        section.refuse(KEY, "expected names of HTTP methods, as in `[\"GET\", \"HEAD\"]`");
+        return ReadMethods::default();
+    };
+    if methods.contains(&Method::Get) != methods.contains(&Method::Head) {
+        section.refuse(KEY, "`GET` and `HEAD` only together: Rocket serves HEAD by GET routes");
+    }
+    ReadMethods(methods)
+}
+
+fn read<DB: Driver>(
+    figment: &Figment,
+    database: &str,
+    place: &Place,
+    dict: &Dict,
+) -> Result<Config, ConfigError> {
+    let workers: usize =
+        figment.extract_inner(rocket::Config::WORKERS).unwrap_or_else(|_| rocket::Config::default().workers);
+    let defaults = Settings::defaults(workers);
+    let keys = Table::read(place, dict, |section| Keys::read::<DB>(section, &defaults))?;
+
+    let mut slaves = slaves::read::<DB>(place, keys.slaves, &keys.settings)?;
+    let mut master = ServerConfig::new::<DB>(place, "url", keys.settings.clone(), Access::ReadWrite)?;
+    let read_connections = keys.read_connections.unwrap_or_else(|| {
+        let all = keys.settings.max_connections;
+        if slaves.is_empty() { all } else { (all / 4).max(2) }
+    });
+    // Without slaves, no crowd can come whose slaves have failed.
+    let reserve = if slaves.is_empty() || read_connections == 1 { 0 } else { (read_connections / 4).max(1) };
+    let read_url_key = if keys.read_url.is_some() { "read_url" } else { "url" };
+    let read_settings = Settings {
+        url: keys.read_url.unwrap_or_else(|| keys.settings.url.clone()),
+        max_connections: read_connections,
+        min_connections: 0,
+        ..keys.settings
+    };
+    let mut master_reads = ServerConfig::new::<DB>(place, read_url_key, read_settings, Access::ReadMaster)?;
+    slaves::check_places(place, &master, &master_reads, &slaves)?;
+    slaves::name_servers(place, &mut master, &mut slaves)?;
+    master_reads.name.clone_from(&master.name);
+
+    if DB::ONE_WRITER {
+        master.settings.max_connections = 1;
+        master.settings.min_connections = master.settings.min_connections.min(1);
+    }
+
+    let checks = keys.checks.check(place, &slaves, keys.lag_window, keys.consistency)?;
+    let pins = pin::Context { figment, database, consistency: keys.consistency, lag_window: keys.lag_window };
+    let pin = pins.read(&place.inner("pin"), keys.pin, &slaves, &checks)?;
+    Ok(Config {
+        master,
+        master_reads,
+        reserve,
+        slaves,
+        slave_timeout: keys.slave_timeout,
+        read_from_slaves: keys.read_from_slaves,
+        read_methods: keys.read_methods,
+        pinned_without_master: keys.pinned_without_master,
+        refused_write: keys.refused_write,
+        checks,
+        consistency: keys.consistency,
+        catch_up_timeout: keys.catch_up_timeout,
+        pin,
+    })
+}

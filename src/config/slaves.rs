@@ -1,0 +1,143 @@
+//! `slaves`, and the names of all servers.
+
+use rocket::figment::value::{Dict, Value};
+
+use super::table::{ConfigError, DAY, Place, Table};
+use super::{MAX_SLAVES, ServerConfig, SlaveConfig};
+use crate::backend::settings::{DatabaseUrl, Settings};
+use crate::backend::{Access, Driver};
+
+/// What `slaves` has to be.
+pub(super) const EXPECTED: &str = "an array of URLs or of tables with a `url`";
+
+pub(super) fn read<DB: Driver>(
+    section: &Place,
+    values: &[Value],
+    master: &Settings,
+) -> Result<Vec<SlaveConfig>, ConfigError> {
+    if values.len() > MAX_SLAVES {
+        return Err(section.error("slaves", format!("{} are too many: {MAX_SLAVES} at most", values.len())));
+    }
+
+    // Slaves inherit all settings but `min_connections`, which concerns the read-write pool.
+    let inherited = Settings { min_connections: 0, ..master.clone() };
+    let slave = |(index, value): (usize, &Value)| match value {
+        Value::String(_, url) => {
+            let settings = Settings { url: DatabaseUrl(url.clone()), ..inherited.clone() };
+            let server = ServerConfig::new::<DB>(section, &key(index), settings, Access::ReadSlave)?;
+            Ok(SlaveConfig { server, weight: 1, follow: None })
+        }
+        Value::Dict(_, dict) => read_table::<DB>(&section.inner(&key(index)), dict, &inherited),
+        _ => Err(section.error(&key(index), "expected a URL or a table with a `url`")),
+    };
+    values.iter().enumerate().map(slave).collect()
+}
+
+/// How messages name a slave.
+pub(super) fn key(index: usize) -> String {
+    format!("slaves[{index}]")
+}
+
+fn read_table<DB: Driver>(
+    place: &Place,
+    dict: &Dict,
+    inherited: &Settings,
+) -> Result<SlaveConfig, ConfigError> {
+    let (settings, name, weight, follow) = Table::read(place, dict, |table| {
+        let settings = Settings::read(table, "this slave", inherited);
+        let name = table.string("name");
+        if name.as_ref().is_some_and(|name| !is_server_name(name)) {
+            table.refuse("name", "expected letters `a` to `z`, digits, `_`, `.` and `-`");
+        }
+        let weight = table.number("weight", 1..=1_000).unwrap_or(1);
+        let follow = table.seconds("follow", 0.01..=DAY);
+        if follow.is_some() && !DB::CAN_FOLLOW {
+            table.refuse("follow", format!("{} replicates by itself: remove the key", DB::NAME));
+        }
+        (settings, name, weight, follow)
+    })?;
+    let mut server = ServerConfig::new::<DB>(place, "url", settings, Access::ReadSlave)?;
+    server.name = name.unwrap_or_default();
+    Ok(SlaveConfig { server, weight, follow })
+}
+
+/// Refuses slaves that are the master, which would share its load with itself and be asked to prove
+/// that it has replayed its own writes; and followers whose file is somebody else's, because it is
+/// overwritten.
+pub(super) fn check_places(
+    section: &Place,
+    master: &ServerConfig,
+    master_reads: &ServerConfig,
+    slaves: &[SlaveConfig],
+) -> Result<(), ConfigError> {
+    for (index, SlaveConfig { server, follow, .. }) in slaves.iter().enumerate() {
+        if follow.is_some() {
+            let mut others = slaves.iter().enumerate().filter(|(other, _)| *other != index);
+            let problem = if server.is_same_place(master) {
+                Some("the slave is the master's own file")
+            } else if others.any(|(_, other)| other.server.is_same_place(server)) {
+                Some("another slave has the same file")
+            } else {
+                None
+            };
+            if let Some(problem) = problem {
+                return Err(section.inner(&key(index)).error("follow", problem));
+            }
+        }
+        for (url, of_master) in [("url", master), ("read_url", master_reads)] {
+            if server.is_same_place(of_master) {
+                let problem = format!(
+                    "leads to the master, as `{url}` does: name a server that replicates it, or remove the slave"
+                );
+                return Err(section.error(&key(index), problem));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Names the servers that have no name by their host, those that share a host by host and port.
+pub(super) fn name_servers(
+    section: &Place,
+    master: &mut ServerConfig,
+    slaves: &mut [SlaveConfig],
+) -> Result<(), ConfigError> {
+    let mut servers: Vec<_> =
+        std::iter::once(master).chain(slaves.iter_mut().map(|slave| &mut slave.server)).collect();
+    let by_host: Vec<_> = servers.iter().map(|server| name_from(&server.address.host)).collect();
+    for (server, host) in servers.iter_mut().zip(&by_host).filter(|(server, _)| server.name.is_empty()) {
+        let shared = by_host.iter().filter(|other| *other == host).count() > 1;
+        server.name = match server.address.port {
+            Some(port) if shared => format!("{host}-{port}"),
+            _ => host.clone(),
+        };
+    }
+
+    for (index, server) in servers.iter().enumerate().skip(1) {
+        if servers[..index].iter().any(|earlier| earlier.name == server.name) {
+            let problem = format!(
+                "a second node named `{0}`: name it, as in `{{ url = …, name = \"{0}-2\" }}`",
+                server.name
+            );
+            return Err(section.error(&key(index - 1), problem));
+        }
+    }
+    Ok(())
+}
+
+fn is_server_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-'))
+}
+
+/// A server's name from a host name, or from the last part of a path.
+fn name_from(host: &str) -> String {
+    let last = host.trim_end_matches('/').rsplit(['/', '\\']).next().unwrap_or_default();
+    let name: String = last
+        .to_lowercase()
+        .chars()
+        .map(|c| if matches!(c, 'a'..='z' | '0'..='9' | '_' | '.' | '-') { c } else { '-' })
+        .collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "node".into() } else { name.into() }
+}

@@ -1,0 +1,53 @@
+//! What a search through all states of a small world needs of a [`Health`]: `tests/model`.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use rocket::tokio::sync::{Notify, watch};
+
+use super::{AtomicState, Health, Mastership};
+
+impl Health {
+    /// Another one that knows the same, of a process with a mastership of its own: for a search through states.
+    pub(crate) fn copy(&self, mastership: Arc<Mastership>) -> Arc<Self> {
+        let Self { id, name, origin, .. } = self;
+        let u64_of = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
+        Arc::new(Self {
+            id: *id,
+            name: name.clone(),
+            mastership,
+            state: AtomicState::new(self.state.load()),
+            taken_out: AtomicBool::new(self.is_taken_out()),
+            successes: AtomicU8::new(self.successes.load(Ordering::Relaxed)),
+            interrupted: Notify::new(),
+            probe_requested: Notify::new(),
+            probes: watch::Sender::new(*self.probes.borrow()),
+            generation: u64_of(&self.generation),
+            origin: *origin,
+            doubted: u64_of(&self.doubted),
+            probe_took: u64_of(&self.probe_took),
+            instance: u64_of(&self.instance),
+            shared_until: u64_of(&self.shared_until),
+            replayed: ArcSwapOption::new(self.replayed.load_full()),
+            lag: u64_of(&self.lag),
+            copied: self.copied.clone(),
+        })
+    }
+
+    /// All that choices depend on, but times and load: for a search through states.
+    pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
+        let replayed = self.replayed.load();
+        let replayed = replayed.as_ref().map(|replayed| (&replayed.position, replayed.instance));
+        let first = *self.probes.borrow() == 0;
+        let successes = self.successes.load(Ordering::Relaxed);
+        (self.state() as u8, successes, first, self.instance(), self.is_shared(), replayed).hash(hasher);
+    }
+
+    /// When it was looked at how far it has replayed.
+    pub(crate) fn seen(&self) -> Option<Instant> {
+        self.replayed.load().as_ref().map(|replayed| replayed.seen)
+    }
+}

@@ -1,0 +1,440 @@
+//! What is known of one server: shared by its pools, which read it without waiting, and by the monitor, which
+//! keeps it up to date. `verdict` decides what the probes of all servers mean, `monitor` makes them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use log::{error, info, warn};
+use rocket::tokio::sync::{Notify, watch};
+
+use crate::backend::{Copied, Instance};
+use crate::config::PinnedWithoutMaster;
+use crate::position::{Lag, Position};
+
+use state::AtomicState;
+
+mod exploring;
+mod mastership;
+mod state;
+mod verdict;
+
+pub(crate) use mastership::{Mastership, ServerId, Term};
+pub(crate) use state::Use;
+pub use state::{NodeState, NodeStatus, Role};
+
+pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Verdict, Verdicts, Why};
+
+/// How far a slave had replayed when it was looked at.
+#[derive(Debug)]
+struct Replayed {
+    position: Position,
+    /// Who told; unknown for a pooler, behind which anybody may answer the next query.
+    instance: Option<Instance>,
+    /// Before it was looked at.
+    seen: Instant,
+}
+
+pub(crate) struct Health {
+    id: ServerId,
+    name: Arc<str>,
+    mastership: Arc<Mastership>,
+    state: AtomicState,
+    /// By an operator.
+    taken_out: AtomicBool,
+    /// Probes in a row that found nothing wrong.
+    successes: AtomicU8,
+    /// Wakes those who wait for the server when it is a suspect, or down.
+    pub(crate) interrupted: Notify,
+    /// Wakes the monitor to look at the server now.
+    pub(crate) probe_requested: Notify,
+    /// How many probes have ended.
+    pub(crate) probes: watch::Sender<u64>,
+    /// Connections of an earlier generation are closed wherever they are found: the server went down since
+    /// they were opened, another instance has its address, or another server is the master.
+    generation: AtomicU64,
+    origin: Instant,
+    /// Milliseconds since `origin`: connections that were last known to work before that have yet to prove it.
+    doubted: AtomicU64,
+    /// Milliseconds that the latest good probe took.
+    probe_took: AtomicU64,
+    /// Whom the monitor's connection leads to; 0 if that is not known.
+    instance: AtomicU64,
+    /// Milliseconds since `origin` until when the address is taken for one of several servers.
+    shared_until: AtomicU64,
+    replayed: ArcSwapOption<Replayed>,
+    /// Milliseconds, or [`UNKNOWN`].
+    lag: AtomicU64,
+    /// Of a slave that this crate copies itself.
+    copied: OnceLock<Copied>,
+}
+
+const UNKNOWN: u64 = u64::MAX;
+
+impl Health {
+    pub(crate) fn new(id: ServerId, name: Arc<str>, mastership: Arc<Mastership>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            name,
+            mastership,
+            state: AtomicState::new(NodeState::Up),
+            taken_out: AtomicBool::new(false),
+            successes: AtomicU8::new(0),
+            interrupted: Notify::new(),
+            probe_requested: Notify::new(),
+            probes: watch::Sender::new(0),
+            generation: AtomicU64::new(0),
+            origin: Instant::now(),
+            doubted: AtomicU64::new(0),
+            probe_took: AtomicU64::new(0),
+            instance: AtomicU64::new(0),
+            shared_until: AtomicU64::new(0),
+            replayed: ArcSwapOption::empty(),
+            lag: AtomicU64::new(UNKNOWN),
+            copied: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn id(&self) -> ServerId {
+        self.id
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The part that it plays now.
+    pub(crate) fn role(&self) -> Role {
+        if self.mastership.term().master == self.id { Role::Master } else { Role::Slave }
+    }
+
+    pub(crate) fn state(&self) -> NodeState {
+        match self.state.load() {
+            NodeState::Up if self.is_taken_out() => NodeState::TakenOut,
+            state => state,
+        }
+    }
+
+    /// Whether to choose it for a read.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.state.load() == NodeState::Up && !self.is_taken_out()
+    }
+
+    /// Whether to choose it where nobody else is left: it is on its way back or, if that will do, too far
+    /// behind.
+    pub(crate) fn is_last_resort(&self, without_master: PinnedWithoutMaster) -> bool {
+        let serves = match self.state.load() {
+            NodeState::Down => self.is_returning(),
+            NodeState::Behind => without_master == PinnedWithoutMaster::Stale,
+            _ => false,
+        };
+        serves && !self.is_taken_out()
+    }
+
+    /// Whether one that was chosen can go on with it.
+    pub(crate) fn answers(&self, wanted: Use) -> bool {
+        match self.state.load() {
+            NodeState::Suspect | NodeState::Standby => false,
+            NodeState::Down => self.is_returning(),
+            NodeState::Contested => wanted == Use::Reads,
+            _ => true,
+        }
+    }
+
+    /// Whether the latest probe found nothing wrong.
+    fn is_returning(&self) -> bool {
+        self.successes.load(Ordering::Acquire) > 0
+    }
+
+    fn is_taken_out(&self) -> bool {
+        self.taken_out.load(Ordering::Acquire)
+    }
+
+    /// Its connections stay, for those who use them.
+    pub(crate) fn set_taken_out(&self, taken_out: bool) {
+        if self.taken_out.swap(taken_out, Ordering::AcqRel) != taken_out {
+            let how = if taken_out { "taken out of use" } else { "put back into use" };
+            info!("The {self} was {how}.");
+        }
+    }
+
+    /// Something is odd: to be looked at before its turn.
+    pub(crate) fn request_probe(&self) {
+        self.probe_requested.notify_one();
+    }
+
+    /// A connection to it failed: leaves it alone until a probe tells whether all would.
+    pub(crate) fn suspect(&self, error: &sqlx::Error) {
+        self.fail(NodeState::Suspect, error);
+        self.request_probe();
+    }
+
+    /// A probe failed: leaves it alone until it has proved itself again, and its connections with it.
+    pub(crate) fn went_down(&self, error: &sqlx::Error) {
+        self.next_generation();
+        self.fail(NodeState::Down, error);
+    }
+
+    fn fail(&self, state: NodeState, error: &sqlx::Error) {
+        self.doubt_connections();
+        self.successes.store(0, Ordering::Release);
+        // It may have been restarted, and then stand further back than before.
+        self.replayed.store(None);
+        self.turn(state, error);
+        self.interrupted.notify_waiters();
+    }
+
+    /// It answers, but has no connection to spare: it can serve by those that there are.
+    pub(crate) fn is_full(&self) {
+        if self.state.load() == NodeState::Suspect {
+            self.turn(NodeState::Up, "");
+        }
+    }
+
+    /// Found to be well, or not to be used for a reason of which there is more to say.
+    pub(crate) fn found(&self, state: NodeState, more: impl fmt::Display) {
+        // The first look at a server tells as much as can be known.
+        let first = *self.probes.borrow() == 0;
+        let before = self.state.load();
+        match state {
+            NodeState::Up => {
+                let successes = self.successes.fetch_add(1, Ordering::AcqRel).saturating_add(1);
+                self.successes.store(successes.min(SUCCESSES), Ordering::Release);
+                let proved = match (self.role(), before) {
+                    (_, NodeState::Up) => return,
+                    (_, NodeState::Suspect | NodeState::NotCopied) => true,
+                    // Nobody can stand in for it.
+                    (Role::Master, _) => true,
+                    (Role::Slave, _) => successes >= SUCCESSES || first,
+                };
+                if !proved {
+                    return;
+                }
+            }
+            _ => self.successes.store(0, Ordering::Release),
+        }
+        self.turn(state, more);
+    }
+
+    /// One line for each change.
+    fn turn(&self, state: NodeState, more: impl fmt::Display) {
+        let Some(before) = self.state.turn(state) else { return };
+        match state {
+            _ if before == state => {}
+            NodeState::Down if before == NodeState::Suspect => {}
+            NodeState::Up => info!("The {self} is back."),
+            NodeState::Suspect | NodeState::Down => {
+                warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
+            }
+            NodeState::Behind => {
+                warn!("The {self} is {more} behind: leaving it out until it has caught up.")
+            }
+            NodeState::NotCopied => {
+                warn!("The {self} has not been copied from its master yet: leaving it out until it is.")
+            }
+            NodeState::SecondMaster => {
+                error!("The {self} takes writes, but is not the master: leaving it out. {more}")
+            }
+            NodeState::Contested => error!("{more}"),
+            NodeState::Stranger => {
+                error!("The {self} does not replicate the master, but another system: leaving it out.")
+            }
+            NodeState::Standby => error!("The {self} is in recovery: it takes no writes."),
+            NodeState::TakenOut => {}
+        }
+    }
+
+    /// A connection failed: so may all that have not been used since.
+    pub(crate) fn doubt_connections(&self) {
+        self.doubted.store(self.now(), Ordering::Release);
+    }
+
+    /// Whether a connection that was known to work at `verified` need not prove it again.
+    pub(crate) fn trusts(&self, verified: Instant) -> bool {
+        let doubted = self.doubted.load(Ordering::Acquire);
+        doubted == 0 || millis(verified.saturating_duration_since(self.origin)) > doubted
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether a connection of this generation may be used.
+    pub(crate) fn keeps(&self, generation: u64) -> bool {
+        generation == self.generation()
+    }
+
+    pub(crate) fn next_generation(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How long a connection that has slept may take to prove that it works: ten times what a probe takes, so
+    /// that a request does not wait for a dead one as long as a probe may; between 0.1 s and `most`.
+    pub(crate) fn ping_timeout(&self, most: Duration) -> Duration {
+        let took = Duration::from_millis(self.probe_took.load(Ordering::Acquire));
+        (took * 10).max(Duration::from_millis(100)).min(most)
+    }
+
+    pub(crate) fn probe_took(&self, took: Duration) {
+        self.probe_took.store(millis(took), Ordering::Release);
+    }
+
+    /// Whom the monitor's connection leads to.
+    pub(crate) fn instance(&self) -> Option<Instance> {
+        Instance::from_bits(self.instance.load(Ordering::Acquire))
+    }
+
+    /// The monitor's connection leads to this instance from now on. Which one that is if the address has moved
+    /// there from another: then connections of earlier generations are closed.
+    pub(crate) fn arrived(&self, instance: Option<Instance>) -> Option<Instance> {
+        let before = self.instance();
+        self.instance.store(instance.map_or(0, Instance::to_bits), Ordering::Release);
+        let (before, instance) = before.zip(instance)?;
+        if before == instance || self.is_shared() {
+            return None;
+        }
+        self.next_generation();
+        Some(instance)
+    }
+
+    /// Whether several servers answer at this address, as a proxy or a service has them.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared_until.load(Ordering::Acquire) > self.now()
+    }
+
+    /// Two instances have answered at this address at the same time: believed for so long.
+    pub(crate) fn share(&self, lasts: Duration) {
+        let until = self.now() + millis(lasts);
+        if self.shared_until.swap(until, Ordering::AcqRel) == 0 {
+            warn!(
+                "The address of the {self} leads to several servers: its lag is known of one of them only, so \
+                 that `max_lag` does not guard the others, and each pinned read asks its connection. Give each \
+                 server an entry of its own in the configuration."
+            );
+        }
+    }
+
+    /// A look at it that began at `seen` found this instance there.
+    pub(crate) fn saw(&self, position: Position, instance: Option<Instance>, seen: Instant) {
+        self.replayed.store(Some(Arc::new(Replayed { position, instance, seen })));
+    }
+
+    /// As [`saw`](Self::saw), by a connection of a request. What is known of the monitor's instance is not to be
+    /// replaced by what is true of another.
+    pub(crate) fn told(&self, position: Position, instance: Option<Instance>, asked: Instant) {
+        if instance.is_some() && self.instance() == instance {
+            self.saw(position, instance, asked);
+        }
+    }
+
+    pub(crate) fn set_lag(&self, lag: Option<Lag>) {
+        let lag = match lag {
+            Some(Lag::AtMost(lag) | Lag::MoreThan(lag)) => millis(lag),
+            None => UNKNOWN,
+        };
+        self.lag.store(lag, Ordering::Release);
+    }
+
+    pub(crate) fn lag(&self) -> Option<Duration> {
+        match self.lag.load(Ordering::Acquire) {
+            UNKNOWN => None,
+            ms => Some(Duration::from_millis(ms)),
+        }
+    }
+
+    pub(crate) fn follows(&self, copied: Copied) {
+        let _ = self.copied.set(copied);
+    }
+
+    /// Whether this crate copies it itself.
+    pub(crate) fn is_follower(&self) -> bool {
+        self.copied.get().is_some()
+    }
+
+    pub(crate) fn copied(&self) -> Option<Position> {
+        self.copied.get()?.position()
+    }
+
+    /// What is known of how far it has replayed a position.
+    pub(crate) fn replay_of(&self, position: &Position) -> Replay {
+        if let Some(copied) = self.copied() {
+            return if copied.includes(position) { Replay::Done } else { Replay::Behind };
+        }
+        match &*self.replayed.load() {
+            Some(replayed) if replayed.position.includes(position) => Replay::Done,
+            Some(replayed) if !replayed.position.shares_history(position) => Replay::Elsewhere,
+            _ => Replay::Behind,
+        }
+    }
+
+    /// Whether a connection to `instance` that has been open since `opened` is to a server that is known to have
+    /// replayed a position. What was seen of one instance says nothing of another; nor of a connection
+    /// that was opened afterwards, as the instance may have recovered from a crash in between, and then
+    /// stand further back than before.
+    pub(crate) fn has_replayed(
+        &self,
+        position: &Position,
+        instance: Option<Instance>,
+        opened: Instant,
+    ) -> bool {
+        if let Some(copied) = self.copied() {
+            return copied.includes(position);
+        }
+        instance.is_some()
+            && self.replayed.load().as_ref().is_some_and(|replayed| {
+                replayed.instance == instance
+                    && opened <= replayed.seen
+                    && replayed.position.includes(position)
+            })
+    }
+
+    /// Where this very instance was seen, if it was.
+    pub(crate) fn position_of(&self, instance: Option<Instance>) -> Option<Position> {
+        let replayed = self.replayed.load();
+        let replayed = replayed.as_ref()?;
+        (instance.is_some() && replayed.instance == instance).then(|| replayed.position.clone())
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.origin.elapsed()).max(1)
+    }
+}
+
+/// A slave that was left out needs so many good probes in a row before it serves again.
+const SUCCESSES: u8 = 2;
+
+/// How far a slave has replayed a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replay {
+    Done,
+    /// Not yet, as far as is known.
+    Behind,
+    /// Its history is another one: it never may.
+    Elsewhere,
+}
+
+impl fmt::Display for Health {
+    /// As in `` slave `db-2` ``.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`", self.role(), self.name)
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health")
+            .field("name", &self.name)
+            .field("state", &self.state())
+            .field("lag", &self.lag())
+            .finish_non_exhaustive()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(UNKNOWN - 1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+//! What the probes of all servers mean, taken together: a pure function of what they found.
+//!
+//! | what a probe finds                                               | the server is                               |
+//! |------------------------------------------------------------------|---------------------------------------------|
+//! | nothing, within `check_timeout`                                  | down                                        |
+//! | a slave that takes writes                                        | left out, or the master: [`Verdicts::successor`] |
+//! | a slave of another system                                        | left out                                    |
+//! | a slave further behind than `max_lag`                            | left out                                    |
+//! | a slave of `follow` that was never copied                        | left out                                    |
+//! | a master in recovery                                             | not to be written to                        |
+//! | at launch, a master beside another server that takes writes      | not to be written to: [`Verdicts::rival`]   |
+//! | anything else                                                    | used; a slave that was left out needs two good probes in a row before it serves again |
+//!
+//! A slave is looked at right after the master was: how far it is behind is since when the master has been
+//! further than it. While the master is gone, nothing is known of that, and nobody left out for it.
+
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::time::Instant;
+
+use super::{NodeState, ServerId};
+use crate::backend::{Depth, Observation, ReportedRole};
+use crate::config::Checks;
+use crate::position::{History, Lag, Position};
+
+/// So many failed probes in a row, and a server is gone for good.
+pub(crate) const FAILURES_BEFORE_FAILOVER: u32 = 3;
+
+/// What seldom changes is asked for again after so many probes, even if nothing hints at a change.
+const LIGHT_PROBES: u32 = 60;
+
+/// What a probe found.
+#[derive(Clone, Debug)]
+pub(crate) enum Finding {
+    Failed,
+    /// A slave that this crate copies has no copy yet.
+    NotCopied,
+    Observed(Observation),
+}
+
+/// What follows from a finding.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// Of the server that was looked at, and of others for which it matters.
+    pub(crate) states: Vec<(ServerId, NodeState, Why)>,
+    pub(crate) lag: Option<Lag>,
+    /// Writes go there from now on.
+    pub(crate) new_master: Option<ServerId>,
+}
+
+/// What there is to say about a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    Nothing,
+    Lag(Lag),
+    Rival { rival: ServerId, timelines: Option<(u32, u32)> },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Verdicts {
+    checks: Checks,
+    history: History,
+    /// The master's.
+    system: Option<u64>,
+    master: ServerId,
+    /// Whether it has been seen that no other server took writes when this process began.
+    confirmed: bool,
+    servers: BTreeMap<ServerId, Record>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Record {
+    /// Whether a probe has ended.
+    found: bool,
+    /// Probes in a row that failed.
+    failures: u32,
+    /// By this process.
+    seen_in_recovery: bool,
+    /// It took writes when it was first looked at.
+    wrote_at_first: bool,
+    system: Option<u64>,
+    latest: Option<Observation>,
+    probes: u32,
+}
+
+impl Record {
+    fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        // What it was, it may not be any more.
+        self.latest = None;
+    }
+
+    fn observed(&mut self, observed: &Observation) {
+        self.failures = 0;
+        self.wrote_at_first |= !self.found && observed.role == ReportedRole::Master;
+        self.seen_in_recovery |= observed.role == ReportedRole::Slave;
+        self.system = observed.system.or(self.system);
+        self.latest = Some(observed.clone());
+    }
+
+    fn reports(&self, role: ReportedRole) -> bool {
+        self.latest.as_ref().is_some_and(|latest| latest.role == role)
+    }
+
+    fn timeline(&self) -> Option<u32> {
+        timeline(self.latest.as_ref()?.position.as_ref()?)
+    }
+
+    /// It cannot be ruled out that it takes writes.
+    fn may_write(&self) -> bool {
+        self.failures < FAILURES_BEFORE_FAILOVER && !self.reports(ReportedRole::Slave)
+    }
+}
+
+impl Verdicts {
+    pub(crate) fn new(master: ServerId, servers: &[ServerId], checks: Checks) -> Self {
+        Self {
+            checks,
+            history: History::default(),
+            system: None,
+            master,
+            confirmed: false,
+            servers: servers.iter().map(|server| (*server, Record::default())).collect(),
+        }
+    }
+
+    /// All that verdicts depend on, but times and what decides how much is asked: for a search through states.
+    pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
+        let Self { checks: _, history, system, master, confirmed, servers } = self;
+        (history.latest(), system, master, confirmed).hash(hasher);
+        for (id, record) in servers {
+            let Record { found, failures, seen_in_recovery, wrote_at_first, system, latest, probes: _ } =
+                record;
+            let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
+            (id, found, failures, seen_in_recovery, wrote_at_first, system, latest).hash(hasher);
+        }
+    }
+
+    /// How much to ask a server the next time. A standby's timeline matters once it may be another than the
+    /// master's.
+    pub(crate) fn depth(&self, server: ServerId) -> Depth {
+        let Some(record) = self.servers.get(&server) else { return Depth::Light };
+        let elsewhere =
+            server != self.master && record.timeline() != self.history.latest().and_then(timeline);
+        let second_master = || {
+            let mut others = self.servers.iter().filter(|(id, _)| **id != self.master);
+            others.any(|(_, record)| record.reports(ReportedRole::Master))
+        };
+        if elsewhere || record.probes.is_multiple_of(LIGHT_PROBES) || second_master() {
+            Depth::Full
+        } else {
+            Depth::Light
+        }
+    }
+
+    /// Judges what a probe that began at `began` found.
+    pub(crate) fn judge(&mut self, server: ServerId, began: Instant, finding: &Finding) -> Verdict {
+        let contested = self.rival();
+        let record = self.servers.entry(server).or_default();
+        match finding {
+            Finding::Failed => record.failed(),
+            Finding::NotCopied => {}
+            Finding::Observed(observed) => record.observed(observed),
+        }
+        record.found = true;
+        record.probes = record.probes.wrapping_add(1);
+
+        let mut verdict = Verdict {
+            new_master: self.successor().filter(|_| self.checks.follow_promotion),
+            ..Verdict::default()
+        };
+        if let Some(new) = verdict.new_master {
+            self.master = new;
+            self.confirmed = true;
+        }
+        match finding {
+            Finding::Failed => {}
+            Finding::NotCopied => verdict.states.push((server, NodeState::NotCopied, Why::Nothing)),
+            Finding::Observed(observed) if server == self.master => self.judge_master(observed, began),
+            Finding::Observed(observed) => {
+                verdict.lag = observed.position.as_ref().and_then(|position| self.history.lag(position));
+                let (state, why) = self.judge_slave(observed, verdict.lag);
+                verdict.states.push((server, state, why));
+            }
+        }
+        self.confirm();
+        let concerns_master =
+            server == self.master || verdict.new_master.is_some() || contested != self.rival();
+        if concerns_master {
+            verdict.states.extend(self.master_state());
+        }
+        verdict
+    }
+
+    fn judge_master(&mut self, observed: &Observation, began: Instant) {
+        if observed.role == ReportedRole::Slave {
+            return;
+        }
+        self.system = observed.system.or(self.system);
+        if let Some(position) = &observed.position {
+            self.history.record(position.clone(), began);
+        }
+    }
+
+    /// Nothing new while it does not answer.
+    fn master_state(&self) -> Option<(ServerId, NodeState, Why)> {
+        let master = &self.servers[&self.master];
+        let (state, why) = match (&master.latest, self.rival()) {
+            (None, _) => return None,
+            (Some(latest), _) if latest.role == ReportedRole::Slave => (NodeState::Standby, Why::Nothing),
+            (Some(_), Some(rival)) => {
+                let timelines = master.timeline().zip(self.servers[&rival].timeline());
+                (NodeState::Contested, Why::Rival { rival, timelines })
+            }
+            (Some(_), None) => (NodeState::Up, Why::Nothing),
+        };
+        Some((self.master, state, why))
+    }
+
+    fn judge_slave(&self, observed: &Observation, lag: Option<Lag>) -> (NodeState, Why) {
+        let is_stranger =
+            matches!((self.system, observed.system), (Some(ours), Some(theirs)) if ours != theirs);
+        match (observed.role, lag) {
+            (ReportedRole::Master, _) => (NodeState::SecondMaster, Why::Nothing),
+            _ if is_stranger => (NodeState::Stranger, Why::Nothing),
+            (_, Some(lag)) if self.checks.is_too_much(lag) => (NodeState::Behind, Why::Lag(lag)),
+            _ => (NodeState::Up, Why::Nothing),
+        }
+    }
+
+    /// Another server of the master's system that took writes when this process first looked at it, as the
+    /// master does: nothing tells which of the two was promoted, and what is written to the other one is
+    /// lost. So nobody writes to either before one of them is gone, or in recovery.
+    fn rival(&self) -> Option<ServerId> {
+        if self.confirmed {
+            return None;
+        }
+        let is_rival = |(id, record): &(&ServerId, &Record)| {
+            let ours = record.system.is_some() && (self.system.is_none() || record.system == self.system);
+            **id != self.master && record.wrote_at_first && record.may_write() && ours
+        };
+        self.servers.iter().find(is_rival).map(|(id, _)| *id)
+    }
+
+    /// Once everybody has been looked at, and the master alone takes writes, it stays master.
+    fn confirm(&mut self) {
+        let master = &self.servers[&self.master];
+        let takes_writes = master.latest.is_some() && !master.reports(ReportedRole::Slave);
+        self.confirmed |=
+            takes_writes && self.servers.values().all(|record| record.found) && self.rival().is_none();
+    }
+
+    /// Who takes the place of the master. While that one is reachable and takes writes, nobody does.
+    /// Afterwards a server of the same system that is on a later timeline, and that this process has seen as a
+    /// slave, or as the master's rival: any other may be an old master that came back.
+    fn successor(&self) -> Option<ServerId> {
+        let master = &self.servers[&self.master];
+        if master.may_write() {
+            return None;
+        }
+        let timeline = timeline(self.history.latest()?)?;
+        let succeeds = |(id, record): &(&ServerId, &Record)| {
+            let was_there = record.seen_in_recovery || record.wrote_at_first && !self.confirmed;
+            **id != self.master
+                && was_there
+                && record.reports(ReportedRole::Master)
+                && record.system.is_some()
+                && record.system == self.system
+                && record.timeline().is_some_and(|its| its > timeline)
+        };
+        self.servers.iter().find(succeeds).map(|(id, _)| *id)
+    }
+}
+
+fn timeline(position: &Position) -> Option<u32> {
+    match position {
+        Position::Lsn { timeline, .. } => Some(*timeline),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

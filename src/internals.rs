@@ -1,0 +1,47 @@
+//! The steps that `benches/` and `tests/` drive one by one. Not for applications.
+
+use rocket_db_pools::Database;
+
+use crate::backend::Backend;
+use crate::{Cluster, ReplicatedDb};
+
+mod process;
+
+pub use process::{Instance, LetDown, Pin, Process, Route, Term, instance};
+
+pub use crate::position::Position;
+
+/// Chooses a node as the first query of a request does.
+pub fn choose<D: Database<Pool: Backend>>(db: &ReplicatedDb<D>) {
+    db.session.route();
+}
+
+/// The pin that a write leaves now.
+pub fn sign_pin<D: Database<Pool: Backend>>(cluster: &Cluster<D>) -> Option<String> {
+    cluster.0.window_pin(None)
+}
+
+/// Reads a pin; true if it is believed.
+pub fn read_pin<D: Database<Pool: Backend>>(cluster: &Cluster<D>, token: &str) -> bool {
+    cluster.0.read_pin(token).is_some()
+}
+
+/// What servers are asked over and over.
+#[cfg(feature = "postgres")]
+pub mod postgres {
+    use crate::backend::Driver;
+
+    type Memory = <sqlx::Postgres as Driver>::Memory;
+
+    /// By most probes, of a master.
+    pub const PROBE_OF_MASTER: &str = Memory::MASTER;
+
+    /// By most probes, of a slave.
+    pub const PROBE_OF_SLAVE: &str = Memory::SLAVE;
+
+    /// By the first probe over a connection, and by one of many.
+    pub const FULL_PROBE: &str = Memory::FULL;
+
+    /// By a pinned read, until the slave has replayed what its client wrote.
+    pub const CATCH_UP: &str = Memory::SLAVE;
+}

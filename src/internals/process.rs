@@ -1,0 +1,333 @@
+//! What one process knows of its servers, and the rules by which it chooses among them, without connections: for a
+//! model that goes through all that may happen to it.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+
+pub use crate::backend::Instance;
+use crate::backend::{Access, Observation};
+use crate::config::{Checks, PinnedWithoutMaster, ReadFromSlaves};
+use crate::health::{Finding, Health, Mastership, Role, ServerId, Use, Verdicts};
+use crate::pin::{Evidence, Needed, Window};
+use crate::position::Position;
+use crate::routing::{
+    CatchUp, Drawn, Failed, Found, Intent, Pinned, Situation, SlaveSet, Slaves, Target, choose, is_current,
+    stays,
+};
+use crate::{NodeState, Reason};
+
+/// An instance by a number of the model's own.
+pub fn instance(number: u32) -> Instance {
+    Instance::from_bits(u64::from(number) + 1).expect("one more than nothing")
+}
+
+/// The time for which one master is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Term(crate::health::Term);
+
+/// What a client carries after a write, in position mode, while it is valid.
+#[derive(Clone, Debug)]
+pub struct Pin(crate::pin::Pin);
+
+impl Pin {
+    /// After a write by a client that carried `before`, with what is known of the master's log.
+    pub fn of_write(position: Option<Position>, before: Option<&Self>) -> Self {
+        let evidence = Evidence::of_write(position, before.map(|Self(pin)| pin));
+        Self(crate::pin::Pin { at: OffsetDateTime::UNIX_EPOCH, evidence, window: Window::Open })
+    }
+
+    /// The position that a slave must have replayed, if that is what proves it.
+    pub fn position(&self) -> Option<&Position> {
+        match self.0.needs() {
+            Needed::Master => None,
+            Needed::Position(position) => Some(position),
+        }
+    }
+}
+
+impl Hash for Pin {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        match &self.0.evidence {
+            Evidence::Nothing => 0.hash(hasher),
+            Evidence::Position(position) => (1, position).hash(hasher),
+            Evidence::Earlier(position) => (2, position).hash(hasher),
+        }
+    }
+}
+
+/// Which servers have let a session down.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LetDown {
+    /// The master did not answer a read.
+    pub master: bool,
+    /// These slaves did not.
+    pub slaves: Vec<usize>,
+    /// A slave was found to be behind what the client wrote.
+    pub in_vain: bool,
+}
+
+/// The server that was chosen, for what, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// By its place in the configuration.
+    pub server: usize,
+    /// What for.
+    pub access: Access,
+    /// Why.
+    pub reason: Reason,
+    /// In which term.
+    pub term: Term,
+}
+
+impl Route {
+    /// Whether something may be sent on a connection that was checked out for it.
+    pub fn is_current(&self, process: &Process) -> bool {
+        is_current(self.access, self.term.0, process.mastership.term())
+    }
+
+    /// Whether the next statement of its session takes it, too.
+    pub fn stays(&self, process: &Process, writes: bool) -> bool {
+        stays(self.access, self.term.0, process.mastership.term(), intent(writes))
+    }
+}
+
+fn intent(writes: bool) -> Intent {
+    if writes { Intent::WriteMethod } else { Intent::ReadMethod }
+}
+
+/// What one process knows. Its first server is the configured master.
+pub struct Process {
+    verdicts: Verdicts,
+    mastership: Arc<Mastership>,
+    servers: Vec<Arc<Health>>,
+}
+
+impl Process {
+    /// One that has looked at nobody yet, and excludes nobody for its lag.
+    pub fn new(servers: usize, follow_promotion: bool) -> Self {
+        let second = Duration::from_secs(1);
+        let checks = Checks { interval: second, timeout: second, max_lag: None, follow_promotion };
+        let ids: Vec<_> = (0..servers).map(id).collect();
+        let mastership = Arc::new(Mastership::new(ids[0]));
+        let health = |id: &ServerId| Health::new(*id, Arc::from(id.0.to_string()), mastership.clone());
+        Self {
+            verdicts: Verdicts::new(ids[0], &ids, checks),
+            servers: ids.iter().map(health).collect(),
+            mastership,
+        }
+    }
+
+    /// All that its further steps depend on, but times and what counts up.
+    pub fn hash_known(&self, hasher: &mut impl Hasher) {
+        let Self { verdicts, mastership, servers } = self;
+        verdicts.hash_known(hasher);
+        mastership.term().master.hash(hasher);
+        servers.iter().for_each(|health| health.hash_known(hasher));
+    }
+
+    /// The present one.
+    pub fn term(&self) -> Term {
+        Term(self.mastership.term())
+    }
+
+    /// Whom it follows.
+    pub fn master(&self) -> usize {
+        self.mastership.term().master.0 as usize
+    }
+
+    /// How it finds a server.
+    pub fn state(&self, server: usize) -> NodeState {
+        self.servers[server].state()
+    }
+
+    /// Whether one that was chosen may be asked for a connection.
+    pub fn answers(&self, server: usize, access: Access) -> bool {
+        let wanted = if access.writes() { Use::Writes } else { Use::Reads };
+        self.servers[server].answers(wanted)
+    }
+
+    /// That of a connection which is opened now.
+    pub fn generation(&self, server: usize) -> u64 {
+        self.servers[server].generation()
+    }
+
+    /// Whether a connection of this generation may be used.
+    pub fn keeps(&self, server: usize, generation: u64) -> bool {
+        self.servers[server].keeps(generation)
+    }
+
+    /// The instance that the monitor's connection leads to.
+    pub fn instance(&self, server: usize) -> Option<Instance> {
+        self.servers[server].instance()
+    }
+
+    /// The monitor's new connection leads to this instance: whether connections to all others are dead.
+    pub fn arrived(&self, server: usize, instance: Instance) -> bool {
+        self.servers[server].arrived(Some(instance)).is_some()
+    }
+
+    /// Two instances have answered at the same time.
+    pub fn share(&self, server: usize) {
+        self.servers[server].share(std::time::Duration::from_secs(3600));
+    }
+
+    /// A probe that began at `began` has ended, on a connection to `instance`, with nothing if it failed. `state_of`
+    /// says what becomes of a server that was found to be so.
+    ///
+    /// The steps are those of the monitor's, without its connections. True if another term has begun.
+    pub fn probed(
+        &mut self,
+        server: usize,
+        instance: Option<Instance>,
+        observed: Option<Observation>,
+        began: Instant,
+        state_of: impl Fn(NodeState) -> NodeState,
+    ) -> bool {
+        let Self { verdicts, mastership, servers } = self;
+        let health = &servers[server];
+        let finding = match observed {
+            Some(observed) => Finding::Observed(observed),
+            None => {
+                health.went_down(&sqlx::Error::WorkerCrashed);
+                Finding::Failed
+            }
+        };
+        let verdict = verdicts.judge(health.id(), began, &finding);
+        health.set_lag(verdict.lag);
+        if let Some(new) = verdict.new_master {
+            let old = mastership.term().master;
+            mastership.pass_to(new);
+            servers[old.0 as usize].next_generation();
+        }
+        for (id, state, _) in &verdict.states {
+            servers[id.0 as usize].found(state_of(*state), "");
+        }
+        if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
+            (health.role(), finding)
+        {
+            health.saw(position, instance, began);
+        }
+        health.probes.send_modify(|probes| *probes += 1);
+        verdict.new_master.is_some()
+    }
+
+    /// A connection to it has failed.
+    pub fn suspect(&self, server: usize) {
+        self.servers[server].suspect(&sqlx::Error::WorkerCrashed);
+    }
+
+    /// Whether a connection is to a server that is known to have replayed a position.
+    pub fn has_replayed(
+        &self,
+        server: usize,
+        position: &Position,
+        instance: Instance,
+        opened: Instant,
+    ) -> bool {
+        self.servers[server].has_replayed(position, Some(instance), opened)
+    }
+
+    /// A connection has told how far its server has replayed: whether that is far enough.
+    pub fn told(
+        &self,
+        server: usize,
+        replayed: Position,
+        needed: &Position,
+        instance: Instance,
+        asked: Instant,
+    ) -> bool {
+        let has_replayed = replayed.includes(needed);
+        self.servers[server].told(replayed, Some(instance), asked);
+        has_replayed
+    }
+
+    /// When it was looked at how far a server has replayed.
+    pub fn seen(&self, server: usize) -> Option<Instant> {
+        self.servers[server].seen()
+    }
+
+    /// Chooses a server, in position mode; of several slaves, `prefer`.
+    pub fn choose(&self, writes: bool, pin: Option<&Pin>, let_down: &LetDown, prefer: usize) -> Route {
+        let pin = pin.map(|Pin(pin)| pin);
+        let failed = Failed {
+            master: let_down.master,
+            slaves: SlaveSet::These(let_down.slaves.iter().copied().map(id).collect()),
+            catch_up: if let_down.in_vain { CatchUp::InVain } else { CatchUp::Untried },
+        };
+        let term = self.mastership.term();
+        let master = term.master.0 as usize;
+        let drawn = Preferred { servers: &self.servers, master, failed: &failed, prefer };
+        let pinned_without_master = PinnedWithoutMaster::Stale;
+        let situation = Situation {
+            intent: intent(writes),
+            slaves: Slaves::Configured,
+            pinned: if pin.is_some() { Pinned::Yes } else { Pinned::No },
+            read_from_slaves: ReadFromSlaves::Auto,
+            pinned_without_master,
+        };
+        let catch_up_timeout = Duration::from_millis(50);
+        let found = Found { servers: &drawn, pin, failed: &failed, pinned_without_master, catch_up_timeout };
+        let (target, reason) = choose(situation, &found);
+        let (server, access) = match target {
+            Target::MasterReadWrite => (master, Access::ReadWrite),
+            Target::MasterReadOnly => (master, Access::ReadMaster),
+            Target::Slave(slave) => (slave, Access::ReadSlave),
+        };
+        Route { server, access, reason, term: Term(term) }
+    }
+}
+
+impl Clone for Process {
+    fn clone(&self) -> Self {
+        let Self { verdicts, mastership, servers } = self;
+        let mastership = Arc::new(mastership.copy());
+        let servers = servers.iter().map(|health| health.copy(mastership.clone())).collect();
+        Self { verdicts: verdicts.clone(), mastership, servers }
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("term", &self.term()).field("servers", &self.servers).finish()
+    }
+}
+
+fn id(server: usize) -> ServerId {
+    ServerId(server as u32)
+}
+
+/// Draws one slave wherever it may be drawn.
+struct Preferred<'a> {
+    servers: &'a [Arc<Health>],
+    master: usize,
+    failed: &'a Failed,
+    prefer: usize,
+}
+
+impl Preferred<'_> {
+    fn slaves(&self) -> impl Iterator<Item = usize> {
+        let is_slave = |server: &usize| *server != self.master && !self.failed.slaves.contains(id(*server));
+        (0..self.servers.len()).filter(is_slave)
+    }
+}
+
+impl Drawn for Preferred<'_> {
+    type Slave = usize;
+
+    fn master(&self) -> &Health {
+        &self.servers[self.master]
+    }
+
+    fn draw(&self, from: impl Fn(&Health) -> bool) -> Option<usize> {
+        let drawn = || self.slaves().filter(|slave| from(&self.servers[*slave]));
+        drawn().find(|slave| *slave == self.prefer).or_else(|| drawn().next())
+    }
+
+    fn any(&self, is: impl Fn(&Health) -> bool) -> bool {
+        self.slaves().any(|slave| is(&self.servers[slave]))
+    }
+}

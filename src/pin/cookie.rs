@@ -1,0 +1,121 @@
+//! How pins travel: in a cookie, and for clients without cookies in a header as well.
+
+use std::time::Duration;
+
+use rocket::http::{self, HeaderMap, Method, SameSite};
+use rocket::{Request, Response};
+use time::OffsetDateTime;
+
+use super::secret::Secret;
+use super::token::{Evidence, Lasts, Pin, Signer};
+
+/// How pins are configured.
+#[derive(Debug)]
+pub(crate) struct PinConfig {
+    pub(crate) lag_window: Duration,
+    /// How long a pin that carries only a time is valid.
+    pub(crate) by_time: Duration,
+    /// How long a pin with a position is valid.
+    pub(crate) max_age: Duration,
+    pub(crate) cookie: Cookie,
+    /// The name of the header that carries pins beside the cookie.
+    pub(crate) header: Option<String>,
+    pub(crate) secret: Secret,
+    /// Whether lift-off warns that the cookie is not `Secure`: outside the debug profile, neither
+    /// `pin.secure` nor Rocket's TLS is configured.
+    pub(crate) insecure: bool,
+}
+
+/// Makes, sends and finds the pins of one database.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    signer: Signer,
+    cookie: Cookie,
+    header: Option<String>,
+}
+
+impl Pins {
+    pub(crate) fn new(database: &str, config: &PinConfig) -> Self {
+        let PinConfig { lag_window, by_time, max_age, cookie, header, secret, .. } = config;
+        let lasts = Lasts { skew: *lag_window, by_time: *by_time, max_age: *max_age };
+        let signer = Signer::new(secret, database, &cookie.name, lasts);
+        Self { signer, cookie: cookie.clone(), header: header.clone() }
+    }
+
+    pub(crate) fn sign(&self, now: OffsetDateTime, evidence: &Evidence) -> String {
+        self.signer.sign(now, evidence)
+    }
+
+    pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
+        self.signer.read(token, now)
+    }
+
+    /// The pin that a request carries in its cookie, its header, or both. If it carries two, they are
+    /// merged, because each stands for writes of the client's own.
+    pub(crate) fn find(&self, request: &Request<'_>, now: OffsetDateTime) -> Option<Pin> {
+        let by_cookie = self.cookie.find(request.cookies(), request.headers());
+        let by_header = self.header.as_ref().and_then(|name| {
+            let mut sent = request.headers().get(name);
+            sent.next().filter(|_| sent.next().is_none())
+        });
+        let tokens = by_cookie.into_iter().chain(by_header);
+        tokens.filter_map(|token| self.read(token, now)).reduce(Pin::merge)
+    }
+
+    /// Adds a pin to a reply to a request of this method.
+    ///
+    /// A reply that may be stored by a shared cache is marked as private: a stored one would hand this
+    /// client's pin to others. What the handler said about caching stays.
+    pub(crate) fn send(&self, token: String, method: Method, response: &mut Response<'_>) {
+        if let Some(name) = &self.header {
+            response.set_raw_header(name.clone(), token.clone());
+        }
+        // `set_header` would replace every other `Set-Cookie` of the reply.
+        response.adjoin_header(self.cookie.carrying(token));
+        let cacheable = matches!(method, Method::Get | Method::Head);
+        if cacheable && !response.headers().contains("Cache-Control") {
+            response.set_raw_header("Cache-Control", "private");
+        }
+    }
+}
+
+/// The cookie that carries pins.
+#[derive(Clone, Debug)]
+pub(crate) struct Cookie {
+    pub(crate) name: String,
+    pub(crate) domain: Option<String>,
+    pub(crate) path: String,
+    pub(crate) same_site: SameSite,
+    pub(crate) secure: bool,
+    pub(crate) max_age: Duration,
+}
+
+impl Cookie {
+    /// Sets every attribute, because the cookie is added to the reply as a header, and Rocket's jar
+    /// applies its defaults only to cookies that are added to the jar.
+    fn carrying(&self, token: String) -> http::Cookie<'static> {
+        let seconds = self.max_age.as_secs_f64().ceil() as i64;
+        let mut cookie = http::Cookie::build((self.name.clone(), token))
+            .path(self.path.clone())
+            .http_only(true)
+            .same_site(self.same_site)
+            .secure(self.secure)
+            .max_age(time::Duration::seconds(seconds));
+        if let Some(domain) = &self.domain {
+            cookie = cookie.domain(domain.clone());
+        }
+        cookie.build()
+    }
+
+    /// The value of this cookie in a request, if there is exactly one (rule 4 of [`token`](super::token)).
+    fn find<'r>(&self, jar: &'r http::CookieJar<'_>, headers: &HeaderMap<'_>) -> Option<&'r str> {
+        let value = jar.get(&self.name)?.value();
+        // The jar keeps one cookie of each name, so only the header shows whether there were more.
+        let named = |cookie: &&str| cookie.split('=').next().is_some_and(|name| name.trim() == self.name);
+        let sent = headers.get("Cookie").flat_map(|header| header.split(';')).filter(named).count();
+        (sent <= 1).then_some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! A connection for as long as one statement takes, and then for the next one of its session.
+
+use std::ops::{Deref, DerefMut};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::{fmt, io};
+
+use rocket::tokio::runtime::Handle;
+use rocket::tokio::sync::OwnedSemaphorePermit;
+use rocket::tokio::time::timeout;
+use sqlx::pool::PoolConnection;
+
+use super::connection::{ConnectionState, Lending, OutcomeUnknown, PooledConnection};
+use super::{Pool, Ticket};
+use crate::backend::{Conn, Driver, Left};
+
+/// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
+/// is closed, and its place in the pool is free at once.
+pub(crate) struct Checkout<DB: Driver> {
+    pool: Arc<Pool<DB>>,
+    held: Option<Parts<DB>>,
+}
+
+/// What a checkout holds until it ends. The permit goes last, so that nobody opens one connection too many.
+pub(super) struct Parts<DB: Driver> {
+    pub(super) conn: PooledConnection<DB>,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+const UNTIL_IT_ENDS: &str = "a checkout has its connection until it ends";
+
+impl<DB: Driver> Checkout<DB> {
+    pub(super) fn new(pool: Arc<Pool<DB>>, held: Parts<DB>) -> Self {
+        Self { pool, held: Some(held) }
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool<DB>> {
+        &self.pool
+    }
+
+    pub(crate) fn state(&self) -> &Arc<ConnectionState<DB>> {
+        &self.held.as_ref().expect(UNTIL_IT_ENDS).conn.state
+    }
+
+    /// The connection, and who watches over what runs on it.
+    pub(crate) fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
+        let Parts { conn: PooledConnection { conn, state, .. }, .. } =
+            self.held.as_mut().expect(UNTIL_IT_ENDS);
+        (conn, Watch { pool: &self.pool, state })
+    }
+
+    /// The statement is over: the connection can serve another, of anybody.
+    pub(crate) fn put_back(mut self) {
+        if let Some(Parts { conn, permit }) = self.held.take() {
+            self.pool.put_back(conn);
+            drop(permit);
+        }
+    }
+
+    /// As [`put_back`](Self::put_back), unless the error has ended the connection.
+    pub(crate) fn put_back_after(self, error: &sqlx::Error) {
+        if !DB::ends_connection(error) {
+            self.put_back();
+        }
+    }
+
+    /// The statement is over, and more of its session may follow. `None` if the connection is not to be kept.
+    pub(crate) fn keep(mut self) -> Option<Sticky<DB>> {
+        let ticket = self.pool.keep(self.held.take()?)?;
+        Some(Sticky { pool: self.pool.clone(), ticket: Some(ticket) })
+    }
+
+    /// A handler has dropped the connection: puts it back in a task of its own, once it is known that nothing was left
+    /// open on it.
+    pub(crate) fn come_back(self) {
+        self.state().end_hold();
+        // Without a runtime nobody asks for connections any more.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let pool = self.pool.clone();
+            match timeout(pool.check_timeout(), self.settle()).await {
+                Ok(Ok(Some(checkout))) => checkout.put_back(),
+                Ok(Ok(None)) => pool.warn_of_transaction(),
+                Ok(Err(_)) | Err(_) => {}
+            }
+        });
+    }
+
+    /// The connection, unless a transaction was left open on it: then it is closed.
+    pub(crate) async fn settle(mut self) -> Result<Option<Self>, sqlx::Error> {
+        let settled = {
+            let (conn, watch) = self.parts();
+            watch.over(pin!(DB::settle(conn))).await
+        };
+        Ok(match settled? {
+            Left::Clean => Some(self),
+            Left::Dirty => None,
+        })
+    }
+
+    /// The connection, for a handler that holds it: it comes back when it is dropped.
+    pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
+        let Parts { conn, permit } = self.held.take().expect(UNTIL_IT_ENDS);
+        conn.lend(&self.pool, permit, lending)
+    }
+}
+
+impl<DB: Driver> Drop for Checkout<DB> {
+    fn drop(&mut self) {
+        if let Some(Parts { conn, permit }) = self.held.take() {
+            conn.discard();
+            drop(permit);
+        }
+    }
+}
+
+/// A checkout that a handler holds for itself: it comes back when it is dropped.
+#[doc(hidden)]
+#[allow(unnameable_types)]
+pub struct Held<DB: Driver>(Option<Checkout<DB>>);
+
+impl<DB: Driver> Held<DB> {
+    pub(crate) fn new(checkout: Checkout<DB>) -> Self {
+        checkout.state().begin_hold();
+        Self(Some(checkout))
+    }
+
+    pub(crate) fn into_checkout(mut self) -> Checkout<DB> {
+        self.0.take().expect(UNTIL_IT_ENDS)
+    }
+}
+
+impl<DB: Driver> fmt::Debug for Held<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Held").field(&self.0.as_ref().map(Checkout::pool)).finish()
+    }
+}
+
+impl<DB: Driver> Deref for Held<DB> {
+    type Target = Conn<DB>;
+
+    fn deref(&self) -> &Conn<DB> {
+        let parts = self.0.as_ref().and_then(|checkout| checkout.held.as_ref());
+        &parts.expect(UNTIL_IT_ENDS).conn.conn
+    }
+}
+
+impl<DB: Driver> DerefMut for Held<DB> {
+    fn deref_mut(&mut self) -> &mut Conn<DB> {
+        let parts = self.0.as_mut().and_then(|checkout| checkout.held.as_mut());
+        &mut parts.expect(UNTIL_IT_ENDS).conn.conn
+    }
+}
+
+impl<DB: Driver> Drop for Held<DB> {
+    fn drop(&mut self) {
+        if let Some(checkout) = self.0.take() {
+            checkout.come_back();
+        }
+    }
+}
+
+/// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is
+/// given up only in the latter case: nobody could tell what became of it.
+pub(crate) struct Watch<'a, DB: Driver> {
+    pool: &'a Pool<DB>,
+    state: &'a ConnectionState<DB>,
+}
+
+impl<'a, DB: Driver> Watch<'a, DB> {
+    /// Over a connection that a handler is about to hold.
+    pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
+        Self { pool, state }
+    }
+
+    /// Pinned in place, not moved along: the future of a query is as large as its parts.
+    ///
+    /// # Errors
+    ///
+    /// A write whose connection breaks is one whose outcome is unknown: it may have been sent.
+    pub(crate) async fn over<T>(
+        &self,
+        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
+    ) -> Result<T, sqlx::Error> {
+        match self.over_harmless(work).await {
+            Err(sqlx::Error::Io(error)) if self.pool.access().writes() && !is_ours(&error) => {
+                Err(self.pool.outcome_unknown(Some(error)))
+            }
+            done => done,
+        }
+    }
+
+    /// Over what changes nothing.
+    pub(crate) async fn over_harmless<T>(
+        &self,
+        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
+    ) -> Result<T, sqlx::Error> {
+        if self.state.ended().is_some() {
+            // Nothing has been sent.
+            return Err(self.pool.unreachable());
+        }
+        let busy = self.state.begin_statement();
+        let done = self.state.unless_ended(work).await;
+        drop(busy);
+        match done {
+            Ok(done) => {
+                if done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {
+                    self.state.verify();
+                }
+                done
+            }
+            Err(ended) => Err(self.pool.error_of(ended)),
+        }
+    }
+}
+
+/// Whether this crate made it, and has said all there is to say.
+fn is_ours(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotConnected)
+        || error.get_ref().is_some_and(|error| error.is::<OutcomeUnknown>())
+}
+
+/// A connection that is kept for the next statement of its session, unless somebody else needs it in the
+/// meantime.
+pub(crate) struct Sticky<DB: Driver> {
+    pool: Arc<Pool<DB>>,
+    /// Until it is claimed.
+    ticket: Option<Ticket>,
+}
+
+impl<DB: Driver> Sticky<DB> {
+    pub(crate) fn is_of(&self, pool: &Arc<Pool<DB>>) -> bool {
+        Arc::ptr_eq(&self.pool, pool)
+    }
+
+    /// `None` if it was given away, or is not to be trusted any more.
+    pub(crate) fn claim(mut self) -> Option<Checkout<DB>> {
+        let held = self.pool.claim(self.ticket.take()?)?;
+        Some(Checkout::new(self.pool.clone(), held))
+    }
+}
+
+impl<DB: Driver> Drop for Sticky<DB> {
+    fn drop(&mut self) {
+        if let Some(held) = self.ticket.and_then(|ticket| self.pool.claim(ticket)) {
+            Checkout::new(self.pool.clone(), held).put_back();
+        }
+    }
+}

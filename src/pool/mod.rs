@@ -1,0 +1,482 @@
+//! The connections to one server for one purpose.
+//!
+//! Why not a pool of somebody else: `deadpool` has the queue and the list of idle connections, and nothing of
+//! the rest. A connection that is kept for its session and may be taken back from it, one that a handler holds
+//! while its place is given to another, idle times, keep-alive pings and generations would all stand beside
+//! it; what it saves is a semaphore and a `Vec`. sqlx's own pool pings each connection that is handed back, in a
+//! task of its own and without a time limit, and forgets whom a connection leads to.
+//!
+//! A connection that is handed out is of the present [generation](Health::generation), and is known to work:
+//! it was used a moment ago, or answers a ping within [`Health::ping_timeout`]. If one does not answer, all that
+//! have slept for as long are closed with it and a new one is opened, so that a request pays for one at most.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use log::warn;
+use rocket::tokio;
+use rocket::tokio::sync::Semaphore;
+
+use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
+use crate::health::{Health, Role, Use};
+
+mod checkout;
+mod connection;
+mod read_only;
+mod sessions;
+mod upkeep;
+
+pub(crate) use checkout::{Checkout, Held, Sticky, Watch};
+pub(crate) use connection::{ConnectionState, Ended, Lending, OutcomeUnknown};
+
+use checkout::Parts;
+use connection::PooledConnection;
+use read_only::ReadOnlyCheck;
+
+/// A checkout that takes longer asks for a probe of its server.
+const SUSPICIOUS_WAIT: Duration = Duration::from_millis(100);
+
+/// For so long a connection is kept for its session though others wait.
+const KEPT_IF_WAITED_FOR: Duration = Duration::from_millis(1);
+
+/// A connection that has been idle for longer is pinged before it is handed out.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+/// One line about a full pool in so much time.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
+
+/// What a pool needs to be opened.
+pub(crate) struct PoolOptions<'a> {
+    pub(crate) database: &'static str,
+    pub(crate) access: Access,
+    pub(crate) settings: &'a Settings,
+    /// How long a checkout waits.
+    pub(crate) timeout: Duration,
+    /// How long a server has to answer a ping.
+    pub(crate) check_timeout: Duration,
+    /// Of its server.
+    pub(crate) health: Arc<Health>,
+}
+
+pub(crate) struct Pool<DB: Driver> {
+    database: &'static str,
+    access: Access,
+    options: Options<DB>,
+    prepared_statements: bool,
+    timeout: Duration,
+    check_timeout: Duration,
+    idle_timeout: Option<Duration>,
+    min_connections: u32,
+    max_connections: u32,
+    health: Arc<Health>,
+    /// Where connections are made read-only: whether they are.
+    read_only: Option<ReadOnlyCheck>,
+    /// One for each connection that is in use, kept, or being opened.
+    permits: Arc<Semaphore>,
+    connections: Mutex<Connections<DB>>,
+    opened: Instant,
+    /// Milliseconds since `opened`, and one: when a full pool was last complained about.
+    warned: AtomicU64,
+    /// The application shuts down.
+    is_draining: AtomicBool,
+    /// One more is being opened for `min_connections`.
+    is_filling: AtomicBool,
+}
+
+/// The latest at the end.
+struct Connections<DB: Driver> {
+    idle: Vec<PooledConnection<DB>>,
+    sticky: Vec<(Ticket, Parts<DB>)>,
+    tickets: u64,
+    /// All that are open, whoever has them.
+    open: Vec<Weak<ConnectionState<DB>>>,
+}
+
+/// What a connection that is kept for somebody is claimed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ticket(u64);
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// All connections are in use: the server is well.
+    Busy(sqlx::Error),
+    /// The server cannot be reached.
+    Unreachable(sqlx::Error),
+}
+
+impl From<Failure> for sqlx::Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Busy(error) | Failure::Unreachable(error) => error,
+        }
+    }
+}
+
+impl<DB: Driver> Pool<DB> {
+    /// Opens no connection yet. Fails only on settings that `Config` would not have let through.
+    pub(crate) fn new(options: PoolOptions<'_>) -> Result<Arc<Self>, String> {
+        let PoolOptions { database, access, settings, timeout, check_timeout, health } = options;
+        let check = !access.writes() && settings.enforce_read_only;
+        Ok(Arc::new(Self {
+            database,
+            access,
+            options: DB::options(settings, access)?,
+            prepared_statements: settings.prepared_statements,
+            timeout,
+            check_timeout,
+            idle_timeout: settings.idle_timeout,
+            min_connections: settings.min_connections,
+            max_connections: settings.max_connections,
+            read_only: check.then(|| ReadOnlyCheck::new(database, health.name().clone())),
+            permits: Arc::new(Semaphore::new(settings.max_connections as usize)),
+            connections: Mutex::new(Connections {
+                idle: Vec::new(),
+                sticky: Vec::new(),
+                tickets: 0,
+                open: Vec::new(),
+            }),
+            health,
+            opened: Instant::now(),
+            warned: AtomicU64::new(0),
+            is_draining: AtomicBool::new(false),
+            is_filling: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
+    /// What its server does for those who use it.
+    pub(crate) fn role(&self) -> Role {
+        match self.access {
+            Access::ReadWrite | Access::ReadMaster => Role::Master,
+            Access::ReadSlave => Role::Slave,
+        }
+    }
+
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    pub(crate) fn prepared_statements(&self) -> bool {
+        self.prepared_statements
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    fn check_timeout(&self) -> Duration {
+        self.check_timeout
+    }
+
+    /// Whether what ran here cannot have written, as far as is known.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.as_ref().is_some_and(ReadOnlyCheck::holds)
+    }
+
+    /// How many connections are in use, or kept for a session.
+    pub(crate) fn busy(&self) -> u32 {
+        let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
+        self.max_connections.saturating_sub(free)
+    }
+
+    /// How many statements and handlers the server has to do with.
+    pub(crate) fn load(&self) -> u32 {
+        let sticky = self.connections().sticky.len();
+        self.busy().saturating_sub(u32::try_from(sticky).unwrap_or(u32::MAX))
+    }
+
+    /// Whether a checkout need not wait for another to end.
+    pub(crate) fn has_room(&self) -> bool {
+        self.permits.available_permits() > 0
+    }
+
+    fn wanted(&self) -> Use {
+        if self.access.writes() { Use::Writes } else { Use::Reads }
+    }
+
+    /// Checks out a connection.
+    pub(crate) async fn check_out(self: &Arc<Self>) -> Result<Checkout<DB>, Failure> {
+        let held = match self.try_idle() {
+            Some(held) => held,
+            // Boxed, as is what else is seldom: else every query's future would have room for it.
+            None => Box::pin(self.wait()).await?,
+        };
+        Ok(Checkout::new(self.clone(), held))
+    }
+
+    /// One that is there, if nobody waits for it.
+    fn try_idle(&self) -> Option<Parts<DB>> {
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        if !self.health.answers(self.wanted()) {
+            return None;
+        }
+        let mut connections = self.connections();
+        let trusted = connections.idle.pop_if(|conn| self.trusts(&conn.state));
+        trusted.map(|conn| Parts { conn, permit })
+    }
+
+    /// A pool that keeps its caller waiting may be busy, or its server gone. So the monitor is asked to find
+    /// out meanwhile, and if the server is gone, all who wait go elsewhere at once, and nobody waits for it
+    /// after them.
+    async fn wait(self: &Arc<Self>) -> Result<Parts<DB>, Failure> {
+        // Listens before it looks, so that it misses no fall in between.
+        let interrupted = self.health.interrupted.notified();
+        if !self.health.answers(self.wanted()) {
+            return Err(Failure::Unreachable(self.unreachable()));
+        }
+        let acquired = async {
+            self.reclaim(KEPT_IF_WAITED_FOR);
+            let permit = self.permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            let conn = self.idle_or_new().await?;
+            Ok(Parts { conn, permit })
+        };
+        let acquired = tokio::select! {
+            biased;
+            acquired = acquired => acquired,
+            () = interrupted => return Err(Failure::Unreachable(self.unreachable())),
+            () = self.patience() => Err(sqlx::Error::PoolTimedOut),
+        };
+        acquired.map_err(|error| match error {
+            sqlx::Error::PoolClosed => Failure::Busy(error),
+            sqlx::Error::PoolTimedOut => {
+                self.warn_of_crowd();
+                Failure::Busy(error)
+            }
+            error if DB::fault(&error) == Fault::Full => Failure::Busy(sqlx::Error::PoolTimedOut),
+            error => {
+                self.health.request_probe();
+                Failure::Unreachable(error)
+            }
+        })
+    }
+
+    /// How long a checkout waits, and what it does about that meanwhile.
+    async fn patience(&self) {
+        let suspicious = SUSPICIOUS_WAIT.min(self.timeout / 2);
+        let mut waited = Duration::ZERO;
+        while waited < self.timeout {
+            let pause = waited.max(KEPT_IF_WAITED_FOR).min(self.timeout - waited);
+            tokio::time::sleep(pause).await;
+            waited += pause;
+            self.reclaim(KEPT_IF_WAITED_FOR);
+            self.reap();
+            if waited >= suspicious {
+                self.health.request_probe();
+            }
+        }
+    }
+
+    /// An idle connection that works, else a new one.
+    async fn idle_or_new(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
+        while let Some(mut conn) = self.pop_idle() {
+            if self.trusts(&conn.state) || conn.ping(self.health.ping_timeout(self.check_timeout)).await {
+                return Ok(conn);
+            }
+            self.close_sleepers(conn.state.verified());
+            conn.discard();
+        }
+        self.open().await
+    }
+
+    /// One of the present generation.
+    fn pop_idle(&self) -> Option<PooledConnection<DB>> {
+        loop {
+            let conn = self.connections().idle.pop()?;
+            if self.may_keep(&conn.state) {
+                return Some(conn);
+            }
+            conn.discard();
+        }
+    }
+
+    /// Closes those that have not been heard of since one that is dead was.
+    fn close_sleepers(&self, since: Instant) {
+        let sleepers: Vec<_> =
+            self.connections().idle.extract_if(.., |conn| conn.state.verified() <= since).collect();
+        sleepers.into_iter().for_each(PooledConnection::discard);
+    }
+
+    async fn open(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
+        let conn = PooledConnection::open(self, self.options.clone()).await?;
+        if let Some(check) = &self.read_only {
+            check.found(conn.state.prepared().read_only);
+        }
+        let open = Arc::downgrade(&conn.state);
+        let mut connections = self.connections();
+        connections.open.retain(|state| state.strong_count() > 0);
+        connections.open.push(open);
+        drop(connections);
+        if !self.may_keep(&conn.state) && !self.is_draining() {
+            // A generation began while it was being opened, and nobody else would end what runs on it.
+            conn.discard();
+            return Err(self.unreachable());
+        }
+        // The monitor finds out whether the address has moved, or leads to several servers.
+        let elsewhere = |known: Instance| conn.state.instance().is_some_and(|instance| instance != known);
+        if self.health.instance().is_some_and(elsewhere) {
+            self.health.request_probe();
+        }
+        Ok(conn)
+    }
+
+    /// Whether it can be handed out as it is.
+    fn trusts(&self, state: &ConnectionState<DB>) -> bool {
+        let verified = state.verified();
+        self.may_keep(state) && verified.elapsed() < TRUSTED_IDLE && self.health.trusts(verified)
+    }
+
+    /// Whether another statement may run on it.
+    fn may_keep(&self, state: &ConnectionState<DB>) -> bool {
+        self.health.keeps(state.generation()) && state.ended().is_none() && !self.is_draining()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
+    }
+
+    /// Takes a connection back whose statement is over.
+    fn put_back(&self, conn: PooledConnection<DB>) {
+        if self.may_keep(&conn.state) {
+            self.connections().idle.push(conn);
+        } else {
+            conn.discard();
+        }
+    }
+
+    /// Keeps a connection for the next statement of its session.
+    fn keep(&self, held: Parts<DB>) -> Option<Ticket> {
+        if !self.may_keep(&held.conn.state) {
+            let Parts { conn, permit } = held;
+            conn.discard();
+            drop(permit);
+            return None;
+        }
+        let mut connections = self.connections();
+        connections.tickets += 1;
+        let ticket = Ticket(connections.tickets);
+        connections.sticky.push((ticket, held));
+        Some(ticket)
+    }
+
+    /// The connection that was kept. `None` if somebody else has been given it, or it is not to be trusted.
+    fn claim(&self, ticket: Ticket) -> Option<Parts<DB>> {
+        let mut connections = self.connections();
+        let index = connections.sticky.iter().rposition(|(kept, _)| *kept == ticket)?;
+        let (_, held) = connections.sticky.remove(index);
+        drop(connections);
+        if self.health.answers(self.wanted()) && self.trusts(&held.conn.state) {
+            return Some(held);
+        }
+        let Parts { conn, permit } = held;
+        self.put_back(conn);
+        drop(permit);
+        None
+    }
+
+    /// Takes connections back from sessions that have been doing something else for so long.
+    fn reclaim(&self, idle: Duration) {
+        loop {
+            let mut connections = self.connections();
+            let is_idle = |(_, held): &mut (Ticket, Parts<DB>)| held.conn.state.verified().elapsed() >= idle;
+            let Some(index) = connections.sticky.iter_mut().position(is_idle) else { return };
+            let (_, Parts { conn, permit }) = connections.sticky.remove(index);
+            drop(connections);
+            self.put_back(conn);
+            drop(permit);
+        }
+    }
+
+    /// Gives the places of connections back that handlers have closed.
+    fn reap(&self) {
+        self.for_each_open(|state| state.reap());
+    }
+
+    fn for_each_open(&self, mut visit: impl FnMut(&Arc<ConnectionState<DB>>)) {
+        let open: Vec<_> = self.connections().open.iter().filter_map(Weak::upgrade).collect();
+        open.iter().for_each(&mut visit);
+    }
+
+    fn unreachable(&self) -> sqlx::Error {
+        let message = format!("the {} cannot be reached", self.health);
+        io::Error::new(io::ErrorKind::NotConnected, message).into()
+    }
+
+    fn outcome_unknown(&self, cause: Option<io::Error>) -> sqlx::Error {
+        OutcomeUnknown { server: self.health.to_string(), cause }.into()
+    }
+
+    /// What whoever waits for an answer on a connection is told when that is ended.
+    fn error_of(&self, ended: Ended) -> sqlx::Error {
+        match (ended, self.access) {
+            (Ended::Dead, Access::ReadWrite) => self.outcome_unknown(None),
+            (Ended::Dead | Ended::ServerDown, _) => self.unreachable(),
+        }
+    }
+
+    /// Says what everybody waits for. A read that finds a slave busy goes elsewhere, and needs no warning.
+    fn warn_of_crowd(&self) {
+        if self.role() == Role::Slave || self.has_room() {
+            return;
+        }
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
+        let warned = self.warned.load(Ordering::Relaxed);
+        let is_news = warned == 0 || now - warned > BETWEEN_WARNINGS.as_millis() as u64;
+        if !is_news || self.warned.swap(now, Ordering::Relaxed) != warned {
+            return;
+        }
+        let mut longest = Duration::ZERO;
+        self.for_each_open(|state| {
+            longest = longest.max(state.busy_for().or(state.held_for()).unwrap_or_default());
+        });
+        let what = if self.access.writes() { "writes" } else { "reads" };
+        warn!(
+            "No connection for {what} to the {} of database `{}` became free within {:?}: {} of {} are in use, one of \
+             them for {:.1} s.",
+            self.health,
+            self.database,
+            self.timeout,
+            self.busy(),
+            self.max_connections,
+            longest.as_secs_f64(),
+        );
+    }
+
+    fn warn_of_transaction(&self) {
+        warn!(
+            "A transaction was left open on a connection to the {} of database `{}`: the connection is closed, and \
+             the transaction rolled back. Begin it with `begin()`, which ends it with its handler.",
+            self.health, self.database,
+        );
+    }
+
+    /// Nothing in here can panic halfway through a change.
+    fn connections(&self) -> MutexGuard<'_, Connections<DB>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<DB: Driver> Drop for Pool<DB> {
+    /// Closes what is there: sqlx would hand it back in a task, which nobody runs where there is no runtime any more.
+    fn drop(&mut self) {
+        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
+        connections.idle.drain(..).for_each(PooledConnection::discard);
+        connections.sticky.drain(..).for_each(|(_, parts)| parts.conn.discard());
+    }
+}
+
+impl<DB: Driver> fmt::Debug for Pool<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("access", &self.access)
+            .field("health", &self.health)
+            .field("busy", &self.busy())
+            .finish_non_exhaustive()
+    }
+}

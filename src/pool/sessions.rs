@@ -1,0 +1,86 @@
+//! What the monitor learns of a pool's connections while others use them, and says of them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Pool;
+use super::connection::{ConnectionState, Ended};
+use crate::backend::{Activity, Driver, Instance, SessionId};
+
+impl<DB: Driver> Pool<DB> {
+    /// Ends what is under way on connections of earlier generations.
+    pub(crate) fn end_earlier_generations(&self, why: Ended) {
+        let present = self.health.generation();
+        self.for_each_open(|state| {
+            if state.generation() < present {
+                state.end(why);
+            }
+        });
+    }
+
+    /// Ends what is under way on connections to other instances than this one.
+    pub(crate) fn end_other_instances(&self, instance: Instance) {
+        self.for_each_open(|state| {
+            if state.instance().is_some_and(|other| other != instance) {
+                state.end(Ended::Dead);
+            }
+        });
+    }
+
+    /// Whether a connection to another instance has answered in this time.
+    pub(crate) fn has_heard_of_other(&self, instance: Instance, time: Range<Instant>) -> bool {
+        let mut heard = false;
+        self.for_each_open(|state| {
+            heard |= state.instance().is_some_and(|other| other != instance)
+                && state.ended().is_none()
+                && time.contains(&state.verified());
+        });
+        heard
+    }
+
+    /// The sessions of this instance that are open.
+    pub(crate) fn sessions(&self, instance: Instance) -> Vec<Session<DB>> {
+        let mut sessions = Vec::new();
+        self.for_each_open(|state| {
+            if state.instance() == Some(instance)
+                && state.ended().is_none()
+                && let Some(id) = state.session()
+            {
+                sessions.push(Session { id, state: state.clone() });
+            }
+        });
+        sessions
+    }
+}
+
+/// A session at a server, whose connection may be dead.
+pub(crate) struct Session<DB: Driver> {
+    pub(crate) id: SessionId,
+    state: Arc<ConnectionState<DB>>,
+}
+
+impl<DB: Driver> Session<DB> {
+    /// Whether to ask the server about it: it has not answered for as long as `patience`.
+    pub(crate) fn is_questionable(&self, patience: Duration) -> bool {
+        let waits = self.state.busy_for().or(self.state.held_for());
+        waits.is_some_and(|waits| waits > patience)
+    }
+
+    /// What the server says of it. It is dead if the server does not know it, or has been waiting for it for as
+    /// long as `patience` while somebody here waits for the server. A handler that holds a connection may well
+    /// let the server wait.
+    pub(crate) fn judge(&self, activity: Activity, patience: Duration) {
+        let is_dead = match activity {
+            Activity::Unknown => true,
+            // Twice as long: a large statement is idleness to its server until it has arrived as a whole.
+            Activity::Idle(idle) => {
+                idle > patience * 2 && self.state.busy_for().is_some_and(|waits| waits > patience * 2)
+            }
+            Activity::Busy | Activity::Hidden => false,
+        };
+        if is_dead {
+            self.state.end(Ended::Dead);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What is done about a pool's connections whoever asks for them: from time to time, and at shutdown.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rocket::tokio;
+
+use super::Pool;
+use super::connection::PooledConnection;
+use crate::backend::Driver;
+
+/// A connection is kept for its session for so long if nobody waits.
+const KEPT: Duration = Duration::from_millis(500);
+
+/// An idle connection is pinged so often, so that gateways on the way do not forget it (the shortest limits known
+/// are some minutes), and that dead ones are found before a request needs them.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// As sqlx's default: servers free what a long session has gathered, and balancers see new connections.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+impl<DB: Driver> Pool<DB> {
+    /// What has to be done from time to time, whoever asks for connections.
+    pub(crate) fn tend(self: &Arc<Self>) {
+        self.reclaim(KEPT);
+        self.reap();
+        let now = Instant::now();
+        let is_old = |conn: &PooledConnection<DB>| {
+            let idle = now.saturating_duration_since(conn.state.verified());
+            now.saturating_duration_since(conn.state.opened()) > MAX_LIFETIME
+                || self.idle_timeout.is_some_and(|timeout| idle > timeout)
+        };
+        let is_quiet =
+            |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
+        let mut connections = self.connections();
+        let invalid: Vec<_> = connections.idle.extract_if(.., |conn| !self.may_keep(&conn.state)).collect();
+        let old: Vec<_> = connections.idle.extract_if(.., |conn| is_old(conn)).collect();
+        // One at a time, so that a request never finds the pool emptied by those who look after it; with a permit, so
+        // that there are never more connections than permits.
+        let permit = self.permits.clone().try_acquire_owned().ok();
+        let quiet = permit.and_then(|permit| {
+            let quiet = connections.idle.extract_if(.., |conn| is_quiet(conn)).next()?;
+            Some((permit, quiet))
+        });
+        drop(connections);
+
+        invalid.into_iter().for_each(PooledConnection::discard);
+        for conn in old {
+            tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close()));
+        }
+        if let Some((permit, mut conn)) = quiet {
+            let pool = self.clone();
+            tokio::spawn(async move {
+                if conn.ping(pool.check_timeout).await {
+                    pool.put_back(conn);
+                } else {
+                    pool.close_sleepers(conn.state.verified());
+                    conn.discard();
+                }
+                drop(permit);
+            });
+        }
+        self.fill();
+    }
+
+    /// Opens one more connection if there are less than `min_connections`.
+    fn fill(self: &Arc<Self>) {
+        let wanted = !self.is_draining()
+            && self.role() == self.health.role()
+            && self.open_connections() < self.min_connections
+            && self.health.answers(self.wanted());
+        if !wanted || self.is_filling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let pool = self.clone();
+        tokio::spawn(async move {
+            if let Ok(_permit) = pool.permits.clone().try_acquire_owned()
+                && let Ok(Ok(conn)) = tokio::time::timeout(pool.timeout, pool.open()).await
+            {
+                pool.put_back(conn);
+            }
+            pool.is_filling.store(false, Ordering::Release);
+        });
+    }
+
+    /// Keeps no connection any more, and closes those that nobody uses. Ready once all have come back. Whoever
+    /// still asks for one, as another shutdown fairing may, gets one that is closed after its statement.
+    pub(crate) async fn drain(&self) {
+        self.is_draining.store(true, Ordering::Release);
+        self.reclaim(Duration::ZERO);
+        let idle = std::mem::take(&mut self.connections().idle);
+        for conn in idle {
+            let _ = tokio::time::timeout(self.check_timeout, conn.close()).await;
+        }
+        while self.open_connections() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Lets nobody check out a connection any more.
+    pub(crate) fn close(&self) {
+        self.permits.close();
+    }
+
+    fn open_connections(&self) -> u32 {
+        let mut open = 0;
+        self.for_each_open(|_| open += 1);
+        open
+    }
+}

@@ -1,0 +1,214 @@
+//! Connections and transactions that a handler holds for itself.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::pin::pin;
+use std::sync::Arc;
+
+use async_stream::try_stream;
+use rocket::futures::StreamExt;
+use rocket::futures::future::BoxFuture;
+use rocket::futures::stream::BoxStream;
+use sqlx::pool::PoolConnection;
+use sqlx::{Describe, Either, Error, Execute, Executor, SqlStr};
+
+use crate::backend::{Conn, Driver, Rest};
+use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, Watch};
+
+/// A connection of one's own, from [`ReplicatedDb::get`](crate::ReplicatedDb::get).
+///
+/// `&mut *connection` is a [`sqlx::Executor`], as with sqlx's [`PoolConnection`]. Dropped, it goes back to its pool;
+/// a transaction that was begun by hand and left open is rolled back then.
+pub struct Connection<DB: Driver>(Watched<DB, Held<DB>>);
+
+/// A transaction, from [`ReplicatedDb::begin`](crate::ReplicatedDb::begin).
+///
+/// `&mut *transaction` is a [`sqlx::Executor`], as with sqlx's own [`Transaction`](sqlx::Transaction). Dropped
+/// without a [`commit`](Self::commit), it is rolled back.
+pub struct Transaction<DB: Driver>(Watched<DB, sqlx::Transaction<'static, DB>>);
+
+/// A connection on which no statement waits for ever: one ends with an error once its connection is known to be dead,
+/// and a read also when its server is found to be down.
+///
+/// Dereferences to the driver's connection, for functions that ask for that; what runs there waits for the
+/// operating system to give the connection up.
+pub struct Watched<DB: Driver, C> {
+    conn: C,
+    pool: Arc<Pool<DB>>,
+    state: Arc<ConnectionState<DB>>,
+}
+
+impl<DB: Driver> Connection<DB> {
+    pub(super) fn new(checkout: Checkout<DB>) -> Self {
+        let (pool, state) = (checkout.pool().clone(), checkout.state().clone());
+        Self(Watched { conn: Held::new(checkout), pool, state })
+    }
+
+    /// sqlx's own connection, for libraries that ask for one: nobody watches over it.
+    pub fn into_inner(self) -> PoolConnection<DB> {
+        self.0.conn.into_checkout().lend(Lending::Connection)
+    }
+}
+
+impl<DB: Driver> Transaction<DB> {
+    /// Begins one on a connection. Whose fault an error is, the pool's server has to be asked about.
+    pub(super) async fn begin(checkout: Checkout<DB>) -> Result<Self, Error> {
+        let (pool, state) = (checkout.pool().clone(), checkout.state().clone());
+        // Until it has begun, sqlx does not know that there is something to be rolled back.
+        let begun = pin!(sqlx::Transaction::begin(checkout.lend(Lending::Connection), None));
+        let conn = Watch::new(&pool, &state).over_harmless(begun).await?;
+        state.lend_for(Lending::Transaction);
+        Ok(Self(Watched { conn, pool, state }))
+    }
+
+    /// Commits what was done.
+    ///
+    /// # Errors
+    ///
+    /// Those of the database; and if the connection dies before it has answered, that the outcome is unknown.
+    pub async fn commit(self) -> Result<(), Error> {
+        let Watched { conn, pool, state } = self.0;
+        Watch::new(&pool, &state).over(pin!(conn.commit())).await
+    }
+
+    /// Takes back what was done.
+    ///
+    /// # Errors
+    ///
+    /// Those of the database.
+    pub async fn rollback(self) -> Result<(), Error> {
+        let Watched { conn, pool, state } = self.0;
+        Watch::new(&pool, &state).over(pin!(conn.rollback())).await
+    }
+
+    /// sqlx's own transaction, for libraries that ask for one: nobody watches over it.
+    pub fn into_inner(self) -> sqlx::Transaction<'static, DB> {
+        self.0.conn
+    }
+}
+
+impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
+    fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
+        (&mut self.conn, Watch::new(&self.pool, &self.state))
+    }
+}
+
+impl<'c, DB: Driver, C> Executor<'c> for &'c mut Watched<DB, C>
+where
+    C: DerefMut<Target = Conn<DB>> + Send,
+    for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
+{
+    type Database = DB;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<DB::QueryResult, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, DB>,
+    {
+        Box::pin(async move {
+            let (conn, watch) = self.parts();
+            watch.over(pin!(conn.execute(query))).await
+        })
+    }
+
+    fn fetch_many<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxStream<'e, Result<Either<DB::QueryResult, DB::Row>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, DB>,
+    {
+        Box::pin(try_stream! {
+            let (conn, watch) = self.parts();
+            let mut steps = conn.fetch_many(query);
+            while let Some(step) = watch.over(pin!(async { steps.next().await.transpose() })).await? {
+                yield step;
+            }
+        })
+    }
+
+    /// Reads the answer to its end, so that the next statement does not meet what is left of it.
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<DB::Row>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, DB>,
+    {
+        Box::pin(async move {
+            let (conn, watch) = self.parts();
+            let (row, _) = watch.over(pin!(DB::fetch_optional(conn, query, Rest::Read))).await?;
+            Ok(row)
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [DB::TypeInfo],
+    ) -> BoxFuture<'e, Result<DB::Statement, Error>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move {
+            let (conn, watch) = self.parts();
+            watch.over(pin!(conn.prepare_with(sql, parameters))).await
+        })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<DB>, Error>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move {
+            let (conn, watch) = self.parts();
+            watch.over(pin!(conn.describe(sql))).await
+        })
+    }
+}
+
+impl<DB: Driver, C: Deref<Target = Conn<DB>>> Deref for Watched<DB, C> {
+    type Target = Conn<DB>;
+
+    fn deref(&self) -> &Conn<DB> {
+        &self.conn
+    }
+}
+
+impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> DerefMut for Watched<DB, C> {
+    fn deref_mut(&mut self) -> &mut Conn<DB> {
+        &mut self.conn
+    }
+}
+
+impl<DB: Driver, C> fmt::Debug for Watched<DB, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+macro_rules! watched {
+    ($Held:ident: $Inner:ty) => {
+        impl<DB: Driver> Deref for $Held<DB> {
+            type Target = Watched<DB, $Inner>;
+
+            fn deref(&self) -> &Self::Target {
+                &self.0
+            }
+        }
+
+        impl<DB: Driver> DerefMut for $Held<DB> {
+            fn deref_mut(&mut self) -> &mut Self::Target {
+                &mut self.0
+            }
+        }
+
+        impl<DB: Driver> fmt::Debug for $Held<DB> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($Held)).field(&self.0.pool).finish()
+            }
+        }
+    };
+}
+
+watched!(Connection: Held<DB>);
+watched!(Transaction: sqlx::Transaction<'static, DB>);

@@ -1,0 +1,394 @@
+//! `&ReplicatedDb` as a `sqlx::Executor` and a `sqlx::Acquire`.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use async_stream::try_stream;
+use rocket::futures::StreamExt;
+use rocket::futures::future::BoxFuture;
+use rocket::futures::stream::BoxStream;
+use rocket_db_pools::Database;
+use sqlx::error::BoxDynError;
+use sqlx::pool::PoolConnection;
+use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transaction};
+
+use super::handle::ReplicatedDb;
+use super::retry::{Attempts, Repeatable};
+use crate::backend::{Backend, Conn, Driver, Left, Opens, Rest};
+use crate::cluster::Db;
+use crate::pool::{Checkout, Pool};
+
+type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
+
+/// How a query is run on a connection.
+type Run<DB, T> = for<'a> fn(&'a mut Conn<DB>, Attempt<DB>, Rest) -> BoxFuture<'a, Result<T, Error>>;
+
+/// How it has left the connection, as its answer tells.
+type Leaves<T> = fn(&T) -> Left;
+
+fn clean<T>(_: &T) -> Left {
+    Left::Clean
+}
+
+/// A query, taken out of what the caller built, so that it can be run more than once.
+struct Query<DB: Driver> {
+    sql: SqlStr,
+    statement: Option<DB::Statement>,
+    arguments: Option<DB::Arguments>,
+    persistent: bool,
+}
+
+impl<DB: Driver> Query<DB> {
+    fn take<'q>(mut query: impl Execute<'q, DB>) -> Result<Self, Error> {
+        let arguments = query.take_arguments().map_err(Error::Encode)?;
+        Ok(Self {
+            arguments,
+            statement: query.statement().cloned(),
+            persistent: query.persistent(),
+            sql: query.sql(),
+        })
+    }
+
+    /// Without arguments it goes over the simple protocol, which takes several statements at once.
+    fn repeatable(&self) -> Repeatable {
+        if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }
+    }
+
+    /// What to run on a connection, and what holds it together there. The last attempt that there can be takes
+    /// the arguments along.
+    fn attempt(&mut self, checkout: &Checkout<DB>) -> (Attempt<DB>, Frame) {
+        let prepared_statements = checkout.pool().prepared_statements();
+        let arguments = match checkout.pool().access().writes() {
+            true => self.arguments.take(),
+            false => self.arguments.clone(),
+        };
+        let frame = match arguments {
+            Some(_) if !prepared_statements => Frame::Transaction,
+            _ => Frame::Connection,
+        };
+        let attempt = Attempt {
+            sql: self.sql.clone(),
+            statement: self.statement.clone(),
+            arguments,
+            persistent: self.persistent && prepared_statements,
+        };
+        (attempt, frame)
+    }
+
+    /// Whether the connection may be in a transaction afterwards.
+    ///
+    /// # Errors
+    ///
+    /// If it certainly is: the next statement of the request need not get the same connection.
+    fn opens_transaction(&self) -> Result<Opens, Error> {
+        match DB::opens_transaction(self.sql.as_str(), self.arguments.is_none()) {
+            Opens::Always => Err(left_open()),
+            opens => Ok(opens),
+        }
+    }
+}
+
+/// A transaction that is begun by hand is lost with its handler, or before.
+fn left_open() -> Error {
+    Error::InvalidArgument(
+        "a statement over `&db` cannot leave a transaction open, because the next one may run on another connection: it \
+         is rolled back; call `begin()`, or `get()` for a connection of one's own"
+            .into(),
+    )
+}
+
+/// What holds the steps of an attempt together: preparing, binding, executing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Frame {
+    /// The connection.
+    Connection,
+    /// A transaction: a pooler in between may give each its own connection to the server.
+    Transaction,
+}
+
+impl Frame {
+    async fn open<DB: Driver>(self, conn: &mut Conn<DB>) -> Result<(), Error>
+    where
+        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
+    {
+        self.run::<DB>(conn, "BEGIN").await
+    }
+
+    /// Ends it as the attempt ended; one that cannot be ended has not done what it should.
+    async fn close<DB: Driver, T>(self, conn: &mut Conn<DB>, done: Result<T, Error>) -> Result<T, Error>
+    where
+        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
+    {
+        // Whatever prevents a rollback has broken the connection, and so the transaction.
+        match &done {
+            Ok(_) => self.run::<DB>(conn, "COMMIT").await?,
+            Err(_) => self.run::<DB>(conn, "ROLLBACK").await.unwrap_or_default(),
+        }
+        done
+    }
+
+    async fn run<DB: Driver>(self, conn: &mut Conn<DB>, sql: &'static str) -> Result<(), Error>
+    where
+        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
+    {
+        if self == Self::Transaction {
+            conn.execute(sqlx::raw_sql(sql)).await?;
+        }
+        Ok(())
+    }
+}
+
+struct Attempt<DB: Driver> {
+    sql: SqlStr,
+    statement: Option<DB::Statement>,
+    arguments: Option<DB::Arguments>,
+    persistent: bool,
+}
+
+impl<DB: Driver> Execute<'_, DB> for Attempt<DB> {
+    fn sql(self) -> SqlStr {
+        self.sql
+    }
+
+    fn statement(&self) -> Option<&DB::Statement> {
+        self.statement.as_ref()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<DB::Arguments>, BoxDynError> {
+        Ok(self.arguments.take())
+    }
+
+    fn persistent(&self) -> bool {
+        self.persistent
+    }
+}
+
+impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
+    fn attempts(&self) -> Attempts<'_, Db<D>> {
+        Attempts::new(&self.session, self.handler())
+    }
+
+    /// Runs what returns nothing until it ends.
+    async fn run<T>(
+        &self,
+        query: Result<Query<Db<D>>, Error>,
+        run: Run<Db<D>, T>,
+        leaves: Leaves<T>,
+    ) -> Result<T, Error>
+    where
+        for<'a> &'a mut Conn<Db<D>>: Executor<'a, Database = Db<D>>,
+    {
+        let mut query = query?;
+        let repeatable = query.repeatable();
+        let opens = query.opens_transaction()?;
+        let mut attempts = self.attempts();
+        loop {
+            let (mut checkout, route) = self.session.check_out().await?;
+            let (attempt, frame) = query.attempt(&checkout);
+            let rest = if route.access.writes() { Rest::Read } else { Rest::Abandon };
+            let done = {
+                let (conn, watch) = checkout.parts();
+                // In place, not moved along: a query's future is as large as its parts.
+                let framed = pin!(async {
+                    frame.open::<Db<D>>(conn).await?;
+                    let done = run(conn, attempt, rest).await;
+                    frame.close::<Db<D>, _>(conn, done).await
+                });
+                watch.over(framed).await
+            };
+            match done {
+                Ok(done) => {
+                    self.leave(checkout, leaves(&done), opens).await?;
+                    return Ok(done);
+                }
+                Err(error) => {
+                    let pool = self.after_error(checkout, &error, opens);
+                    attempts.judge(&pool, &route, error, repeatable)?;
+                }
+            }
+        }
+    }
+
+    /// Keeps the connection for the next query of the request, unless this one has left something in it.
+    async fn leave(&self, checkout: Checkout<Db<D>>, left: Left, opens: Opens) -> Result<(), Error> {
+        match (left, opens) {
+            // It is closed.
+            (Left::Dirty, _) => drop(checkout),
+            (Left::Clean, Opens::Never) => self.session.keep(checkout),
+            (Left::Clean, _) => match Box::pin(checkout.settle()).await {
+                Ok(Some(checkout)) => self.session.keep(checkout),
+                Ok(None) => return Err(left_open()),
+                // The statement is done, whatever has happened to its connection since.
+                Err(_) => {}
+            },
+        }
+        Ok(())
+    }
+
+    /// Puts the connection back if it can still be used: one of several statements may have begun a transaction
+    /// before another one failed.
+    fn after_error(&self, checkout: Checkout<Db<D>>, error: &Error, opens: Opens) -> Arc<Pool<Db<D>>> {
+        let pool = checkout.pool().clone();
+        match opens {
+            Opens::Never => checkout.put_back_after(error),
+            Opens::Maybe | Opens::Always => drop(checkout),
+        }
+        pool
+    }
+
+    /// Asks about a statement without running it.
+    async fn prepare<T>(
+        &self,
+        ask: impl for<'a> Fn(&'a mut Conn<Db<D>>) -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut attempts = self.attempts();
+        loop {
+            let (mut checkout, route) = self.session.check_out().await?;
+            let told = {
+                let (conn, watch) = checkout.parts();
+                watch.over(pin!(ask(conn))).await
+            };
+            match told {
+                Ok(told) => {
+                    self.session.keep(checkout);
+                    return Ok(told);
+                }
+                Err(error) => {
+                    let pool = self.after_error(checkout, &error, Opens::Never);
+                    attempts.judge(&pool, &route, error, Repeatable::Yes)?;
+                }
+            }
+        }
+    }
+}
+
+impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D>
+where
+    for<'a> &'a mut Conn<Db<D>>: Executor<'a, Database = Db<D>>,
+{
+    type Database = Db<D>;
+
+    fn execute<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<<Db<D> as sqlx::Database>::QueryResult, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        Box::pin(self.run(Query::take(query), |conn, query, _| conn.execute(query), clean))
+    }
+
+    fn fetch_all<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<Vec<<Db<D> as sqlx::Database>::Row>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        Box::pin(self.run(Query::take(query), |conn, query, _| conn.fetch_all(query), clean))
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<Option<<Db<D> as sqlx::Database>::Row>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        let first = self.run(
+            Query::take(query),
+            |conn, query, rest| Db::<D>::fetch_optional(conn, query, rest),
+            |(_, left)| *left,
+        );
+        Box::pin(async move { Ok(first.await?.0) })
+    }
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step<Db<D>>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Db<D>>,
+    {
+        let query = Query::take(query);
+        Box::pin(try_stream! {
+            let mut query = query?;
+            let opens = query.opens_transaction()?;
+            let mut attempts = self.attempts();
+            loop {
+                let (mut checkout, route) = self.session.check_out().await?;
+                let (attempt, frame) = query.attempt(&checkout);
+                let mut repeatable = query.repeatable();
+                let (conn, watch) = checkout.parts();
+                let opened = watch.over(pin!(frame.open::<Db<D>>(conn))).await;
+                let done = match opened {
+                    Err(error) => Err(error),
+                    Ok(()) => {
+                        let mut steps = conn.fetch_many(attempt);
+                        let done = loop {
+                            match watch.over(pin!(async { steps.next().await.transpose() })).await {
+                                Ok(Some(step)) => {
+                                    repeatable = Repeatable::No;
+                                    yield step;
+                                }
+                                Ok(None) => break Ok(()),
+                                Err(error) => break Err(error),
+                            }
+                        };
+                        drop(steps);
+                        watch.over(pin!(frame.close::<Db<D>, _>(conn, done))).await
+                    }
+                };
+                match done {
+                    Ok(()) => {
+                        self.leave(checkout, Left::Clean, opens).await?;
+                        return;
+                    }
+                    Err(error) => {
+                        let pool = self.after_error(checkout, &error, opens);
+                        attempts.judge(&pool, &route, error, repeatable)?;
+                    }
+                }
+            }
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [<Db<D> as sqlx::Database>::TypeInfo],
+    ) -> BoxFuture<'e, Result<<Db<D> as sqlx::Database>::Statement, Error>>
+    where
+        'c: 'e,
+    {
+        Box::pin(self.prepare(move |conn| {
+            let (sql, parameters) = (sql.clone(), parameters.to_vec());
+            Box::pin(async move { conn.prepare_with(sql, &parameters).await })
+        }))
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Db<D>>, Error>>
+    where
+        'c: 'e,
+    {
+        Box::pin(self.prepare(move |conn| conn.describe(sql.clone())))
+    }
+}
+
+/// Not `for &'c ReplicatedDb`: in spawned code that is "not general enough". So the futures own
+/// what they need.
+impl<'c, D: Database<Pool: Backend>> Acquire<'c> for &'_ ReplicatedDb<D> {
+    type Database = Db<D>;
+    type Connection = PoolConnection<Db<D>>;
+
+    fn acquire(self) -> BoxFuture<'c, Result<Self::Connection, Error>> {
+        let db = self.clone();
+        Box::pin(async move { Ok(db.get().await?.into_inner()) })
+    }
+
+    fn begin(self) -> BoxFuture<'c, Result<Transaction<'c, Db<D>>, Error>> {
+        let db = self.clone();
+        Box::pin(async move { Ok(db.begin().await?.into_inner()) })
+    }
+}

@@ -1,0 +1,163 @@
+//! [`ReplicatedDb`]: what handlers and jobs ask the database with.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use rocket_db_pools::Database;
+
+use super::connection::{Connection, Transaction};
+use super::retry::{Attempts, Repeatable};
+use super::session::Session;
+use crate::backend::Backend;
+use crate::cluster::{Cluster, Db};
+use crate::pin::Pin;
+use crate::routing::{Choice, Declared, MethodKind};
+
+/// The database of a request: reads go to a slave, writes to the master.
+///
+/// As a handler parameter it holds no connection yet. The node is chosen when the handler first
+/// asks the database, so that the order of guards does not matter, and a handler that answers from
+/// a cache costs no connection. `&ReplicatedDb` is a [`sqlx::Executor`] and a [`sqlx::Acquire`]:
+/// whatever takes a `&sqlx::Pool` takes it.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod guard {
+/// use rocket::get;
+/// use rocket_replicated::sqlite::ReplicatedDb;
+/// use rocket_replicated::Error;
+///
+/// #[get("/posts/<id>")]
+/// async fn title(id: i64, db: ReplicatedDb) -> Result<String, Error> {
+///     Ok(sqlx::query_scalar("SELECT title FROM posts WHERE id = ?").bind(id).fetch_one(&db).await?)
+/// }
+/// # }
+/// ```
+///
+/// All handles of one request share one node: two queries never see two states. A clone is another
+/// handle of the same request, for spawned tasks. The connection of a query is kept for the next one
+/// until a handle is dropped, unless others wait for one.
+///
+/// # Errors
+///
+/// As a guard it never fails, unless [`Replicated`](crate::Replicated) is not attached, which
+/// aborts launch where the guard is a parameter of a mounted route.
+pub struct ReplicatedDb<D: Database<Pool: Backend>> {
+    pub(crate) session: Arc<Session<Db<D>>>,
+    handler: Option<Cow<'static, str>>,
+}
+
+impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
+    pub(crate) fn new(session: Arc<Session<Db<D>>>, handler: Option<Cow<'static, str>>) -> Self {
+        Self { session, handler }
+    }
+
+    /// Checks out a connection of the request's node.
+    ///
+    /// # Errors
+    ///
+    /// If no node could give one within its time: the master's `connect_timeout`, each slave's
+    /// `slave_timeout`.
+    pub async fn get(&self) -> Result<Connection<Db<D>>, sqlx::Error> {
+        let (checkout, _) = self.session.check_out().await?;
+        Ok(Connection::new(checkout))
+    }
+
+    /// Begins a transaction at the request's node: on a read, a read-only one.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get), and those of `BEGIN` itself.
+    pub async fn begin(&self) -> Result<Transaction<Db<D>>, sqlx::Error> {
+        let mut attempts = Attempts::new(&self.session, self.handler());
+        loop {
+            let (checkout, route) = self.session.check_out().await?;
+            let pool = checkout.pool().clone();
+            match Transaction::begin(checkout).await {
+                Ok(transaction) => return Ok(transaction),
+                Err(error) => attempts.judge(&pool, &route, error, Repeatable::Yes)?,
+            }
+        }
+    }
+
+    /// Switches the rest of the request to the master, as a [`ChangesDatabase`](crate::ChangesDatabase) guard would.
+    pub fn changes_database(&self) {
+        self.session.declare(Declared::Changes);
+    }
+
+    /// The node that serves this request, and why; `None` until the first query.
+    pub fn choice(&self) -> Option<Choice> {
+        self.session.choice()
+    }
+
+    /// The pin that the writes of this request leave, for clients and jobs that carry no cookies;
+    /// `None` while it has not written, without slaves, and with `lag_window = 0`.
+    ///
+    /// A job hands it to [`Cluster::read`]. It stands for what has been committed when it is asked for.
+    pub async fn pin(&self) -> Option<String> {
+        self.session.pin().await
+    }
+
+    /// The name of the handler, for messages.
+    pub(crate) fn handler(&self) -> &str {
+        self.handler.as_deref().unwrap_or("this code")
+    }
+}
+
+impl<D: Database<Pool: Backend>> Drop for ReplicatedDb<D> {
+    fn drop(&mut self) {
+        self.session.release();
+    }
+}
+
+impl<D: Database<Pool: Backend>> Clone for ReplicatedDb<D> {
+    fn clone(&self) -> Self {
+        Self::new(self.session.clone(), self.handler.clone())
+    }
+}
+
+impl<D: Database<Pool: Backend>> fmt::Debug for ReplicatedDb<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplicatedDb")
+            .field("handler", &self.handler)
+            .field("session", &self.session)
+            .finish()
+    }
+}
+
+impl<D: Database<Pool: Backend>> Cluster<D> {
+    /// A handle for code outside a request that reads and writes: at the master.
+    ///
+    /// ```rust,no_run
+    /// # #[cfg(feature = "sqlite")] mod guard {
+    /// use rocket::{Build, Rocket, fairing};
+    /// use rocket_replicated::sqlite::Replicated;
+    ///
+    /// async fn migrate(rocket: Rocket<Build>) -> fairing::Result {
+    ///     let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
+    ///     match sqlx::migrate!("examples/guestbook/migrations").run(&cluster.write()).await {
+    ///         Ok(()) => Ok(rocket),
+    ///         Err(_) => Err(rocket),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn write(&self) -> ReplicatedDb<D> {
+        self.handle(MethodKind::Write, Declared::Changes, None)
+    }
+
+    /// A handle for code outside a request that reads: from a slave, unless `pin` (of
+    /// [`ReplicatedDb::pin`]) says that the work it belongs to has written within the lag window.
+    ///
+    /// A pin that is not valid is none. The handle's node is chosen at its first query and kept.
+    pub fn read(&self, pin: Option<&str>) -> ReplicatedDb<D> {
+        let pin = pin.and_then(|token| self.0.read_pin(token));
+        self.handle(MethodKind::Read, Declared::Reads, pin)
+    }
+
+    fn handle(&self, method: MethodKind, declared: Declared, pin: Option<Pin>) -> ReplicatedDb<D> {
+        let session = Session::new(self.0.clone(), method, pin);
+        session.declare(declared);
+        ReplicatedDb::new(Arc::new(session), None)
+    }
+}

@@ -1,0 +1,13 @@
+//! What one request does with one database: `handle` is what handlers see, `session` what has been done so far,
+//! `executor` how queries run over it, `retry` what becomes of those that fail, `connection` what a handler may
+//! hold for itself.
+
+mod connection;
+mod executor;
+mod handle;
+mod retry;
+mod session;
+
+pub use connection::{Connection, Transaction, Watched};
+pub use handle::ReplicatedDb;
+pub(crate) use session::Session;

@@ -1,0 +1,169 @@
+//! What to do about a query that failed: try another node, explain, or pass the error on.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+use log::warn;
+use sqlx::error::{DatabaseError, ErrorKind};
+
+use super::session::Session;
+use crate::backend::{Access, Driver, Fault};
+use crate::config::RefusedWrite;
+use crate::pool::{Failure, Pool};
+use crate::routing::{Choice, Declared, Route};
+
+/// Whether a query may run twice, as long as it cannot have written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeatable {
+    Yes,
+    /// It may be several statements, one of which begins a read-write transaction; or its caller
+    /// has seen some of its rows.
+    No,
+}
+
+/// The attempts at one query. A query fails at most once at each server, so that they end.
+pub(crate) struct Attempts<'a, DB: Driver> {
+    session: &'a Session<DB>,
+    handler: &'a str,
+    /// A first failure at the master may be that of an old connection; a second one is not.
+    failed_at_master: bool,
+}
+
+impl<'a, DB: Driver> Attempts<'a, DB> {
+    pub(crate) fn new(session: &'a Session<DB>, handler: &'a str) -> Self {
+        Self { session, handler, failed_at_master: false }
+    }
+
+    /// Judges an attempt on a connection of `pool` that ended with `error`: `Ok` means to try again.
+    pub(crate) fn judge(
+        &mut self,
+        pool: &Pool<DB>,
+        route: &Route<DB>,
+        error: sqlx::Error,
+        repeatable: Repeatable,
+    ) -> Result<(), sqlx::Error> {
+        let repeatable = if pool.is_read_only() { repeatable } else { Repeatable::No };
+        match (DB::fault(&error), route.access) {
+            (Fault::Query, _) => return Err(error),
+            (Fault::ReadOnly, Access::ReadWrite) => {
+                // It may have been made a slave, or its address lead to one now.
+                pool.health().request_probe();
+                return Err(error);
+            }
+            (Fault::ReadOnly, _) => return self.refused(route, error, repeatable),
+            (Fault::Node, Access::ReadSlave) => pool.health().suspect(&error),
+            // There is no other master: the next checkout tells whether it is still there.
+            (Fault::Node, _) => {
+                pool.health().doubt_connections();
+                pool.health().request_probe();
+            }
+            (Fault::Full | Fault::Conflict, _) => {}
+        }
+
+        if repeatable == Repeatable::No {
+            return Err(error);
+        }
+        self.session.take_back_read();
+        match route.access {
+            Access::ReadWrite => Err(error),
+            Access::ReadMaster if !self.failed_at_master => {
+                self.failed_at_master = true;
+                Ok(())
+            }
+            Access::ReadMaster | Access::ReadSlave => {
+                self.session.move_on(route, Failure::Unreachable(error))
+            }
+        }
+    }
+
+    /// A statement wanted to write on a read: an error, or a write after all.
+    fn refused(
+        &self,
+        route: &Route<DB>,
+        error: sqlx::Error,
+        repeatable: Repeatable,
+    ) -> Result<(), sqlx::Error> {
+        let Self { session, handler, .. } = *self;
+        let cluster = &session.cluster;
+        if cluster.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
+            return Err(Refused::explain(error, handler, &route.choice(), cluster.database));
+        }
+        if cluster.rerouted.is_news(handler) {
+            warn!(
+                "`{handler}` wrote on a connection for reads ({}, database `{}`): the statement was run \
+                 again, on the master. Add a `ChangesDatabase` guard.",
+                route.choice(),
+                cluster.database,
+            );
+        }
+        session.take_back_read();
+        session.declare(Declared::Changes);
+        Ok(())
+    }
+}
+
+/// A database's "read-only" error, with what it means here.
+#[derive(Debug)]
+struct Refused {
+    error: Box<dyn DatabaseError>,
+    message: String,
+}
+
+impl Refused {
+    fn explain(error: sqlx::Error, handler: &str, choice: &Choice, database: &str) -> sqlx::Error {
+        let sqlx::Error::Database(error) = error else { return error };
+        let message = format!(
+            "`{handler}` tried to write on a connection for reads ({choice}, database `{database}`): add a \
+             `ChangesDatabase` guard, or call `changes_database()` first: {}",
+            error.message(),
+        );
+        sqlx::Error::Database(Box::new(Self { error, message }))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Refused {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl DatabaseError for Refused {
+    fn message(&self) -> &str {
+        &self.message
+    }
+
+    fn code(&self) -> Option<Cow<'_, str>> {
+        self.error.code()
+    }
+
+    fn kind(&self) -> ErrorKind {
+        self.error.kind()
+    }
+
+    fn constraint(&self) -> Option<&str> {
+        self.error.constraint()
+    }
+
+    fn table(&self) -> Option<&str> {
+        self.error.table()
+    }
+
+    fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        self.error.as_error()
+    }
+
+    fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+        self.error.as_error_mut()
+    }
+
+    fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+        self.error.into_error()
+    }
+}

@@ -1,0 +1,332 @@
+//! What one request, or one job, has done with one database so far.
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::{debug, warn};
+
+use crate::backend::{Access, Driver, Instance};
+use crate::cluster::Inner;
+use crate::pin::{Needed, Pin};
+use crate::pool::{Checkout, Failure, Sticky};
+use crate::routing::{CatchUp, Choice, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet};
+
+/// Shared by all guards, handles and streams of a request. Its server is chosen at the first query,
+/// so that the order of guards does not matter, and kept: two queries never see two states.
+pub(crate) struct Session<DB: Driver> {
+    pub(crate) cluster: Arc<Inner<DB>>,
+    method: MethodKind,
+    pin: Option<Pin>,
+    progress: Mutex<Progress<DB>>,
+}
+
+struct Progress<DB: Driver> {
+    declared: Declared,
+    route: Option<Route<DB>>,
+    /// The connection of the latest query, for the next one.
+    kept: Option<Sticky<DB>>,
+    failed: Failed,
+    /// How many queries run on connections for reads, or have returned rows that they read there.
+    reads_started: usize,
+    /// Which of the servers behind a slave's address those reads have seen.
+    instance: Option<Instance>,
+    writes: Writes,
+    /// Which of the servers behind the master's address the latest write went to.
+    written_at: Option<Instance>,
+    reply: Reply,
+    service: Service,
+}
+
+impl<DB: Driver> Progress<DB> {
+    fn leave(&mut self, route: &Route<DB>) {
+        if self.reads_started > 0 {
+            // After a query has returned rows, the request may move to the master but not to another slave:
+            // that one could be behind what the client has just seen.
+            self.failed.slaves = SlaveSet::All;
+        }
+        // Another query of the same request may have moved on already.
+        if self.route.as_ref().is_some_and(|present| present.leads_where(route)) {
+            self.route = None;
+        }
+    }
+
+    /// There is no server left.
+    fn refuse(&mut self, failure: Failure) -> sqlx::Error {
+        self.service = Service::Refused;
+        failure.into()
+    }
+}
+
+/// Whether all queries found a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Service {
+    #[default]
+    Given,
+    Refused,
+}
+
+/// Whether the read-write pool was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Writes {
+    #[default]
+    None,
+    Some,
+}
+
+/// What became of the request's reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Reply {
+    #[default]
+    Pending,
+    /// On its way, with all the pin that there has to be.
+    Settled,
+    /// On its way without a pin: a write now would be one that its client may miss.
+    WithoutPin,
+}
+
+impl<DB: Driver> Session<DB> {
+    pub(crate) fn new(cluster: Arc<Inner<DB>>, method: MethodKind, pin: Option<Pin>) -> Self {
+        cluster.sessions.fetch_add(1, Ordering::AcqRel);
+        let progress = Progress {
+            declared: Declared::default(),
+            route: None,
+            kept: None,
+            failed: Failed::default(),
+            reads_started: 0,
+            instance: None,
+            writes: Writes::default(),
+            written_at: None,
+            reply: Reply::default(),
+            service: Service::default(),
+        };
+        Self { cluster, method, pin, progress: Mutex::new(progress) }
+    }
+
+    /// Raises the intent; it never sinks.
+    pub(crate) fn declare(&self, declared: Declared) {
+        let mut progress = self.progress();
+        progress.declared = progress.declared.max(declared);
+    }
+
+    /// The server and the reason, once there is one.
+    pub(crate) fn choice(&self) -> Option<Choice> {
+        self.progress().route.as_ref().map(Route::choice)
+    }
+
+    /// The pin that the writes so far leave.
+    pub(crate) async fn pin(&self) -> Option<String> {
+        let written_at = {
+            let progress = self.progress();
+            match progress.writes {
+                Writes::None => return None,
+                Writes::Some => progress.written_at,
+            }
+        };
+        self.cluster.pin(self.pin.as_ref(), written_at).await
+    }
+
+    /// The reply is about to leave: the pin it has to carry, if any.
+    ///
+    /// `in_use` says that a handle is still alive, in a streamed body or a spawned task: if the
+    /// request means to write, it may do so after the reply.
+    pub(crate) async fn answer(&self, in_use: bool) -> Option<String> {
+        let (wrote, may_write, written_at) = {
+            let mut progress = self.progress();
+            let wrote = progress.writes == Writes::Some;
+            let may_write = in_use && self.intent(&progress).is_write();
+            progress.reply = if wrote || may_write { Reply::Settled } else { Reply::WithoutPin };
+            (wrote, may_write, progress.written_at)
+        };
+        match (wrote, may_write) {
+            (_, true) => self.cluster.window_pin(self.pin.as_ref()),
+            (true, false) => self.cluster.pin(self.pin.as_ref(), written_at).await,
+            (false, false) => None,
+        }
+    }
+
+    /// Checks out a connection to the session's server; at the first time, or if that server lets it
+    /// down, to one chosen now.
+    pub(crate) async fn check_out(&self) -> Result<(Checkout<DB>, Route<DB>), sqlx::Error> {
+        loop {
+            let (route, kept) = self.next();
+            let mut checkout = match kept.and_then(Sticky::claim) {
+                Some(checkout) => checkout,
+                None => match route.check_out().await {
+                    Ok(checkout) => checkout,
+                    Err(failure) => {
+                        self.move_on(&route, failure)?;
+                        continue;
+                    }
+                },
+            };
+            if !route.is_current(self.cluster.mastership.term()) {
+                // Another server has become the master while this one kept us waiting.
+                checkout.put_back();
+                continue;
+            }
+            match self.has_own_writes(&route, &mut checkout).await {
+                Ok(true) if self.start(&route, &checkout) => return Ok((checkout, route)),
+                Ok(_) => {
+                    checkout.put_back();
+                    self.give_up_slave(&route);
+                }
+                Err(error) => {
+                    if DB::ends_connection(&error) {
+                        checkout.pool().health().suspect(&error);
+                    }
+                    checkout.put_back_after(&error);
+                    self.move_on(&route, Failure::Unreachable(error))?;
+                }
+            }
+        }
+    }
+
+    /// Keeps the connection of a query that ended well for the next one.
+    pub(crate) fn keep(&self, checkout: Checkout<DB>) {
+        let kept = checkout.keep();
+        let before = std::mem::replace(&mut self.progress().kept, kept);
+        drop(before);
+    }
+
+    /// Gives up the connection that is kept: no query may follow.
+    pub(crate) fn release(&self) {
+        let kept = self.progress().kept.take();
+        drop(kept);
+    }
+
+    /// Whether the server has what the client wrote, where it was chosen for having it.
+    async fn has_own_writes(
+        &self,
+        route: &Route<DB>,
+        checkout: &mut Checkout<DB>,
+    ) -> Result<bool, sqlx::Error> {
+        match (route.reason(), self.pin.as_ref().map(Pin::needs)) {
+            (Reason::CaughtUp, Some(Needed::Position(position))) => {
+                self.cluster.has_replayed(checkout, position).await
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// The slave does not have what the request needs: the master has.
+    fn give_up_slave(&self, route: &Route<DB>) {
+        let mut progress = self.progress();
+        progress.failed.catch_up = CatchUp::InVain;
+        progress.leave(route);
+    }
+
+    /// A query on a connection for reads failed, and had returned nothing.
+    pub(crate) fn take_back_read(&self) {
+        let mut progress = self.progress();
+        progress.reads_started = progress.reads_started.saturating_sub(1);
+    }
+
+    /// Leaves a server that let the session down, for one that has not; or fails with its error.
+    pub(crate) fn move_on(&self, route: &Route<DB>, failure: Failure) -> Result<(), sqlx::Error> {
+        let mut progress = self.progress();
+        match (route.access, &failure) {
+            (Access::ReadWrite, _) | (Access::ReadMaster, Failure::Busy(_)) => {
+                return Err(progress.refuse(failure));
+            }
+            (Access::ReadMaster, Failure::Unreachable(_)) => progress.failed.master = true,
+            (Access::ReadSlave, _) => progress.failed.slaves.add(route.server.id()),
+        }
+        progress.leave(route);
+        let next = self.choose(&mut progress);
+        if next.access == Access::ReadMaster && progress.failed.master {
+            return Err(progress.refuse(failure));
+        }
+        Ok(())
+    }
+
+    /// Whether a query found no server: the client may try again later.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.progress().service == Service::Refused
+    }
+
+    /// Where the next query goes.
+    pub(crate) fn route(&self) -> Route<DB> {
+        self.choose(&mut self.progress())
+    }
+
+    /// As [`route`](Self::route), with the connection that was kept for it. One to another server is given up:
+    /// nobody holds two connections to ask one question.
+    fn next(&self) -> (Route<DB>, Option<Sticky<DB>>) {
+        let (route, kept) = {
+            let mut progress = self.progress();
+            (self.choose(&mut progress), progress.kept.take())
+        };
+        let kept = kept.filter(|kept| route.server.pool(route.access).is_some_and(|pool| kept.is_of(pool)));
+        (route, kept)
+    }
+
+    fn choose(&self, progress: &mut Progress<DB>) -> Route<DB> {
+        let intent = self.intent(progress);
+        let present = self.cluster.mastership.term();
+        if let Some(route) = &progress.route
+            && route.stays(present, intent)
+        {
+            return route.clone();
+        }
+        let route = self.cluster.choose(intent, self.pin.as_ref(), &progress.failed);
+        debug!("Database `{}`: {}.", self.cluster.database, route.choice());
+        progress.route = Some(route.clone());
+        route
+    }
+
+    /// A query is about to run: whether it may. Where an address leads to several servers, a request reads from one
+    /// of them only: another one could be behind what the client has just seen.
+    fn start(&self, route: &Route<DB>, checkout: &Checkout<DB>) -> bool {
+        let mut progress = self.progress();
+        if !route.access.writes() {
+            let instance = checkout.state().instance();
+            if route.access == Access::ReadSlave
+                && progress.reads_started > 0
+                && progress.instance != instance
+            {
+                return false;
+            }
+            progress.reads_started += 1;
+            progress.instance = instance;
+            return true;
+        }
+        progress.writes = Writes::Some;
+        progress.written_at = checkout.state().instance();
+        if progress.reply == Reply::WithoutPin {
+            progress.reply = Reply::Settled;
+            warn!(
+                "Database `{}` is written to after the reply of its request has left: the client \
+                 carries no pin for that and may miss it. Write before replying.",
+                self.cluster.database
+            );
+        }
+        true
+    }
+
+    fn intent(&self, progress: &Progress<DB>) -> Intent {
+        Intent::of(self.method, progress.declared)
+    }
+
+    /// Nothing in here can panic halfway through a change.
+    fn progress(&self) -> MutexGuard<'_, Progress<DB>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<DB: Driver> Drop for Session<DB> {
+    fn drop(&mut self) {
+        self.cluster.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<DB: Driver> fmt::Debug for Session<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("database", &self.cluster.database)
+            .field("method", &self.method)
+            .field("pin", &self.pin)
+            .field("choice", &self.choice())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,235 @@
+//! Which server serves a query: a pure function of what the request means to do, what it carries, and how the
+//! servers are. The rows of its table, of which the first that applies counts; the README has the same text:
+//!
+#![doc = include_str!("table.md")]
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::backend::Access;
+use crate::config::{PinnedWithoutMaster, ReadFromSlaves};
+use crate::health::{Role, Term};
+
+/// The node chosen for a query, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Choice {
+    node: Arc<str>,
+    role: Role,
+    reason: Reason,
+}
+
+impl Choice {
+    pub(crate) fn new(node: Arc<str>, role: Role, reason: Reason) -> Self {
+        Self { node, role, reason }
+    }
+
+    /// The node's name, as in the configuration and in the log.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Whether the node is the master or a slave.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Why this node.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+}
+
+impl fmt::Display for Choice {
+    /// As in `db-2 (ReadMethod)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.node, self.reason)
+    }
+}
+
+/// Why a node was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Master: the request's method is not one of `read_methods`.
+    WriteMethod,
+    /// Master: a [`ChangesDatabase`](crate::ChangesDatabase) guard, or a call that said as much.
+    ChangesDatabase,
+    /// Master: no slaves are configured.
+    NoSlaves,
+    /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) asked; or an
+    /// operator said so ([`Cluster::read_from_master`](crate::Cluster::read_from_master)).
+    SwitchedOff,
+    /// Master: the client wrote within the lag window, or no slave has replayed what it wrote.
+    Pinned,
+    /// Slave: it has replayed what the client wrote.
+    CaughtUp,
+    /// Slave: the request's method only reads.
+    ReadMethod,
+    /// Slave: a [`ReadsDatabase`](crate::ReadsDatabase) guard, or a call that said as much.
+    ReadsDatabase,
+    /// Master: no slave could take the read.
+    SlavesUnavailable,
+    /// Slave: the client wrote within the lag window, but the master cannot be reached.
+    MasterUnavailable,
+}
+
+/// What a request means to do with a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// Read, by its method.
+    ReadMethod,
+    /// Read, as it declares.
+    ReadsDatabase,
+    /// Write, by its method.
+    WriteMethod,
+    /// Write, as it declares.
+    ChangesDatabase,
+}
+
+/// What a request has declared of its intent. Changing outranks reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Declared {
+    #[default]
+    Nothing,
+    Reads,
+    Changes,
+}
+
+/// What a request's method says of its intent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MethodKind {
+    Read,
+    Write,
+}
+
+impl Intent {
+    pub(crate) fn of(method: MethodKind, declared: Declared) -> Self {
+        match (method, declared) {
+            (MethodKind::Write, Declared::Nothing) => Self::WriteMethod,
+            (_, Declared::Changes) => Self::ChangesDatabase,
+            (_, Declared::Reads) => Self::ReadsDatabase,
+            (MethodKind::Read, Declared::Nothing) => Self::ReadMethod,
+        }
+    }
+
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Self::WriteMethod | Self::ChangesDatabase)
+    }
+}
+
+/// Whether there are slaves at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slaves {
+    NotConfigured,
+    Configured,
+}
+
+/// Whether the client carries a pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pinned {
+    No,
+    Yes,
+}
+
+/// The master, as far as a choice depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Master {
+    Usable,
+    Unusable,
+}
+
+/// What a choice depends on that is known beforehand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Situation {
+    pub(crate) intent: Intent,
+    pub(crate) slaves: Slaves,
+    pub(crate) pinned: Pinned,
+    pub(crate) read_from_slaves: ReadFromSlaves,
+    pub(crate) pinned_without_master: PinnedWithoutMaster,
+}
+
+/// The servers that may be chosen: looked at only where the table asks for one.
+pub(crate) trait Candidates {
+    type Slave;
+
+    fn master(&self) -> Master;
+
+    /// A slave, whatever it has replayed.
+    fn any_slave(&self) -> Option<Self::Slave>;
+
+    /// What the client's pin says of the slaves that there are.
+    fn for_pin(&self) -> ForPin<Self::Slave>;
+}
+
+/// Who can serve a client its own writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForPin<S> {
+    /// Only the master has them for certain.
+    Master,
+    /// A slave that has them, or is about to.
+    Slave(S),
+    /// Whoever: the pin says nothing of these servers, and its window is over.
+    Anybody,
+}
+
+/// Which of a server's connections a statement gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target<S> {
+    MasterReadWrite,
+    MasterReadOnly,
+    Slave(S),
+}
+
+/// Whether a route that was chosen in a term still leads to where it says: a master that was chosen in an
+/// earlier term is none.
+pub(crate) fn is_current(access: Access, chosen_in: Term, present: Term) -> bool {
+    access == Access::ReadSlave || chosen_in == present
+}
+
+/// Whether the next statement of a session takes the route of the one before.
+pub(crate) fn stays(access: Access, chosen_in: Term, present: Term, intent: Intent) -> bool {
+    access.writes() == intent.is_write() && is_current(access, chosen_in, present)
+}
+
+/// The table above.
+pub(crate) fn choose<S>(
+    situation: Situation,
+    candidates: &impl Candidates<Slave = S>,
+) -> (Target<S>, Reason) {
+    use Target::*;
+
+    let read = match situation.intent {
+        Intent::WriteMethod => return (MasterReadWrite, Reason::WriteMethod),
+        Intent::ChangesDatabase => return (MasterReadWrite, Reason::ChangesDatabase),
+        Intent::ReadMethod => Reason::ReadMethod,
+        Intent::ReadsDatabase => Reason::ReadsDatabase,
+    };
+    if situation.slaves == Slaves::NotConfigured {
+        return (MasterReadOnly, Reason::NoSlaves);
+    }
+    match (situation.read_from_slaves, situation.intent) {
+        (ReadFromSlaves::Auto, _) | (ReadFromSlaves::Asked, Intent::ReadsDatabase) => {}
+        _ => return (MasterReadOnly, Reason::SwitchedOff),
+    }
+    if situation.pinned == Pinned::Yes {
+        match candidates.for_pin() {
+            ForPin::Slave(slave) => return (Slave(slave), Reason::CaughtUp),
+            ForPin::Master => {
+                let stale = situation.pinned_without_master == PinnedWithoutMaster::Stale
+                    && candidates.master() == Master::Unusable;
+                return match stale.then(|| candidates.any_slave()).flatten() {
+                    Some(slave) => (Slave(slave), Reason::MasterUnavailable),
+                    None => (MasterReadOnly, Reason::Pinned),
+                };
+            }
+            ForPin::Anybody => {}
+        }
+    }
+    match candidates.any_slave() {
+        Some(slave) => (Slave(slave), read),
+        None => (MasterReadOnly, Reason::SlavesUnavailable),
+    }
+}
+
+#[cfg(test)]
+mod tests;

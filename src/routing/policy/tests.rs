@@ -1,0 +1,169 @@
+use super::Intent::*;
+use super::Reason::{CaughtUp, MasterUnavailable, NoSlaves, SlavesUnavailable, SwitchedOff};
+use super::Target::*;
+use super::*;
+
+const USUAL: Situation = Situation {
+    intent: ReadMethod,
+    slaves: Slaves::Configured,
+    pinned: Pinned::No,
+    read_from_slaves: ReadFromSlaves::Auto,
+    pinned_without_master: PinnedWithoutMaster::Stale,
+};
+
+/// The servers as a choice finds them.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    master: Master,
+    any: Option<u8>,
+    for_pin: ForPin<u8>,
+}
+
+/// A slave for anybody, and another one that has what a pin needs.
+const WELL: Found = Found { master: Master::Usable, any: Some(1), for_pin: ForPin::Slave(2) };
+
+impl Candidates for Found {
+    type Slave = u8;
+
+    fn master(&self) -> Master {
+        self.master
+    }
+
+    fn any_slave(&self) -> Option<u8> {
+        self.any
+    }
+
+    fn for_pin(&self) -> ForPin<u8> {
+        self.for_pin
+    }
+}
+
+#[test]
+fn each_row_of_the_table() {
+    let write = Situation { intent: WriteMethod, ..USUAL };
+    let changes = Situation { intent: ChangesDatabase, ..USUAL };
+    let asks = Situation { intent: ReadsDatabase, ..USUAL };
+    let pinned = Situation { pinned: Pinned::Yes, ..USUAL };
+    let alone = Situation { slaves: Slaves::NotConfigured, ..USUAL };
+    let asked = |situation| Situation { read_from_slaves: ReadFromSlaves::Asked, ..situation };
+    let never = |situation| Situation { read_from_slaves: ReadFromSlaves::Never, ..situation };
+    let fail = Situation { pinned_without_master: PinnedWithoutMaster::Fail, ..pinned };
+    let asks_pinned = Situation { pinned: Pinned::Yes, ..asks };
+
+    let none_has_it = Found { for_pin: ForPin::Master, ..WELL };
+    let headless = Found { master: Master::Unusable, ..none_has_it };
+    let nobody = Found { any: None, ..none_has_it };
+    let void = Found { for_pin: ForPin::Anybody, ..WELL };
+
+    // With the number of the row that each is an example of.
+    let table = [
+        (1, write, WELL, MasterReadWrite, Reason::WriteMethod),
+        (1, changes, WELL, MasterReadWrite, Reason::ChangesDatabase),
+        (2, alone, WELL, MasterReadOnly, NoSlaves),
+        (2, Situation { pinned: Pinned::Yes, ..alone }, WELL, MasterReadOnly, NoSlaves),
+        (2, asked(alone), WELL, MasterReadOnly, NoSlaves),
+        (3, asked(USUAL), WELL, MasterReadOnly, SwitchedOff),
+        (3, asked(pinned), WELL, MasterReadOnly, SwitchedOff),
+        (5, asked(asks), WELL, Slave(1), Reason::ReadsDatabase),
+        (4, asked(asks_pinned), none_has_it, MasterReadOnly, Reason::Pinned),
+        (3, never(asks), WELL, MasterReadOnly, SwitchedOff),
+        (3, never(USUAL), WELL, MasterReadOnly, SwitchedOff),
+        (4, pinned, WELL, Slave(2), CaughtUp),
+        (4, asks_pinned, WELL, Slave(2), CaughtUp),
+        (4, pinned, Found { master: Master::Unusable, ..WELL }, Slave(2), CaughtUp),
+        (4, pinned, none_has_it, MasterReadOnly, Reason::Pinned),
+        (4, asks_pinned, none_has_it, MasterReadOnly, Reason::Pinned),
+        (4, pinned, nobody, MasterReadOnly, Reason::Pinned),
+        (4, pinned, headless, Slave(1), MasterUnavailable),
+        (4, pinned, Found { any: None, ..headless }, MasterReadOnly, Reason::Pinned),
+        (4, fail, headless, MasterReadOnly, Reason::Pinned),
+        (5, pinned, void, Slave(1), Reason::ReadMethod),
+        (5, USUAL, WELL, Slave(1), Reason::ReadMethod),
+        (5, asks, WELL, Slave(1), Reason::ReadsDatabase),
+        (5, USUAL, headless, Slave(1), Reason::ReadMethod),
+        (6, USUAL, nobody, MasterReadOnly, SlavesUnavailable),
+        (6, asks, nobody, MasterReadOnly, SlavesUnavailable),
+        (6, pinned, Found { any: None, ..void }, MasterReadOnly, SlavesUnavailable),
+    ];
+    for (row, situation, found, target, reason) in table {
+        assert_eq!(choose(situation, &found), (target, reason), "{situation:?} {found:?}");
+        assert!(documented(row).contains(&format!("`{reason:?}`")), "row {row} does not tell {reason:?}");
+    }
+    for row in 1..=6 {
+        assert!(table.iter().any(|(of, ..)| *of == row), "row {row} has no example");
+    }
+}
+
+const DOCUMENTED: &str = include_str!("../table.md");
+
+/// What the documents say of a row, with the lines that go on with it.
+fn documented(row: u8) -> String {
+    let rows = DOCUMENTED.lines().skip(2).scan(0, |number, line| {
+        *number = line.trim_start_matches('|').split('|').next()?.trim().parse().unwrap_or(*number);
+        Some((*number, line))
+    });
+    rows.filter(|(number, _)| *number == row).map(|(_, line)| line).collect()
+}
+
+#[test]
+fn the_readme_has_the_same_table() {
+    assert!(include_str!("../../../README.md").contains(DOCUMENTED));
+}
+
+#[test]
+fn a_write_is_the_masters_whatever_else_holds() {
+    for intent in [WriteMethod, ChangesDatabase] {
+        for pinned in [Pinned::No, Pinned::Yes] {
+            for slaves in [Slaves::NotConfigured, Slaves::Configured] {
+                for master in [Master::Usable, Master::Unusable] {
+                    let situation = Situation { intent, pinned, slaves, ..USUAL };
+                    let found = Found { master, ..WELL };
+                    assert_eq!(choose(situation, &found).0, MasterReadWrite, "{situation:?}");
+                }
+            }
+        }
+    }
+}
+
+/// No slave is drawn before the table has said that one is wanted.
+#[test]
+fn nobody_looks_at_slaves_for_a_write() {
+    struct Untouchable;
+
+    impl Candidates for Untouchable {
+        type Slave = u8;
+
+        fn master(&self) -> Master {
+            unreachable!("nobody asks")
+        }
+
+        fn any_slave(&self) -> Option<u8> {
+            unreachable!("nobody asks")
+        }
+
+        fn for_pin(&self) -> ForPin<u8> {
+            unreachable!("nobody asks")
+        }
+    }
+
+    let write = Situation { intent: WriteMethod, pinned: Pinned::Yes, ..USUAL };
+    let alone = Situation { slaves: Slaves::NotConfigured, pinned: Pinned::Yes, ..USUAL };
+    assert_eq!(choose(write, &Untouchable).0, MasterReadWrite);
+    assert_eq!(choose(alone, &Untouchable).0, MasterReadOnly);
+}
+
+#[test]
+fn changing_outranks_reading_outranks_the_method() {
+    let table = [
+        (MethodKind::Read, Declared::Nothing, ReadMethod),
+        (MethodKind::Read, Declared::Reads, ReadsDatabase),
+        (MethodKind::Read, Declared::Changes, ChangesDatabase),
+        (MethodKind::Write, Declared::Nothing, WriteMethod),
+        (MethodKind::Write, Declared::Reads, ReadsDatabase),
+        (MethodKind::Write, Declared::Changes, ChangesDatabase),
+    ];
+    for (method, declared, intent) in table {
+        assert_eq!(Intent::of(method, declared), intent, "{method:?} {declared:?}");
+    }
+    assert!(Declared::Changes > Declared::Reads && Declared::Reads > Declared::Nothing);
+}

@@ -1,0 +1,276 @@
+//! What a choice depends on, gathered from the servers; and which of several slaves it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::policy::{
+    Candidates, Choice, ForPin, Intent, Master, Pinned, Reason, Situation, Slaves, Target, choose,
+    is_current, stays,
+};
+use crate::backend::{Access, Driver};
+use crate::cluster::{Inner, Server, Share};
+use crate::config::{PinnedWithoutMaster, ReadFromSlaves};
+use crate::health::{Health, Replay, ServerId, Term, Use};
+use crate::pin::{Needed, Pin, Window};
+use crate::pool::{Checkout, Failure};
+
+/// The server that was chosen, for what, and why.
+pub(crate) struct Route<DB: Driver> {
+    pub(crate) server: Arc<Server<DB>>,
+    pub(crate) access: Access,
+    reason: Reason,
+    term: Term,
+}
+
+impl<DB: Driver> Route<DB> {
+    pub(crate) fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    pub(crate) fn choice(&self) -> Choice {
+        let health = &self.server.health;
+        Choice::new(health.name().clone(), self.role(), self.reason)
+    }
+
+    fn role(&self) -> crate::health::Role {
+        match self.access {
+            Access::ReadWrite | Access::ReadMaster => crate::health::Role::Master,
+            Access::ReadSlave => crate::health::Role::Slave,
+        }
+    }
+
+    pub(crate) fn is_current(&self, present: Term) -> bool {
+        is_current(self.access, self.term, present)
+    }
+
+    /// Whether the next statement of its session takes it, too.
+    pub(crate) fn stays(&self, present: Term, intent: Intent) -> bool {
+        stays(self.access, self.term, present, intent)
+    }
+
+    pub(crate) fn leads_where(&self, other: &Self) -> bool {
+        (self.server.id(), self.access, self.term) == (other.server.id(), other.access, other.term)
+    }
+
+    pub(crate) async fn check_out(&self) -> Result<Checkout<DB>, Failure> {
+        let share = if self.reason == Reason::Pinned { Share::Pinned } else { Share::Common };
+        self.server.check_out(self.access, share).await
+    }
+}
+
+impl<DB: Driver> Clone for Route<DB> {
+    fn clone(&self) -> Self {
+        Self { server: self.server.clone(), ..*self }
+    }
+}
+
+/// A set of slaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SlaveSet {
+    All,
+    These(Vec<ServerId>),
+}
+
+impl Default for SlaveSet {
+    fn default() -> Self {
+        Self::These(Vec::new())
+    }
+}
+
+impl SlaveSet {
+    pub(crate) fn add(&mut self, slave: ServerId) {
+        if let Self::These(slaves) = self {
+            slaves.push(slave);
+        }
+    }
+
+    pub(crate) fn contains(&self, slave: ServerId) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(slaves) => slaves.contains(&slave),
+        }
+    }
+}
+
+/// The servers that have let a session down.
+#[derive(Debug, Default)]
+pub(crate) struct Failed {
+    pub(crate) master: bool,
+    pub(crate) slaves: SlaveSet,
+    pub(crate) catch_up: CatchUp,
+}
+
+/// Whether a slave has already been found to be behind what the client wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CatchUp {
+    #[default]
+    Untried,
+    InVain,
+}
+
+impl<DB: Driver> Inner<DB> {
+    /// Chooses a server for a session that has been let down by those of `failed`.
+    pub(crate) fn choose(&self, intent: Intent, pin: Option<&Pin>, failed: &Failed) -> Route<DB> {
+        let servers = self.servers.all();
+        let term = self.mastership.term();
+        let present = Present { servers: &servers, term, failed };
+        let situation = Situation {
+            intent,
+            slaves: if present.has_slaves() { Slaves::Configured } else { Slaves::NotConfigured },
+            pinned: if pin.is_some() { Pinned::Yes } else { Pinned::No },
+            read_from_slaves: match self.reads_at_master() {
+                true => ReadFromSlaves::Never,
+                false => self.config.read_from_slaves,
+            },
+            pinned_without_master: self.config.pinned_without_master,
+        };
+        let found = Found {
+            servers: &present,
+            pin,
+            failed,
+            pinned_without_master: self.config.pinned_without_master,
+            catch_up_timeout: self.config.catch_up_timeout,
+        };
+        let (target, reason) = choose(situation, &found);
+        let (server, access) = match target {
+            Target::MasterReadWrite => (present.master_server(), Access::ReadWrite),
+            Target::MasterReadOnly => (present.master_server(), Access::ReadMaster),
+            Target::Slave(slave) => (slave, Access::ReadSlave),
+        };
+        Route { server: server.clone(), access, reason, term }
+    }
+}
+
+/// The servers, and who is drawn of several.
+pub(crate) trait Drawn {
+    type Slave;
+
+    /// Of the way by which the master is read from.
+    fn master(&self) -> &Health;
+
+    /// One of those slaves that have not let the session down.
+    fn draw(&self, from: impl Fn(&Health) -> bool) -> Option<Self::Slave>;
+
+    /// Whether one of them is so.
+    fn any(&self, is: impl Fn(&Health) -> bool) -> bool;
+}
+
+/// What a session finds of them.
+pub(crate) struct Found<'a, S> {
+    pub(crate) servers: &'a S,
+    pub(crate) pin: Option<&'a Pin>,
+    pub(crate) failed: &'a Failed,
+    pub(crate) pinned_without_master: PinnedWithoutMaster,
+    pub(crate) catch_up_timeout: Duration,
+}
+
+/// The servers as a session finds them.
+struct Present<'a, DB: Driver> {
+    servers: &'a [Arc<Server<DB>>],
+    term: Term,
+    failed: &'a Failed,
+}
+
+impl<S: Drawn> Candidates for Found<'_, S> {
+    type Slave = S::Slave;
+
+    fn master(&self) -> Master {
+        match self.failed.master || !self.servers.master().answers(Use::Reads) {
+            true => Master::Unusable,
+            false => Master::Usable,
+        }
+    }
+
+    fn any_slave(&self) -> Option<Self::Slave> {
+        let usable = self.servers.draw(Health::is_usable);
+        if usable.is_some() || self.master() == Master::Usable {
+            return usable;
+        }
+        self.servers.draw(|slave| slave.is_last_resort(self.pinned_without_master))
+    }
+
+    /// A slave that is known to have replayed what the client wrote, else one that may have soon. Where all have
+    /// another history, the position says nothing, and only the window stands.
+    fn for_pin(&self) -> ForPin<Self::Slave> {
+        let Some(pin) = self.pin else { return ForPin::Anybody };
+        let (Needed::Position(position), CatchUp::Untried) = (pin.needs(), self.failed.catch_up) else {
+            return ForPin::Master;
+        };
+        let done = |slave: &Health| slave.is_usable() && slave.replay_of(position) == Replay::Done;
+        if let Some(slave) = self.servers.draw(done) {
+            return ForPin::Slave(slave);
+        }
+        // A slave that lags has the write when it is as old as that; nobody waits for longer.
+        let age = (OffsetDateTime::now_utc() - pin.at).try_into().unwrap_or(Duration::ZERO);
+        let in_time = |slave: &Health| slave.lag().is_none_or(|lag| lag <= age + self.catch_up_timeout);
+        let soon = |slave: &Health| {
+            slave.is_usable() && slave.replay_of(position) == Replay::Behind && in_time(slave)
+        };
+        match self.servers.draw(soon) {
+            Some(slave) => ForPin::Slave(slave),
+            None if pin.window == Window::Open => ForPin::Master,
+            // Also of slaves that do not answer: they may come back without the write.
+            None if self.servers.any(|slave| slave.replay_of(position) != Replay::Elsewhere) => {
+                ForPin::Master
+            }
+            None => ForPin::Anybody,
+        }
+    }
+}
+
+impl<'a, DB: Driver> Drawn for Present<'a, DB> {
+    type Slave = &'a Arc<Server<DB>>;
+
+    fn master(&self) -> &Health {
+        &self.master_server().read_way().health
+    }
+
+    /// The less busy, for its weight, of two slaves that are drawn by weight: even load without a view of the
+    /// whole (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+    fn draw(&self, from: impl Fn(&Health) -> bool) -> Option<Self::Slave> {
+        let first = self.draw_one(|slave| from(&slave.health))?;
+        let Some(second) = self.draw_one(|slave| slave.id() != first.id() && from(&slave.health)) else {
+            return Some(first);
+        };
+        let busier = first.load() * second.weight > second.load() * first.weight;
+        Some(if busier { second } else { first })
+    }
+
+    fn any(&self, is: impl Fn(&Health) -> bool) -> bool {
+        self.slaves().any(|slave| is(&slave.health))
+    }
+}
+
+impl<'a, DB: Driver> Present<'a, DB> {
+    fn master_server(&self) -> &'a Arc<Server<DB>> {
+        // INVARIANT: the master is never taken from the list.
+        self.servers.iter().find(|server| server.id() == self.term.master).unwrap_or(&self.servers[0])
+    }
+
+    fn has_slaves(&self) -> bool {
+        self.servers.iter().any(|server| server.is_slave())
+    }
+
+    /// A slave that took the master's place is none.
+    fn slaves(&self) -> impl Iterator<Item = &'a Arc<Server<DB>>> {
+        let candidates = self.servers.iter().filter(|server| server.may_be_slave());
+        candidates
+            .filter(|server| server.id() != self.term.master && !self.failed.slaves.contains(server.id()))
+    }
+
+    /// One of them by weight, in a single walk: each takes the place of the one before with its share of the weights
+    /// so far (Chao, "A general purpose unequal probability sampling plan", 1982).
+    fn draw_one(&self, from: impl Fn(&Server<DB>) -> bool) -> Option<&'a Arc<Server<DB>>> {
+        let mut random = fastrand::Rng::new();
+        let (mut drawn, mut total) = (None, 0);
+        for slave in self.slaves().filter(|slave| from(slave)) {
+            total += slave.weight;
+            if random.u32(..total) < slave.weight {
+                drawn = Some(slave);
+            }
+        }
+        drawn
+    }
+}

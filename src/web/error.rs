@@ -1,0 +1,111 @@
+//! [`Error`]: what handlers return, and clients may see of it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use log::{error, warn};
+use rocket::Request;
+use rocket::http::Status;
+use rocket::response::{self, Responder};
+
+use crate::backend::is_unavailable;
+use crate::pool::OutcomeUnknown;
+
+/// A database error as a handler's reply.
+///
+/// | variant                         | status | log   |
+/// |---------------------------------|--------|-------|
+/// | [`NotFound`](Self::NotFound)    | 404    | –     |
+/// | [`Unavailable`](Self::Unavailable) | 503 with `Retry-After` | warning |
+/// | [`OutcomeUnknown`](Self::OutcomeUnknown) | 504 | error |
+/// | [`Database`](Self::Database)    | 500    | error |
+///
+/// The body is that of the application's catcher for the status: the database's own words, which
+/// may quote data, go to the log alone.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The row that was asked for does not exist.
+    NotFound,
+    /// No node can be reached, or all connections are in use.
+    Unavailable(sqlx::Error),
+    /// A write was sent, and its connection died before the answer came: it may have been carried out, or not.
+    /// It was not run again, and nobody is told to try again.
+    OutcomeUnknown(sqlx::Error),
+    /// Anything else: the application or its database is at fault.
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error::*;
+
+        match error {
+            RowNotFound => Self::NotFound,
+            Io(_) if OutcomeUnknown::is(&error) => Self::OutcomeUnknown(error),
+            PoolTimedOut | PoolClosed | Io(_) | Tls(_) | WorkerCrashed => Self::Unavailable(error),
+            Database(ref database) if is_unavailable(&**database) => Self::Unavailable(error),
+            error => Self::Database(error),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound => f.write_str("not found"),
+            Self::Unavailable(error) => write!(f, "the database is unavailable: {error}"),
+            Self::OutcomeUnknown(error) | Self::Database(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NotFound => None,
+            Self::Unavailable(error) | Self::OutcomeUnknown(error) | Self::Database(error) => Some(error),
+        }
+    }
+}
+
+impl<'r> Responder<'r, 'static> for Error {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        match &self {
+            Self::NotFound => Err(Status::NotFound),
+            Self::Unavailable(_) => {
+                warn!("{} {}: {self}", request.method(), request.uri().path());
+                RetryLater::tell(request);
+                Err(Status::ServiceUnavailable)
+            }
+            Self::OutcomeUnknown(_) => {
+                error!("{} {}: {self}", request.method(), request.uri().path());
+                Err(Status::GatewayTimeout)
+            }
+            Self::Database(_) => {
+                error!("{} {}: {self}", request.method(), request.uri().path());
+                Err(Status::InternalServerError)
+            }
+        }
+    }
+}
+
+/// A mark on a request whose reply has to say when to try again. Not a header of the reply itself:
+/// that is the catcher's.
+pub(crate) struct RetryLater(AtomicBool);
+
+impl RetryLater {
+    pub(crate) const SECONDS: &str = "1";
+
+    pub(crate) fn tell(request: &Request<'_>) {
+        Self::of(request).store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_told(request: &Request<'_>) -> bool {
+        Self::of(request).load(Ordering::Relaxed)
+    }
+
+    fn of<'r>(request: &'r Request<'_>) -> &'r AtomicBool {
+        &request.local_cache(|| Self(AtomicBool::new(false))).0
+    }
+}

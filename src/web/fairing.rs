@@ -1,0 +1,242 @@
+//! [`Replicated`]: opens the pools at ignition, starts followers and reports at lift-off, pins
+//! clients in the response hook, closes the pools at shutdown.
+
+use std::any::type_name;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use log::{error, info, warn};
+use rocket::fairing::{self, Fairing, Info, Kind};
+use rocket::http::Status;
+use rocket::{Build, Orbit, Phase, Request, Response, Rocket};
+use rocket_db_pools::Database;
+
+use super::error::RetryLater;
+use super::guards::{Attached, Failed, attached, existing_session};
+use crate::backend::{Access, Backend, Driver};
+use crate::cluster::{Cluster, Db, Inner};
+use crate::config::{Checks, Config, Consistency, ReadFromSlaves, RefusedWrite, ServerConfig};
+use crate::pin::PinConfig;
+
+/// The fairing: replication for the database `D`.
+///
+/// Reads the section `[<profile>.databases.<name>]`, where the name is that of `D`. Attaching it
+/// twice is harmless. `D` itself is not managed by Rocket: a `rocket_db_pools::Connection<D>` would
+/// bypass all of this.
+///
+/// ```rust,no_run
+/// # #[cfg(feature = "sqlite")] {
+/// use rocket_replicated::sqlite::Replicated;
+///
+/// let rocket = rocket::build().attach(Replicated::fairing());
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// A configuration that is wrong aborts launch. A server that is down does not: connections are
+/// made when they are needed.
+pub struct Replicated<D>(PhantomData<fn() -> D>);
+
+impl<D: Database<Pool: Backend>> Replicated<D> {
+    /// The fairing to attach.
+    pub fn fairing() -> Self {
+        Self(PhantomData)
+    }
+
+    /// The cluster, for migrations and jobs: available to ignite fairings that are attached after
+    /// this one, and from then on. Without this fairing `None`, and an error in the log.
+    pub fn fetch<P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
+        attached(rocket)
+    }
+}
+
+impl<D> fmt::Debug for Replicated<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Replicated<{}>", type_name::<D>())
+    }
+}
+
+#[rocket::async_trait]
+impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
+    fn info(&self) -> Info {
+        Info {
+            name: "Replicated Database",
+            kind: Kind::Ignite | Kind::Liftoff | Kind::Response | Kind::Shutdown | Kind::Singleton,
+        }
+    }
+
+    async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
+        let config = Config::read::<Db<D>>(rocket.figment(), D::NAME)
+            .and_then(|config| Attached::check::<D>(&rocket, &config).map(|()| config));
+        let config = match config {
+            Ok(config) => config,
+            Err(problem) => {
+                error!("Database `{}` is misconfigured: {problem}", D::NAME);
+                return Err(rocket.manage(Failed::<D>::new()));
+            }
+        };
+        match Inner::open(D::NAME, config) {
+            Ok(inner) => {
+                let cluster = Cluster::<D>(Arc::new(inner));
+                cluster.0.ignite().await;
+                Ok(Attached::add::<D>(rocket, &cluster.0.config).manage(cluster))
+            }
+            Err(problem) => {
+                error!("Database `{}` cannot be opened: {problem}", D::NAME);
+                Err(rocket.manage(Failed::<D>::new()))
+            }
+        }
+    }
+
+    async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
+        if let Some(Cluster(inner)) = attached::<D, _>(rocket) {
+            log_configuration::<D>(&inner.config);
+            inner.lift_off().await;
+        }
+    }
+
+    /// Here, not by a cookie jar: Rocket drops what handlers put there on its way to a catcher, and
+    /// a handler may well commit and then fail.
+    async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
+        let session = existing_session::<D>(request);
+        let is_our_fault =
+            || RetryLater::is_told(request) || session.is_some_and(|session| session.was_refused());
+        if response.status() == Status::ServiceUnavailable
+            && !response.headers().contains("Retry-After")
+            && is_our_fault()
+        {
+            response.set_raw_header("Retry-After", RetryLater::SECONDS);
+        }
+
+        let Some(session) = session else { return };
+        // INVARIANT: only `ReplicatedDb` clones this `Arc`, besides the request's cache. More than one reference
+        // therefore means that a handle is still alive.
+        let in_use = Arc::strong_count(session) > 1;
+        let Some(pin) = session.answer(in_use).await else { return };
+        let Some(pins) = &session.cluster.pins else { return };
+        pins.send(pin, request.method(), response);
+    }
+
+    async fn on_shutdown(&self, rocket: &Rocket<Orbit>) {
+        if let Some(Cluster(inner)) = attached::<D, _>(rocket) {
+            inner.shut_down().await;
+        }
+    }
+}
+
+/// Says what is in force.
+fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
+    const TARGET: &str = "rocket_replicated::_";
+    let Config {
+        master,
+        master_reads,
+        reserve,
+        slaves,
+        slave_timeout,
+        read_from_slaves,
+        read_methods: _,
+        pinned_without_master: _,
+        refused_write,
+        checks,
+        consistency,
+        catch_up_timeout,
+        pin,
+    } = config;
+
+    info!("Replicated database `{}`:", D::NAME);
+    info!(target: TARGET, "master: {} at {}", master.name, master.address);
+    for slave in slaves {
+        let follow = slave.follow.map(|every| format!(", follows every {every:?}")).unwrap_or_default();
+        info!(
+            target: TARGET,
+            "slave: {} at {}, weight {}{follow}", slave.server.name, slave.server.address, slave.weight
+        );
+    }
+    match read_from_slaves {
+        _ if slaves.is_empty() => info!(target: TARGET, "reads: from the master, there are no slaves"),
+        ReadFromSlaves::Auto => {
+            info!(target: TARGET, "reads: from slaves, each waited for up to {slave_timeout:?}")
+        }
+        ReadFromSlaves::Never => {}
+        ReadFromSlaves::Asked => info!(target: TARGET, "reads: from the master, unless asked for slaves"),
+    }
+    if *refused_write == RefusedWrite::Reroute {
+        info!(target: TARGET, "reads that turn out to write: run again on the master");
+    }
+    match pin {
+        Some(PinConfig { lag_window, cookie, header, .. }) => {
+            let header = header.as_ref().map(|name| format!(" or header `{name}`")).unwrap_or_default();
+            let from = match consistency {
+                Consistency::Window => format!("the master for {lag_window:?}"),
+                Consistency::Position => {
+                    format!(
+                        "a slave that has replayed it, waited for up to {catch_up_timeout:?}, or the master"
+                    )
+                }
+            };
+            let cookie = &cookie.name;
+            info!(target: TARGET, "reads after a write: from {from}, by cookie `{cookie}`{header}");
+        }
+        None if slaves.is_empty() => {}
+        None => info!(target: TARGET, "reads after a write: like any, `lag_window` is 0"),
+    }
+    if *reserve > 0 {
+        let all = master_reads.settings.max_connections;
+        info!(target: TARGET, "reads at the master: {all} connections, {reserve} of them for pinned reads");
+    }
+    let Checks { interval, timeout, max_lag, follow_promotion } = checks;
+    info!(target: TARGET, "health: each server is asked every {interval:?}, and has {timeout:?} to answer");
+    if let Some(max_lag) = max_lag {
+        info!(target: TARGET, "lag: a slave more than {max_lag:?} behind is left out");
+    }
+    if *follow_promotion {
+        info!(target: TARGET, "promotion: if the master is gone, writes follow a slave that was promoted");
+    }
+    for (address, connections) in connections(config) {
+        info!(target: TARGET, "at most {connections} connections to {address}");
+    }
+    for slave in slaves.iter().filter(|slave| slave.follow.is_none()) {
+        let options = Db::<D>::options(&slave.server.settings, Access::ReadSlave);
+        if options.is_ok_and(|options| Db::<D>::is_unfilled(&options)) {
+            warn!(
+                "Slave `{}` of database `{}` has nothing in it: let this crate fill it, as in \
+                 `{{ url = …, follow = 2 }}`, or copy the master to {}.",
+                slave.server.name,
+                D::NAME,
+                slave.server.address
+            );
+        }
+    }
+    if pin.as_ref().is_some_and(|pin| pin.insecure) {
+        warn!(
+            "The pin cookie of database `{0}` is not `Secure`: Rocket cannot see TLS that a proxy \
+             ends. Say `pin.secure = true`, or `false` if there really is none.",
+            D::NAME
+        );
+    }
+}
+
+/// How many connections each server may have to bear: those of its pools, and one for the monitor.
+fn connections(config: &Config) -> Vec<(String, u32)> {
+    let Config { master, master_reads, slaves, checks, .. } = config;
+    let reads = |node: &ServerConfig| (node.address.to_string(), node.settings.max_connections);
+    let mut pools = vec![reads(master), reads(master_reads)];
+    for slave in slaves {
+        pools.push(reads(&slave.server));
+        if checks.follow_promotion {
+            let writes = master.settings.max_connections + master_reads.settings.max_connections;
+            pools.push((slave.server.address.to_string(), writes));
+        }
+    }
+
+    let mut sums: Vec<(String, u32)> = Vec::new();
+    for (address, connections) in pools {
+        match sums.iter_mut().find(|(other, _)| *other == address) {
+            Some((_, sum)) => *sum += connections,
+            None => sums.push((address, 1 + connections)),
+        }
+    }
+    sums
+}

@@ -1,0 +1,318 @@
+//! The request guards: [`ReplicatedDb`], [`ChangesDatabase`], [`ReadsDatabase`].
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use log::{error, info};
+use rocket::http::Status;
+use rocket::request::{FromRequest, Outcome};
+use rocket::{Build, Ignite, Phase, Request, Rocket, Sentinel};
+use rocket_db_pools::Database;
+use time::OffsetDateTime;
+
+use super::error::RetryLater;
+use crate::backend::Backend;
+use crate::cluster::{Cluster, Db};
+use crate::config::{Config, ConfigError, PinNames};
+use crate::request::{ReplicatedDb, Session};
+use crate::routing::{Declared, MethodKind};
+
+#[rocket::async_trait]
+impl<'r, D: Database<Pool: Backend>> FromRequest<'r> for ReplicatedDb<D> {
+    type Error = NotAttached;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, NotAttached> {
+        match session::<D>(request) {
+            Some(session) => {
+                let handler = request.route().and_then(|route| route.name.clone());
+                Outcome::Success(Self::new(session.clone(), handler))
+            }
+            None => Outcome::Error((Status::InternalServerError, NotAttached)),
+        }
+    }
+}
+
+impl<D: Database<Pool: Backend>> Sentinel for ReplicatedDb<D> {
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        attached::<D, _>(rocket).is_none()
+    }
+}
+
+/// The guard's fairing, [`Replicated`](crate::Replicated), is not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NotAttached;
+
+impl fmt::Display for NotAttached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the fairing `Replicated` is not attached")
+    }
+}
+
+impl std::error::Error for NotAttached {}
+
+/// Managed where the fairing of `D` was attached and failed, so that the log has its error only.
+pub(crate) struct Failed<D>(PhantomData<fn() -> D>);
+
+impl<D: Database<Pool: Backend>> Failed<D> {
+    pub(crate) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+/// The cluster of `D`; if there is none because nobody attached it, says what to attach.
+pub(crate) fn attached<D: Database<Pool: Backend>, P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
+    let cluster = rocket.state::<Cluster<D>>();
+    if cluster.is_none() && rocket.state::<Failed<D>>().is_none() {
+        let database = std::any::type_name::<D>();
+        error!("The database `{database}` is used, but not attached.");
+        info!(
+            target: "rocket_replicated::_",
+            "Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.",
+        );
+    }
+    cluster
+}
+
+/// States that a request makes sense only while the database can be written to, for an application
+/// that shows a read-only face while it cannot.
+///
+/// While the master of `D` is down, this forwards to the next route that matches; if there is none, the
+/// reply is a 503 with `Retry-After`. The master is known to be down as soon as anybody noticed: a
+/// write may still fail.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod guard {
+/// use rocket::get;
+/// use rocket_replicated::Writable;
+/// use rocket_replicated::sqlite::Database;
+///
+/// #[get("/edit")]
+/// fn edit(_writable: Writable<Database>) -> &'static str {
+///     "a form"
+/// }
+///
+/// #[get("/edit", rank = 2)]
+/// fn cannot_edit() -> &'static str {
+///     "Changes are not possible at the moment."
+/// }
+/// # }
+/// ```
+pub struct Writable<D: Database<Pool: Backend>>(PhantomData<fn() -> D>);
+
+impl<D: Database<Pool: Backend>> fmt::Debug for Writable<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Writable")
+    }
+}
+
+#[rocket::async_trait]
+impl<'r, D: Database<Pool: Backend>> FromRequest<'r> for Writable<D> {
+    type Error = NotAttached;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, NotAttached> {
+        match attached::<D, _>(request.rocket()) {
+            None => Outcome::Error((Status::InternalServerError, NotAttached)),
+            Some(Cluster(inner)) if inner.is_writable() => Outcome::Success(Self(PhantomData)),
+            Some(_) => {
+                RetryLater::tell(request);
+                Outcome::Forward(Status::ServiceUnavailable)
+            }
+        }
+    }
+}
+
+impl<D: Database<Pool: Backend>> Sentinel for Writable<D> {
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        attached::<D, _>(rocket).is_none()
+    }
+}
+
+/// The place of a request's session in its local cache.
+struct Slot<D: Database<Pool: Backend>>(OnceLock<Arc<Session<Db<D>>>>);
+
+fn slot<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> &'r OnceLock<Arc<Session<Db<D>>>> {
+    &request.local_cache(|| Slot::<D>(OnceLock::new())).0
+}
+
+/// The session of this request, made when it is first asked for.
+fn session<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> Option<&'r Arc<Session<Db<D>>>> {
+    let slot = slot::<D>(request);
+    if let Some(session) = slot.get() {
+        return Some(session);
+    }
+    let Cluster(inner) = attached::<D, _>(request.rocket())?;
+    Some(slot.get_or_init(|| {
+        let method = match inner.config.read_methods.contains(request.method()) {
+            true => MethodKind::Read,
+            false => MethodKind::Write,
+        };
+        let pin = inner.pins.as_ref().and_then(|pins| pins.find(request, OffsetDateTime::now_utc()));
+        Arc::new(Session::new(inner.clone(), method, pin))
+    }))
+}
+
+/// The session that this request has, if it has one.
+pub(crate) fn existing_session<'r, D: Database<Pool: Backend>>(
+    request: &'r Request<'_>,
+) -> Option<&'r Arc<Session<Db<D>>>> {
+    slot::<D>(request).get()
+}
+
+fn declare<D: Database<Pool: Backend>>(request: &Request<'_>, declared: Declared) -> bool {
+    let session = session::<D>(request);
+    if let Some(session) = session {
+        session.declare(declared);
+    }
+    session.is_some()
+}
+
+/// All databases of the application: what a guard speaks of that names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Every {}
+
+/// The databases that a [`ChangesDatabase`] or [`ReadsDatabase`] speaks of: one, or [`Every`].
+pub trait Scope: Send + Sync + 'static {
+    #[doc(hidden)]
+    fn declare(request: &Request<'_>, declared: Declaration) -> bool;
+
+    #[doc(hidden)]
+    fn is_attached(rocket: &Rocket<Ignite>) -> bool;
+}
+
+/// What a guard declares.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Declaration(pub(crate) Declared);
+
+impl<D: Database<Pool: Backend>> Scope for D {
+    fn declare(request: &Request<'_>, declared: Declaration) -> bool {
+        declare::<D>(request, declared.0)
+    }
+
+    fn is_attached(rocket: &Rocket<Ignite>) -> bool {
+        attached::<D, _>(rocket).is_some()
+    }
+}
+
+/// The databases attached so far, for what concerns every one.
+pub(crate) struct Attached(RwLock<Vec<Member>>);
+
+#[derive(Clone)]
+struct Member {
+    declare: fn(&Request<'_>, Declared) -> bool,
+    pin: Option<PinNames>,
+}
+
+impl Attached {
+    /// Refuses a configuration whose pins would take away those of a database that is attached already.
+    pub(crate) fn check<D: Database<Pool: Backend>>(
+        rocket: &Rocket<Build>,
+        config: &Config,
+    ) -> Result<(), ConfigError> {
+        let Some(pin) = &config.pin else { return Ok(()) };
+        let pin = PinNames::new(D::NAME, pin);
+        let members = rocket.state::<Self>().map(Self::members).unwrap_or_default();
+        members
+            .iter()
+            .filter_map(|member| member.pin.as_ref())
+            .try_for_each(|other| pin.check(rocket.figment(), other))
+    }
+
+    pub(crate) fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>, config: &Config) -> Rocket<Build> {
+        let pin = config.pin.as_ref().map(|pin| PinNames::new(D::NAME, pin));
+        let member = Member { declare: declare::<D>, pin };
+        match rocket.state::<Self>() {
+            Some(Self(members)) => {
+                members.write().unwrap_or_else(PoisonError::into_inner).push(member);
+                rocket
+            }
+            None => rocket.manage(Self(RwLock::new(vec![member]))),
+        }
+    }
+
+    fn members(&self) -> Vec<Member> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn declare(&self, request: &Request<'_>, declared: Declared) -> bool {
+        let members = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        members.iter().all(|member| (member.declare)(request, declared))
+    }
+}
+
+impl Scope for Every {
+    fn declare(request: &Request<'_>, declared: Declaration) -> bool {
+        let attached = request.rocket().state::<Attached>();
+        attached.is_some_and(|attached| attached.declare(request, declared.0))
+    }
+
+    fn is_attached(rocket: &Rocket<Ignite>) -> bool {
+        let attached = rocket.state::<Attached>().is_some();
+        if !attached {
+            error!("`ChangesDatabase` or `ReadsDatabase` is used, but no database is attached.");
+            info!(target: "rocket_replicated::_", "Attach one: `.attach(Replicated::fairing())`.");
+        }
+        attached
+    }
+}
+
+/// States that a request changes the database, whatever its method: it goes to the master, and its
+/// reply pins the client.
+///
+/// For a GET that counts visits, logs somebody in by a link, or fills a cache table.
+/// `ChangesDatabase` speaks of all databases, `ChangesDatabase<Blog>` of one. It outranks
+/// [`ReadsDatabase`], and holds for the rest of the request, also if this route forwards to another.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod guard {
+/// use rocket::get;
+/// use rocket_replicated::sqlite::ReplicatedDb;
+/// use rocket_replicated::{ChangesDatabase, Error};
+///
+/// #[get("/visit")]
+/// async fn visit(_changes: ChangesDatabase, db: ReplicatedDb) -> Result<&'static str, Error> {
+///     sqlx::query("UPDATE visits SET count = count + 1").execute(&db).await?;
+///     Ok("counted")
+/// }
+/// # }
+/// ```
+pub struct ChangesDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
+
+/// States that a request only reads the database, whatever its method: a search form that is
+/// posted, say. It goes to the read-only pools, and its reply pins nobody.
+///
+/// `ReadsDatabase` speaks of all databases, `ReadsDatabase<Blog>` of one. [`ChangesDatabase`]
+/// outranks it. With `read_from_slaves = "asked"`, this is how to ask.
+pub struct ReadsDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
+
+macro_rules! declaring_guard {
+    ($Guard:ident: $declared:expr) => {
+        impl<S: Scope> fmt::Debug for $Guard<S> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($Guard))
+            }
+        }
+
+        #[rocket::async_trait]
+        impl<'r, S: Scope> FromRequest<'r> for $Guard<S> {
+            type Error = NotAttached;
+
+            async fn from_request(request: &'r Request<'_>) -> Outcome<Self, NotAttached> {
+                match S::declare(request, Declaration($declared)) {
+                    true => Outcome::Success(Self(PhantomData)),
+                    false => Outcome::Error((Status::InternalServerError, NotAttached)),
+                }
+            }
+        }
+
+        impl<S: Scope> Sentinel for $Guard<S> {
+            fn abort(rocket: &Rocket<Ignite>) -> bool {
+                !S::is_attached(rocket)
+            }
+        }
+    };
+}
+
+declaring_guard!(ChangesDatabase: Declared::Changes);
+declaring_guard!(ReadsDatabase: Declared::Reads);
