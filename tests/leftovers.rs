@@ -1,0 +1,523 @@
+//! No request meets what another one left behind on a connection: rows, errors, transactions, dead sessions.
+
+mod support;
+
+/// SQL that all databases have, each in its own words. Each answers with integers.
+trait Sql {
+    const FEW_ROWS: &str;
+    const MANY_ROWS: &str;
+    /// The first row is good, a later one an error.
+    const BAD_LATER_ROW: &str;
+    /// Begins a transaction that sees one state for as long as it is open.
+    const BEGIN: &str;
+}
+
+#[cfg(feature = "mysql")]
+impl Sql for rocket_replicated::mysql::Database {
+    const BEGIN: &str = "BEGIN";
+    const FEW_ROWS: &str = "SELECT CAST(seq AS SIGNED) FROM seq_1_to_5";
+    const MANY_ROWS: &str = "SELECT CAST(seq AS SIGNED) FROM seq_1_to_1000000";
+    // For 2, the subquery returns more than one row.
+    const BAD_LATER_ROW: &str = "SELECT CAST((SELECT few.seq FROM seq_1_to_2 few WHERE few.seq <= rows_of.seq) AS SIGNED) \
+         FROM seq_1_to_3 rows_of";
+}
+
+#[cfg(feature = "postgres")]
+impl Sql for rocket_replicated::postgres::Database {
+    const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ";
+    const FEW_ROWS: &str = "SELECT generate_series(1::bigint, 5)";
+    const MANY_ROWS: &str = "SELECT generate_series(1::bigint, 1000000)";
+    const BAD_LATER_ROW: &str = "SELECT 1 / (3 - g) FROM generate_series(1::bigint, 5) g";
+}
+
+#[cfg(feature = "sqlite")]
+impl Sql for rocket_replicated::sqlite::Database {
+    const BEGIN: &str = "BEGIN";
+    const FEW_ROWS: &str =
+        "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 5) SELECT n FROM g";
+    const MANY_ROWS: &str =
+        "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 1000000) SELECT n FROM g";
+    // An overflow.
+    const BAD_LATER_ROW: &str = "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 5) \
+         SELECT CASE n WHEN 3 THEN abs(-9223372036854775807 - 1) ELSE n END FROM g";
+}
+
+support::on_every_database! {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use rocket::futures::TryStreamExt;
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket_replicated::Cluster;
+    use sqlx::Executor;
+
+    use crate::Sql;
+
+    /// A pool with one connection for reads, and one for writes: what comes next gets the same one, if it is
+    /// passed on at all.
+    async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
+        let section = format!("{}max_connections = 1\n", lab.section_alone());
+        let rocket = crate::support::rocket_over(&section).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    async fn soon<T>(what: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(5), what).await.expect("an answer within 5 s")
+    }
+
+    /// Asks, and is answered that.
+    async fn asks(db: &ReplicatedDb, question: i64) {
+        let query = sqlx::query_scalar::<_, i64>(sql("SELECT $1")).bind(question);
+        assert_eq!(soon(query.fetch_one(db)).await.unwrap(), question);
+    }
+
+    async fn writes(db: &ReplicatedDb, id: i64, body: &str) {
+        let insert = sqlx::query(sql("INSERT INTO notes (id, body) VALUES ($1, 'left')"));
+        soon(insert.bind(id).execute(db)).await.unwrap();
+        let update = sqlx::query(sql("UPDATE notes SET body = $1 WHERE body = 'left'"));
+        soon(update.bind(body.to_owned()).execute(db)).await.unwrap();
+    }
+
+    fn handles(cluster: &Cluster<Database>) -> [ReplicatedDb; 2] {
+        [cluster.read(None), cluster.write()]
+    }
+
+    const QUERIES: [&str; 3] = [
+        <Database as Sql>::FEW_ROWS,
+        <Database as Sql>::BAD_LATER_ROW,
+        <Database as Sql>::MANY_ROWS,
+    ];
+
+    /// The same request goes on, and others follow.
+    async fn nothing_is_left(cluster: &Cluster<Database>, db: ReplicatedDb, question: i64) {
+        asks(&db, question).await;
+        drop(db);
+        for db in handles(cluster) {
+            asks(&db, question + 1).await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_query_that_has_more_rows_than_were_asked_for() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for query in QUERIES {
+            let rounds = if query == <Database as Sql>::MANY_ROWS { 1 } else { 20 };
+            for round in 0..rounds {
+                for db in handles(&cluster) {
+                    // Whether a later row is bad is the database's to say, but to this query.
+                    match sqlx::query_scalar::<_, i64>(query).fetch_one(&db).await {
+                        Ok(row) => assert_eq!(row, first(query)),
+                        Err(error) => assert!(query == <Database as Sql>::BAD_LATER_ROW, "{error}"),
+                    }
+                    nothing_is_left(&cluster, db, round * 10).await;
+                }
+                for db in handles(&cluster) {
+                    let _ = sqlx::query(query).fetch_optional(&db).await;
+                    nothing_is_left(&cluster, db, round * 10 + 5).await;
+                }
+            }
+        }
+    }
+
+    fn first(query: &str) -> i64 {
+        // One half, as an integer.
+        let halved = query == <Database as Sql>::BAD_LATER_ROW && query.contains("1 / (3 - g)");
+        if halved { 0 } else { 1 }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_stream_that_is_dropped_after_its_first_row() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for query in QUERIES {
+            for round in 0..5 {
+                for db in handles(&cluster) {
+                    let mut rows = sqlx::query(query).fetch(&db);
+                    let _ = rows.try_next().await;
+                    drop(rows);
+                    nothing_is_left(&cluster, db, round * 10).await;
+                }
+                for db in handles(&cluster) {
+                    let mut rows = sqlx::raw_sql(query).fetch(&db);
+                    let _ = rows.try_next().await;
+                    drop(rows);
+                    nothing_is_left(&cluster, db, round * 10 + 5).await;
+                }
+            }
+        }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_stream_in_a_transaction_when_both_are_dropped() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for query in QUERIES {
+            for round in 0..5 {
+                for db in handles(&cluster) {
+                    let mut transaction = db.begin().await.unwrap();
+                    let mut rows = sqlx::query(query).fetch(&mut *transaction);
+                    let _ = rows.try_next().await;
+                    drop(rows);
+                    drop(transaction);
+                    nothing_is_left(&cluster, db, round).await;
+                }
+            }
+        }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_transaction_that_is_dropped() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=20 {
+            let db = cluster.write();
+            let mut transaction = db.begin().await.unwrap();
+            let insert = "INSERT INTO notes (id, body) VALUES (1000, 'dropped')";
+            sqlx::query(insert).execute(&mut *transaction).await.unwrap();
+            drop(transaction);
+            nothing_is_left(&cluster, db, round).await;
+            writes(&cluster.write(), round, &format!("committed {round:02}")).await;
+            let notes = lab.notes();
+            assert_eq!(notes.len() as i64, round, "{notes:?}");
+            assert!(notes.iter().all(|note| note.starts_with("committed")), "{notes:?}");
+        }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_statement_that_cannot_be_prepared() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 0..20 {
+            for db in handles(&cluster) {
+                (&db).prepare(sql("SELECT nothing FROM nowhere")).await.map(drop).unwrap_err();
+                nothing_is_left(&cluster, db, round * 10).await;
+            }
+            for db in handles(&cluster) {
+                sqlx::query("SELECT nothing FROM nowhere").execute(&db).await.unwrap_err();
+                nothing_is_left(&cluster, db, round * 10 + 5).await;
+            }
+        }
+    }
+
+    /// Wherever it was when it was cancelled.
+    #[rocket::async_test]
+    async fn of_a_query_that_is_cancelled() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        // Three are enough to have it all, and that takes time.
+        for (query, most) in [(<Database as Sql>::FEW_ROWS, 8), (<Database as Sql>::MANY_ROWS, 3)] {
+            for polls in 1..=most {
+                for db in handles(&cluster) {
+                    {
+                        let mut rows = pin!(sqlx::query(query).fetch_all(&db));
+                        for _ in 0..polls {
+                            if poll_fn(|context| Poll::Ready(rows.as_mut().poll(context))).await.is_ready() {
+                                break;
+                            }
+                            // For something to come.
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
+                    }
+                    nothing_is_left(&cluster, db, polls).await;
+                }
+            }
+        }
+    }
+
+    /// Wherever it was when it was cancelled: until it has begun, sqlx does not know that it is to be rolled back.
+    #[rocket::async_test]
+    async fn of_a_transaction_whose_beginning_is_cancelled() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=20 {
+            let db = cluster.write();
+            {
+                let mut begun = pin!(db.begin());
+                for _ in 0..round % 4 {
+                    if poll_fn(|context| Poll::Ready(begun.as_mut().poll(context))).await.is_ready() {
+                        break;
+                    }
+                    // For something to come.
+                    tokio::time::sleep(Duration::from_micros(200)).await;
+                }
+            }
+            drop(db);
+            no_transaction_is_left(&lab, &cluster, round).await;
+        }
+    }
+
+    /// A statement of a transaction that nobody but the database knows of.
+    const LEFT: &str = "INSERT INTO notes (id, body) VALUES (1000, 'left open')";
+
+    /// The next request is in no transaction: what it writes is committed at once. Whatever was left is gone.
+    async fn no_transaction_is_left(lab: &Lab, cluster: &Cluster<Database>, round: i64) {
+        let next = cluster.write();
+        writes(&next, round, &format!("committed {round:02}")).await;
+        let notes = lab.notes();
+        assert_eq!(notes.last().map(|note| &**note), Some(&*format!("committed {round:02}")), "{notes:?}");
+        // On some databases, BEGIN commits a transaction that is open.
+        let transaction = soon(next.begin()).await.unwrap();
+        transaction.commit().await.unwrap();
+        let notes = lab.notes();
+        assert_eq!(notes.len() as i64, round, "{notes:?}");
+    }
+
+    #[rocket::async_test]
+    async fn of_a_transaction_that_was_begun_by_hand() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=5 {
+            let db = cluster.write();
+            // The next statement might run on another connection.
+            let refused = sqlx::raw_sql("BEGIN").execute(&db).await.unwrap_err();
+            assert!(refused.to_string().contains("call `begin()`"), "{refused}");
+            drop(db);
+            no_transaction_is_left(&lab, &cluster, round).await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_transaction_that_was_begun_by_hand_in_one_string() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=5 {
+            let db = cluster.write();
+            let both = sqlx::AssertSqlSafe(format!("BEGIN; {LEFT}"));
+            let refused = sqlx::raw_sql(both).execute(&db).await.unwrap_err();
+            assert!(refused.to_string().contains("call `begin()`"), "{refused}");
+            drop(db);
+            no_transaction_is_left(&lab, &cluster, round).await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_transaction_that_was_begun_by_hand_on_a_connection_of_ones_own() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=5 {
+            let db = cluster.write();
+            let mut connection = db.get().await.unwrap();
+            sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
+            sqlx::raw_sql(LEFT).execute(&mut *connection).await.unwrap();
+            drop(connection);
+            drop(db);
+            no_transaction_is_left(&lab, &cluster, round).await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_transaction_that_was_begun_by_hand_and_has_failed() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=5 {
+            let db = cluster.write();
+            sqlx::raw_sql("BEGIN; SELECT nothing FROM nowhere").execute(&db).await.unwrap_err();
+            drop(db);
+            no_transaction_is_left(&lab, &cluster, round).await;
+
+            let db = cluster.write();
+            let mut connection = db.get().await.unwrap();
+            sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
+            sqlx::raw_sql("SELECT nothing FROM nowhere").execute(&mut *connection).await.unwrap_err();
+            drop(connection);
+            drop(db);
+            asks(&cluster.write(), round).await;
+        }
+    }
+
+    /// Who were in it would see an old state.
+    #[rocket::async_test]
+    async fn of_a_transaction_that_a_read_has_left_open() {
+        const COUNT: &str = "SELECT count(*) FROM notes";
+
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=5 {
+            let db = cluster.read(None);
+            let mut connection = db.get().await.unwrap();
+            sqlx::raw_sql(<Database as Sql>::BEGIN).execute(&mut *connection).await.unwrap();
+            sqlx::raw_sql(COUNT).execute(&mut *connection).await.unwrap();
+            drop(connection);
+            drop(db);
+            lab.sql(&format!("INSERT INTO notes (id, body) VALUES ({round}, 'note {round}')"));
+            let next = cluster.read(None);
+            let count: i64 = soon(sqlx::query_scalar(COUNT).fetch_one(&next)).await.unwrap();
+            assert_eq!(count, round);
+        }
+    }
+}
+
+/// The server may end a session for what it did, or did not do.
+#[cfg(feature = "postgres")]
+mod a_session_that_the_server_ended {
+    use std::time::{Duration, Instant};
+
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket_replicated::Cluster;
+    use rocket_replicated::postgres::{Database, Replicated, ReplicatedDb};
+
+    use crate::support::lab::postgres::Lab;
+    use crate::support::rocket_over;
+
+    async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
+        let section = format!("{}max_connections = 1\n", lab.section_alone());
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    async fn pid(db: &ReplicatedDb) -> i32 {
+        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(db).await.unwrap()
+    }
+
+    async fn ended(lab: &Lab, pid: i32) {
+        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while lab.sql(&sql) != "0" {
+            assert!(Instant::now() < deadline, "the server does not end the session");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// So many of some queries fail, and nobody waits.
+    async fn failures(cluster: &Cluster<Database>, first: ReplicatedDb) -> usize {
+        let begun = Instant::now();
+        let mut failures = usize::from(sqlx::query("SELECT 1").execute(&first).await.is_err());
+        drop(first);
+        for _ in 0..20 {
+            let handles = [cluster.read(None), cluster.write()];
+            for db in handles {
+                failures += usize::from(sqlx::query("SELECT 1").execute(&db).await.is_err());
+            }
+        }
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        failures
+    }
+
+    /// 57P05.
+    #[rocket::async_test]
+    async fn for_being_idle_costs_one_write_and_no_read() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        let reads = || cluster.read(None);
+        let writes = || cluster.write();
+        let handles: [(&dyn Fn() -> ReplicatedDb, usize); 2] = [(&reads, 0), (&writes, 1)];
+        for (handle, at_most) in handles {
+            let db = handle();
+            let pid = pid(&db).await;
+            sqlx::query("SET idle_session_timeout = 200").execute(&db).await.unwrap();
+            drop(db);
+            ended(&lab, pid).await;
+            let failures = failures(&cluster, handle()).await;
+            assert!(failures <= at_most, "{failures} failed, {at_most} may");
+
+            // The same, while its request does something else.
+            let db = handle();
+            let pid = self::pid(&db).await;
+            sqlx::query("SET idle_session_timeout = 200").execute(&db).await.unwrap();
+            ended(&lab, pid).await;
+            let failures = self::failures(&cluster, db).await;
+            assert!(failures <= at_most, "{failures} failed, {at_most} may");
+        }
+    }
+
+    /// 25P03.
+    #[rocket::async_test]
+    async fn for_being_idle_in_a_transaction_costs_nobody_else_anything() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for db in [cluster.read(None), cluster.write()] {
+            let mut transaction = db.begin().await.unwrap();
+            let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await;
+            let set = "SET idle_in_transaction_session_timeout = 200";
+            sqlx::query(set).execute(&mut *transaction).await.unwrap();
+            ended(&lab, pid.unwrap()).await;
+            // Not used since by the handler, which leaves.
+            drop(transaction);
+            assert_eq!(failures(&cluster, db).await, 0);
+        }
+        for db in [cluster.read(None), cluster.write()] {
+            let mut transaction = db.begin().await.unwrap();
+            let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await;
+            let set = "SET idle_in_transaction_session_timeout = 200";
+            sqlx::query(set).execute(&mut *transaction).await.unwrap();
+            ended(&lab, pid.unwrap()).await;
+            sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap_err();
+            drop(transaction);
+            assert_eq!(failures(&cluster, db).await, 0);
+        }
+    }
+
+    /// 40001, with FATAL: not only a query that is to be run again.
+    #[rocket::async_test]
+    async fn for_being_in_the_way_of_replay_costs_nobody_else_anything() {
+        let servers = crate::support::postgres::Cluster::start(1);
+        let (master, slave) = (&servers.master, &servers.slaves[0]);
+        master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
+        servers.wait_caught_up();
+        slave.sql("ALTER SYSTEM SET max_standby_streaming_delay = 0");
+        slave.sql("SELECT pg_reload_conf()");
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"replaying\" }}]\nmax_connections = 1\n",
+            master.url(),
+            slave.url()
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+
+        for use_it in [false, true] {
+            let db = cluster.read(None);
+            let mut transaction = db.begin().await.unwrap();
+            assert_eq!(db.choice().unwrap().node(), "replaying");
+            sqlx::query("SELECT id FROM notes").execute(&mut *transaction).await.unwrap();
+            master.sql("TRUNCATE notes");
+            let idle = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while slave.sql(idle) != "0" {
+                assert!(Instant::now() < deadline, "the slave does not end the session");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if use_it {
+                sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap_err();
+            }
+            drop(transaction);
+            drop(db);
+            for _ in 0..20 {
+                sqlx::query("SELECT id FROM notes").execute(&cluster.read(None)).await.unwrap();
+            }
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let db = cluster.read(None);
+                sqlx::query("SELECT id FROM notes").execute(&db).await.unwrap();
+                if db.choice().unwrap().node() == "replaying" {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "the slave, which is well, is not used");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    #[rocket::async_test]
+    async fn for_being_idle_in_a_transaction_begun_by_hand_costs_nobody_else_anything() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for db in [cluster.read(None), cluster.write()] {
+            let mut connection = db.get().await.unwrap();
+            let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await;
+            let set = "SET idle_in_transaction_session_timeout = 200";
+            sqlx::query(set).execute(&mut *connection).await.unwrap();
+            sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
+            ended(&lab, pid.unwrap()).await;
+            drop(connection);
+            assert_eq!(failures(&cluster, db).await, 0);
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! An address that leads elsewhere from one moment to the next, while the connections to where it led before
+//! stay open and silent: a virtual IP that moved, a host that is gone, a router that forgets.
+
+#![cfg(any(feature = "mysql", feature = "postgres"))]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rocket::tokio;
+
+use support::cluster::Dbms;
+use support::server::Server;
+
+/// So many connections, and more writers than that.
+const CONNECTIONS: usize = 16;
+const WRITERS: i64 = 24;
+
+/// By then, whoever begins has nothing to do with what was.
+const RECOVERED: Duration = Duration::from_secs(5);
+
+/// What an error says of a write that may have been done.
+const UNKNOWN: &str = "outcome is unknown";
+
+/// A write in the table `writes`, with the port of the server that ran it: one that came by replication has
+/// that of the master.
+type Row = (i64, u16);
+
+/// SQL that takes its time.
+trait Slow: Dbms {
+    /// Without a key: what is written twice is there twice.
+    const TABLE: &str;
+
+    /// Writes the id that is its argument, and takes this long.
+    fn insert(seconds: f64) -> String;
+
+    /// Takes this long.
+    fn select(seconds: f64) -> String;
+
+    /// Takes this long at a slave, and no time at a master.
+    fn select_at_slave(seconds: f64) -> String;
+
+    /// The ports of the clients whose statements take this long and run now.
+    fn running(seconds: f64) -> String;
+}
+
+#[cfg(feature = "mysql")]
+impl Slow for support::mariadb::MariaDb {
+    const TABLE: &str = "CREATE TABLE writes (id BIGINT NOT NULL, port INTEGER NOT NULL)";
+
+    fn insert(seconds: f64) -> String {
+        format!("INSERT INTO writes (id, port) SELECT ? + SLEEP({seconds}), @@port")
+    }
+
+    fn select(seconds: f64) -> String {
+        format!("SELECT SLEEP({seconds})")
+    }
+
+    fn select_at_slave(seconds: f64) -> String {
+        format!("SELECT IF(@@read_only, SLEEP({seconds}), 0)")
+    }
+
+    fn running(seconds: f64) -> String {
+        format!(
+            "SELECT SUBSTRING_INDEX(host, ':', -1) FROM information_schema.processlist \
+             WHERE state = 'User sleep' AND info LIKE '%SLEEP({seconds})%'"
+        )
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Slow for support::postgres::Postgres {
+    const TABLE: &str =
+        "CREATE TABLE writes (id BIGINT NOT NULL, port INTEGER NOT NULL); GRANT ALL ON writes TO app";
+
+    fn insert(seconds: f64) -> String {
+        format!("INSERT INTO writes (id, port) SELECT $1, inet_server_port() FROM pg_sleep({seconds})")
+    }
+
+    fn select(seconds: f64) -> String {
+        format!("SELECT 1 FROM pg_sleep({seconds})")
+    }
+
+    fn select_at_slave(seconds: f64) -> String {
+        format!("SELECT CASE WHEN pg_is_in_recovery() THEN pg_sleep({seconds}) END")
+    }
+
+    fn running(seconds: f64) -> String {
+        format!(
+            "SELECT client_port FROM pg_stat_activity \
+             WHERE wait_event = 'PgSleep' AND query LIKE '%pg_sleep({seconds})%'"
+        )
+    }
+}
+
+/// The ports of the clients whose statements take this long and run now at a server.
+fn running<D: Slow>(server: &Server<D>, seconds: f64) -> Vec<u16> {
+    server.sql(&D::running(seconds)).lines().map(|port| port.parse().unwrap()).collect()
+}
+
+fn rows(lines: &str) -> Vec<Row> {
+    let row = |line: &str| {
+        let (id, port) = line.split_once(['|', '\t']).unwrap();
+        (id.parse().unwrap(), port.parse().unwrap())
+    };
+    lines.lines().map(row).collect()
+}
+
+const ROWS: &str = "SELECT id, port FROM writes";
+
+/// Polls, and lets the background work in between.
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within 30 s");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Until so much time is over since then: for what is a matter of time itself.
+async fn after(begun: Instant, time: Duration) {
+    tokio::time::sleep_until((begun + time).into()).await;
+}
+
+/// One write of a load, and what its writer was told.
+#[derive(Debug)]
+struct Write {
+    id: i64,
+    begun: Instant,
+    told: Result<(), String>,
+}
+
+/// What must hold of a load during which the address moved, given what is there at each server in the end.
+fn judge(writes: &[Write], moved: Instant, servers: &[Vec<Row>]) {
+    let late = writes.iter().filter(|write| write.begun >= moved + RECOVERED);
+    let (good, failed): (Vec<_>, Vec<_>) = late.partition(|write| write.told.is_ok());
+    assert!(
+        failed.is_empty(),
+        "of the writes that began {RECOVERED:?} after the move or later, {} failed and {} did not: {:?}",
+        failed.len(),
+        good.len(),
+        failed[0].told
+    );
+    assert!(good.len() > CONNECTIONS, "only {} writes since", good.len());
+
+    let mut runs = BTreeMap::<i64, BTreeSet<u16>>::new();
+    for server in servers {
+        let mut here = BTreeSet::new();
+        for &(id, port) in server {
+            assert!(here.insert(id), "{id} was run twice");
+            runs.entry(id).or_default().insert(port);
+        }
+    }
+    for write in writes {
+        let runs = runs.get(&write.id).map_or(0, BTreeSet::len);
+        assert!(runs < 2, "{write:?} was run at two servers");
+        match &write.told {
+            Ok(()) => assert_eq!(runs, 1, "{write:?} is not there"),
+            Err(error) => assert!(runs == 0 || error.contains(UNKNOWN), "{write:?} was done"),
+        }
+    }
+    let unknown = |write: &&Write| write.told.as_ref().is_err_and(|error| error.contains(UNKNOWN));
+    let unknown = writes.iter().filter(unknown).count();
+    // Each had a connection when the address moved.
+    assert!((1..=CONNECTIONS).contains(&unknown), "{unknown} writers were told that {UNKNOWN}");
+}
+
+support::on_servers! {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rocket::futures::future::join_all;
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio::task::JoinHandle;
+    use rocket_replicated::Cluster;
+    use sqlx::AssertSqlSafe;
+
+    use crate::support::rocket_over;
+    use crate::support::wire::Wire;
+    use crate::*;
+
+    /// What writes of a load take: long enough for all connections to be in use.
+    pub(super) const WRITE: f64 = 0.05;
+
+    async fn launch(section: &str) -> (Client, Cluster<Database>) {
+        let rocket = rocket_over(section).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    /// A lab whose master is behind a wire, and the section for that.
+    fn behind_a_wire(keys: &str) -> (Lab, Wire, String) {
+        let lab = Lab::new();
+        lab.sql(<Dbms as Slow>::TABLE);
+        let wire = Wire::to(lab.cluster.master.port());
+        let section = format!("url = \"{}\"\n{keys}\n", wire.url(lab.master_url()));
+        (lab, wire, section)
+    }
+
+    async fn insert(db: &ReplicatedDb, id: i64, seconds: f64) -> Result<(), sqlx::Error> {
+        let insert = AssertSqlSafe(Dbms::insert(seconds));
+        sqlx::query(insert).bind(id).execute(db).await.map(drop)
+    }
+
+    async fn select(db: &ReplicatedDb, seconds: f64) -> Result<(), sqlx::Error> {
+        sqlx::query(AssertSqlSafe(Dbms::select(seconds))).execute(db).await.map(drop)
+    }
+
+    /// Writers that write on and on, each with a handle of its own for each write, as requests have.
+    pub(super) struct Load {
+        stopped: Arc<AtomicBool>,
+        writers: Vec<JoinHandle<Vec<Write>>>,
+    }
+
+    impl Load {
+        pub(super) fn start(cluster: &Cluster<Database>) -> Self {
+            let stopped = Arc::new(AtomicBool::new(false));
+            let writer = |writer| {
+                let (cluster, stopped) = (cluster.clone(), stopped.clone());
+                tokio::spawn(async move {
+                    let mut writes = Vec::new();
+                    while !stopped.load(Ordering::Relaxed) {
+                        let id = writer * 1_000_000 + writes.len() as i64;
+                        let begun = Instant::now();
+                        let told = insert(&cluster.write(), id, WRITE).await.map_err(|error| error.to_string());
+                        if told.is_err() {
+                            // As people do.
+                            tokio::time::sleep(Duration::from_millis(50)).await;
+                        }
+                        writes.push(Write { id, begun, told });
+                    }
+                    writes
+                })
+            };
+            let writers = (0..WRITERS).map(writer).collect();
+            Self { stopped, writers }
+        }
+
+        pub(super) async fn stop(self) -> Vec<Write> {
+            self.stopped.store(true, Ordering::Relaxed);
+            let all = tokio::time::timeout(Duration::from_secs(30), join_all(self.writers)).await;
+            let all = all.expect("no writer waits for ever");
+            all.into_iter().flat_map(|writes| writes.unwrap()).collect()
+        }
+    }
+
+    /// All connections can be had, at once.
+    pub(super) async fn is_whole(cluster: &Cluster<Database>) {
+        let handles: Vec<_> = (0..CONNECTIONS).map(|_| cluster.write()).collect();
+        let all = join_all(handles.iter().map(|db| db.begin())).await;
+        for transaction in all {
+            let mut transaction = transaction.expect("a connection for each");
+            sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap();
+            transaction.commit().await.unwrap();
+        }
+    }
+
+    #[rocket::async_test]
+    async fn under_load_all_writes_succeed_soon_after_and_none_is_run_twice() {
+        let (lab, wire, section) = behind_a_wire(&format!("max_connections = {CONNECTIONS}"));
+        let (_client, cluster) = launch(&section).await;
+        let load = Load::start(&cluster);
+        let master = &lab.cluster.master;
+        eventually("the load", async || running(master, WRITE).len() > CONNECTIONS / 2).await;
+
+        wire.silence_open();
+        let moved = Instant::now();
+        after(moved, 2 * RECOVERED + Duration::from_secs(2)).await;
+        let writes = load.stop().await;
+        judge(&writes, moved, &[rows(&lab.sql(ROWS))]);
+        is_whole(&cluster).await;
+    }
+
+    /// Idle for longer than a connection is trusted without a question.
+    async fn asleep(cluster: &Cluster<Database>, handle: impl Fn() -> ReplicatedDb, wire: &Wire) {
+        eventually("as many connections as there may be", async || {
+            let handles: Vec<_> = (0..CONNECTIONS).map(|_| handle()).collect();
+            // On a machine that is busy, some may find none in time.
+            join_all(handles.iter().map(|db| select(db, 0.5))).await;
+            wire.open() >= CONNECTIONS
+        })
+        .await;
+        let idle = Instant::now();
+        eventually("silence", async || cluster.status().iter().all(|node| node.busy == 0)).await;
+        after(idle, Duration::from_secs(2)).await;
+    }
+
+    /// In one of the ways in which a handle can be asked.
+    async fn ask(number: usize, db: &ReplicatedDb) -> Result<(), sqlx::Error> {
+        match number {
+            0 => {
+                let mut transaction = db.begin().await?;
+                sqlx::query("SELECT 1").execute(&mut *transaction).await?;
+                transaction.commit().await
+            }
+            1 => {
+                let mut connection = db.get().await?;
+                sqlx::query("SELECT 1").execute(&mut *connection).await.map(drop)
+            }
+            _ => select(db, 0.0).await,
+        }
+    }
+
+    /// What four of them at once have to wait, with a connection that has died in its sleep for each.
+    async fn costs_no_request(handles: Vec<ReplicatedDb>) {
+        const AT_MOST: Duration = Duration::from_secs(3);
+
+        let requests = handles.iter().enumerate().map(|(number, db)| async move {
+            let begun = Instant::now();
+            let answer = tokio::time::timeout(Duration::from_secs(30), ask(number, db)).await;
+            (answer.expect("an answer"), begun.elapsed())
+        });
+        let answers = join_all(requests).await;
+        assert!(
+            answers.iter().all(|(answer, time)| answer.is_ok() && *time < AT_MOST),
+            "not within {AT_MOST:?}: {answers:?}"
+        );
+    }
+
+    #[rocket::async_test]
+    async fn a_write_does_not_pay_for_connections_that_died_in_their_sleep() {
+        let (_lab, wire, section) = behind_a_wire(&format!("max_connections = {CONNECTIONS}"));
+        let (_client, cluster) = launch(&section).await;
+        asleep(&cluster, || cluster.write(), &wire).await;
+        wire.silence_open();
+        costs_no_request((0..4).map(|_| cluster.write()).collect()).await;
+    }
+
+    /// The section of a lab whose first slave is behind a wire, and the only one.
+    fn slave_behind_a_wire(keys: &str) -> (Lab, Wire, String) {
+        let lab = Lab::new();
+        let wire = Wire::to(lab.cluster.slaves[0].port());
+        let slave = wire.url(&lab.slave_urls()[0]);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{slave}\", name = \"behind-a-wire\" }}]\n\
+             max_connections = {CONNECTIONS}\n{keys}\n",
+            lab.master_url()
+        );
+        (lab, wire, section)
+    }
+
+    #[rocket::async_test]
+    async fn a_read_does_not_pay_for_connections_that_died_in_their_sleep() {
+        let (_lab, wire, section) = slave_behind_a_wire("");
+        let (_client, cluster) = launch(&section).await;
+        asleep(&cluster, || cluster.read(None), &wire).await;
+        wire.silence_open();
+        costs_no_request((0..4).map(|_| cluster.read(None)).collect()).await;
+    }
+
+    #[rocket::async_test]
+    async fn reads_under_way_at_a_slave_are_run_again() {
+        // Until all are there, on a machine that is busy.
+        const READ: f64 = 10.25;
+
+        let (lab, wire, section) = slave_behind_a_wire("slave_timeout = 15");
+        let (_client, cluster) = launch(&section).await;
+        let slave = &lab.cluster.slaves[0];
+        let readers = (0..CONNECTIONS).map(|_| {
+            let db = cluster.read(None);
+            tokio::spawn(async move {
+                sqlx::query(AssertSqlSafe(Dbms::select_at_slave(READ))).execute(&db).await
+            })
+        });
+        let readers: Vec<_> = readers.collect();
+        eventually("the reads", async || running(slave, READ).len() == CONNECTIONS).await;
+        wire.silence_open();
+        let all = tokio::time::timeout(Duration::from_secs(60), join_all(readers)).await;
+        for read in all.expect("no reader waits for ever") {
+            read.unwrap().unwrap();
+        }
+    }
+
+    /// A write that takes longer than what happens in the meantime.
+    const LONG: f64 = 4.5;
+    const MEANTIME: Duration = Duration::from_millis(1500);
+
+    async fn is_done_once(
+        server: &Server<Dbms>,
+        count: impl Fn() -> usize,
+        cluster: &Cluster<Database>,
+        meantime: impl AsyncFnOnce(),
+    ) {
+        let db = cluster.write();
+        let write = insert(&db, 1, LONG);
+        let meanwhile = async {
+            eventually("the write", async || running(server, LONG).len() == 1).await;
+            meantime().await;
+        };
+        let (written, ()) = tokio::join!(write, meanwhile);
+        written.unwrap();
+        assert_eq!(count(), 1);
+        // On the connection that it had.
+        insert(&db, 2, 0.0).await.unwrap();
+        assert_eq!(count(), 2);
+    }
+
+    #[rocket::async_test]
+    async fn a_long_write_survives_a_blip() {
+        let (lab, wire, section) = behind_a_wire("");
+        let (_client, cluster) = launch(&section).await;
+        let count = || rows(&lab.sql(ROWS)).len();
+        is_done_once(&lab.cluster.master, count, &cluster, async || {
+            wire.hold();
+            after(Instant::now(), MEANTIME).await;
+            wire.pass();
+        })
+        .await;
+    }
+
+    #[rocket::async_test]
+    async fn a_long_write_survives_a_freeze() {
+        let servers = crate::support::cluster::Cluster::<Dbms>::start(0);
+        let master = &servers.master;
+        master.sql(<Dbms as Slow>::TABLE);
+        let (_client, cluster) = launch(&format!("url = \"{}\"\n", master.url())).await;
+        is_done_once(master, || rows(&master.sql(ROWS)).len(), &cluster, async || {
+            master.freeze();
+            after(Instant::now(), MEANTIME).await;
+            master.thaw();
+        })
+        .await;
+    }
+
+    #[rocket::async_test]
+    async fn a_connection_that_the_network_forgets_is_given_up_alone() {
+        const FORGOTTEN: f64 = 2.5;
+        const REMEMBERED: f64 = 12.5;
+        const SOON: Duration = Duration::from_secs(15);
+
+        let (lab, wire, section) = behind_a_wire("");
+        let (_client, cluster) = launch(&section).await;
+        let master = &lab.cluster.master;
+        let (forgotten, remembered) = (cluster.write(), cluster.write());
+        let forgotten = async {
+            eventually("the long write", async || running(master, REMEMBERED).len() == 1).await;
+            let told = tokio::time::timeout(2 * SOON, insert(&forgotten, 1, FORGOTTEN)).await;
+            (told.expect("an end of it"), Instant::now())
+        };
+        let forget = async {
+            eventually("the other", async || running(master, FORGOTTEN).len() == 1).await;
+            wire.silence(running(master, FORGOTTEN)[0]);
+            Instant::now()
+        };
+        let remembered = insert(&remembered, 2, REMEMBERED);
+        let ((told, ended), remembered, silent) = tokio::join!(forgotten, remembered, forget);
+        remembered.unwrap();
+        let error = told.unwrap_err().to_string();
+        assert!(error.contains(UNKNOWN), "{error}");
+        assert!(ended < silent + SOON, "{:?}", ended - silent);
+        let mut ids: Vec<_> = rows(&lab.sql(ROWS)).into_iter().map(|(id, _)| id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 2]);
+    }
+
+    /// The crate cannot take from a handler what it has handed out, but what has died is not counted.
+    #[rocket::async_test]
+    async fn connections_of_ones_own_that_died_keep_nobody_waiting() {
+        const HELD: f64 = 600.5;
+        const SOON: Duration = Duration::from_secs(15);
+
+        let (lab, wire, section) = behind_a_wire("max_connections = 2");
+        let (_client, cluster) = launch(&section).await;
+        let master = &lab.cluster.master;
+        let (one, other) = (cluster.write(), cluster.write());
+        let held = [
+            tokio::spawn(async move {
+                let mut connection = one.get().await.unwrap();
+                sqlx::query(AssertSqlSafe(Dbms::select(HELD))).execute(&mut *connection).await
+            }),
+            tokio::spawn(async move {
+                let mut transaction = other.begin().await.unwrap();
+                sqlx::query(AssertSqlSafe(Dbms::select(HELD))).execute(&mut *transaction).await
+            }),
+        ];
+        eventually("both", async || running(master, HELD).len() == 2).await;
+        wire.silence_open();
+        // A host that is gone runs nothing any more.
+        for port in running(master, HELD) {
+            end_session(&lab, port);
+        }
+        let moved = Instant::now();
+        eventually("a write", async || insert(&cluster.write(), 1, 0.0).await.is_ok()).await;
+        assert!(moved.elapsed() < SOON, "{:?}", moved.elapsed());
+        // One place for each of them.
+        let handles = [cluster.write(), cluster.write()];
+        for transaction in join_all(handles.iter().map(|db| db.begin())).await {
+            drop(transaction.unwrap());
+        }
+        // Nor does their handler wait.
+        for task in held {
+            let held = tokio::time::timeout(SOON, task).await.expect("an answer").unwrap();
+            assert!(held.unwrap_err().to_string().contains("outcome is unknown"));
+        }
+    }
+
+    fn end_session(lab: &Lab, client_port: u16) {
+        <Dbms as Sessions>::end(&lab.cluster.master, client_port);
+    }
+}
+
+trait Sessions: Dbms {
+    /// Ends the session of the client with this port.
+    fn end(server: &Server<Self>, client_port: u16);
+}
+
+#[cfg(feature = "mysql")]
+impl Sessions for support::mariadb::MariaDb {
+    fn end(server: &Server<Self>, client_port: u16) {
+        let id = format!("SELECT id FROM information_schema.processlist WHERE host LIKE '%:{client_port}'");
+        let id = server.sql(&id);
+        server.sql(&format!("KILL {id}"));
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Sessions for support::postgres::Postgres {
+    fn end(server: &Server<Self>, client_port: u16) {
+        server.sql(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_port = {client_port}"
+        ));
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod to_a_promoted_standby {
+    use rocket::futures::future::join_all;
+    use rocket::local::asynchronous::Client;
+    use rocket_replicated::postgres::Replicated;
+
+    use crate::support::postgres::{Cluster, Postgres};
+    use crate::support::rocket_over;
+    use crate::support::wire::Wire;
+    use crate::*;
+
+    #[rocket::async_test]
+    async fn under_load_all_writes_succeed_soon_after_and_none_is_run_twice() {
+        let servers = Cluster::start(1);
+        let (old, new) = (&servers.master, &servers.slaves[0]);
+        old.sql(<Postgres as Slow>::TABLE);
+        servers.wait_caught_up();
+        let wire = Wire::to(old.port());
+        let section = format!("url = \"{}\"\nmax_connections = {CONNECTIONS}\n", wire.url(&old.url()));
+        let rocket = rocket_over(&section).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+
+        let load = postgres::Load::start(&cluster);
+        eventually("the load", async || running(old, postgres::WRITE).len() > CONNECTIONS / 2).await;
+        // What is acknowledged is at both. From here on the old one is a host that is gone.
+        old.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        old.sql("SELECT pg_reload_conf()");
+        let is_sync = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        eventually("a synchronous standby", async || old.sql(is_sync) == "1").await;
+        wire.silence_open();
+        wire.refuse();
+        new.sql("SELECT pg_promote()");
+        wire.lead_to(new.port());
+        wire.pass();
+        let moved = Instant::now();
+
+        after(moved, 2 * RECOVERED + Duration::from_secs(2)).await;
+        let writes = load.stop().await;
+        // Those that wait for a standby in vain are there nevertheless.
+        let servers = [rows(&old.sql(ROWS)), rows(&new.sql(ROWS))];
+        judge(&writes, moved, &servers);
+        let ports: BTreeSet<_> = servers[1].iter().map(|(_, port)| *port).collect();
+        assert_eq!(ports, BTreeSet::from([old.port(), new.port()]));
+        postgres::is_whole(&cluster).await;
+        let handles: Vec<_> = (0..CONNECTIONS).map(|_| cluster.write()).collect();
+        let ports = join_all(
+            handles.iter().map(|db| sqlx::query_scalar::<_, i32>("SELECT inet_server_port()").fetch_one(db)),
+        );
+        for port in ports.await {
+            assert_eq!(port.unwrap(), i32::from(new.port()));
+        }
+    }
+}
