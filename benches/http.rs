@@ -1,7 +1,7 @@
 //! Requests per second over HTTP, beside what an application would use instead: `./scripts/bench`.
 //!
 //! A real PostgreSQL pair; one server at a time under `wrk`; rounds interleaved, so that what else
-//! the machine does falls on all alike. Prints the table of `docs/benchmarks.md`.
+//! the machine does falls on all alike. Prints the tables of `docs/benchmarks.md`.
 
 #[path = "../tests/support/cluster.rs"]
 mod cluster;
@@ -9,15 +9,90 @@ mod cluster;
 mod postgres;
 #[path = "../tests/support/server.rs"]
 mod server;
+mod spread;
 
-use std::fmt;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use postgres::Cluster;
+use spread::Spread;
 
 const CONNECTIONS: &str = "32";
+
+/// For `wrk`: a form like that of a browser.
+const FORM: &str = r#"
+wrk.method = "POST"
+wrk.body = "body=A+message+of+a+few+words%2C+as+somebody+might+write+it."
+wrk.headers["Content-Type"] = "application/x-www-form-urlencoded"
+"#;
+
+/// What is measured of which servers.
+struct Table {
+    title: &'static str,
+    path: &'static str,
+    what: What,
+    /// The letters of their rows.
+    rivals: &'static str,
+}
+
+/// What the requests of a table do.
+#[derive(Clone, Copy)]
+enum What {
+    Read,
+    Write(Mode),
+}
+
+/// What replies to writes pin their clients by: `consistency`, which only this crate has.
+#[derive(Clone, Copy)]
+enum Mode {
+    Window,
+    Position,
+}
+
+impl What {
+    fn keys(self) -> &'static str {
+        match self {
+            Self::Read | Self::Write(Mode::Window) => "",
+            Self::Write(Mode::Position) => ",consistency=\"position\"",
+        }
+    }
+
+    fn method(self) -> &'static str {
+        match self {
+            Self::Read => "GET",
+            Self::Write(_) => "POST",
+        }
+    }
+}
+
+const TABLES: [Table; 4] = [
+    Table {
+        title: "One row by primary key, as JSON",
+        path: "/messages/500",
+        what: What::Read,
+        rivals: "abcdefg",
+    },
+    Table {
+        title: "A page of five queries, one after the other",
+        path: "/pages/500",
+        what: What::Read,
+        rivals: "abcdefg",
+    },
+    Table {
+        title: "Writes: a form with one `INSERT`, window mode",
+        path: "/notes",
+        what: What::Write(Mode::Window),
+        rivals: "abcdef",
+    },
+    Table {
+        title: "Writes: a form with one `INSERT`, position mode",
+        path: "/notes",
+        what: What::Write(Mode::Position),
+        rivals: "abcdef",
+    },
+];
 
 /// A server of `benches/http/`, and what it is given.
 struct Rival {
@@ -30,7 +105,16 @@ struct Rival {
 struct Running(Child, String);
 
 impl Rival {
-    fn start(&self, folder: &Path) -> Running {
+    fn letter(&self) -> &str {
+        &self.name[..1]
+    }
+
+    fn is_ours(&self) -> bool {
+        self.server.starts_with("replicated")
+    }
+
+    fn start(&self, folder: &Path, what: What) -> Running {
+        let keys = if self.is_ours() { what.keys() } else { "" };
         let mut child = Command::new(folder.join(self.program))
             // Where no other Rocket.toml is.
             .current_dir("/")
@@ -40,7 +124,7 @@ impl Rival {
             .env("ROCKET_PORT", "0")
             .env("ROCKET_LOG_LEVEL", "critical")
             .env("ROCKET_CLI_COLORS", "false")
-            .env("ROCKET_DATABASES", format!("{{replicated={{{}}}}}", self.section))
+            .env("ROCKET_DATABASES", format!("{{replicated={{{}{keys}}}}}", self.section))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -71,9 +155,12 @@ struct Round {
     p99: f64,
 }
 
-fn measure(url: &str, seconds: &str) -> Round {
+fn measure(url: &str, seconds: &str, form: Option<&Path>) -> Round {
+    let script = form.map(|form| [Path::new("-s"), form]);
     let output = Command::new("wrk")
-        .args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--latency", url])
+        .args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--latency"])
+        .args(script.iter().flatten())
+        .arg(url)
         .output()
         .expect("wrk: `apt-get install wrk`");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -98,38 +185,27 @@ fn milliseconds(text: &str) -> f64 {
         .unwrap()
 }
 
-struct Spread([f64; 3]);
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<_> = values.collect();
-        values.sort_by(f64::total_cmp);
-        Self([values[0], values[values.len() / 2], values[values.len() - 1]])
-    }
-}
-
-impl fmt::Display for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [least, median, most] = self.0;
-        let precision = if median < 100.0 { 2 } else { 0 };
-        write!(f, "{median:.precision$} ({least:.precision$}–{most:.precision$})")
-    }
-}
-
 fn main() {
     let setting = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
     let (rounds, seconds) = (setting("ROUNDS", "7").parse::<usize>().unwrap(), setting("SECONDS_EACH", "5"));
-    let only = setting("ONLY", "");
+    let (only, tables) = (setting("ONLY", ""), setting("TABLES", ""));
     let folder = std::path::absolute(setting("SERVERS", "target/http")).unwrap();
+
+    let pool = setting("POOL", "8");
+    let scripts = tempfile::tempdir().unwrap();
+    let form = scripts.path().join("form.lua");
+    fs::write(&form, FORM).unwrap();
 
     let cluster = Cluster::start(1);
     cluster.master.sql(
-        "CREATE TABLE messages (id INTEGER PRIMARY KEY, body TEXT NOT NULL); GRANT ALL ON messages TO app; \
+        "CREATE TABLE messages (id INTEGER PRIMARY KEY, body TEXT NOT NULL); \
+         CREATE TABLE notes (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body TEXT NOT NULL); \
+         GRANT ALL ON messages, notes TO app; \
          INSERT INTO messages SELECT id, 'message ' || id FROM generate_series(1, 1000) id",
     );
     cluster.wait_caught_up();
 
-    let size = "max_connections=8";
+    let size = format!("max_connections={pool}");
     let alone = format!("url={:?},{size}", cluster.master.url());
     let replicated = format!("{alone},slaves=[{:?}]", cluster.slaves[0].url());
     let rivals = [
@@ -176,26 +252,36 @@ fn main() {
             section: replicated,
         },
     ];
-    let rivals: Vec<_> =
-        rivals.iter().filter(|rival| only.is_empty() || only.contains(&rival.name[..1])).collect();
-
-    for (title, path) in
-        [("One row by primary key", "/messages/500"), ("A page of five queries", "/pages/500")]
-    {
+    for (number, Table { title, path, what, rivals: in_it }) in (1..).zip(TABLES) {
+        if !tables.is_empty() && !tables.contains(&number.to_string()) {
+            continue;
+        }
+        let taken = |rival: &&Rival| {
+            in_it.contains(rival.letter()) && (only.is_empty() || only.contains(rival.letter()))
+        };
+        let rivals: Vec<_> = rivals.iter().filter(taken).collect();
+        let form = match what {
+            What::Read => None,
+            What::Write(_) => Some(&*form),
+        };
         let mut results = vec![Vec::new(); rivals.len()];
         for round in 0..=rounds {
             for (rival, results) in rivals.iter().zip(&mut results) {
-                let server = rival.start(&folder);
+                // A table that grows would be slower for whoever comes later.
+                cluster.master.sql("TRUNCATE notes");
+                let server = rival.start(&folder, what);
                 let url = format!("{}{path}", server.1);
-                measure(&url, "1");
-                let result = measure(&url, &seconds);
+                measure(&url, "1", form);
+                let result = measure(&url, &seconds, form);
                 // The first round warms caches.
                 if round > 0 {
                     results.push(result);
                 }
             }
         }
-        println!("\n{title} (`GET {path}`), {rounds} rounds of {seconds} s:\n");
+        let method = what.method();
+        println!("\n### {title}\n");
+        println!("`{method} {path}`, {rounds} rounds of {seconds} s, {pool} connections:\n");
         println!("| server | requests/s: median (least–most) | p99 in ms | × c | × e |");
         println!("|---|---|---|---|---|");
         let of = |letter: &str| rivals.iter().position(|rival| rival.name.starts_with(letter));

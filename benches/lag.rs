@@ -2,7 +2,7 @@
 //!
 //! A real PostgreSQL master and two slaves that replay late; the registers example over them, in each
 //! mode; clients that read at once, as by following a redirect, and again and again until they have all
-//! but left. Prints the table of `docs/benchmarks.md` and draws `docs/lag.svg`.
+//! but left. Prints the tables of `docs/benchmarks.md` and draws `docs/lag.svg`.
 
 #[path = "../tests/support/cluster.rs"]
 mod cluster;
@@ -13,9 +13,11 @@ mod program;
 #[path = "../tests/support/server.rs"]
 mod server;
 
-use std::env;
 use std::error::Error;
+use std::path::Path;
+use std::process::Child;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use plotters::prelude::*;
 use rocket::futures::future::join_all;
@@ -53,6 +55,67 @@ const MODES: [(&str, &str); 3] = [
     ("none", "lag_window=0,max_lag=false"),
 ];
 
+/// In none of them do slaves lag by more than it takes to send and to replay.
+const OTHERS: [Others; 4] = [
+    Others { name: "nobody", script: "", options: &[], wal_writer_delay: "200ms" },
+    Others {
+        name: "1000 commits a second, each waited for",
+        script: "INSERT INTO noise VALUES (repeat('x', 200))",
+        options: &["--client=4", "--rate=1000"],
+        wal_writer_delay: "200ms",
+    },
+    Others {
+        name: "a transaction that inserts for a second",
+        script: LONG,
+        options: &["--client=1"],
+        wal_writer_delay: "200ms",
+    },
+    Others {
+        name: "the same, `wal_writer_delay = 10ms`",
+        script: LONG,
+        options: &["--client=1"],
+        wal_writer_delay: "10ms",
+    },
+];
+
+const LONG: &str = "DO $$ BEGIN FOR i IN 1..200 LOOP
+        INSERT INTO noise VALUES (repeat('x', 200)); PERFORM pg_sleep(0.005);
+    END LOOP; END $$";
+
+/// Who else writes to the master: they move the position at which it inserts, which a pin takes, past what its
+/// client wrote.
+struct Others {
+    name: &'static str,
+    script: &'static str,
+    /// Of `pgbench`.
+    options: &'static [&'static str],
+    /// How often the master flushes what nobody waits for.
+    wal_writer_delay: &'static str,
+}
+
+/// They write until this is dropped.
+struct Writing(Child);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Others {
+    fn start(&self, master: &postgres::Server, folder: &Path) -> Option<Writing> {
+        if self.script.is_empty() {
+            return None;
+        }
+        let script = folder.join("others.sql");
+        fs::write(&script, format!("{};\n", self.script)).unwrap();
+        let mut pgbench = postgres::client(master, "pgbench");
+        pgbench.args(["--no-vacuum", "--time=3600"]).args(self.options).arg("-f").arg(script).arg("app");
+        Some(Writing(pgbench.spawn().unwrap()))
+    }
+}
+
 const COLOURS: [RGBColor; 3] = [RGBColor(214, 120, 30), RGBColor(40, 130, 190), RGBColor(150, 150, 150)];
 
 /// One query of a read, as the example tells of it.
@@ -83,14 +146,12 @@ impl Measured {
         100.0 * count as f64 / of.len().max(1) as f64
     }
 
-    fn row(&self, lag: Duration, mode: &str) -> String {
+    fn shares_and_times(&self) -> String {
         let mut reads: Vec<_> = self.reads.iter().map(|read| read.took).collect();
         let mut writes = self.writes.clone();
         let ms = |took: Duration| format!("{:.1}", took.as_secs_f64() * 1000.0);
         format!(
-            "| {} | {mode} | {} | {:.1} % | {:.1} % | {:.1} % | {} | {} | {} | {} |",
-            label(lag),
-            self.reads.len(),
+            "{:.1} % | {:.1} % | {:.1} % | {} | {} | {} | {}",
             self.share(|read| read.by_slave, |read| read.pause == 0),
             self.share(|read| read.by_slave, |_| true),
             self.share(|read| read.stale, |_| true),
@@ -116,11 +177,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
-    let seconds = env::var("SECONDS_EACH").map_or(Ok(6), |seconds| seconds.parse())?;
+    let lasts = Duration::from_secs(env::var("SECONDS_EACH").map_or(Ok(6), |seconds| seconds.parse())?);
+    let tables = env::var("TABLES").unwrap_or_else(|_| "12".to_owned());
     let cluster = Cluster::start(2);
     for sql in [
         "CREATE TABLE registers (register INTEGER PRIMARY KEY, value BIGINT NOT NULL)",
         "CREATE TABLE writes (register INTEGER NOT NULL, value BIGINT NOT NULL)",
+        "CREATE TABLE noise (body TEXT NOT NULL)",
         "INSERT INTO registers SELECT g, 0 FROM generate_series(1, 16) g",
         "GRANT ALL ON registers, writes TO app",
     ] {
@@ -128,39 +191,82 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     cluster.wait_caught_up();
     let runtime = tokio::runtime::Runtime::new()?;
-    let measured = runtime.block_on(measure_all(&cluster, Duration::from_secs(seconds)));
-    draw(&measured)?;
+    if tables.contains('1') {
+        let measured = runtime.block_on(measure_all(&cluster, lasts));
+        draw(&measured)?;
+    }
+    if tables.contains('2') {
+        runtime.block_on(measure_beside_others(&cluster, lasts));
+    }
     Ok(())
 }
 
 /// For each lag, for each mode.
 async fn measure_all(cluster: &Cluster, lasts: Duration) -> Vec<[Measured; 3]> {
-    println!(
-        "| lag | mode | reads | on slaves at once | on slaves | stale | read p50 | p99 | write p50 | p99 in ms |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
-    let slaves: Vec<_> = cluster.slaves.iter().map(|slave| format!("\"{}\"", slave.url())).collect();
+    println!("\n### Slaves that replay late\n");
+    println!("| lag | mode | {SHARES_AND_TIMES} |");
+    println!("|---|---|---|---|---|---|---|---|---|");
     let mut all = Vec::new();
     for lag in LAGS {
-        for slave in &cluster.slaves {
-            slave.sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = {}", lag.as_millis()));
-            slave.sql("SELECT pg_reload_conf()");
-        }
+        delay_replay(cluster, lag);
         let mut measured = [const { Measured { writes: Vec::new(), reads: Vec::new() } }; 3];
         for ((mode, keys), measured) in MODES.iter().zip(&mut measured) {
-            let section = format!(
-                "{{replicated={{url=\"{}\",slaves=[{}],{keys}}}}}",
-                cluster.master.url(),
-                slaves.join(","),
-            );
-            let environment = [("REGISTERS", "postgres"), ("ROCKET_LOG_LEVEL", "critical")];
-            let website = Website::launch_with("registers", "Rocket.toml", &section, &environment).await;
+            let website = launch(cluster, keys).await;
             *measured = measure(&website.url, lasts).await;
-            println!("{}", measured.row(lag, mode));
+            println!("| {} | {mode} | {} |", label(lag), measured.shares_and_times());
         }
         all.push(measured);
     }
+    say_how_many(all.iter().flatten());
     all
+}
+
+/// In position mode, beside others that write to the same master.
+async fn measure_beside_others(cluster: &Cluster, lasts: Duration) {
+    println!("\n### Others that write\n");
+    println!("| others | {SHARES_AND_TIMES} |");
+    println!("|---|---|---|---|---|---|---|---|");
+    delay_replay(cluster, Duration::ZERO);
+    let (_, keys) = MODES[1];
+    let scripts = tempfile::tempdir().unwrap();
+    let mut all = Vec::new();
+    for others in &OTHERS {
+        let delay = others.wal_writer_delay;
+        cluster.master.sql(&format!("ALTER SYSTEM SET wal_writer_delay = '{delay}'"));
+        cluster.master.sql("SELECT pg_reload_conf()");
+        let website = launch(cluster, keys).await;
+        let writing = others.start(&cluster.master, scripts.path());
+        let measured = measure(&website.url, lasts).await;
+        drop(writing);
+        println!("| {} | {} |", others.name, measured.shares_and_times());
+        all.push(measured);
+        // What the others have left is not for the next ones to wait for.
+        cluster.wait_caught_up();
+    }
+    say_how_many(all.iter());
+}
+
+const SHARES_AND_TIMES: &str = "on slaves at once | on slaves | stale | read p50 | p99 | write p50 | p99";
+
+fn say_how_many<'a>(rows: impl Iterator<Item = &'a Measured>) {
+    let mut reads: Vec<_> = rows.map(|measured| measured.reads.len()).collect();
+    reads.sort_unstable();
+    println!("\nReads in each row: {} to {}; times in ms.", reads[0], reads[reads.len() - 1]);
+}
+
+fn delay_replay(cluster: &Cluster, lag: Duration) {
+    for slave in &cluster.slaves {
+        slave.sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = {}", lag.as_millis()));
+        slave.sql("SELECT pg_reload_conf()");
+    }
+}
+
+async fn launch(cluster: &Cluster, keys: &str) -> Website {
+    let slaves: Vec<_> = cluster.slaves.iter().map(|slave| format!("\"{}\"", slave.url())).collect();
+    let (master, slaves) = (cluster.master.url(), slaves.join(","));
+    let section = format!("{{replicated={{url=\"{master}\",slaves=[{slaves}],{keys}}}}}");
+    let environment = [("REGISTERS", "postgres"), ("ROCKET_LOG_LEVEL", "critical")];
+    Website::launch_with("registers", "Rocket.toml", &section, &environment).await
 }
 
 async fn measure(url: &str, lasts: Duration) -> Measured {

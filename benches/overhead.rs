@@ -1,35 +1,62 @@
-//! What replication adds to a request: choosing a node, signing and reading a pin.
+//! What replication adds to a request: choosing a server, signing and reading a pin.
 //!
 //! `cargo bench --features sqlite`
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use rocket::figment::providers::Serialized;
 use rocket::local::asynchronous::Client;
-use rocket_replicated::bench::{choose, read_pin, sign_pin};
+use rocket::tokio::runtime::Runtime;
+use rocket_replicated::Role;
+use rocket_replicated::internals::{choose, read_pin, sign_pin};
 use rocket_replicated::sqlite::Replicated;
+use rusqlite::Connection;
+use tempfile::TempDir;
 
-fn overhead(criterion: &mut Criterion) {
+/// A Rocket over a master and so many slaves.
+fn launch(runtime: &Runtime, slaves: usize) -> (Client, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let url = |name: &str| format!("sqlite://{}", folder.path().join(name).display());
-    let section = serde_json::json!({ "url": url("master"), "slaves": [url("slave-1"), url("slave-2")], "lag_window": 3600 });
+    let url = |name: &str| {
+        let file = folder.path().join(name);
+        Connection::open(&file)
+            .unwrap()
+            .execute_batch("CREATE TABLE notes (id INTEGER PRIMARY KEY)")
+            .unwrap();
+        format!("sqlite://{}", file.display())
+    };
+    let slaves: Vec<_> = (1..=slaves).map(|number| url(&format!("slave-{number}"))).collect();
+    // Probes would be measured as well.
+    let section = serde_json::json!({
+        "url": url("master"), "slaves": slaves, "lag_window": 3600, "max_lag": false, "check_interval": 3600,
+    });
     let figment = rocket::Config::figment()
         .merge(Serialized::default("log_level", "off"))
         .merge(Serialized::default("databases.replicated", section))
         .select("debug");
-    let runtime = rocket::tokio::runtime::Runtime::new().unwrap();
-    let client = runtime.block_on(async {
-        Client::untracked(rocket::custom(figment).attach(Replicated::fairing())).await.unwrap()
-    });
-    let cluster = Replicated::fetch(client.rocket()).unwrap();
-    let _runtime = runtime.enter();
+    let rocket = rocket::custom(figment).attach(Replicated::fairing());
+    (runtime.block_on(Client::untracked(rocket)).unwrap(), folder)
+}
 
-    criterion.bench_function("choose a node, of two slaves", |bencher| {
-        bencher.iter(|| {
-            let db = cluster.read(None);
-            choose(&db);
-            db
+fn overhead(criterion: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let _entered = runtime.enter();
+
+    for slaves in [1, 4, 16, 64] {
+        let (client, _folder) = launch(&runtime, slaves);
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        criterion.bench_function(&format!("choose one of {slaves} slaves, as a new request"), |bencher| {
+            bencher.iter(|| {
+                let db = cluster.read(None);
+                choose(&db);
+                db
+            });
         });
-    });
+        let db = cluster.read(None);
+        choose(&db);
+        assert_eq!(db.choice().unwrap().role(), Role::Slave);
+    }
+
+    let (client, _folder) = launch(&runtime, 1);
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
     criterion.bench_function("sign a pin", |bencher| bencher.iter(|| sign_pin(cluster)));
     let pin = sign_pin(cluster).unwrap();
     criterion.bench_function("read and verify a pin", |bencher| {

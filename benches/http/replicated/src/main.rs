@@ -1,11 +1,13 @@
-//! One handler for one row, one for five, over the pool that `SERVER` names.
+//! One handler for one row, one for five, one for a form, over the pool that `SERVER` names.
 
 use std::time::Duration;
 
 use deadpool::managed::{self, Manager, Metrics, RecycleResult};
+use rocket::form::{Form, FromForm};
+use rocket::response::Redirect;
 use rocket::serde::Serialize;
 use rocket::serde::json::Json;
-use rocket::{Build, Rocket, State, get, launch, routes};
+use rocket::{Build, Rocket, State, get, launch, post, routes};
 use rocket_replicated::postgres::{Replicated, ReplicatedDb};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, FromRow, PgExecutor};
@@ -19,6 +21,15 @@ struct Message {
 
 async fn message(id: i32, db: impl PgExecutor<'_>) -> Message {
     sqlx::query_as("SELECT id, body FROM messages WHERE id = $1").bind(id).fetch_one(db).await.unwrap()
+}
+
+#[derive(FromForm)]
+struct Note {
+    body: String,
+}
+
+async fn write(note: &Note, db: impl PgExecutor<'_>) {
+    sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind(&note.body).execute(db).await.unwrap();
 }
 
 macro_rules! handlers {
@@ -44,8 +55,16 @@ macro_rules! handlers {
                 Json(messages)
             }
 
+            #[post("/notes", data = "<note>")]
+            async fn note(note: Form<Note>, $db: $Db) -> Redirect {
+                #[allow(unused_mut)]
+                let mut $db = $prepare;
+                write(&note, $executor).await;
+                Redirect::to("/messages/500")
+            }
+
             pub(super) fn routes() -> Vec<rocket::Route> {
-                routes![one, page]
+                routes![one, page, note]
             }
         }
     };

@@ -1,8 +1,10 @@
 //! The handlers of `../replicated`, over rocket_db_pools 0.2 and its sqlx 0.7.
 
+use rocket::form::{Form, FromForm};
+use rocket::response::Redirect;
 use rocket::serde::json::Json;
 use rocket::serde::Serialize;
-use rocket::{get, launch, routes};
+use rocket::{get, launch, post, routes};
 use rocket_db_pools::{Connection, Database};
 use sqlx::FromRow;
 
@@ -33,7 +35,18 @@ async fn page(id: i32, mut db: Connection<Db>) -> Json<Vec<Message>> {
     Json(messages)
 }
 
+#[derive(FromForm)]
+struct Note {
+    body: String,
+}
+
+#[post("/notes", data = "<note>")]
+async fn note(note: Form<Note>, mut db: Connection<Db>) -> Redirect {
+    sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind(&note.body).execute(&mut **db).await.unwrap();
+    Redirect::to("/messages/500")
+}
+
 #[launch]
 fn rocket() -> _ {
-    rocket::build().attach(Db::init()).mount("/", routes![message, page])
+    rocket::build().attach(Db::init()).mount("/", routes![message, page, note])
 }

@@ -1,0 +1,96 @@
+//! What a look at a server costs it, beside a row by primary key: `./scripts/bench probes`.
+//!
+//! The statements of this crate, run by `pgbench` over two connections on a real PostgreSQL pair; rounds
+//! interleaved, so that what else the machine does falls on all alike. Prints the table of
+//! `docs/benchmarks.md`.
+
+#[path = "../tests/support/cluster.rs"]
+mod cluster;
+#[path = "../tests/support/postgres.rs"]
+mod postgres;
+#[path = "../tests/support/server.rs"]
+mod server;
+mod spread;
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use postgres::{Cluster, Server};
+use rocket_replicated::internals::postgres::{CATCH_UP, FULL_PROBE, PROBE_OF_MASTER, PROBE_OF_SLAVE};
+use spread::Spread;
+
+const ROW: (&str, &str) = ("a row by primary key", "SELECT id, body FROM messages WHERE id = 500");
+
+const OF_MASTER: [(&str, &str); 3] =
+    [ROW, ("a probe", PROBE_OF_MASTER), ("a full probe, one of 60", FULL_PROBE)];
+
+const OF_SLAVE: [(&str, &str); 4] = [
+    ROW,
+    ("a probe", PROBE_OF_SLAVE),
+    ("a full probe, one of 60", FULL_PROBE),
+    ("a look while a pinned read waits", CATCH_UP),
+];
+
+/// A statement at a server, and the transactions per second of each round.
+struct Measured<'a> {
+    statement: &'static str,
+    at: &'static str,
+    server: &'a Server,
+    script: PathBuf,
+    rounds: Vec<f64>,
+}
+
+fn main() {
+    // `cargo test` runs benches as well, and `cargo bench` says so.
+    if !env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let setting = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.into());
+    let (rounds, seconds) = (setting("ROUNDS", "7").parse::<usize>().unwrap(), setting("SECONDS_EACH", "3"));
+
+    let cluster = Cluster::start(1);
+    cluster.master.sql(
+        "CREATE TABLE messages (id INTEGER PRIMARY KEY, body TEXT NOT NULL); GRANT ALL ON messages TO app; \
+         INSERT INTO messages SELECT id, 'message ' || id FROM generate_series(1, 1000) id; ANALYZE messages",
+    );
+    cluster.wait_caught_up();
+
+    let scripts = tempfile::tempdir().unwrap();
+    let mut all = Vec::new();
+    for (at, server, statements) in
+        [("master", &cluster.master, &OF_MASTER[..]), ("slave", &cluster.slaves[0], &OF_SLAVE[..])]
+    {
+        for (statement, sql) in statements {
+            let script = scripts.path().join(all.len().to_string());
+            fs::write(&script, format!("{sql};\n")).unwrap();
+            all.push(Measured { statement, at, server, script, rounds: Vec::new() });
+        }
+    }
+    for round in 0..=rounds {
+        for Measured { server, script, rounds, .. } in &mut all {
+            let result = measure(server, script, &seconds);
+            // The first round warms caches.
+            if round > 0 {
+                rounds.push(result);
+            }
+        }
+    }
+
+    println!("\n{rounds} rounds of {seconds} s:\n");
+    println!("| asked | of the | per second: median (least–most) | costs × a row |");
+    println!("|---|---|---|---|");
+    for Measured { statement, at, rounds, .. } in &all {
+        let rows = all.iter().find(|row| row.statement == ROW.0 && row.at == *at).unwrap();
+        let costs = rows.rounds.iter().zip(rounds).map(|(row, this)| row / this);
+        println!("| {statement} | {at} | {} | {} |", Spread::of(rounds.iter().copied()), Spread::of(costs));
+    }
+}
+
+/// As an ordinary role, by the simple protocol, as this crate asks.
+fn measure(server: &Server, script: &Path, seconds: &str) -> f64 {
+    let mut pgbench = postgres::client(server, "pgbench");
+    pgbench.args(["--no-vacuum", "--client=2", "--time", seconds, "--username=app", "--protocol=simple"]);
+    let text = server::output(pgbench.arg("-f").arg(script).arg("app")).unwrap();
+    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    tps.unwrap_or_else(|| panic!("{text}"))
+}
