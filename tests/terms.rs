@@ -254,3 +254,29 @@ async fn of_two_masters_at_launch_the_configured_one_is_written_to_once_the_othe
     eventually("writes", async || write(&nodes.write()).await.is_ok()).await;
     assert_eq!(write(&nodes.write()).await.unwrap(), cluster.master.port());
 }
+
+/// The old master was frozen, not killed: when it thaws, what is held there lives and would be taken.
+#[rocket::async_test]
+async fn what_is_held_from_before_it_is_not_written_to_an_old_master_that_thaws() {
+    let cluster = start();
+    let (_client, nodes) = launch(&cluster, "thawed").await;
+    both_slaves_are_seen(&nodes).await;
+    let (one, other) = (nodes.write(), nodes.write());
+    let mut connection = one.get().await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    for _ in 0..2 {
+        sqlx::query(WRITE).execute(&mut *connection).await.unwrap();
+    }
+    sqlx::query(WRITE).execute(&mut *transaction).await.unwrap();
+    let before = written_at(&cluster.master);
+
+    cluster.master.freeze();
+    cluster.slaves[0].sql("SELECT pg_promote()");
+    eventually("writes", async || write(&nodes.write()).await.is_ok()).await;
+    cluster.master.thaw();
+    for _ in 0..5 {
+        assert!(sqlx::query(WRITE).execute(&mut *connection).await.is_err());
+    }
+    assert!(transaction.commit().await.is_err());
+    assert_eq!(written_at(&cluster.master), before);
+}
