@@ -311,6 +311,66 @@ support::on_every_database! {
         }
     }
 
+    /// Neither which function of sqlx begins it, nor whether somebody waits for its answer, makes a difference.
+    #[rocket::async_test]
+    async fn of_a_transaction_that_nobody_was_told_of_on_a_connection_of_ones_own() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for round in 1..=5 {
+            let db = cluster.write();
+            let mut connection = db.get().await.unwrap();
+            sqlx::raw_sql("BEGIN").execute(&mut **connection).await.unwrap();
+            sqlx::query("SELECT 1").execute(&mut *connection).await.unwrap();
+            sqlx::raw_sql(LEFT).execute(&mut *connection).await.unwrap();
+            drop(connection);
+            drop(db);
+            no_transaction_is_left(&lab, &cluster, round).await;
+        }
+        for round in 6..=15 {
+            let db = cluster.write();
+            let mut connection = db.get().await.unwrap();
+            {
+                let mut begun = pin!(sqlx::raw_sql("BEGIN").execute(&mut *connection));
+                for _ in 0..round % 3 {
+                    if poll_fn(|context| Poll::Ready(begun.as_mut().poll(context))).await.is_ready() {
+                        break;
+                    }
+                }
+            }
+            drop(connection);
+            drop(db);
+            no_transaction_is_left(&lab, &cluster, round).await;
+        }
+    }
+
+    /// A connection that cannot have anything left open on it is there for the next request at once; any other one only
+    /// when its server has been asked.
+    #[rocket::async_test]
+    async fn of_a_connection_of_ones_own_costs_nothing_where_there_can_be_none() {
+        fn in_use(cluster: &Cluster<Database>) -> u32 {
+            cluster.status().iter().map(|node| node.busy).sum()
+        }
+
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab).await;
+        for db in handles(&cluster) {
+            let mut connection = db.get().await.unwrap();
+            let one: i64 = sqlx::query_scalar(<Database as Sql>::FEW_ROWS).fetch_one(&mut *connection).await.unwrap();
+            assert_eq!(one, 1);
+            sqlx::query(<Database as Sql>::FEW_ROWS).fetch_all(&mut *connection).await.unwrap();
+            assert_eq!(in_use(&cluster), 1);
+            drop(connection);
+            assert_eq!(in_use(&cluster), 0);
+        }
+        for db in handles(&cluster) {
+            let mut connection = db.get().await.unwrap();
+            sqlx::query("SELECT 1").execute(&mut **connection).await.unwrap();
+            drop(connection);
+            assert_eq!(in_use(&cluster), 1, "nobody has asked");
+            asks(&cluster.read(None), 1).await;
+        }
+    }
+
     #[rocket::async_test]
     async fn of_a_transaction_that_was_begun_by_hand_and_has_failed() {
         let lab = Lab::new();

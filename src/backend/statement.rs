@@ -16,17 +16,25 @@ impl Opens {
             return Self::Maybe;
         }
         let mut words = words(body);
-        match (words.next().as_deref(), words.next().as_deref()) {
-            (Some("begin" | "savepoint"), _) | (Some("start"), Some("transaction")) => Self::Always,
-            // A procedure; a distributed transaction; a comment that the server executes.
-            (Some("call" | "xa") | None, _) => Self::Maybe,
-            _ => Self::Never,
+        // A comment that the server executes.
+        let Some(verb) = words.next() else { return Self::Maybe };
+        let is = |word: &&str| verb.eq_ignore_ascii_case(word);
+        match () {
+            () if ["begin", "savepoint"].iter().any(is) => Self::Always,
+            () if is(&"start")
+                && words.next().is_some_and(|word| word.eq_ignore_ascii_case("transaction")) =>
+            {
+                Self::Always
+            }
+            // A procedure; a statement prepared by hand; `autocommit`; a distributed transaction.
+            () if ["call", "execute", "set", "xa"].iter().any(is) => Self::Maybe,
+            () => Self::Never,
         }
     }
 }
 
-/// The words that a statement begins with, in lower case, without blanks and comments.
-fn words(mut sql: &str) -> impl Iterator<Item = String> {
+/// The words that a statement begins with, without blanks and comments.
+fn words(mut sql: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         loop {
             sql = sql.trim_start();
@@ -43,7 +51,7 @@ fn words(mut sql: &str) -> impl Iterator<Item = String> {
         let end = sql.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(sql.len());
         let (word, rest) = sql.split_at(end);
         sql = rest;
-        (!word.is_empty()).then(|| word.to_ascii_lowercase())
+        (!word.is_empty()).then_some(word)
     })
 }
 
@@ -64,6 +72,7 @@ mod tests {
             ("BEGIN; INSERT INTO notes VALUES (1); COMMIT", true, Maybe),
             ("INSERT INTO notes VALUES (1);", true, Never),
             ("CALL procedure()", false, Maybe),
+            ("set autocommit = 0", false, Maybe),
             ("/*!40000 BEGIN */", false, Maybe),
             ("/* without an end", false, Maybe),
             ("WITH a AS (SELECT 1) SELECT * FROM a", true, Never),

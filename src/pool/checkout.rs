@@ -70,10 +70,13 @@ impl<DB: Driver> Checkout<DB> {
         Some(Sticky { pool: self.pool.clone(), ticket: Some(ticket) })
     }
 
-    /// A handler has dropped the connection: puts it back in a task of its own, once it is known that nothing was left
-    /// open on it.
-    pub(crate) fn come_back(self) {
+    /// A handler has dropped the connection: puts it back once it is known that nothing was left open on it. If that has
+    /// to be asked, a task does so.
+    fn come_back(self) {
         self.state().end_hold();
+        if self.state().left() == Left::Clean {
+            return self.put_back();
+        }
         // Without a runtime nobody asks for connections any more.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
@@ -93,7 +96,10 @@ impl<DB: Driver> Checkout<DB> {
             watch.over(pin!(DB::settle(conn))).await
         };
         Ok(match settled? {
-            Left::Clean => Some(self),
+            Left::Clean => {
+                self.state().leave(Left::Clean);
+                Some(self)
+            }
             Left::Dirty => None,
         })
     }
@@ -146,9 +152,12 @@ impl<DB: Driver> Deref for Held<DB> {
 }
 
 impl<DB: Driver> DerefMut for Held<DB> {
+    /// Nobody knows what runs there.
     fn deref_mut(&mut self) -> &mut Conn<DB> {
         let parts = self.0.as_mut().and_then(|checkout| checkout.held.as_mut());
-        &mut parts.expect(UNTIL_IT_ENDS).conn.conn
+        let conn = &mut parts.expect(UNTIL_IT_ENDS).conn;
+        conn.state.leave(Left::Dirty);
+        &mut conn.conn
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct ConnectionState<DB: Driver> {
     busy_since: AtomicU64,
     /// As `busy_since`: since when a handler has held it.
     held_since: AtomicU64,
+    /// Whether its handler may have left something open on it.
+    is_dirty: AtomicBool,
     ended: AtomicU8,
     waker: AtomicWaker,
     /// While a handler holds the connection.
@@ -105,6 +107,7 @@ impl<DB: Driver> PooledConnection<DB> {
             verified: AtomicU64::new(0),
             busy_since: AtomicU64::new(0),
             held_since: AtomicU64::new(0),
+            is_dirty: AtomicBool::new(false),
             ended: AtomicU8::new(Ended::NO),
             waker: AtomicWaker::new(),
             lent: Mutex::new(None),
@@ -225,6 +228,15 @@ impl<DB: Driver> ConnectionState<DB> {
 
     pub(super) fn end_hold(&self) {
         self.held_since.store(0, Ordering::Relaxed);
+    }
+
+    /// How the handler that holds it leaves it, as far as is known.
+    pub(crate) fn left(&self) -> Left {
+        if self.is_dirty.load(Ordering::Relaxed) { Left::Dirty } else { Left::Clean }
+    }
+
+    pub(crate) fn leave(&self, left: Left) {
+        self.is_dirty.store(left == Left::Dirty, Ordering::Relaxed);
     }
 
     /// What the handler that has it holds it for from now on.

@@ -12,7 +12,8 @@ use rocket::futures::stream::BoxStream;
 use sqlx::pool::PoolConnection;
 use sqlx::{Describe, Either, Error, Execute, Executor, SqlStr};
 
-use crate::backend::{Conn, Driver, Rest};
+use super::query::Query;
+use crate::backend::{Conn, Driver, Opens, Rest};
 use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, Watch};
 
 /// A connection of one's own, from [`ReplicatedDb::get`](crate::ReplicatedDb::get).
@@ -91,6 +92,22 @@ impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
     fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
         (&mut self.conn, Watch::new(&self.pool, &self.state))
     }
+
+    /// Runs what may open a transaction or not. The connection is counted as dirty from the moment at which it is touched
+    /// until a statement that opens nothing has ended; one that is cancelled leaves it so.
+    async fn run<T>(
+        &mut self,
+        opens: Opens,
+        run: impl for<'a> FnOnce(&'a mut Conn<DB>) -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let before = self.state.left();
+        let (conn, watch) = self.parts();
+        let done = watch.over(pin!(run(conn))).await;
+        if opens == Opens::Never && done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {
+            self.state.leave(before);
+        }
+        done
+    }
 }
 
 impl<'c, DB: Driver, C> Executor<'c> for &'c mut Watched<DB, C>
@@ -106,8 +123,8 @@ where
         E: 'q + Execute<'q, DB>,
     {
         Box::pin(async move {
-            let (conn, watch) = self.parts();
-            watch.over(pin!(conn.execute(query))).await
+            let query = Query::take(query)?;
+            self.run(query.opens_transaction(), |conn| conn.execute(query)).await
         })
     }
 
@@ -119,11 +136,19 @@ where
         'c: 'e,
         E: 'q + Execute<'q, DB>,
     {
+        let query = Query::take(query);
         Box::pin(try_stream! {
+            let query = query?;
+            let opens = query.opens_transaction();
+            let before = self.state.left();
             let (conn, watch) = self.parts();
             let mut steps = conn.fetch_many(query);
             while let Some(step) = watch.over(pin!(async { steps.next().await.transpose() })).await? {
                 yield step;
+            }
+            drop(steps);
+            if opens == Opens::Never {
+                self.state.leave(before);
             }
         })
     }
@@ -135,9 +160,9 @@ where
         E: 'q + Execute<'q, DB>,
     {
         Box::pin(async move {
-            let (conn, watch) = self.parts();
-            let (row, _) = watch.over(pin!(DB::fetch_optional(conn, query, Rest::Read))).await?;
-            Ok(row)
+            let query = Query::take(query)?;
+            let opens = query.opens_transaction();
+            Ok(self.run(opens, |conn| DB::fetch_optional(conn, query, Rest::Read)).await?.0)
         })
     }
 
@@ -150,8 +175,9 @@ where
         'c: 'e,
     {
         Box::pin(async move {
-            let (conn, watch) = self.parts();
-            watch.over(pin!(conn.prepare_with(sql, parameters))).await
+            let parameters = parameters.to_vec();
+            self.run(Opens::Never, |conn| Box::pin(async move { conn.prepare_with(sql, &parameters).await }))
+                .await
         })
     }
 
@@ -159,10 +185,7 @@ where
     where
         'c: 'e,
     {
-        Box::pin(async move {
-            let (conn, watch) = self.parts();
-            watch.over(pin!(conn.describe(sql))).await
-        })
+        Box::pin(async move { self.run(Opens::Never, |conn| conn.describe(sql)).await })
     }
 }
 

@@ -8,11 +8,11 @@ use rocket::futures::StreamExt;
 use rocket::futures::future::BoxFuture;
 use rocket::futures::stream::BoxStream;
 use rocket_db_pools::Database;
-use sqlx::error::BoxDynError;
 use sqlx::pool::PoolConnection;
 use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transaction};
 
 use super::handle::ReplicatedDb;
+use super::query::Query;
 use super::retry::{Attempts, Repeatable};
 use crate::backend::{Backend, Conn, Driver, Left, Opens, Rest};
 use crate::cluster::Db;
@@ -21,71 +21,13 @@ use crate::pool::{Checkout, Pool};
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
 
 /// How a query is run on a connection.
-type Run<DB, T> = for<'a> fn(&'a mut Conn<DB>, Attempt<DB>, Rest) -> BoxFuture<'a, Result<T, Error>>;
+type Run<DB, T> = for<'a> fn(&'a mut Conn<DB>, Query<DB>, Rest) -> BoxFuture<'a, Result<T, Error>>;
 
 /// How it has left the connection, as its answer tells.
 type Leaves<T> = fn(&T) -> Left;
 
 fn clean<T>(_: &T) -> Left {
     Left::Clean
-}
-
-/// A query, taken out of what the caller built, so that it can be run more than once.
-struct Query<DB: Driver> {
-    sql: SqlStr,
-    statement: Option<DB::Statement>,
-    arguments: Option<DB::Arguments>,
-    persistent: bool,
-}
-
-impl<DB: Driver> Query<DB> {
-    fn take<'q>(mut query: impl Execute<'q, DB>) -> Result<Self, Error> {
-        let arguments = query.take_arguments().map_err(Error::Encode)?;
-        Ok(Self {
-            arguments,
-            statement: query.statement().cloned(),
-            persistent: query.persistent(),
-            sql: query.sql(),
-        })
-    }
-
-    /// Without arguments it goes over the simple protocol, which takes several statements at once.
-    fn repeatable(&self) -> Repeatable {
-        if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }
-    }
-
-    /// What to run on a connection, and what holds it together there. The last attempt that there can be takes
-    /// the arguments along.
-    fn attempt(&mut self, checkout: &Checkout<DB>) -> (Attempt<DB>, Frame) {
-        let prepared_statements = checkout.pool().prepared_statements();
-        let arguments = match checkout.pool().access().writes() {
-            true => self.arguments.take(),
-            false => self.arguments.clone(),
-        };
-        let frame = match arguments {
-            Some(_) if !prepared_statements => Frame::Transaction,
-            _ => Frame::Connection,
-        };
-        let attempt = Attempt {
-            sql: self.sql.clone(),
-            statement: self.statement.clone(),
-            arguments,
-            persistent: self.persistent && prepared_statements,
-        };
-        (attempt, frame)
-    }
-
-    /// Whether the connection may be in a transaction afterwards.
-    ///
-    /// # Errors
-    ///
-    /// If it certainly is: the next statement of the request need not get the same connection.
-    fn opens_transaction(&self) -> Result<Opens, Error> {
-        match DB::opens_transaction(self.sql.as_str(), self.arguments.is_none()) {
-            Opens::Always => Err(left_open()),
-            opens => Ok(opens),
-        }
-    }
 }
 
 /// A transaction that is begun by hand is lost with its handler, or before.
@@ -97,69 +39,15 @@ fn left_open() -> Error {
     )
 }
 
-/// What holds the steps of an attempt together: preparing, binding, executing.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Frame {
-    /// The connection.
-    Connection,
-    /// A transaction: a pooler in between may give each its own connection to the server.
-    Transaction,
-}
-
-impl Frame {
-    async fn open<DB: Driver>(self, conn: &mut Conn<DB>) -> Result<(), Error>
-    where
-        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
-    {
-        self.run::<DB>(conn, "BEGIN").await
-    }
-
-    /// Ends it as the attempt ended; one that cannot be ended has not done what it should.
-    async fn close<DB: Driver, T>(self, conn: &mut Conn<DB>, done: Result<T, Error>) -> Result<T, Error>
-    where
-        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
-    {
-        // Whatever prevents a rollback has broken the connection, and so the transaction.
-        match &done {
-            Ok(_) => self.run::<DB>(conn, "COMMIT").await?,
-            Err(_) => self.run::<DB>(conn, "ROLLBACK").await.unwrap_or_default(),
-        }
-        done
-    }
-
-    async fn run<DB: Driver>(self, conn: &mut Conn<DB>, sql: &'static str) -> Result<(), Error>
-    where
-        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
-    {
-        if self == Self::Transaction {
-            conn.execute(sqlx::raw_sql(sql)).await?;
-        }
-        Ok(())
-    }
-}
-
-struct Attempt<DB: Driver> {
-    sql: SqlStr,
-    statement: Option<DB::Statement>,
-    arguments: Option<DB::Arguments>,
-    persistent: bool,
-}
-
-impl<DB: Driver> Execute<'_, DB> for Attempt<DB> {
-    fn sql(self) -> SqlStr {
-        self.sql
-    }
-
-    fn statement(&self) -> Option<&DB::Statement> {
-        self.statement.as_ref()
-    }
-
-    fn take_arguments(&mut self) -> Result<Option<DB::Arguments>, BoxDynError> {
-        Ok(self.arguments.take())
-    }
-
-    fn persistent(&self) -> bool {
-        self.persistent
+/// Whether the connection may be in a transaction after a query.
+///
+/// # Errors
+///
+/// If it certainly is: the next statement of the request need not get the same connection.
+fn opens_transaction<DB: Driver>(query: &Query<DB>) -> Result<Opens, Error> {
+    match query.opens_transaction() {
+        Opens::Always => Err(left_open()),
+        opens => Ok(opens),
     }
 }
 
@@ -180,11 +68,11 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     {
         let mut query = query?;
         let repeatable = query.repeatable();
-        let opens = query.opens_transaction()?;
+        let opens = opens_transaction(&query)?;
         let mut attempts = self.attempts();
         loop {
             let (mut checkout, route) = self.session.check_out().await?;
-            let (attempt, frame) = query.attempt(&checkout);
+            let (attempt, frame) = query.attempt(checkout.pool());
             let rest = if route.access.writes() { Rest::Read } else { Rest::Abandon };
             let done = {
                 let (conn, watch) = checkout.parts();
@@ -314,11 +202,11 @@ where
         let query = Query::take(query);
         Box::pin(try_stream! {
             let mut query = query?;
-            let opens = query.opens_transaction()?;
+            let opens = opens_transaction(&query)?;
             let mut attempts = self.attempts();
             loop {
                 let (mut checkout, route) = self.session.check_out().await?;
-                let (attempt, frame) = query.attempt(&checkout);
+                let (attempt, frame) = query.attempt(checkout.pool());
                 let mut repeatable = query.repeatable();
                 let (conn, watch) = checkout.parts();
                 let opened = watch.over(pin!(frame.open::<Db<D>>(conn))).await;

@@ -1,10 +1,11 @@
 //! What one request does with one database: `handle` is what handlers see, `session` what has been done so far,
-//! `executor` how queries run over it, `retry` what becomes of those that fail, `connection` what a handler may
+//! `query` a statement, `executor` how it runs over the session, `retry` what becomes of those that fail, `connection` what a handler may
 //! hold for itself.
 
 mod connection;
 mod executor;
 mod handle;
+mod query;
 mod retry;
 mod session;
 

@@ -1,0 +1,122 @@
+//! A statement, taken out of what the caller built, and what holds its steps together on a connection.
+
+use sqlx::error::BoxDynError;
+use sqlx::{Error, Execute, Executor, SqlStr};
+
+use super::retry::Repeatable;
+use crate::backend::{Conn, Driver, Opens};
+use crate::pool::Pool;
+
+/// One that can be run more than once.
+pub(super) struct Query<DB: Driver> {
+    sql: SqlStr,
+    statement: Option<DB::Statement>,
+    arguments: Option<DB::Arguments>,
+    persistent: bool,
+}
+
+impl<DB: Driver> Query<DB> {
+    pub(super) fn take<'q>(mut query: impl Execute<'q, DB>) -> Result<Self, Error> {
+        let arguments = query.take_arguments().map_err(Error::Encode)?;
+        Ok(Self {
+            arguments,
+            statement: query.statement().cloned(),
+            persistent: query.persistent(),
+            sql: query.sql(),
+        })
+    }
+
+    /// Without arguments it goes over the simple protocol, which takes several statements at once.
+    pub(super) fn repeatable(&self) -> Repeatable {
+        if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }
+    }
+
+    /// What to run on a connection of this pool, and what holds it together there. The last attempt that there can
+    /// be takes the arguments along.
+    pub(super) fn attempt(&mut self, pool: &Pool<DB>) -> (Self, Frame) {
+        let prepared_statements = pool.prepared_statements();
+        let arguments = match pool.access().writes() {
+            true => self.arguments.take(),
+            false => self.arguments.clone(),
+        };
+        let frame = match arguments {
+            Some(_) if !prepared_statements => Frame::Transaction,
+            _ => Frame::Connection,
+        };
+        let attempt = Self {
+            sql: self.sql.clone(),
+            statement: self.statement.clone(),
+            arguments,
+            persistent: self.persistent && prepared_statements,
+        };
+        (attempt, frame)
+    }
+
+    /// Whether the connection may be in a transaction afterwards.
+    pub(super) fn opens_transaction(&self) -> Opens {
+        DB::opens_transaction(self.sql.as_str(), self.arguments.is_none())
+    }
+}
+
+impl<DB: Driver> Execute<'_, DB> for Query<DB> {
+    fn sql(self) -> SqlStr {
+        self.sql
+    }
+
+    fn statement(&self) -> Option<&DB::Statement> {
+        self.statement.as_ref()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<DB::Arguments>, BoxDynError> {
+        Ok(self.arguments.take())
+    }
+
+    fn persistent(&self) -> bool {
+        self.persistent
+    }
+}
+
+/// What holds the steps of an attempt together: preparing, binding, executing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// The connection.
+    Connection,
+    /// A transaction: a pooler in between may give each its own connection to the server.
+    Transaction,
+}
+
+impl Frame {
+    pub(super) async fn open<DB: Driver>(self, conn: &mut Conn<DB>) -> Result<(), Error>
+    where
+        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
+    {
+        self.run::<DB>(conn, "BEGIN").await
+    }
+
+    /// Ends it as the attempt ended; one that cannot be ended has not done what it should.
+    pub(super) async fn close<DB: Driver, T>(
+        self,
+        conn: &mut Conn<DB>,
+        done: Result<T, Error>,
+    ) -> Result<T, Error>
+    where
+        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
+    {
+        // Whatever prevents a rollback has broken the connection, and so the transaction.
+        match &done {
+            Ok(_) => self.run::<DB>(conn, "COMMIT").await?,
+            Err(_) => self.run::<DB>(conn, "ROLLBACK").await.unwrap_or_default(),
+        }
+        done
+    }
+
+    async fn run<DB: Driver>(self, conn: &mut Conn<DB>, sql: &'static str) -> Result<(), Error>
+    where
+        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
+    {
+        if self == Self::Transaction {
+            conn.execute(sqlx::raw_sql(sql)).await?;
+        }
+        Ok(())
+    }
+}
