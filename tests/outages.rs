@@ -451,6 +451,58 @@ async fn the_master_dies_and_reads_go_on() {
     eventually("pinned reads", async || pinned(&stale, &pins.0).await == master).await;
 }
 
+/// A pin with a position is good for longer than the window. While the only slave is on its way back, nobody knows yet
+/// what it has replayed.
+#[rocket::async_test]
+async fn a_pinned_read_past_its_window_waits_for_proof_of_a_slave_on_its_way_back() {
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    let cluster = Cluster::start(1);
+    // Time to ask while the slave is on its way back: it takes two probes.
+    let section = format!(
+        "{}consistency = \"position\"\nlag_window = {}\ncheck_interval = 2\nslave_timeout = 0.2\n",
+        section_of(&cluster),
+        WINDOW.as_secs()
+    );
+    let stale = client(&section).await;
+    let fail = client(&format!("{section}pinned_without_master = \"fail\"")).await;
+    let pins = (pin(&stale).await, pin(&fail).await);
+    let wrote = Instant::now();
+    let pinned = async |client: &Client, pin: &Cookie<'static>| {
+        text(client.get("/").cookie(pin.clone()).dispatch().await).await
+    };
+    let caught_up = "slave-1 (CaughtUp)";
+    eventually("the replay", async || pinned(&stale, &pins.0).await == caught_up).await;
+    eventually("the replay", async || pinned(&fail, &pins.1).await == caught_up).await;
+
+    cluster.slaves[0].kill();
+    cluster.master.kill();
+    for client in [&stale, &fail] {
+        eventually("word of both", async || get(client).await.starts_with("503")).await;
+    }
+    eventually("the end of the window", async || wrote.elapsed() > 2 * WINDOW).await;
+
+    cluster.slaves[0].start();
+    let refused = "503 Some(\"1\")";
+    let until_caught_up = async |client: &Client, pin: &Cookie<'static>| {
+        let mut answers = Vec::new();
+        eventually("proof", async || {
+            answers.push(pinned(client, pin).await);
+            answers.dedup();
+            answers.last().is_some_and(|answer| answer == caught_up)
+        })
+        .await;
+        // As long as not even one probe has been answered.
+        answers.retain(|answer| answer != refused);
+        answers
+    };
+    assert_eq!(until_caught_up(&stale, &pins.0).await, ["slave-1 (MasterUnavailable)", caught_up]);
+    cluster.slaves[0].kill();
+    eventually("word of it", async || pinned(&fail, &pins.1).await == refused).await;
+    cluster.slaves[0].start();
+    assert_eq!(until_caught_up(&fail, &pins.1).await, [caught_up]);
+}
+
 #[rocket::async_test]
 async fn a_server_that_is_down_at_launch_is_no_error() {
     let port = closed_port();
