@@ -7,13 +7,13 @@ use rocket::figment::providers::Serialized;
 use rocket::local::asynchronous::Client;
 use rocket::tokio::runtime::Runtime;
 use rocket_replicated::Role;
-use rocket_replicated::internals::{choose, read_pin, sign_pin};
+use rocket_replicated::internals::{choose, read_from, read_pin, sign_pin};
 use rocket_replicated::sqlite::Replicated;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
 /// A Rocket over a master and so many slaves.
-fn launch(runtime: &Runtime, slaves: usize) -> (Client, TempDir) {
+fn launch(runtime: &Runtime, slaves: usize, sticky: bool) -> (Client, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let url = |name: &str| {
         let file = folder.path().join(name);
@@ -27,6 +27,7 @@ fn launch(runtime: &Runtime, slaves: usize) -> (Client, TempDir) {
     // Probes would be measured as well.
     let section = serde_json::json!({
         "url": url("master"), "slaves": slaves, "lag_window": 3600, "max_lag": false, "check_interval": 3600,
+        "sticky": sticky,
     });
     let figment = rocket::Config::figment()
         .merge(Serialized::default("log_level", "off"))
@@ -41,7 +42,7 @@ fn overhead(criterion: &mut Criterion) {
     let _entered = runtime.enter();
 
     for slaves in [1, 4, 16, 64] {
-        let (client, _folder) = launch(&runtime, slaves);
+        let (client, _folder) = launch(&runtime, slaves, false);
         let cluster = Replicated::fetch(client.rocket()).unwrap();
         criterion.bench_function(&format!("choose one of {slaves} slaves, as a new request"), |bencher| {
             bencher.iter(|| {
@@ -53,9 +54,20 @@ fn overhead(criterion: &mut Criterion) {
         let db = cluster.read(None);
         choose(&db);
         assert_eq!(db.choice().unwrap().role(), Role::Slave);
+
+        let (client, _folder) = launch(&runtime, slaves, true);
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let address = [192, 0, 2, 1].into();
+        criterion.bench_function(&format!("choose the client's own of {slaves} slaves"), |bencher| {
+            bencher.iter(|| {
+                let db = read_from(cluster, address);
+                choose(&db);
+                db
+            });
+        });
     }
 
-    let (client, _folder) = launch(&runtime, 1);
+    let (client, _folder) = launch(&runtime, 1, false);
     let cluster = Replicated::fetch(client.rocket()).unwrap();
     criterion.bench_function("sign a pin", |bencher| bencher.iter(|| sign_pin(cluster)));
     let pin = sign_pin(cluster).unwrap();

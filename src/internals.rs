@@ -1,8 +1,13 @@
 //! The steps that `benches/` and `tests/` drive one by one. Not for applications.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use rocket_db_pools::Database;
 
 use crate::backend::Backend;
+use crate::request::Session;
+use crate::routing::{Client, MethodKind};
 use crate::{Cluster, ReplicatedDb};
 
 mod process;
@@ -14,6 +19,13 @@ pub use crate::position::Position;
 /// Chooses a node as the first query of a request does.
 pub fn choose<D: Database<Pool: Backend>>(db: &ReplicatedDb<D>) {
     db.session.route();
+}
+
+/// A handle as that of a request which reads, from this address.
+pub fn read_from<D: Database<Pool: Backend>>(cluster: &Cluster<D>, address: IpAddr) -> ReplicatedDb<D> {
+    let client = Client::of(Some(address));
+    let session = Session::new(cluster.0.clone(), MethodKind::Read, client, None);
+    ReplicatedDb::new(Arc::new(session), None)
 }
 
 /// The pin that a write leaves now.

@@ -47,6 +47,7 @@ mod routing;
 mod web;
 
 pub use cluster::{Cluster, UnknownSlave};
+pub use config::ReadShare;
 pub use health::{NodeState, NodeStatus, Role};
 pub use request::{Connection, ReplicatedDb, Transaction, Watched};
 pub use rocket_db_pools::{self, Database};

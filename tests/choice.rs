@@ -6,7 +6,7 @@ support::on_every_database! {
     use rocket::http::Cookie;
     use rocket::local::blocking::Client;
     use rocket::{Build, Rocket, get, options, post, routes};
-    use rocket_replicated::{Error, ReadsDatabase, Role};
+    use rocket_replicated::{Error, ReadShare, ReadsDatabase, Role};
 
     use crate::support::{pin_of, rocket_over};
 
@@ -111,6 +111,97 @@ support::on_every_database! {
         let mut seen = std::collections::BTreeSet::new();
         crate::support::eventually("both slaves", || {
             seen.insert(client.get("/many").dispatch().into_string().unwrap());
+            (seen.len() == 2).then_some(())
+        });
+    }
+
+    /// The choices of a GET from so many addresses, one after the other.
+    fn choices(client: &Client, path: &'static str, addresses: usize) -> Vec<String> {
+        let ask = |number: usize| {
+            let address = std::net::SocketAddr::from(([10, 0, (number >> 8) as u8, number as u8], 1));
+            client.get(path).remote(address).dispatch().into_string().unwrap()
+        };
+        (0..addresses).map(ask).collect()
+    }
+
+    #[test]
+    fn a_share_of_the_clients_reads_from_slaves() {
+        let lab = Lab::new();
+        let section = format!("{}read_from_slaves = 0.25", lab.section());
+        let client = Client::untracked(app(section)).unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let first = choices(&client, "/", 200);
+        let share = |choices: &[String]| choices.iter().filter(|choice| *choice == "slave ReadMethod").count();
+        let others = |choices: &[String]| choices.iter().filter(|choice| *choice == "master OutsideShare").count();
+        assert_eq!(share(&first) + others(&first), 200, "{first:?}");
+        assert!((30..=70).contains(&share(&first)), "{} of 200", share(&first));
+        assert_eq!(choices(&client, "/", 200), first, "a client sees one state");
+        assert_eq!(choices(&client, "/asked", 20), vec!["slave ReadsDatabase"; 20], "whoever asks gets a slave");
+        let db = cluster.read(None);
+        rocket::execute(async { sqlx::query("SELECT id FROM notes").fetch_all(&db).await.unwrap() });
+        assert_eq!(db.choice().unwrap().reason(), rocket_replicated::Reason::ReadsDatabase, "a job asks as well");
+
+        let nobody_knows: Vec<_> = (0..200).map(|_| get(&client, "/", None)).collect();
+        assert!((20..=80).contains(&share(&nobody_knows)), "{} of 200", share(&nobody_knows));
+
+        cluster.read_share(ReadShare::of_clients(0.5));
+        let more = choices(&client, "/", 200);
+        assert!((70..=130).contains(&share(&more)), "{} of 200", share(&more));
+        let stayed = first.iter().zip(&more).all(|(before, after)| before == after || before == "master OutsideShare");
+        assert!(stayed, "whoever was in the share still is");
+
+        cluster.read_share(ReadShare::ALL);
+        assert_eq!(share(&choices(&client, "/", 50)), 50);
+        cluster.read_share(ReadShare::ASKED);
+        assert_eq!(choices(&client, "/", 50), vec!["master SwitchedOff"; 50]);
+        assert_eq!(choices(&client, "/asked", 1), ["slave ReadsDatabase"]);
+        cluster.read_from_master();
+        assert_eq!(choices(&client, "/asked", 1), ["master SwitchedOff"]);
+        cluster.read_from_slaves();
+        assert_eq!(choices(&client, "/", 200), first, "as configured");
+    }
+
+    #[test]
+    fn a_pinned_client_outside_the_share_reads_at_the_master() {
+        let lab = Lab::new();
+        let client = Client::untracked(app(format!("{}read_from_slaves = 1e-6", lab.section()))).unwrap();
+        let pin = pin_of(&client.post("/").dispatch()).unwrap();
+        assert_eq!(get(&client, "/", Some(&pin)), "master OutsideShare");
+        assert_eq!(get(&client, "/asked", Some(&pin)), "master Pinned");
+    }
+
+    #[test]
+    fn a_client_is_led_to_the_same_slave_while_that_is_usable() {
+        #[get("/node")]
+        async fn node(db: ReplicatedDb) -> Result<String, Error> {
+            sqlx::query("SELECT id FROM notes").fetch_all(&db).await?;
+            Ok(db.choice().unwrap().node().to_owned())
+        }
+
+        let lab = Lab::new();
+        let launch = || {
+            let rocket = app(format!("{}sticky = true", lab.section()));
+            Client::untracked(rocket.mount("/", routes![node])).unwrap()
+        };
+        let client = launch();
+        let before = choices(&client, "/node", 100);
+        let first = before.iter().filter(|node| *node == "slave-1").count();
+        assert!((30..=70).contains(&first), "{first} of 100");
+        assert_eq!(choices(&client, "/node", 100), before, "a reload");
+        assert_eq!(choices(&launch(), "/node", 100), before, "another process");
+
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        cluster.take_out("slave-1").unwrap();
+        assert_eq!(choices(&client, "/node", 100), vec!["slave-2"; 100]);
+        cluster.put_back("slave-1").unwrap();
+        assert_eq!(choices(&client, "/node", 100), before);
+
+        // Where no client is known, load decides.
+        crate::support::eventually("both slaves", || {
+            let mut seen: Vec<_> =
+                (0..10).map(|_| client.get("/node").dispatch().into_string().unwrap()).collect();
+            seen.sort();
+            seen.dedup();
             (seen.len() == 2).then_some(())
         });
     }

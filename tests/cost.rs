@@ -160,16 +160,21 @@ async fn a_choice_out_of_64_slaves_allocates_no_more() {
     };
     let slaves: Vec<_> = (1..=64).map(|number| url(&format!("slave-{number}"))).collect();
     let section = format!("url = {:?}\nslaves = {slaves:?}\n", url("master"));
-    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
-    let cluster = Replicated::fetch(client.rocket()).unwrap();
     let allocations = || ALLOCATIONS.with(Cell::get);
 
-    // The first use of the random generator and the like.
-    rocket_replicated::internals::choose(&cluster.read(None));
-    let before = allocations();
-    let db = cluster.read(None);
-    let made = allocations();
-    rocket_replicated::internals::choose(&db);
-    assert_eq!((made - before, allocations() - made), (1, 0));
-    assert_eq!(db.choice().unwrap().role(), Role::Slave);
+    for keys in ["", "sticky = true", "read_from_slaves = 0.999999"] {
+        let rocket = rocket_over(&format!("{section}{keys}")).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let read = || rocket_replicated::internals::read_from(cluster, [192, 0, 2, 1].into());
+
+        // The first use of the random generator and the like.
+        rocket_replicated::internals::choose(&read());
+        let before = allocations();
+        let db = read();
+        let made = allocations();
+        rocket_replicated::internals::choose(&db);
+        assert_eq!((made - before, allocations() - made), (1, 0), "{keys}");
+        assert_eq!(db.choice().unwrap().role(), Role::Slave);
+    }
 }

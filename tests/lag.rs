@@ -164,14 +164,17 @@ support::on_servers! {
 
 #[cfg(feature = "postgres")]
 mod postgresql {
+    use std::time::{Duration, Instant};
+
     use rocket::local::asynchronous::Client;
+    use rocket::tokio;
     use rocket_replicated::postgres::{Database, Replicated};
-    use rocket_replicated::{Cluster, NodeState};
+    use rocket_replicated::{Cluster, NodeState, Reason};
 
     use super::{KEYS, eventually, states, status_of};
     use crate::support::lab::postgres::Lab;
     use crate::support::postgres::{self, Server};
-    use crate::support::rocket_over;
+    use crate::support::{logbook, rocket_over};
 
     async fn launch(section: &str) -> (Client, Cluster<Database>) {
         let rocket = rocket_over(&format!("{section}{KEYS}")).attach(Replicated::fairing());
@@ -215,14 +218,108 @@ mod postgresql {
         assert!(db.choice().unwrap().to_string().ends_with("(SlavesUnavailable)"));
     }
 
+    /// A lag about the limit, under writes: the slave is left out once, and stays out until it is well below.
+    #[rocket::async_test]
+    async fn a_slave_whose_lag_hovers_about_the_limit_does_not_flap() {
+        let cluster = postgres::Cluster::start(1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        master.sql("CREATE TABLE steps (step SERIAL); INSERT INTO steps DEFAULT VALUES; GRANT SELECT ON steps TO app");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&section(master, slave)).await;
+        eventually("the slave", || states(&nodes) == [NodeState::Up; 2]).await;
+        let writer = tokio::spawn({
+            let pool = sqlx::PgPool::connect(&master.admin_url()).await.unwrap();
+            async move {
+                loop {
+                    sqlx::query("INSERT INTO steps DEFAULT VALUES").execute(&pool).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        let delay = |delay: &str| {
+            slave.sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = '{delay}'"));
+            slave.sql("SELECT pg_reload_conf()");
+        };
+
+        // What probes find of it is above `max_lag` now and then.
+        delay("450ms");
+        let (mut changes, mut steps_back, mut before, mut seen) = (0, 0, NodeState::Up, 0);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(8) {
+            let state = status_of(&nodes, "slave-1").state;
+            changes += usize::from(state != before);
+            before = state;
+            let db = nodes.read(None);
+            let step: i32 = sqlx::query_scalar("SELECT max(step) FROM steps").fetch_one(&db).await.unwrap();
+            steps_back += usize::from(step < seen);
+            seen = step;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        println!("{changes} changes of state, {steps_back} steps back in time");
+        assert_eq!((before, changes, steps_back), (NodeState::Behind, 1, 0));
+
+        delay("0");
+        eventually("its return", || status_of(&nodes, "slave-1").state == NodeState::Up).await;
+        writer.abort();
+    }
+
     /// As readers are that have no log of their own.
+    #[rocket::async_test]
+    async fn a_slave_that_hides_its_log_serves_where_lags_do_not_guard_the_window_or_it_is_told_to() {
+        let cluster = postgres::Cluster::start(1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
+        cluster.wait_caught_up();
+        let section = section(master, slave).replace("slave-1", "hidden");
+        for (keys, state) in [
+            ("", NodeState::LagUnknown),
+            ("unknown_lag = \"use\"", NodeState::Up),
+            ("consistency = \"position\"\nlag_window = 1\nmax_lag = 60\npin.max_age = 60", NodeState::Up),
+            ("max_lag = false\nunknown_lag = \"leave_out\"", NodeState::LagUnknown),
+        ] {
+            let keys = format!("check_interval = 0.1\n{keys}");
+            let rocket = rocket_over(&format!("{section}{keys}")).attach(Replicated::fairing());
+            let client = Client::untracked(rocket).await.unwrap();
+            let nodes = Replicated::fetch(client.rocket()).unwrap();
+            assert_eq!(states(nodes), [NodeState::Up, state], "{keys}");
+            let db = nodes.read(None);
+            sqlx::query("SELECT 1").execute(&db).await.unwrap();
+            let reason = db.choice().unwrap().reason();
+            let served =
+                if state == NodeState::Up { Reason::ReadsDatabase } else { Reason::SlavesUnavailable };
+            assert_eq!(reason, served, "{keys}");
+        }
+        let lines = logbook::lines(&[
+            "WARN",
+            "slave `hidden`",
+            "cannot be known: leaving it out. Say `unknown_lag = \"use\"`",
+        ]);
+        assert_eq!(lines.len(), 2);
+    }
+
+    /// Nobody is left out because nothing is known of a master that is gone.
+    #[rocket::async_test]
+    async fn a_slave_of_unknown_lag_serves_while_the_master_is_gone() {
+        let cluster = postgres::Cluster::start(1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&section(master, slave)).await;
+        assert_eq!(states(&nodes), [NodeState::Up, NodeState::LagUnknown]);
+        master.kill();
+        eventually("the slave", || states(&nodes) == [NodeState::Down, NodeState::Up]).await;
+        let db = nodes.read(None);
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        assert_eq!(db.choice().unwrap().to_string(), "slave-1 (ReadsDatabase)");
+    }
+
     #[rocket::async_test]
     async fn of_a_slave_that_hides_its_log_the_role_is_known() {
         let cluster = postgres::Cluster::start(1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
         cluster.wait_caught_up();
-        let (_client, nodes) = launch(&section(master, slave)).await;
+        let (_client, nodes) = launch(&format!("{}unknown_lag = \"use\"\n", section(master, slave))).await;
         slave.pause_replay();
         master.sql("SELECT pg_logical_emit_message(true, 'test', 'more')");
         let probed = std::time::Instant::now();

@@ -103,7 +103,7 @@ fn because(reason: Reason, role: Role) -> &'static str {
     match (reason, role) {
         (Reason::Pinned, _) => "because this reader has just written",
         (Reason::NoSlaves, _) => "because there are no slaves",
-        (Reason::SwitchedOff, _) => "because reading from slaves is switched off",
+        (Reason::SwitchedOff | Reason::OutsideShare, _) => "because reading from slaves is switched off",
         (Reason::SlavesUnavailable, _) => "because no slave is available",
         (Reason::MasterUnavailable, _) => "because the master is not available",
         (_, Role::Slave) => "because this request only reads",

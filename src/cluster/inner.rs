@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::Servers;
 use super::monitor::Monitor;
 use super::server::{Purpose, Server};
 use crate::backend::{Access, Driver, Follower, Instance, catch_up};
-use crate::config::{Config, Consistency};
+use crate::config::{Config, Consistency, ReadShare};
 use crate::health::{Mastership, NodeStatus, Role, Use};
 use crate::pin::{Evidence, Pin, Pins};
 use crate::pool::Checkout;
@@ -37,8 +37,8 @@ pub(crate) struct Inner<DB: Driver> {
     pub(crate) servers: Arc<Servers<DB>>,
     pub(crate) mastership: Arc<Mastership>,
     pub(super) monitor: Monitor<DB>,
-    /// By an operator.
-    pub(super) reads_at_master: AtomicBool,
+    /// A [`ReadShare`], as configured or as an operator says.
+    pub(super) read_share: AtomicU32,
     pub(super) followers: Mutex<Vec<Follower>>,
     pub(crate) rerouted: Rerouted,
     /// How many requests and jobs are at it.
@@ -128,14 +128,13 @@ impl<DB: Driver> Inner<DB> {
         slaves.find(|server| **server.health.name() == *name).cloned()
     }
 
-    pub(crate) fn reads_at_master(&self) -> bool {
-        self.reads_at_master.load(Ordering::Acquire)
+    pub(crate) fn read_share(&self) -> ReadShare {
+        ReadShare::from_bits(self.read_share.load(Ordering::Acquire))
     }
 
-    pub(super) fn read_from_master(&self, from_master: bool) {
-        if self.reads_at_master.swap(from_master, Ordering::AcqRel) != from_master {
-            let whom = if from_master { "the master alone" } else { "the slaves again" };
-            info!("Reads of database `{}` go to {whom}.", self.database);
+    pub(super) fn set_read_share(&self, share: ReadShare) {
+        if self.read_share.swap(share.to_bits(), Ordering::AcqRel) != share.to_bits() {
+            info!("Of the reads of database `{}`, slaves get: {share}.", self.database);
         }
     }
 

@@ -7,6 +7,7 @@ use arc_swap::{ArcSwap, Guard};
 use rocket_db_pools::Database;
 
 use crate::backend::{Backend, Driver};
+use crate::config::ReadShare;
 use crate::health::{Mastership, NodeStatus, ServerId};
 
 mod inner;
@@ -48,15 +49,32 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         Ok(())
     }
 
-    /// Sends all reads to the master from now on, within `master_read_connections`, whoever asks for
-    /// slaves.
-    pub fn read_from_master(&self) {
-        self.0.read_from_master(true);
+    /// Sends so many of the reads to slaves from now on, in place of `read_from_slaves`, and the others to the master,
+    /// within `master_read_connections`. Requests that have chosen a node stay there.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod drill {
+    /// use rocket_replicated::sqlite::Database;
+    /// use rocket_replicated::{Cluster, ReadShare};
+    ///
+    /// fn dare_more(cluster: &Cluster<Database>) {
+    ///     cluster.read_share(ReadShare::of_clients(0.5));
+    /// }
+    /// # }
+    /// ```
+    pub fn read_share(&self, share: ReadShare) {
+        self.0.set_read_share(share);
     }
 
-    /// Takes back [`read_from_master`](Self::read_from_master).
+    /// Sends all reads to the master from now on, whoever asks for slaves: [`ReadShare::NONE`].
+    pub fn read_from_master(&self) {
+        self.read_share(ReadShare::NONE);
+    }
+
+    /// Takes back [`read_from_master`](Self::read_from_master) and [`read_share`](Self::read_share): reads go where the
+    /// configuration says.
     pub fn read_from_slaves(&self) {
-        self.0.read_from_master(false);
+        self.read_share(self.0.config.read_from_slaves);
     }
 
     /// How all configured nodes are, the master first: for a page that operators look at, or for metrics.

@@ -369,7 +369,7 @@ impl<DB: Driver> Watch<DB> {
             }
             return;
         }
-        let verdict = verdicts.judge(server.id(), began.into_std(), &finding);
+        let verdict = verdicts.judge(server.id(), health.log(), began.into_std(), &finding);
         self.carry_out(server, &verdict);
         drop(verdicts);
         if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
@@ -413,6 +413,10 @@ impl<DB: Driver> Watch<DB> {
                      to the wrong one is lost. Stop the one that is out of date, or make it a standby of the other, and \
                      name the other as `url`."
                 )
+            }
+            (NodeState::LagUnknown, _) => "Say `unknown_lag = \"use\"` if it may serve all the same.".into(),
+            (NodeState::Stranger, _) => {
+                "If it is a logical replica, say `logical = true` in its entry of `slaves`.".into()
             }
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master, or make it the master in the configuration.".into()

@@ -1,15 +1,16 @@
 //! From a configuration to servers, pools and a monitor.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use sqlx::ConnectOptions;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::monitor::{Monitor, PositionRequests, Prober};
 use super::server::{Pools, Purpose, Server};
 use super::{Inner, Servers};
 use crate::backend::{Access, Driver, Settings};
-use crate::config::{Config, ServerConfig};
+use crate::config::{Config, ServerConfig, SlaveLog};
 use crate::health::{Health, Mastership, ServerId};
 use crate::pin::Pins;
 use crate::pool::{Pool, PoolOptions};
@@ -32,7 +33,7 @@ impl<DB: Driver> Inner<DB> {
             pins: config.pin.as_ref().map(|pin| Pins::new(database, pin)),
             servers,
             mastership,
-            reads_at_master: AtomicBool::new(false),
+            read_share: AtomicU32::new(config.read_from_slaves.to_bits()),
             followers: Mutex::default(),
             rerouted: super::inner::Rerouted::default(),
             sessions: AtomicUsize::new(0),
@@ -53,7 +54,7 @@ impl Opening<'_> {
     fn servers<DB: Driver>(&mut self) -> Result<Vec<Arc<Server<DB>>>, String> {
         let Config { master, master_reads, slaves, checks, .. } = self.config;
         let follows = checks.follow_promotion;
-        let health = self.health(master);
+        let health = self.health(master, SlaveLog::Masters);
 
         let mut read_way = None;
         let mut pools = Pools {
@@ -72,7 +73,7 @@ impl Opening<'_> {
         let mut servers = Vec::new();
         let mut master_server = self.server(master, Purpose::Master, 1, health, pools)?;
         if master_reads.address != master.address {
-            let health = self.health(master_reads);
+            let health = self.health(master_reads, SlaveLog::Masters);
             let (read_master, reserve) = self.master_reads(&master_reads.settings, &health)?;
             let pools = Pools { read_master, reserve, read_write: None, read_slave: None };
             read_way = Some(Arc::new(self.server(master_reads, Purpose::MasterReads, 1, health, pools)?));
@@ -82,7 +83,7 @@ impl Opening<'_> {
         servers.push(Arc::new(master_server));
 
         for slave in slaves {
-            let health = self.health(&slave.server);
+            let health = self.health(&slave.server, slave.log);
             let settings = &slave.server.settings;
             let mut pools = Pools {
                 read_slave: Some(self.pool(settings, Access::ReadSlave, &health)?),
@@ -107,10 +108,10 @@ impl Opening<'_> {
         Ok(servers)
     }
 
-    fn health(&mut self, server: &ServerConfig) -> Arc<Health> {
+    fn health(&mut self, server: &ServerConfig, log: SlaveLog) -> Arc<Health> {
         let id = ServerId(self.opened);
         self.opened += 1;
-        Health::new(id, Arc::from(server.name.as_str()), self.mastership.clone())
+        Health::new(id, Arc::from(server.name.as_str()), log, self.mastership.clone())
     }
 
     fn pool<DB: Driver>(
@@ -166,6 +167,7 @@ impl Opening<'_> {
             position_requests: PositionRequests::default(),
             is_pooled: AtomicBool::new(false),
         };
-        Ok(Server { health, purpose, weight, prober, pools, read_way: None })
+        let number = xxh3_64(health.name().as_bytes());
+        Ok(Server { health, purpose, weight, number, prober, pools, read_way: None })
     }
 }

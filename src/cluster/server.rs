@@ -12,6 +12,8 @@ pub(crate) struct Server<DB: Driver> {
     pub(crate) health: Arc<Health>,
     pub(crate) purpose: Purpose,
     pub(crate) weight: u32,
+    /// Of its name: the same in each process, to lead a client to the same slave.
+    pub(crate) number: u64,
     pub(super) prober: Prober<DB>,
     pub(super) pools: Pools<DB>,
     /// The way by which its reads go as a master, where that is another one.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::table::{ConfigError, Limit, Place, Table};
-use super::{Checks, Consistency, SlaveConfig, slaves};
+use super::{Checks, Consistency, SlaveConfig, UnknownLag, slaves};
 use crate::backend::Driver;
 
 const MAX_LAG: &str = "max_lag";
@@ -17,6 +17,7 @@ pub(super) struct CheckKeys {
     interval: Duration,
     timeout: Duration,
     max_lag: Limit,
+    unknown_lag: Option<UnknownLag>,
     follow_promotion: bool,
 }
 
@@ -25,6 +26,7 @@ impl CheckKeys {
         let second = Duration::from_secs(1);
         let keys = Self {
             max_lag: section.limit(MAX_LAG),
+            unknown_lag: section.choice("unknown_lag", "`\"use\"` or `\"leave_out\"`"),
             interval: section.seconds("check_interval", 0.01..=3_600.0).unwrap_or(second),
             timeout: section.seconds("check_timeout", 0.01..=3_600.0).unwrap_or(second),
             follow_promotion: section.bool("follow_promotion").unwrap_or(false),
@@ -89,6 +91,11 @@ impl CheckKeys {
                 return Err(section.inner(&slaves::key(index)).error("follow", problem));
             }
         }
-        Ok(Checks { interval, timeout, max_lag, follow_promotion })
+        // Where `max_lag` is what keeps clients from missing their own writes, a lag that is not known may be too long.
+        let unknown_lag = self.unknown_lag.unwrap_or(match max_lag {
+            Some(max) if max <= most => UnknownLag::Unexpected,
+            _ => UnknownLag::Use,
+        });
+        Ok(Checks { interval, timeout, max_lag, unknown_lag, follow_promotion })
     }
 }

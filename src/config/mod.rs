@@ -6,6 +6,7 @@
 //! | `pool.rs`    | the keys of a pool, which the section and each slave's table have          |
 //! | `slaves.rs`  | `slaves`, and the names of all servers                                     |
 //! | `checks.rs`  | probes and `max_lag`                                                       |
+//! | `share.rs`   | `read_from_slaves`, and what operators set in its place                    |
 //! | `pin.rs`     | the table `pin`, and Rocket's `secret_key`                                 |
 //! | `section.rs` | the section as a whole                                                     |
 //!
@@ -29,6 +30,7 @@ mod checks;
 mod pin;
 mod pool;
 mod section;
+mod share;
 mod slaves;
 mod table;
 
@@ -36,6 +38,7 @@ mod table;
 mod tests;
 
 pub(crate) use pin::PinNames;
+pub use share::ReadShare;
 pub(crate) use table::ConfigError;
 
 /// So many that a set of them fits a machine word.
@@ -51,7 +54,8 @@ pub(crate) struct Config {
     pub(crate) reserve: u32,
     pub(crate) slaves: Vec<SlaveConfig>,
     pub(crate) slave_timeout: Duration,
-    pub(crate) read_from_slaves: ReadFromSlaves,
+    pub(crate) read_from_slaves: ReadShare,
+    pub(crate) affinity: Affinity,
     pub(crate) read_methods: ReadMethods,
     pub(crate) pinned_without_master: PinnedWithoutMaster,
     pub(crate) refused_write: RefusedWrite,
@@ -79,6 +83,16 @@ pub(crate) struct SlaveConfig {
     pub(crate) weight: u32,
     /// How often this crate copies the master to it.
     pub(crate) follow: Option<Duration>,
+    pub(crate) log: SlaveLog,
+}
+
+/// Which log a slave replays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlaveLog {
+    /// The master's: its place there tells how far it is.
+    Masters,
+    /// None that tells: it is a logical replica, or a file that somebody else copies.
+    Other,
 }
 
 /// How servers are probed, and how much lag is too much.
@@ -88,6 +102,7 @@ pub(crate) struct Checks {
     pub(crate) timeout: Duration,
     /// `None`: no slave is left out because it is behind.
     pub(crate) max_lag: Option<Duration>,
+    pub(crate) unknown_lag: UnknownLag,
     pub(crate) follow_promotion: bool,
 }
 
@@ -95,9 +110,10 @@ impl Checks {
     /// Whether a slave that lags by more than `window` is left out before a window that has just begun
     /// is over. The result of a probe is used until the next one has answered, so for up to
     /// `check_interval` and `check_timeout`: by then, a slave that was within `max_lag` may be behind by
-    /// that much more.
-    fn guard(&self, window: Duration) -> bool {
+    /// that much more. Of a slave that is used though its lag is not known, nothing is.
+    fn guard(&self, window: Duration, slaves: &[SlaveConfig]) -> bool {
         self.max_lag.is_some_and(|max| max <= window.saturating_sub(self.interval + self.timeout))
+            && slaves.iter().all(|slave| self.unknown_lag.excludes(slave.log))
     }
 
     pub(crate) fn is_too_much(&self, lag: Lag) -> bool {
@@ -105,6 +121,28 @@ impl Checks {
             (_, None) => false,
             (Lag::AtMost(lag), Some(max)) => lag > max,
             (Lag::MoreThan(_), Some(_)) => true,
+        }
+    }
+}
+
+/// `unknown_lag`: what becomes of a slave whose lag cannot be known, though the master answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum UnknownLag {
+    Use,
+    LeaveOut,
+    /// The default where `max_lag` guards the lag window: it is left out, unless it was known beforehand that its
+    /// lag never will be.
+    #[serde(skip)]
+    Unexpected,
+}
+
+impl UnknownLag {
+    pub(crate) fn excludes(self, log: SlaveLog) -> bool {
+        match self {
+            Self::Use => false,
+            Self::LeaveOut => true,
+            Self::Unexpected => log == SlaveLog::Masters,
         }
     }
 }
@@ -117,15 +155,12 @@ pub(crate) enum Consistency {
     Position,
 }
 
-/// `read_from_slaves`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ReadFromSlaves {
-    Auto,
-    Asked,
-    /// Set by an operator at run time; not a value of the key.
-    #[serde(skip)]
-    Never,
+/// `sticky`: what binds a client to a slave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Affinity {
+    /// Nothing: each request goes where there is least to do.
+    None,
+    Address,
 }
 
 /// `pinned_without_master`.

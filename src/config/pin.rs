@@ -97,7 +97,7 @@ impl Context<'_> {
         // In window mode, a window that `max_lag` does not guard is the user's own decision: the
         // configuration is refused unless it says `max_lag = false`.
         let by_time = match self.consistency {
-            Consistency::Position if !checks.guard(lag_window) => max_age,
+            Consistency::Position if !checks.guard(lag_window, slaves) => max_age,
             _ => lag_window,
         };
         Ok(Some(PinConfig { lag_window, by_time, max_age, cookie, header: keys.header, secret, insecure }))

@@ -10,8 +10,8 @@ use rocket::http::Method;
 use super::checks::CheckKeys;
 use super::table::{ConfigError, DAY, Place, Table};
 use super::{
-    Config, Consistency, PinnedWithoutMaster, ReadFromSlaves, ReadMethods, RefusedWrite, ServerConfig, pin,
-    slaves,
+    Affinity, Config, Consistency, PinnedWithoutMaster, ReadMethods, ReadShare, RefusedWrite, ServerConfig,
+    pin, slaves,
 };
 use crate::backend::settings::{DatabaseUrl, Settings};
 use crate::backend::{Access, Driver};
@@ -44,7 +44,8 @@ struct Keys<'a> {
     checks: CheckKeys,
     pin: Option<&'a Dict>,
     slave_timeout: Duration,
-    read_from_slaves: ReadFromSlaves,
+    read_from_slaves: ReadShare,
+    affinity: Affinity,
     read_methods: ReadMethods,
     pinned_without_master: PinnedWithoutMaster,
     refused_write: RefusedWrite,
@@ -68,9 +69,11 @@ impl<'a> Keys<'a> {
             slave_timeout: section
                 .seconds("slave_timeout", 0.001..=3_600.0)
                 .unwrap_or(Duration::from_secs(1)),
-            read_from_slaves: section
-                .choice("read_from_slaves", "`\"auto\"` or `\"asked\"`")
-                .unwrap_or(ReadFromSlaves::Auto),
+            read_from_slaves: section.share("read_from_slaves").unwrap_or(ReadShare::ALL),
+            affinity: match section.bool("sticky") {
+                Some(true) => Affinity::Address,
+                Some(false) | None => Affinity::None,
+            },
             read_methods: read_methods(section),
             pinned_without_master: section
                 .choice("pinned_without_master", "`\"stale\"` or `\"fail\"`")
@@ -146,6 +149,7 @@ fn read<DB: Driver>(
         slaves,
         slave_timeout: keys.slave_timeout,
         read_from_slaves: keys.read_from_slaves,
+        affinity: keys.affinity,
         read_methods: keys.read_methods,
         pinned_without_master: keys.pinned_without_master,
         refused_write: keys.refused_write,

@@ -1,9 +1,11 @@
 //! `slaves`, and the names of all servers.
 
+use std::time::Duration;
+
 use rocket::figment::value::{Dict, Value};
 
 use super::table::{ConfigError, DAY, Place, Table};
-use super::{MAX_SLAVES, ServerConfig, SlaveConfig};
+use super::{MAX_SLAVES, ServerConfig, SlaveConfig, SlaveLog};
 use crate::backend::settings::{DatabaseUrl, Settings};
 use crate::backend::{Access, Driver};
 
@@ -25,7 +27,7 @@ pub(super) fn read<DB: Driver>(
         Value::String(_, url) => {
             let settings = Settings { url: DatabaseUrl(url.clone()), ..inherited.clone() };
             let server = ServerConfig::new::<DB>(section, &key(index), settings, Access::ReadSlave)?;
-            Ok(SlaveConfig { server, weight: 1, follow: None })
+            Ok(SlaveConfig { server, weight: 1, follow: None, log: log_of::<DB>(None) })
         }
         Value::Dict(_, dict) => read_table::<DB>(&section.inner(&key(index)), dict, &inherited),
         _ => Err(section.error(&key(index), "expected a URL or a table with a `url`")),
@@ -43,7 +45,7 @@ fn read_table<DB: Driver>(
     dict: &Dict,
     inherited: &Settings,
 ) -> Result<SlaveConfig, ConfigError> {
-    let (settings, name, weight, follow) = Table::read(place, dict, |table| {
+    let (settings, name, weight, follow, log) = Table::read(place, dict, |table| {
         let settings = Settings::read(table, "this slave", inherited);
         let name = table.string("name");
         if name.as_ref().is_some_and(|name| !is_server_name(name)) {
@@ -54,11 +56,25 @@ fn read_table<DB: Driver>(
         if follow.is_some() && !DB::CAN_FOLLOW {
             table.refuse("follow", format!("{} replicates by itself: remove the key", DB::NAME));
         }
-        (settings, name, weight, follow)
+        let log = match table.bool("logical") {
+            // Elsewhere, a position means the same in every system.
+            Some(true) if !DB::TELLS_TIMELINE => {
+                table.refuse("logical", format!("{} does not tell systems apart: remove the key", DB::NAME));
+                SlaveLog::Other
+            }
+            Some(true) => SlaveLog::Other,
+            Some(false) | None => log_of::<DB>(follow),
+        };
+        (settings, name, weight, follow, log)
     })?;
     let mut server = ServerConfig::new::<DB>(place, "url", settings, Access::ReadSlave)?;
     server.name = name.unwrap_or_default();
-    Ok(SlaveConfig { server, weight, follow })
+    Ok(SlaveConfig { server, weight, follow, log })
+}
+
+/// Of a slave that is not declared to be a logical replica.
+fn log_of<DB: Driver>(follow: Option<Duration>) -> SlaveLog {
+    if DB::CAN_FOLLOW && follow.is_none() { SlaveLog::Other } else { SlaveLog::Masters }
 }
 
 /// Refuses slaves that are the master, which would share its load with itself and be asked to prove

@@ -8,6 +8,8 @@ use rocket::figment::Profile;
 use rocket::figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
 
+use super::ReadShare;
+
 /// The longest time that a key can have, in seconds.
 pub(super) const DAY: f64 = 86_400.0;
 
@@ -66,7 +68,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("url", &["master", "primary", "writer", "master_url", "primary_url"]),
     ("slaves", &["replicas", "replica", "slave", "standbys", "readers", "read_replicas", "secondaries"]),
     ("slave_timeout", &["replica_timeout"]),
-    ("lag_window", &["window", "lag", "delay", "sticky"]),
+    ("lag_window", &["window", "lag", "delay"]),
     ("max_lag", &["max_replication_lag", "max_replica_lag", "lag_limit"]),
     ("check_interval", &["health_check_interval", "probe_interval"]),
     ("max_connections", &["pool_size", "max_size"]),
@@ -197,6 +199,18 @@ impl<'a> Table<'a> {
             Some(Value::Bool(_, false)) => Limit::Never,
             Some(Value::Num(..)) => self.seconds(key, 0.0..=DAY).map_or(Limit::Auto, Limit::Seconds),
             Some(value) => self.refuse_value(key, EXPECTED, &found(value)).unwrap_or(Limit::Auto),
+        }
+    }
+
+    /// Which reads go to slaves.
+    pub(super) fn share(&mut self, key: &'static str) -> Option<ReadShare> {
+        const EXPECTED: &str = "`\"auto\"`, `\"asked\"` or a number from 0 to 1";
+
+        match self.value(key)? {
+            Value::String(_, word) if word == "auto" => Some(ReadShare::ALL),
+            Value::String(_, word) if word == "asked" => Some(ReadShare::ASKED),
+            Value::Num(..) => self.within(key, 0.0..=1.0, EXPECTED).map(ReadShare::of_clients),
+            value => self.refuse_value(key, EXPECTED, &found(value)),
         }
     }
 

@@ -13,11 +13,12 @@ use super::{AtomicState, Health, Mastership};
 impl Health {
     /// Another one that knows the same, of a process with a mastership of its own: for a search through states.
     pub(crate) fn copy(&self, mastership: Arc<Mastership>) -> Arc<Self> {
-        let Self { id, name, origin, .. } = self;
+        let Self { id, name, log, origin, .. } = self;
         let u64_of = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
         Arc::new(Self {
             id: *id,
             name: name.clone(),
+            log: *log,
             mastership,
             state: AtomicState::new(self.state.load()),
             taken_out: AtomicBool::new(self.is_taken_out()),

@@ -11,12 +11,13 @@ use log::{error, info, warn};
 use rocket::tokio::sync::{Notify, watch};
 
 use crate::backend::{Copied, Instance};
-use crate::config::PinnedWithoutMaster;
+use crate::config::{PinnedWithoutMaster, SlaveLog};
 use crate::position::{Lag, Position};
 
 use state::AtomicState;
 
 mod exploring;
+mod lateness;
 mod mastership;
 mod state;
 mod verdict;
@@ -40,6 +41,7 @@ struct Replayed {
 pub(crate) struct Health {
     id: ServerId,
     name: Arc<str>,
+    log: SlaveLog,
     mastership: Arc<Mastership>,
     state: AtomicState,
     /// By an operator.
@@ -74,10 +76,12 @@ pub(crate) struct Health {
 const UNKNOWN: u64 = u64::MAX;
 
 impl Health {
-    pub(crate) fn new(id: ServerId, name: Arc<str>, mastership: Arc<Mastership>) -> Arc<Self> {
+    /// `log`: which one it replays as a slave.
+    pub(crate) fn new(id: ServerId, name: Arc<str>, log: SlaveLog, mastership: Arc<Mastership>) -> Arc<Self> {
         Arc::new(Self {
             id,
             name,
+            log,
             mastership,
             state: AtomicState::new(NodeState::Up),
             taken_out: AtomicBool::new(false),
@@ -105,6 +109,10 @@ impl Health {
         &self.name
     }
 
+    pub(crate) fn log(&self) -> SlaveLog {
+        self.log
+    }
+
     /// The part that it plays now.
     pub(crate) fn role(&self) -> Role {
         if self.mastership.term().master == self.id { Role::Master } else { Role::Slave }
@@ -123,11 +131,11 @@ impl Health {
     }
 
     /// Whether to choose it where nobody else is left: it is on its way back or, if that will do, too far
-    /// behind.
+    /// behind or nobody knows how far.
     pub(crate) fn is_last_resort(&self, without_master: PinnedWithoutMaster) -> bool {
         let serves = match self.state.load() {
             NodeState::Down => self.is_returning(),
-            NodeState::Behind => without_master == PinnedWithoutMaster::Stale,
+            NodeState::Behind | NodeState::LagUnknown => without_master == PinnedWithoutMaster::Stale,
             _ => false,
         };
         serves && !self.is_taken_out()
@@ -231,6 +239,9 @@ impl Health {
             NodeState::Behind => {
                 warn!("The {self} is {more} behind: leaving it out until it has caught up.")
             }
+            NodeState::LagUnknown => {
+                warn!("How far the {self} is behind cannot be known: leaving it out. {more}")
+            }
             NodeState::NotCopied => {
                 warn!("The {self} has not been copied from its master yet: leaving it out until it is.")
             }
@@ -239,7 +250,9 @@ impl Health {
             }
             NodeState::Contested => error!("{more}"),
             NodeState::Stranger => {
-                error!("The {self} does not replicate the master, but another system: leaving it out.")
+                error!(
+                    "The {self} does not replay the log of the master, but is another system: leaving it out. {more}"
+                )
             }
             NodeState::Standby => error!("The {self} is in recovery: it takes no writes."),
             NodeState::TakenOut => {}
@@ -317,6 +330,8 @@ impl Health {
     }
 
     /// A look at it that began at `seen` found this instance there.
+    ///
+    /// Of a slave that replays another log than the master's, the position says nothing: [`replay_of`](Self::replay_of).
     pub(crate) fn saw(&self, position: Position, instance: Option<Instance>, seen: Instant) {
         self.replayed.store(Some(Arc::new(Replayed { position, instance, seen })));
     }
@@ -359,6 +374,9 @@ impl Health {
 
     /// What is known of how far it has replayed a position.
     pub(crate) fn replay_of(&self, position: &Position) -> Replay {
+        if self.log == SlaveLog::Other {
+            return Replay::Untold;
+        }
         if let Some(copied) = self.copied() {
             return if copied.includes(position) { Replay::Done } else { Replay::Behind };
         }
@@ -413,6 +431,8 @@ pub(crate) enum Replay {
     Behind,
     /// Its history is another one: it never may.
     Elsewhere,
+    /// It replays no log that tells: it may have, but nothing proves it.
+    Untold,
 }
 
 impl fmt::Display for Health {

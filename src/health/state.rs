@@ -32,8 +32,11 @@ pub enum NodeState {
     Suspect,
     /// It does not answer.
     Down,
-    /// A slave that is further behind its master than `max_lag`.
+    /// A slave that is further behind its master than `max_lag`, or was so lately: it serves again when it has been left
+    /// out for a while, and its lag is well below.
     Behind,
+    /// A slave whose lag cannot be known, where `unknown_lag` leaves it out.
+    LagUnknown,
     /// A SQLite slave with `follow` that has not been copied yet.
     NotCopied,
     /// A server that takes writes, but is not the master: a slave that was promoted, or a master that
@@ -42,7 +45,7 @@ pub enum NodeState {
     /// When this process began, the configured master and another server of its system both took writes: the
     /// master is read from, but not written to, until only one of them does.
     Contested,
-    /// A slave of another replication system than the master's.
+    /// A slave of another replication system than the master's, and not declared to be `logical`.
     Stranger,
     /// A master that is in recovery: it takes no writes.
     Standby,
@@ -51,11 +54,12 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Up,
         Self::Suspect,
         Self::Down,
         Self::Behind,
+        Self::LagUnknown,
         Self::NotCopied,
         Self::SecondMaster,
         Self::Contested,

@@ -2,7 +2,7 @@ use super::*;
 
 fn new(role: Role) -> Arc<Health> {
     let master = if role == Role::Master { ServerId(1) } else { ServerId(0) };
-    Health::new(ServerId(1), Arc::from("db"), Arc::new(Mastership::new(master)))
+    Health::new(ServerId(1), Arc::from("db"), SlaveLog::Masters, Arc::new(Mastership::new(master)))
 }
 
 fn server(role: Role) -> Arc<Health> {
@@ -143,7 +143,7 @@ fn a_contested_master_is_read_from_but_not_written_to() {
 #[test]
 fn whoever_becomes_the_master_is_called_one() {
     let mastership = Arc::new(Mastership::new(ServerId(0)));
-    let health = |id| Health::new(ServerId(id), Arc::from("db"), mastership.clone());
+    let health = |id| Health::new(ServerId(id), Arc::from("db"), SlaveLog::Masters, mastership.clone());
     let (old, new) = (health(0), health(1));
     assert_eq!((old.to_string(), new.to_string()), ("master `db`".into(), "slave `db`".into()));
     let before = mastership.term();

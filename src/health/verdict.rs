@@ -4,23 +4,26 @@
 //! |------------------------------------------------------------------|---------------------------------------------|
 //! | nothing, within `check_timeout`                                  | down                                        |
 //! | a slave that takes writes                                        | left out, or the master: [`Verdicts::successor`] |
-//! | a slave of another system                                        | left out                                    |
-//! | a slave further behind than `max_lag`                            | left out                                    |
+//! | a slave of another system that is not declared to be `logical`   | left out                                    |
+//! | a slave further behind than `max_lag`                            | left out, until [`Lateness`] lets it return |
+//! | a slave whose lag cannot be known, though the master answers     | left out, if `unknown_lag` says so          |
 //! | a slave of `follow` that was never copied                        | left out                                    |
 //! | a master in recovery                                             | not to be written to                        |
 //! | at launch, a master beside another server that takes writes      | not to be written to: [`Verdicts::rival`]   |
 //! | anything else                                                    | used; a slave that was left out needs two good probes in a row before it serves again |
 //!
 //! A slave is looked at right after the master was: how far it is behind is since when the master has been
-//! further than it. While the master is gone, nothing is known of that, and nobody left out for it.
+//! further than it. While the master is gone, nobody is left out because nothing is known of that, or because of what
+//! is over.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
+use super::lateness::{Lateness, Master};
 use super::{NodeState, ServerId};
 use crate::backend::{Depth, Observation, ReportedRole};
-use crate::config::Checks;
+use crate::config::{Checks, SlaveLog};
 use crate::position::{History, Lag, Position};
 
 /// So many failed probes in a row, and a server is gone for good.
@@ -81,6 +84,7 @@ struct Record {
     system: Option<u64>,
     latest: Option<Observation>,
     probes: u32,
+    lateness: Lateness,
 }
 
 impl Record {
@@ -129,10 +133,19 @@ impl Verdicts {
         let Self { checks: _, history, system, master, confirmed, servers } = self;
         (history.latest(), system, master, confirmed).hash(hasher);
         for (id, record) in servers {
-            let Record { found, failures, seen_in_recovery, wrote_at_first, system, latest, probes: _ } =
-                record;
+            let Record {
+                found,
+                failures,
+                seen_in_recovery,
+                wrote_at_first,
+                system,
+                latest,
+                probes: _,
+                lateness,
+            } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, seen_in_recovery, wrote_at_first, system, latest).hash(hasher);
+            std::mem::discriminant(lateness).hash(hasher);
         }
     }
 
@@ -140,11 +153,15 @@ impl Verdicts {
     /// master's.
     pub(crate) fn depth(&self, server: ServerId) -> Depth {
         let Some(record) = self.servers.get(&server) else { return Depth::Light };
-        let elsewhere =
-            server != self.master && record.timeline() != self.history.latest().and_then(timeline);
+        let elsewhere = server != self.master
+            && !self.is_of_other_system(record.system)
+            && record.timeline() != self.history.latest().and_then(timeline);
         let second_master = || {
             let mut others = self.servers.iter().filter(|(id, _)| **id != self.master);
-            others.any(|(_, record)| record.reports(ReportedRole::Master))
+            // A logical replica always takes writes.
+            others.any(|(_, record)| {
+                record.reports(ReportedRole::Master) && !self.is_of_other_system(record.system)
+            })
         };
         if elsewhere || record.probes.is_multiple_of(LIGHT_PROBES) || second_master() {
             Depth::Full
@@ -153,8 +170,14 @@ impl Verdicts {
         }
     }
 
-    /// Judges what a probe that began at `began` found.
-    pub(crate) fn judge(&mut self, server: ServerId, began: Instant, finding: &Finding) -> Verdict {
+    /// Judges what a probe that began at `began` found of a server that replays this log as a slave.
+    pub(crate) fn judge(
+        &mut self,
+        server: ServerId,
+        log: SlaveLog,
+        began: Instant,
+        finding: &Finding,
+    ) -> Verdict {
         let contested = self.rival();
         let record = self.servers.entry(server).or_default();
         match finding {
@@ -178,8 +201,9 @@ impl Verdicts {
             Finding::NotCopied => verdict.states.push((server, NodeState::NotCopied, Why::Nothing)),
             Finding::Observed(observed) if server == self.master => self.judge_master(observed, began),
             Finding::Observed(observed) => {
-                verdict.lag = observed.position.as_ref().and_then(|position| self.history.lag(position));
-                let (state, why) = self.judge_slave(observed, verdict.lag);
+                let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters);
+                verdict.lag = position.and_then(|position| self.history.lag(position));
+                let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
                 verdict.states.push((server, state, why));
             }
         }
@@ -217,14 +241,50 @@ impl Verdicts {
         Some((self.master, state, why))
     }
 
-    fn judge_slave(&self, observed: &Observation, lag: Option<Lag>) -> (NodeState, Why) {
-        let is_stranger =
-            matches!((self.system, observed.system), (Some(ours), Some(theirs)) if ours != theirs);
-        match (observed.role, lag) {
-            (ReportedRole::Master, _) => (NodeState::SecondMaster, Why::Nothing),
-            _ if is_stranger => (NodeState::Stranger, Why::Nothing),
-            (_, Some(lag)) if self.checks.is_too_much(lag) => (NodeState::Behind, Why::Lag(lag)),
-            _ => (NodeState::Up, Why::Nothing),
+    fn judge_slave(
+        &mut self,
+        server: ServerId,
+        log: SlaveLog,
+        observed: &Observation,
+        lag: Option<Lag>,
+        now: Instant,
+    ) -> (NodeState, Why) {
+        let is_ours = self.system.is_some() && observed.system == self.system;
+        match (observed.role, log) {
+            (_, SlaveLog::Masters) if self.is_of_other_system(observed.system) => {
+                return (NodeState::Stranger, Why::Nothing);
+            }
+            (ReportedRole::Master, SlaveLog::Masters) => return (NodeState::SecondMaster, Why::Nothing),
+            // It is no logical replica, but one of the master's own slaves that was promoted.
+            (ReportedRole::Master, SlaveLog::Other) if is_ours => {
+                return (NodeState::SecondMaster, Why::Nothing);
+            }
+            _ => {}
+        }
+        let master = self.master();
+        let Some(lag) = lag else {
+            return match master == Master::Answers && self.checks.unknown_lag.excludes(log) {
+                true => (NodeState::LagUnknown, Why::Nothing),
+                false => (NodeState::Up, Why::Nothing),
+            };
+        };
+        let lateness = &mut self.servers.entry(server).or_default().lateness;
+        lateness.observe(&self.checks, lag, now, master);
+        match lateness.leaves_out() || self.checks.is_too_much(lag) {
+            true => (NodeState::Behind, Why::Lag(lag)),
+            false => (NodeState::Up, Why::Nothing),
+        }
+    }
+
+    fn is_of_other_system(&self, system: Option<u64>) -> bool {
+        matches!((self.system, system), (Some(ours), Some(theirs)) if ours != theirs)
+    }
+
+    fn master(&self) -> Master {
+        let master = &self.servers[&self.master];
+        match master.latest.is_some() && !master.reports(ReportedRole::Slave) {
+            true => Master::Answers,
+            false => Master::Gone,
         }
     }
 
@@ -244,10 +304,9 @@ impl Verdicts {
 
     /// Once everybody has been looked at, and the master alone takes writes, it stays master.
     fn confirm(&mut self) {
-        let master = &self.servers[&self.master];
-        let takes_writes = master.latest.is_some() && !master.reports(ReportedRole::Slave);
-        self.confirmed |=
-            takes_writes && self.servers.values().all(|record| record.found) && self.rival().is_none();
+        self.confirmed |= self.master() == Master::Answers
+            && self.servers.values().all(|record| record.found)
+            && self.rival().is_none();
     }
 
     /// Who takes the place of the master. While that one is reachable and takes writes, nobody does.

@@ -10,13 +10,13 @@ use time::OffsetDateTime;
 
 pub use crate::backend::Instance;
 use crate::backend::{Access, Observation};
-use crate::config::{Checks, PinnedWithoutMaster, ReadFromSlaves};
+use crate::config::{Checks, PinnedWithoutMaster, ReadShare, SlaveLog, UnknownLag};
 use crate::health::{Finding, Health, Mastership, Role, ServerId, Use, Verdicts};
 use crate::pin::{Evidence, Needed, Window};
 use crate::position::Position;
 use crate::routing::{
-    CatchUp, Drawn, Failed, Found, Intent, Pinned, Situation, SlaveSet, Slaves, Target, choose, is_current,
-    stays,
+    CatchUp, Client, Drawn, Failed, Found, Intent, Pinned, Situation, SlaveSet, Slaves, Target, choose,
+    is_current, stays,
 };
 use crate::{NodeState, Reason};
 
@@ -110,10 +110,18 @@ impl Process {
     /// One that has looked at nobody yet, and excludes nobody for its lag.
     pub fn new(servers: usize, follow_promotion: bool) -> Self {
         let second = Duration::from_secs(1);
-        let checks = Checks { interval: second, timeout: second, max_lag: None, follow_promotion };
+        let checks = Checks {
+            interval: second,
+            timeout: second,
+            max_lag: None,
+            unknown_lag: UnknownLag::Use,
+            follow_promotion,
+        };
         let ids: Vec<_> = (0..servers).map(id).collect();
         let mastership = Arc::new(Mastership::new(ids[0]));
-        let health = |id: &ServerId| Health::new(*id, Arc::from(id.0.to_string()), mastership.clone());
+        let health = |id: &ServerId| {
+            Health::new(*id, Arc::from(id.0.to_string()), SlaveLog::Masters, mastership.clone())
+        };
         Self {
             verdicts: Verdicts::new(ids[0], &ids, checks),
             servers: ids.iter().map(health).collect(),
@@ -196,7 +204,7 @@ impl Process {
                 Finding::Failed
             }
         };
-        let verdict = verdicts.judge(health.id(), began, &finding);
+        let verdict = verdicts.judge(health.id(), health.log(), began, &finding);
         health.set_lag(verdict.lag);
         if let Some(new) = verdict.new_master {
             let old = mastership.term().master;
@@ -266,7 +274,8 @@ impl Process {
             intent: intent(writes),
             slaves: Slaves::Configured,
             pinned: if pin.is_some() { Pinned::Yes } else { Pinned::No },
-            read_from_slaves: ReadFromSlaves::Auto,
+            share: ReadShare::ALL,
+            client: Client::of(None),
             pinned_without_master,
         };
         let catch_up_timeout = Duration::from_millis(50);

@@ -12,7 +12,7 @@ use super::session::Session;
 use crate::backend::Backend;
 use crate::cluster::{Cluster, Db};
 use crate::pin::Pin;
-use crate::routing::{Choice, Declared, MethodKind};
+use crate::routing::{Choice, Client, Declared, MethodKind};
 
 /// The database of a request: reads go to a slave, writes to the master.
 ///
@@ -156,7 +156,7 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     }
 
     fn handle(&self, method: MethodKind, declared: Declared, pin: Option<Pin>) -> ReplicatedDb<D> {
-        let session = Session::new(self.0.clone(), method, pin);
+        let session = Session::new(self.0.clone(), method, Client::of(None), pin);
         session.declare(declared);
         ReplicatedDb::new(Arc::new(session), None)
     }

@@ -10,13 +10,16 @@ use crate::backend::{Access, Driver, Instance};
 use crate::cluster::Inner;
 use crate::pin::{Needed, Pin};
 use crate::pool::{Checkout, Failure, Sticky};
-use crate::routing::{CatchUp, Choice, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet};
+use crate::routing::{
+    CatchUp, Choice, Client, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet,
+};
 
 /// Shared by all guards, handles and streams of a request. Its server is chosen at the first query,
 /// so that the order of guards does not matter, and kept: two queries never see two states.
 pub(crate) struct Session<DB: Driver> {
     pub(crate) cluster: Arc<Inner<DB>>,
     method: MethodKind,
+    client: Client,
     pin: Option<Pin>,
     progress: Mutex<Progress<DB>>,
 }
@@ -86,7 +89,7 @@ enum Reply {
 }
 
 impl<DB: Driver> Session<DB> {
-    pub(crate) fn new(cluster: Arc<Inner<DB>>, method: MethodKind, pin: Option<Pin>) -> Self {
+    pub(crate) fn new(cluster: Arc<Inner<DB>>, method: MethodKind, client: Client, pin: Option<Pin>) -> Self {
         cluster.sessions.fetch_add(1, Ordering::AcqRel);
         let progress = Progress {
             declared: Declared::default(),
@@ -100,7 +103,7 @@ impl<DB: Driver> Session<DB> {
             reply: Reply::default(),
             service: Service::default(),
         };
-        Self { cluster, method, pin, progress: Mutex::new(progress) }
+        Self { cluster, method, client, pin, progress: Mutex::new(progress) }
     }
 
     /// Raises the intent; it never sinks.
@@ -269,7 +272,7 @@ impl<DB: Driver> Session<DB> {
         {
             return route.clone();
         }
-        let route = self.cluster.choose(intent, self.pin.as_ref(), &progress.failed);
+        let route = self.cluster.choose(intent, self.client, self.pin.as_ref(), &progress.failed);
         debug!("Database `{}`: {}.", self.cluster.database, route.choice());
         progress.route = Some(route.clone());
         route

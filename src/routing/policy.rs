@@ -6,8 +6,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::client::Client;
 use crate::backend::Access;
-use crate::config::{PinnedWithoutMaster, ReadFromSlaves};
+use crate::config::{PinnedWithoutMaster, ReadShare};
 use crate::health::{Role, Term};
 
 /// The node chosen for a query, and why.
@@ -59,6 +60,9 @@ pub enum Reason {
     /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) asked; or an
     /// operator said so ([`Cluster::read_from_master`](crate::Cluster::read_from_master)).
     SwitchedOff,
+    /// Master: `read_from_slaves` is a share of the clients, or an operator has set one
+    /// ([`Cluster::read_share`](crate::Cluster::read_share)), and this client is not in it.
+    OutsideShare,
     /// Master: the client wrote within the lag window, or no slave has replayed what it wrote.
     Pinned,
     /// Slave: it has replayed what the client wrote.
@@ -144,7 +148,8 @@ pub(crate) struct Situation {
     pub(crate) intent: Intent,
     pub(crate) slaves: Slaves,
     pub(crate) pinned: Pinned,
-    pub(crate) read_from_slaves: ReadFromSlaves,
+    pub(crate) share: ReadShare,
+    pub(crate) client: Client,
     pub(crate) pinned_without_master: PinnedWithoutMaster,
 }
 
@@ -207,9 +212,12 @@ pub(crate) fn choose<S>(
     if situation.slaves == Slaves::NotConfigured {
         return (MasterReadOnly, Reason::NoSlaves);
     }
-    match (situation.read_from_slaves, situation.intent) {
-        (ReadFromSlaves::Auto, _) | (ReadFromSlaves::Asked, Intent::ReadsDatabase) => {}
-        _ => return (MasterReadOnly, Reason::SwitchedOff),
+    match (situation.share, situation.intent) {
+        (ReadShare::NONE, _) => return (MasterReadOnly, Reason::SwitchedOff),
+        (_, Intent::ReadsDatabase) | (ReadShare::ALL, _) => {}
+        (ReadShare::ASKED, _) => return (MasterReadOnly, Reason::SwitchedOff),
+        (share, _) if share.has(situation.client.drawn()) => {}
+        _ => return (MasterReadOnly, Reason::OutsideShare),
     }
     if situation.pinned == Pinned::Yes {
         match candidates.for_pin() {

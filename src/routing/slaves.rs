@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::client::{Client, preferred};
 use super::policy::{
     Candidates, Choice, ForPin, Intent, Master, Pinned, Reason, Situation, Slaves, Target, choose,
     is_current, stays,
 };
 use crate::backend::{Access, Driver};
 use crate::cluster::{Inner, Server, Share};
-use crate::config::{PinnedWithoutMaster, ReadFromSlaves};
+use crate::config::{Affinity, PinnedWithoutMaster};
 use crate::health::{Health, Replay, ServerId, Term, Use};
 use crate::pin::{Needed, Pin, Window};
 use crate::pool::{Checkout, Failure};
@@ -112,18 +113,26 @@ pub(crate) enum CatchUp {
 
 impl<DB: Driver> Inner<DB> {
     /// Chooses a server for a session that has been let down by those of `failed`.
-    pub(crate) fn choose(&self, intent: Intent, pin: Option<&Pin>, failed: &Failed) -> Route<DB> {
+    pub(crate) fn choose(
+        &self,
+        intent: Intent,
+        client: Client,
+        pin: Option<&Pin>,
+        failed: &Failed,
+    ) -> Route<DB> {
         let servers = self.servers.all();
         let term = self.mastership.term();
-        let present = Present { servers: &servers, term, failed };
+        let led = match (self.config.affinity, client) {
+            (Affinity::Address, Client::Known(network)) => Some(network),
+            _ => None,
+        };
+        let present = Present { servers: &servers, term, failed, led };
         let situation = Situation {
             intent,
             slaves: if present.has_slaves() { Slaves::Configured } else { Slaves::NotConfigured },
             pinned: if pin.is_some() { Pinned::Yes } else { Pinned::No },
-            read_from_slaves: match self.reads_at_master() {
-                true => ReadFromSlaves::Never,
-                false => self.config.read_from_slaves,
-            },
+            share: self.read_share(),
+            client,
             pinned_without_master: self.config.pinned_without_master,
         };
         let found = Found {
@@ -171,6 +180,8 @@ struct Present<'a, DB: Driver> {
     servers: &'a [Arc<Server<DB>>],
     term: Term,
     failed: &'a Failed,
+    /// The network of a client that is led to the same slave as before.
+    led: Option<u64>,
 }
 
 impl<S: Drawn> Candidates for Found<'_, S> {
@@ -211,7 +222,7 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         match self.servers.draw(soon) {
             Some(slave) => ForPin::Slave(slave),
             None if pin.window == Window::Open => ForPin::Master,
-            // Also of slaves that do not answer: they may come back without the write.
+            // Also of slaves that do not answer, which may come back without the write, and of those that tell nothing.
             None if self.servers.any(|slave| slave.replay_of(position) != Replay::Elsewhere) => {
                 ForPin::Master
             }
@@ -227,9 +238,13 @@ impl<'a, DB: Driver> Drawn for Present<'a, DB> {
         &self.master_server().read_way().health
     }
 
-    /// The less busy, for its weight, of two slaves that are drawn by weight: even load without a view of the
+    /// The client's own, if it is to have one. Else the less busy, for its weight, of two slaves that are drawn by weight: even load without a view of the
     /// whole (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
     fn draw(&self, from: impl Fn(&Health) -> bool) -> Option<Self::Slave> {
+        if let Some(network) = self.led {
+            let slaves = self.slaves().filter(|slave| from(&slave.health));
+            return preferred(network, slaves.map(|slave| (slave.number, slave.weight, slave)));
+        }
         let first = self.draw_one(|slave| from(&slave.health))?;
         let Some(second) = self.draw_one(|slave| slave.id() != first.id() && from(&slave.health)) else {
             return Some(first);

@@ -16,7 +16,9 @@ use super::error::RetryLater;
 use super::guards::{Attached, Failed, attached, existing_session};
 use crate::backend::{Access, Backend, Driver};
 use crate::cluster::{Cluster, Db, Inner};
-use crate::config::{Checks, Config, Consistency, ReadFromSlaves, RefusedWrite, ServerConfig};
+use crate::config::{
+    Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, SlaveLog, UnknownLag,
+};
 use crate::pin::PinConfig;
 
 /// The fairing: replication for the database `D`.
@@ -136,6 +138,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         slaves,
         slave_timeout,
         read_from_slaves,
+        affinity,
         read_methods: _,
         pinned_without_master: _,
         refused_write,
@@ -149,18 +152,25 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     info!(target: TARGET, "master: {} at {}", master.name, master.address);
     for slave in slaves {
         let follow = slave.follow.map(|every| format!(", follows every {every:?}")).unwrap_or_default();
+        let logical = match slave.log {
+            SlaveLog::Other if Db::<D>::TELLS_TIMELINE => ", a logical replica",
+            SlaveLog::Other | SlaveLog::Masters => "",
+        };
         info!(
             target: TARGET,
-            "slave: {} at {}, weight {}{follow}", slave.server.name, slave.server.address, slave.weight
+            "slave: {} at {}, weight {}{follow}{logical}", slave.server.name, slave.server.address, slave.weight
         );
     }
     match read_from_slaves {
         _ if slaves.is_empty() => info!(target: TARGET, "reads: from the master, there are no slaves"),
-        ReadFromSlaves::Auto => {
+        &ReadShare::ALL => {
             info!(target: TARGET, "reads: from slaves, each waited for up to {slave_timeout:?}")
         }
-        ReadFromSlaves::Never => {}
-        ReadFromSlaves::Asked => info!(target: TARGET, "reads: from the master, unless asked for slaves"),
+        &ReadShare::ASKED => info!(target: TARGET, "reads: from the master, unless asked for slaves"),
+        share => info!(target: TARGET, "reads: from slaves {share}, the others from the master"),
+    }
+    if *affinity == Affinity::Address && !slaves.is_empty() {
+        info!(target: TARGET, "reads: each client from the same slave, by its address, while that is usable");
     }
     if *refused_write == RefusedWrite::Reroute {
         info!(target: TARGET, "reads that turn out to write: run again on the master");
@@ -186,10 +196,18 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         let all = master_reads.settings.max_connections;
         info!(target: TARGET, "reads at the master: {all} connections, {reserve} of them for pinned reads");
     }
-    let Checks { interval, timeout, max_lag, follow_promotion } = checks;
+    let Checks { interval, timeout, max_lag, unknown_lag, follow_promotion } = checks;
     info!(target: TARGET, "health: each server is asked every {interval:?}, and has {timeout:?} to answer");
     if let Some(max_lag) = max_lag {
         info!(target: TARGET, "lag: a slave more than {max_lag:?} behind is left out");
+    }
+    match unknown_lag {
+        _ if slaves.is_empty() => {}
+        UnknownLag::Use => info!(target: TARGET, "lag: a slave whose lag cannot be known is used"),
+        UnknownLag::LeaveOut => info!(target: TARGET, "lag: a slave whose lag cannot be known is left out"),
+        UnknownLag::Unexpected => {
+            info!(target: TARGET, "lag: a slave whose lag cannot be known, but should be, is left out");
+        }
     }
     if *follow_promotion {
         info!(target: TARGET, "promotion: if the master is gone, writes follow a slave that was promoted");

@@ -16,7 +16,7 @@ use crate::backend::Backend;
 use crate::cluster::{Cluster, Db};
 use crate::config::{Config, ConfigError, PinNames};
 use crate::request::{ReplicatedDb, Session};
-use crate::routing::{Declared, MethodKind};
+use crate::routing::{Client, Declared, MethodKind};
 
 #[rocket::async_trait]
 impl<'r, D: Database<Pool: Backend>> FromRequest<'r> for ReplicatedDb<D> {
@@ -148,7 +148,8 @@ fn session<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> Option<&
             false => MethodKind::Write,
         };
         let pin = inner.pins.as_ref().and_then(|pins| pins.find(request, OffsetDateTime::now_utc()));
-        Arc::new(Session::new(inner.clone(), method, pin))
+        let client = Client::of(request.client_ip());
+        Arc::new(Session::new(inner.clone(), method, client, pin))
     }))
 }
 
@@ -283,7 +284,8 @@ pub struct ChangesDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 /// posted, say. It goes to the read-only pools, and its reply pins nobody.
 ///
 /// `ReadsDatabase` speaks of all databases, `ReadsDatabase<Blog>` of one. [`ChangesDatabase`]
-/// outranks it. With `read_from_slaves = "asked"`, this is how to ask.
+/// outranks it. Where `read_from_slaves` has not all reads go to slaves, this is how
+/// to ask for one.
 pub struct ReadsDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 
 macro_rules! declaring_guard {

@@ -1,6 +1,25 @@
 use super::*;
 
 #[test]
+fn a_lag_that_is_not_known_excludes_where_lags_guard_the_window() {
+    let slaves = "slaves = [\"postgres://db-2/blog\", { url = \"postgres://db-3/blog\", logical = true }]";
+    for (keys, excluded) in [
+        ("", [true, false]),
+        ("max_lag = false", [false, false]),
+        ("lag_window = 0", [false, false]),
+        ("consistency = \"position\"", [false, false]),
+        ("consistency = \"position\"\nmax_lag = 3", [true, false]),
+        ("unknown_lag = \"use\"", [false, false]),
+        ("unknown_lag = \"leave_out\"", [true, true]),
+        ("unknown_lag = \"leave_out\"\nconsistency = \"position\"", [true, true]),
+    ] {
+        let Config { checks, slaves, .. } = read(&format!("{slaves}\n{keys}")).unwrap();
+        let found: Vec<_> = slaves.iter().map(|slave| checks.unknown_lag.excludes(slave.log)).collect();
+        assert_eq!(found, excluded, "{keys}");
+    }
+}
+
+#[test]
 fn a_lag_is_noticed_before_the_window_is_over() {
     let max_lag = |keys: &str| {
         let config = read(&format!("slaves = [\"postgres://db-2/blog\"]\n{keys}")).unwrap();

@@ -25,6 +25,7 @@ fn pins_with_a_position_last_longer() {
         read(&keys).unwrap().pin.unwrap().by_time.as_secs()
     };
     assert_eq!(["max_lag = 3", "max_lag = 4", "max_lag = false", ""].map(by_time), [5, 60, 60, 60]);
+    assert_eq!(by_time("max_lag = 3\nunknown_lag = \"use\""), 60);
 
     refuses(
         "consistency = \"position\"\npin.max_age = 3",

@@ -19,7 +19,8 @@ fn the_defaults() {
     assert_eq!(config.master.settings.connect_timeout, Duration::from_secs(5));
     assert_eq!(config.master_reads.settings.max_connections, (max / 4).max(2));
     assert_eq!(config.slave_timeout, Duration::from_secs(1));
-    assert_eq!(config.read_from_slaves, ReadFromSlaves::Auto);
+    assert_eq!((config.read_from_slaves, config.affinity), (ReadShare::ALL, Affinity::None));
+    assert_eq!(config.checks.unknown_lag, UnknownLag::Unexpected);
     assert_eq!(config.read_methods, ReadMethods::default());
     assert_eq!(config.pinned_without_master, PinnedWithoutMaster::Stale);
     assert_eq!(config.refused_write, RefusedWrite::Error);
@@ -113,7 +114,17 @@ fn values_of_the_wrong_kind_or_size_are_refused() {
     refuses("enforce_read_only = 1", "enforce_read_only`: expected `true` or `false`, found signed int `1`");
     refuses(
         "read_from_slaves = \"never\"",
-        "read_from_slaves`: expected `\"auto\"` or `\"asked\"`, found a string",
+        "read_from_slaves`: expected `\"auto\"`, `\"asked\"` or a number from 0 to 1, found a string",
+    );
+    refuses(
+        "read_from_slaves = 10",
+        "read_from_slaves`: expected `\"auto\"`, `\"asked\"` or a number from 0 to 1, found 10",
+    );
+    refuses("sticky = \"address\"", "sticky`: expected `true` or `false`, found a string");
+    refuses("unknown_lag = true", "unknown_lag`: expected `\"use\"` or `\"leave_out\"`, found a boolean");
+    refuses(
+        "slaves = [{ url = \"postgres://db-2/blog\", logical = 1 }]",
+        "slaves[0].logical`: expected `true` or `false`, found signed int `1`",
     );
     refuses(
         "pinned_without_master = true",
@@ -160,6 +171,20 @@ fn a_section_that_is_missing_or_no_table() {
         read("[debug.databases.blog]\nurl = 7"),
         "`debug.databases.blog.url`: expected a string, found signed int `7`"
     );
+}
+
+#[test]
+fn the_reads_that_go_to_slaves_are_a_share_of_all() {
+    for (value, share) in [
+        ("\"auto\"", ReadShare::ALL),
+        ("\"asked\"", ReadShare::ASKED),
+        ("0.1", ReadShare::of_clients(0.1)),
+        ("0", ReadShare::ASKED),
+        ("1", ReadShare::ALL),
+    ] {
+        let config = read(&format!("read_from_slaves = {value}\nsticky = true")).unwrap();
+        assert_eq!((config.read_from_slaves, config.affinity), (share, Affinity::Address), "{value}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::config::UnknownLag;
 
 const SYSTEM: u64 = 7;
 const MASTER: ServerId = ServerId(0);
@@ -10,6 +11,7 @@ const CHECKS: Checks = Checks {
     interval: Duration::from_secs(1),
     timeout: Duration::from_secs(1),
     max_lag: Some(Duration::from_secs(3)),
+    unknown_lag: UnknownLag::Unexpected,
     follow_promotion: true,
 };
 
@@ -22,11 +24,15 @@ fn new(checks: &Checks) -> Verdicts {
 }
 
 fn observe(verdicts: &mut Verdicts, server: ServerId, observed: &Observation) -> Verdict {
-    verdicts.judge(server, Instant::now(), &Finding::Observed(observed.clone()))
+    observe_of(verdicts, server, SlaveLog::Masters, observed)
+}
+
+fn observe_of(verdicts: &mut Verdicts, server: ServerId, log: SlaveLog, observed: &Observation) -> Verdict {
+    verdicts.judge(server, log, Instant::now(), &Finding::Observed(observed.clone()))
 }
 
 fn fail(verdicts: &mut Verdicts, server: ServerId) -> Verdict {
-    verdicts.judge(server, Instant::now(), &Finding::Failed)
+    verdicts.judge(server, SlaveLog::Masters, Instant::now(), &Finding::Failed)
 }
 
 /// At timeline 1, and a slave that has been seen as one.
@@ -164,4 +170,91 @@ fn what_seldom_changes_is_asked_when_it_may_have_changed() {
     assert_eq!(verdicts.depth(SLAVE), Depth::Full, "the master is on another timeline");
     observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 2, 110));
     assert_eq!(verdicts.depth(SLAVE), Depth::Light);
+}
+
+#[test]
+fn a_lag_that_is_not_known_excludes_while_the_master_answers() {
+    use SlaveLog::{Masters, Other};
+
+    let hidden = Observation { position: None, ..observation(ReportedRole::Slave, 1, 100) };
+    for (unknown_lag, log, state) in [
+        (UnknownLag::Unexpected, Masters, NodeState::LagUnknown),
+        (UnknownLag::Unexpected, Other, NodeState::Up),
+        (UnknownLag::LeaveOut, Masters, NodeState::LagUnknown),
+        (UnknownLag::LeaveOut, Other, NodeState::LagUnknown),
+        (UnknownLag::Use, Masters, NodeState::Up),
+        (UnknownLag::Use, Other, NodeState::Up),
+    ] {
+        let mut verdicts = new(&Checks { unknown_lag, ..CHECKS });
+        let judge = |verdicts: &mut Verdicts| {
+            let verdict = observe_of(verdicts, SLAVE, log, &hidden);
+            assert_eq!(verdict.lag, None);
+            verdict.states[0].1
+        };
+        assert_eq!(judge(&mut verdicts), NodeState::Up, "nothing is known of the master");
+        observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
+        assert_eq!(judge(&mut verdicts), state, "{unknown_lag:?} {log:?}");
+        fail(&mut verdicts, MASTER);
+        assert_eq!(judge(&mut verdicts), NodeState::Up, "the master is gone");
+        observe(&mut verdicts, MASTER, &observation(ReportedRole::Slave, 1, 100));
+        assert_eq!(judge(&mut verdicts), NodeState::Up, "the master is a slave");
+    }
+
+    // It is the master that hides its log.
+    let mut verdicts = new(&CHECKS);
+    observe(
+        &mut verdicts,
+        MASTER,
+        &Observation { position: None, ..observation(ReportedRole::Master, 1, 0) },
+    );
+    let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
+    assert_eq!(verdict.states, [(SLAVE, NodeState::LagUnknown, Why::Nothing)]);
+}
+
+#[test]
+fn a_server_of_another_system_serves_if_it_is_declared_to() {
+    let theirs = |role| Observation { system: Some(SYSTEM + 1), ..observation(role, 1, 900) };
+    for role in [ReportedRole::Master, ReportedRole::Slave] {
+        let judged = |log| observe_of(&mut in_office(), SLAVE, log, &theirs(role));
+        assert_eq!(judged(SlaveLog::Masters).states, [(SLAVE, NodeState::Stranger, Why::Nothing)]);
+        let Verdict { states, lag, new_master } = judged(SlaveLog::Other);
+        assert_eq!((&states[..], lag, new_master), (&[(SLAVE, NodeState::Up, Why::Nothing)][..], None, None));
+
+        let mut verdicts = after_a_loss();
+        assert_eq!(observe_of(&mut verdicts, SLAVE, SlaveLog::Other, &theirs(role)).new_master, None);
+    }
+
+    let mut verdicts = in_office();
+    observe_of(&mut verdicts, SLAVE, SlaveLog::Other, &theirs(ReportedRole::Master));
+    assert_eq!((verdicts.depth(MASTER), verdicts.depth(SLAVE)), (Depth::Light, Depth::Light));
+
+    // One that is declared by mistake, and was promoted.
+    let ours = observation(ReportedRole::Master, 2, 100);
+    let verdict = observe_of(&mut in_office(), SLAVE, SlaveLog::Other, &ours);
+    assert_eq!(verdict.states[0], (SLAVE, NodeState::SecondMaster, Why::Nothing));
+}
+
+/// A master that writes all the time, looked at each second, and a slave that replays what was written so long ago.
+#[test]
+fn a_lag_about_the_limit_changes_a_state_once() {
+    let changes = |lag: fn(u64) -> u64| {
+        let (mut verdicts, start) = (new(&CHECKS), Instant::now());
+        let mut states = Vec::new();
+        for second in 1..=600 {
+            let now = start + Duration::from_secs(second);
+            let mut look = |server, role, lsn| {
+                let found = Finding::Observed(observation(role, 1, lsn));
+                verdicts.judge(server, SlaveLog::Masters, now, &found)
+            };
+            look(MASTER, ReportedRole::Master, 1000 * second);
+            let replayed = (1000 * second).saturating_sub(lag(second));
+            states.push(look(SLAVE, ReportedRole::Slave, replayed).states[0].1);
+        }
+        states.windows(2).filter(|pair| pair[0] != pair[1]).count()
+    };
+    // In milliseconds. It is left out at launch as well, until its lag is known.
+    assert_eq!(changes(|_| 500), 1, "never late");
+    assert_eq!(changes(|second| 2_500 + second % 3 * 500), 2, "about the limit");
+    let each_12_seconds = changes(|second| if second % 12 < 4 { 5_000 } else { 0 });
+    assert!((2..=24).contains(&each_12_seconds), "{each_12_seconds} changes");
 }

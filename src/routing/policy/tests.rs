@@ -1,5 +1,5 @@
 use super::Intent::*;
-use super::Reason::{CaughtUp, MasterUnavailable, NoSlaves, SlavesUnavailable, SwitchedOff};
+use super::Reason::{CaughtUp, MasterUnavailable, NoSlaves, OutsideShare, SlavesUnavailable, SwitchedOff};
 use super::Target::*;
 use super::*;
 
@@ -7,7 +7,8 @@ const USUAL: Situation = Situation {
     intent: ReadMethod,
     slaves: Slaves::Configured,
     pinned: Pinned::No,
-    read_from_slaves: ReadFromSlaves::Auto,
+    share: ReadShare::ALL,
+    client: Client::Unknown(u64::MAX / 2),
     pinned_without_master: PinnedWithoutMaster::Stale,
 };
 
@@ -45,8 +46,9 @@ fn each_row_of_the_table() {
     let asks = Situation { intent: ReadsDatabase, ..USUAL };
     let pinned = Situation { pinned: Pinned::Yes, ..USUAL };
     let alone = Situation { slaves: Slaves::NotConfigured, ..USUAL };
-    let asked = |situation| Situation { read_from_slaves: ReadFromSlaves::Asked, ..situation };
-    let never = |situation| Situation { read_from_slaves: ReadFromSlaves::Never, ..situation };
+    let asked = |situation| Situation { share: ReadShare::ASKED, ..situation };
+    let never = |situation| Situation { share: ReadShare::NONE, ..situation };
+    let share = |share, situation| Situation { share: ReadShare::of_clients(share), ..situation };
     let fail = Situation { pinned_without_master: PinnedWithoutMaster::Fail, ..pinned };
     let asks_pinned = Situation { pinned: Pinned::Yes, ..asks };
 
@@ -68,6 +70,13 @@ fn each_row_of_the_table() {
         (4, asked(asks_pinned), none_has_it, MasterReadOnly, Reason::Pinned),
         (3, never(asks), WELL, MasterReadOnly, SwitchedOff),
         (3, never(USUAL), WELL, MasterReadOnly, SwitchedOff),
+        (3, share(0.1, USUAL), WELL, MasterReadOnly, OutsideShare),
+        (3, share(0.1, pinned), WELL, MasterReadOnly, OutsideShare),
+        (3, share(0.0, USUAL), WELL, MasterReadOnly, SwitchedOff),
+        (5, share(0.9, USUAL), WELL, Slave(1), Reason::ReadMethod),
+        (5, share(0.1, asks), WELL, Slave(1), Reason::ReadsDatabase),
+        (4, share(0.9, pinned), WELL, Slave(2), CaughtUp),
+        (2, share(0.1, alone), WELL, MasterReadOnly, NoSlaves),
         (4, pinned, WELL, Slave(2), CaughtUp),
         (4, asks_pinned, WELL, Slave(2), CaughtUp),
         (4, pinned, Found { master: Master::Unusable, ..WELL }, Slave(2), CaughtUp),
