@@ -14,6 +14,8 @@ mod process;
 
 pub use process::{Instance, LetDown, Pin, Process, Route, Term, instance};
 
+/// Manage a `Resolver` of your own to have names looked up by it.
+pub use crate::cluster::{Resolve, Resolver};
 pub use crate::position::Position;
 
 /// Chooses a node as the first query of a request does.

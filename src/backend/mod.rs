@@ -70,6 +70,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     const CAN_FOLLOW: bool = false;
 
+    /// Whether it is reached over a network.
+    #[doc(hidden)]
+    const HAS_HOSTS: bool = true;
+
     /// Whether a server proves that it was promoted: by a timeline of its own.
     #[doc(hidden)]
     const TELLS_TIMELINE: bool = false;
@@ -90,6 +94,12 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// The database that these options lead to, where a server can have several.
     #[doc(hidden)]
     fn database(_options: &Options<Self>) -> Option<&str> {
+        None
+    }
+
+    /// Whether the name of the host has to be in the server's certificate.
+    #[doc(hidden)]
+    fn verified_host(_options: &Options<Self>) -> Option<VerifiedHost> {
         None
     }
 
@@ -185,6 +195,15 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     ) -> BoxFuture<'static, Follower> {
         unreachable!("a configuration with `follow` is refused unless CAN_FOLLOW")
     }
+}
+
+/// By which parameter of a URL the name of its host is looked for in the server's certificate, and which one checks
+/// all but that.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifiedHost {
+    pub asked_by: &'static str,
+    pub without: &'static str,
 }
 
 /// What the connections of a pool may do.

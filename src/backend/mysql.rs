@@ -2,14 +2,14 @@ use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
 use sqlx::error::DatabaseError;
-use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlSslMode};
 use sqlx::{AssertSqlSafe, Execute, MySql, Row};
 
 use crate::position::{Gtid, Transactions};
 
 use super::{
     Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
-    Prepared, ReportedRole, Rest, SessionId, Settings, connection_fault, fetch_first,
+    Prepared, ReportedRole, Rest, SessionId, Settings, VerifiedHost, connection_fault, fetch_first,
 };
 
 impl Driver for MySql {
@@ -17,7 +17,11 @@ impl Driver for MySql {
 
     /// Nothing that makes a connection read-only can be said while connecting.
     fn options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
-        settings.url.parse_as::<Self>()
+        let options: MySqlConnectOptions = settings.url.parse_as::<Self>()?;
+        Ok(match settings.connect_to {
+            Some(address) => options.host(&address.to_string()),
+            None => options,
+        })
     }
 
     fn address(options: &Options<Self>) -> Address {
@@ -29,6 +33,11 @@ impl Driver for MySql {
 
     fn database(options: &Options<Self>) -> Option<&str> {
         options.get_database()
+    }
+
+    fn verified_host(options: &Options<Self>) -> Option<VerifiedHost> {
+        matches!(options.get_ssl_mode(), MySqlSslMode::VerifyIdentity)
+            .then_some(VerifiedHost { asked_by: "ssl-mode=VERIFY_IDENTITY", without: "ssl-mode=VERIFY_CA" })
     }
 
     fn prepare(conn: &mut MySqlConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {

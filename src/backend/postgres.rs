@@ -2,12 +2,12 @@ use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgSslMode};
 use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 
 use super::{
     Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
-    Prepared, ReportedRole, Rest, SessionId, Settings, connection_fault, fetch_first,
+    Prepared, ReportedRole, Rest, SessionId, Settings, VerifiedHost, connection_fault, fetch_first,
 };
 
 impl Driver for Postgres {
@@ -16,7 +16,10 @@ impl Driver for Postgres {
     type Memory = Memory;
 
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
-        let options: PgConnectOptions = settings.url.parse_as::<Self>()?;
+        let mut options: PgConnectOptions = settings.url.parse_as::<Self>()?;
+        if let Some(address) = settings.connect_to {
+            options = options.host(&address.to_string());
+        }
         Ok(match access {
             Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
                 options.options([("default_transaction_read_only", "on")])
@@ -38,6 +41,11 @@ impl Driver for Postgres {
     /// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-DBNAME>
     fn database(options: &Options<Self>) -> Option<&str> {
         Some(options.get_database().unwrap_or_else(|| options.get_username()))
+    }
+
+    fn verified_host(options: &Options<Self>) -> Option<VerifiedHost> {
+        matches!(options.get_ssl_mode(), PgSslMode::VerifyFull)
+            .then_some(VerifiedHost { asked_by: "sslmode=verify-full", without: "sslmode=verify-ca" })
     }
 
     /// Readers let the server notice within half a second that nobody waits for a query any more, so that

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use super::{Driver, Options};
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(crate) url: DatabaseUrl,
+    /// Where to connect to, in place of what the URL's host stands for.
+    pub(crate) connect_to: Option<IpAddr>,
     pub(crate) min_connections: u32,
     pub(crate) max_connections: u32,
     pub(crate) connect_timeout: Duration,

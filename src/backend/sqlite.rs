@@ -23,6 +23,7 @@ fn load_extension(options: SqliteConnectOptions, extension: &str) -> SqliteConne
 impl Driver for Sqlite {
     const ONE_WRITER: bool = true;
     const CAN_FOLLOW: bool = true;
+    const HAS_HOSTS: bool = false;
 
     type Memory = ();
 

@@ -12,6 +12,7 @@ use rocket::tokio;
 use time::OffsetDateTime;
 
 use super::Servers;
+use super::discovery::{Resolver, warn_of_several_addresses};
 use super::monitor::Monitor;
 use super::server::{Purpose, Server};
 use crate::backend::{Access, Driver, Follower, Instance, catch_up};
@@ -32,11 +33,12 @@ const POSITION_BUDGET: Duration = Duration::from_millis(20);
 
 pub(crate) struct Inner<DB: Driver> {
     pub(crate) database: &'static str,
-    pub(crate) config: Config,
+    pub(crate) config: Arc<Config>,
     pub(crate) pins: Option<Pins>,
     pub(crate) servers: Arc<Servers<DB>>,
     pub(crate) mastership: Arc<Mastership>,
     pub(super) monitor: Monitor<DB>,
+    pub(super) resolver: Resolver,
     /// A [`ReadShare`], as configured or as an operator says.
     pub(super) read_share: AtomicU32,
     pub(super) followers: Mutex<Vec<Follower>>,
@@ -162,6 +164,8 @@ impl<DB: Driver> Inner<DB> {
         });
         let started = join_all(started).await;
         self.followers.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+        let (database, config, resolver) = (self.database, self.config.clone(), self.resolver.clone());
+        tokio::spawn(async move { warn_of_several_addresses(database, &config, &resolver).await });
         self.monitor.begin().await;
     }
 

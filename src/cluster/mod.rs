@@ -10,11 +10,14 @@ use crate::backend::{Backend, Driver};
 use crate::config::ReadShare;
 use crate::health::{Mastership, NodeStatus, ServerId};
 
+mod discovery;
 mod inner;
 mod monitor;
 mod opening;
 pub(crate) mod server;
 
+#[doc(hidden)]
+pub use discovery::{Resolve, Resolver};
 pub(crate) use inner::Inner;
 pub(crate) use server::{Server, Share};
 
@@ -77,7 +80,7 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         self.read_share(self.0.config.read_from_slaves);
     }
 
-    /// How all configured nodes are, the master first: for a page that operators look at, or for metrics.
+    /// How all configured and discovered nodes are, the master first: for a page that operators look at, or for metrics.
     pub fn status(&self) -> Vec<NodeStatus> {
         self.0.status()
     }
@@ -132,5 +135,16 @@ impl<DB: Driver> Servers<DB> {
 
     fn get(&self, id: ServerId) -> Option<Arc<Server<DB>>> {
         self.all().iter().find(|server| server.id() == id).cloned()
+    }
+
+    fn add(&self, server: &Arc<Server<DB>>) {
+        self.0.rcu(|servers| servers.iter().chain([server]).cloned().collect::<Vec<_>>());
+    }
+
+    fn remove(&self, id: ServerId) {
+        let others = |servers: &Arc<Vec<Arc<Server<DB>>>>| {
+            servers.iter().filter(|server| server.id() != id).cloned().collect::<Vec<_>>()
+        };
+        self.0.rcu(others);
     }
 }

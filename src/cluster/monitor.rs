@@ -19,6 +19,8 @@ use rocket::tokio::time::{Instant, sleep, sleep_until, timeout};
 use sqlx::ConnectOptions;
 
 use super::Servers;
+use super::discovery::{Discovery, Lookups, Resolver};
+use super::opening::Opening;
 use super::server::{Purpose, Server};
 use crate::backend::{
     Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, ReportedRole, SessionId,
@@ -101,6 +103,8 @@ struct Probing<DB: Driver> {
 /// Ends with the last handle.
 pub(super) struct Monitor<DB: Driver> {
     watch: Arc<Watch<DB>>,
+    /// Of each name that is looked up.
+    lookups: Vec<Arc<Lookups>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -110,7 +114,8 @@ impl<DB: Driver> Monitor<DB> {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(super) fn new(servers: Arc<Servers<DB>>, mastership: Arc<Mastership>, checks: Checks) -> Self {
+    pub(super) fn new(servers: Arc<Servers<DB>>, opening: &Arc<Opening>, resolver: &Resolver) -> Self {
+        let (mastership, checks) = (opening.mastership.clone(), opening.config.checks.clone());
         let all = servers.all();
         let judged: Vec<_> = all
             .iter()
@@ -119,23 +124,27 @@ impl<DB: Driver> Monitor<DB> {
             .collect();
         let verdicts = Verdicts::new(mastership.term().master, &judged, checks.clone());
         let watch = Arc::new(Watch { servers, mastership, checks, verdicts: Mutex::new(verdicts) });
-        let probe = |server: &Arc<Server<DB>>| {
-            let (watch, server) = (watch.clone(), server.clone());
-            tokio::spawn(async move {
-                let what = format!("The probe of the {}", server.health);
-                supervise(&what, || watch.watch(&server).boxed()).await;
-            })
-        };
-        let mut tasks: Vec<_> = all.iter().map(probe).collect();
+        let attend = |server: &Arc<Server<DB>>| tokio::spawn(watch.clone().attend(server.clone()));
+        let mut tasks: Vec<_> = all.iter().map(attend).collect();
         let tended = watch.clone();
         tasks.push(tokio::spawn(async move {
             supervise("The care of the pools", || tended.tend().boxed()).await;
         }));
-        Self { watch, tasks }
+        let mut lookups = Vec::new();
+        for discovery in Discovery::all(opening, resolver, &watch) {
+            lookups.push(discovery.lookups.clone());
+            tasks.push(tokio::spawn(async move {
+                let what = format!("The discovery of the slave `{}`", discovery.entry().server.name);
+                supervise(&what, || discovery.run().boxed()).await;
+            }));
+        }
+        Self { watch, lookups, tasks }
     }
 
-    /// Ready once every server has been looked at, or has not answered in time.
+    /// Ready once every name has been looked up, and every server looked at, or has not answered in time.
     pub(super) async fn begin(&self) {
+        let found = join_all(self.lookups.iter().map(|lookups| lookups.first()));
+        let _ = timeout(self.watch.checks.timeout * 2, found).await;
         let all = self.watch.servers.all();
         let (master, others): (Vec<_>, Vec<_>) =
             all.iter().partition(|server| server.health.role() == Role::Master);
@@ -169,14 +178,47 @@ async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) 
     }
 }
 
-struct Watch<DB: Driver> {
-    servers: Arc<Servers<DB>>,
+pub(super) struct Watch<DB: Driver> {
+    pub(super) servers: Arc<Servers<DB>>,
     mastership: Arc<Mastership>,
-    checks: Checks,
+    pub(super) checks: Checks,
     verdicts: Mutex<Verdicts>,
 }
 
 impl<DB: Driver> Watch<DB> {
+    pub(super) fn master(&self) -> Arc<Server<DB>> {
+        self.servers.master(&self.mastership)
+    }
+
+    /// From now on it is one of the servers.
+    pub(super) fn add(&self, server: Arc<Server<DB>>) {
+        self.verdicts().add(server.id());
+        self.servers.add(&server);
+    }
+
+    /// From now on it is none of the servers: whether that could be. The master is never taken from the list.
+    pub(super) fn remove(&self, server: &Server<DB>) -> bool {
+        // INVARIANT: nobody becomes the master while this is held.
+        let mut verdicts = self.verdicts();
+        if server.health.role() == Role::Master {
+            return false;
+        }
+        verdicts.remove(server.id());
+        self.servers.remove(server.id());
+        drop(verdicts);
+        server.leave();
+        true
+    }
+
+    /// Looks at a server until it has left the cluster.
+    pub(super) async fn attend(self: Arc<Self>, server: Arc<Server<DB>>) {
+        let what = format!("The probe of the {}", server.health);
+        tokio::select! {
+            () = supervise(&what, || self.watch(&server).boxed()) => {}
+            () = server.depart() => {}
+        }
+    }
+
     async fn tend(&self) {
         loop {
             sleep(TEND_INTERVAL).await;
@@ -201,6 +243,11 @@ impl<DB: Driver> Watch<DB> {
             };
             if observed.is_ok() {
                 server.health.probe_took(began.elapsed());
+            }
+            if failures == 1
+                && let Some(discovered) = &server.discovered
+            {
+                discovered.lookups.request();
             }
             self.judge(server, began, probing.as_ref().and_then(|probing| probing.instance), observed);
             server.health.probes.send_modify(|probes| *probes += 1);
@@ -363,11 +410,14 @@ impl<DB: Driver> Watch<DB> {
                 Finding::Failed
             }
         };
-        if server.purpose == Purpose::MasterReads {
+        if server.purpose == Purpose::MasterReads || !verdicts.knows(server.id()) {
             if let Finding::Observed(_) = finding {
                 health.found(NodeState::Up, "");
             }
             return;
+        }
+        if let Finding::Observed(_) = finding {
+            verdicts.arrived(server.id(), instance);
         }
         let verdict = verdicts.judge(server.id(), health.log(), began.into_std(), &finding);
         self.carry_out(server, &verdict);

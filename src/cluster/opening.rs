@@ -1,16 +1,17 @@
 //! From a configuration to servers, pools and a monitor.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sqlx::ConnectOptions;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::discovery::{Discovered, Resolver};
 use super::monitor::{Monitor, PositionRequests, Prober};
-use super::server::{Pools, Purpose, Server};
+use super::server::{Departure, Pools, Purpose, Server};
 use super::{Inner, Servers};
 use crate::backend::{Access, Driver, Settings};
-use crate::config::{Config, ServerConfig, SlaveLog};
+use crate::config::{Config, ServerConfig, SlaveConfig, SlaveLog};
 use crate::health::{Health, Mastership, ServerId};
 use crate::pin::Pins;
 use crate::pool::{Pool, PoolOptions};
@@ -21,15 +22,22 @@ impl<DB: Driver> Inner<DB> {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(crate) fn open(database: &'static str, config: Config) -> Result<Self, String> {
+    pub(crate) fn open(database: &'static str, config: Config, resolver: Resolver) -> Result<Self, String> {
         const MASTER: ServerId = ServerId(0);
 
         let mastership = Arc::new(Mastership::new(MASTER));
-        let mut opening = Opening { database, config: &config, mastership: &mastership, opened: 0 };
+        let config = Arc::new(config);
+        let opening = Arc::new(Opening {
+            database,
+            config: config.clone(),
+            mastership: mastership.clone(),
+            opened: AtomicU32::new(MASTER.0),
+        });
         let servers = Arc::new(Servers::new(opening.servers::<DB>()?));
         Ok(Self {
             database,
-            monitor: Monitor::new(servers.clone(), mastership.clone(), config.checks.clone()),
+            monitor: Monitor::new(servers.clone(), &opening, &resolver),
+            resolver,
             pins: config.pin.as_ref().map(|pin| Pins::new(database, pin)),
             servers,
             mastership,
@@ -42,17 +50,18 @@ impl<DB: Driver> Inner<DB> {
     }
 }
 
-struct Opening<'a> {
-    database: &'static str,
-    config: &'a Config,
-    mastership: &'a Arc<Mastership>,
-    opened: u32,
+/// Opens the servers of one database: those of the configuration, and others later.
+pub(super) struct Opening {
+    pub(super) database: &'static str,
+    pub(super) config: Arc<Config>,
+    pub(super) mastership: Arc<Mastership>,
+    opened: AtomicU32,
 }
 
-impl Opening<'_> {
-    /// The master first.
-    fn servers<DB: Driver>(&mut self) -> Result<Vec<Arc<Server<DB>>>, String> {
-        let Config { master, master_reads, slaves, checks, .. } = self.config;
+impl Opening {
+    /// The master first. Of the slaves, those that need not be discovered.
+    fn servers<DB: Driver>(&self) -> Result<Vec<Arc<Server<DB>>>, String> {
+        let Config { master, master_reads, slaves, checks, .. } = &*self.config;
         let follows = checks.follow_promotion;
         let health = self.health(master, SlaveLog::Masters);
 
@@ -82,36 +91,68 @@ impl Opening<'_> {
         master_server.read_way.clone_from(&read_way);
         servers.push(Arc::new(master_server));
 
-        for slave in slaves {
+        for slave in slaves.iter().filter(|slave| slave.discover.is_none()) {
             let health = self.health(&slave.server, slave.log);
-            let settings = &slave.server.settings;
-            let mut pools = Pools {
-                read_slave: Some(self.pool(settings, Access::ReadSlave, &health)?),
-                read_write: None,
-                read_master: None,
-                reserve: None,
-            };
-            if follows {
-                // As the master, it is what the master was.
-                let at = |settings: &Settings| Settings {
-                    url: slave.server.settings.url.clone(),
-                    ..settings.clone()
-                };
-                pools.read_write = Some(self.pool(&at(&master.settings), Access::ReadWrite, &health)?);
-                (pools.read_master, pools.reserve) =
-                    self.master_reads(&at(&master_reads.settings), &health)?;
-            }
-            let server = self.server(&slave.server, Purpose::Slave, slave.weight, health, pools)?;
-            servers.push(Arc::new(server));
+            servers.push(Arc::new(self.slave(&slave.server, slave.weight, health)?));
         }
         servers.extend(read_way);
         Ok(servers)
     }
 
-    fn health(&mut self, server: &ServerConfig, log: SlaveLog) -> Arc<Health> {
-        let id = ServerId(self.opened);
-        self.opened += 1;
-        Health::new(id, Arc::from(server.name.as_str()), log, self.mastership.clone())
+    /// One that was found among the addresses of an entry, with the entry's weight and settings.
+    pub(super) fn discovered<DB: Driver>(
+        &self,
+        entry: &SlaveConfig,
+        discovered: Discovered,
+        servers: &Servers<DB>,
+    ) -> Result<Server<DB>, String> {
+        let mut config = entry.at(discovered.address);
+        // Another entry may have been given just this name.
+        while servers.all().iter().any(|server| **server.health.name() == *config.name) {
+            config.name.push_str("-2");
+        }
+        let health = Health::discovered(
+            self.next_id(),
+            Arc::from(config.name.as_str()),
+            entry.log,
+            self.mastership.clone(),
+        );
+        let server = self.slave(&config, entry.weight, health)?;
+        Ok(Server { discovered: Some(discovered), ..server })
+    }
+
+    fn slave<DB: Driver>(
+        &self,
+        slave: &ServerConfig,
+        weight: u32,
+        health: Arc<Health>,
+    ) -> Result<Server<DB>, String> {
+        let Config { master, master_reads, checks, .. } = &*self.config;
+        let mut pools = Pools {
+            read_slave: Some(self.pool(&slave.settings, Access::ReadSlave, &health)?),
+            read_write: None,
+            read_master: None,
+            reserve: None,
+        };
+        if checks.follow_promotion {
+            // As the master, it is what the master was.
+            let at = |settings: &Settings| Settings {
+                url: slave.settings.url.clone(),
+                connect_to: slave.settings.connect_to,
+                ..settings.clone()
+            };
+            pools.read_write = Some(self.pool(&at(&master.settings), Access::ReadWrite, &health)?);
+            (pools.read_master, pools.reserve) = self.master_reads(&at(&master_reads.settings), &health)?;
+        }
+        self.server(slave, Purpose::Slave, weight, health, pools)
+    }
+
+    fn health(&self, server: &ServerConfig, log: SlaveLog) -> Arc<Health> {
+        Health::new(self.next_id(), Arc::from(server.name.as_str()), log, self.mastership.clone())
+    }
+
+    fn next_id(&self) -> ServerId {
+        ServerId(self.opened.fetch_add(1, Ordering::Relaxed))
     }
 
     fn pool<DB: Driver>(
@@ -120,7 +161,7 @@ impl Opening<'_> {
         access: Access,
         health: &Arc<Health>,
     ) -> Result<Arc<Pool<DB>>, String> {
-        let Config { checks, slave_timeout, .. } = self.config;
+        let Config { checks, slave_timeout, .. } = &*self.config;
         let timeout = match access {
             Access::ReadSlave => *slave_timeout,
             Access::ReadWrite | Access::ReadMaster => self.config.master.settings.connect_timeout,
@@ -168,6 +209,17 @@ impl Opening<'_> {
             is_pooled: AtomicBool::new(false),
         };
         let number = xxh3_64(health.name().as_bytes());
-        Ok(Server { health, purpose, weight, number, prober, pools, read_way: None })
+        let departure = Departure::default();
+        Ok(Server {
+            health,
+            purpose,
+            weight,
+            number,
+            prober,
+            pools,
+            read_way: None,
+            discovered: None,
+            departure,
+        })
     }
 }

@@ -1,12 +1,25 @@
-//! One configured server, with all that belongs to it: its health, its probe and its pools.
+//! One server, with all that belongs to it: its health, its probe and its pools.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use rocket::futures::future::join_all;
+use rocket::tokio::sync::Notify;
+use rocket::tokio::time::{Instant, sleep};
+
+use super::discovery::Discovered;
 use super::monitor::Prober;
 use crate::backend::{Access, Driver};
 use crate::health::{Health, Role, ServerId};
 use crate::pool::{Checkout, Failure, Pool};
+
+/// How long whoever reads from a server that leaves can go on with another query there.
+const DEPARTURE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often it looks whether anybody does.
+const DEPARTURE_POLL: Duration = Duration::from_millis(50);
 
 pub(crate) struct Server<DB: Driver> {
     pub(crate) health: Arc<Health>,
@@ -18,6 +31,16 @@ pub(crate) struct Server<DB: Driver> {
     pub(super) pools: Pools<DB>,
     /// The way by which its reads go as a master, where that is another one.
     pub(super) read_way: Option<Arc<Server<DB>>>,
+    /// Of a server that was found at run time.
+    pub(super) discovered: Option<Discovered>,
+    pub(super) departure: Departure,
+}
+
+/// Whether a server has left the cluster.
+#[derive(Debug, Default)]
+pub(super) struct Departure {
+    requested: Notify,
+    is_over: AtomicBool,
 }
 
 /// What a server is configured for.
@@ -70,6 +93,31 @@ impl<DB: Driver> Server<DB> {
     /// Whether it can serve reads as a slave at all.
     pub(crate) fn may_be_slave(&self) -> bool {
         self.pools.read_slave.is_some()
+    }
+
+    /// It is in no list any more. What reads from it goes on.
+    pub(super) fn leave(&self) {
+        self.health.leave();
+        self.departure.requested.notify_one();
+    }
+
+    /// Whether queries that were led here have to be led elsewhere.
+    pub(crate) fn has_left(&self) -> bool {
+        self.departure.is_over.load(Ordering::Acquire)
+    }
+
+    /// Ready once it has left, and all of its connections are closed: those that nobody uses at once, the others when
+    /// they come back. Until nobody uses it, or for a while, sessions that have read from it ask it again.
+    pub(super) async fn depart(&self) {
+        self.departure.requested.notified().await;
+        let deadline = Instant::now() + DEPARTURE_TIMEOUT;
+        let is_in_use = || self.pools.all().filter(|pool| pool.vacate() > 0).count() > 0;
+        while is_in_use() && Instant::now() < deadline {
+            sleep(DEPARTURE_POLL).await;
+        }
+        self.departure.is_over.store(true, Ordering::Release);
+        join_all(self.pools.all().map(|pool| pool.drain())).await;
+        self.pools.all().for_each(|pool| pool.close());
     }
 
     /// Who is asked for reads while it is the master.

@@ -16,6 +16,7 @@
 //! together with `flatten`, which the keys of a pool would need, and because ranges, alternatives and
 //! redacted values would each need a type of their own to get their messages: that was longer.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rocket::http::Method;
@@ -39,6 +40,7 @@ mod tests;
 
 pub(crate) use pin::PinNames;
 pub use share::ReadShare;
+pub(crate) use slaves::host_name;
 pub(crate) use table::ConfigError;
 
 /// So many that a set of them fits a machine word.
@@ -67,7 +69,7 @@ pub(crate) struct Config {
 }
 
 /// One server: its name, where it is, and how to connect to it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ServerConfig {
     pub(crate) name: String,
     pub(crate) address: Address,
@@ -84,6 +86,29 @@ pub(crate) struct SlaveConfig {
     /// How often this crate copies the master to it.
     pub(crate) follow: Option<Duration>,
     pub(crate) log: SlaveLog,
+    /// How the servers are found that the entry stands for, where it stands for several.
+    pub(crate) discover: Option<Discover>,
+}
+
+impl SlaveConfig {
+    /// The server at one of the addresses that the entry's host has.
+    pub(crate) fn at(&self, address: IpAddr) -> ServerConfig {
+        let ServerConfig { name, address: entry, database, settings } = self.server.clone();
+        ServerConfig {
+            name: slaves::name_at(&name, address),
+            address: Address { host: address.to_string(), ..entry },
+            database,
+            settings: Settings { connect_to: Some(address), ..settings },
+        }
+    }
+}
+
+/// `discover`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Discover {
+    /// Each address that the URL's host has is a server.
+    Dns,
 }
 
 /// Which log a slave replays.

@@ -12,6 +12,7 @@ impl Settings {
     pub(super) fn defaults(workers: usize) -> Self {
         Self {
             url: DatabaseUrl(String::new()),
+            connect_to: None,
             min_connections: 0,
             max_connections: u32::try_from(workers * 4).unwrap_or(u32::MAX).clamp(1, 10_000),
             connect_timeout: Duration::from_secs(5),
@@ -32,6 +33,7 @@ impl Settings {
         }
         let settings = Self {
             url: url.map_or(i.url, DatabaseUrl),
+            connect_to: None,
             min_connections: table.number("min_connections", 0..=10_000).unwrap_or(i.min_connections),
             max_connections: table.number("max_connections", 1..=10_000).unwrap_or(i.max_connections),
             connect_timeout: table.seconds("connect_timeout", 0.001..=3_600.0).unwrap_or(i.connect_timeout),

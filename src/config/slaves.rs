@@ -1,13 +1,14 @@
 //! `slaves`, and the names of all servers.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rocket::figment::value::{Dict, Value};
 
 use super::table::{ConfigError, DAY, Place, Table};
-use super::{MAX_SLAVES, ServerConfig, SlaveConfig, SlaveLog};
+use super::{Discover, MAX_SLAVES, ServerConfig, SlaveConfig, SlaveLog};
 use crate::backend::settings::{DatabaseUrl, Settings};
-use crate::backend::{Access, Driver};
+use crate::backend::{Access, Driver, VerifiedHost};
 
 /// What `slaves` has to be.
 pub(super) const EXPECTED: &str = "an array of URLs or of tables with a `url`";
@@ -27,7 +28,7 @@ pub(super) fn read<DB: Driver>(
         Value::String(_, url) => {
             let settings = Settings { url: DatabaseUrl(url.clone()), ..inherited.clone() };
             let server = ServerConfig::new::<DB>(section, &key(index), settings, Access::ReadSlave)?;
-            Ok(SlaveConfig { server, weight: 1, follow: None, log: log_of::<DB>(None) })
+            Ok(SlaveConfig { server, weight: 1, follow: None, log: log_of::<DB>(None), discover: None })
         }
         Value::Dict(_, dict) => read_table::<DB>(&section.inner(&key(index)), dict, &inherited),
         _ => Err(section.error(&key(index), "expected a URL or a table with a `url`")),
@@ -45,7 +46,7 @@ fn read_table<DB: Driver>(
     dict: &Dict,
     inherited: &Settings,
 ) -> Result<SlaveConfig, ConfigError> {
-    let (settings, name, weight, follow, log) = Table::read(place, dict, |table| {
+    let (settings, name, weight, follow, log, discover) = Table::read(place, dict, |table| {
         let settings = Settings::read(table, "this slave", inherited);
         let name = table.string("name");
         if name.as_ref().is_some_and(|name| !is_server_name(name)) {
@@ -65,16 +66,60 @@ fn read_table<DB: Driver>(
             Some(true) => SlaveLog::Other,
             Some(false) | None => log_of::<DB>(follow),
         };
-        (settings, name, weight, follow, log)
+        let discover = table.choice("discover", "`\"dns\"`");
+        if discover.is_some() && !DB::HAS_HOSTS {
+            table.refuse("discover", format!("{} has no hosts: remove the key", DB::NAME));
+        }
+        (settings, name, weight, follow, log, discover)
     })?;
     let mut server = ServerConfig::new::<DB>(place, "url", settings, Access::ReadSlave)?;
     server.name = name.unwrap_or_default();
-    Ok(SlaveConfig { server, weight, follow, log })
+    if let Some(discover) = discover {
+        check_host::<DB>(place, &server, discover)?;
+    }
+    Ok(SlaveConfig { server, weight, follow, log, discover })
 }
 
 /// Of a slave that is not declared to be a logical replica.
 fn log_of<DB: Driver>(follow: Option<Duration>) -> SlaveLog {
     if DB::CAN_FOLLOW && follow.is_none() { SlaveLog::Other } else { SlaveLog::Masters }
+}
+
+/// Refuses to discover what cannot be, or what the driver would check by the number that it connects to: sqlx looks
+/// for the host that it is given in the certificate, and takes no address beside it.
+fn check_host<DB: Driver>(
+    place: &Place,
+    server: &ServerConfig,
+    Discover::Dns: Discover,
+) -> Result<(), ConfigError> {
+    if host_name(server).is_none() {
+        let problem = "the host of `url` is no name that could have several addresses: remove the key";
+        return Err(place.error("discover", problem));
+    }
+    let options = DB::options(&server.settings, Access::ReadSlave);
+    match options.ok().and_then(|options| DB::verified_host(&options)) {
+        Some(VerifiedHost { asked_by, without }) => {
+            let problem = format!(
+                "with `{asked_by}`, the driver would look for the addresses in the servers' certificates, not for the \
+                 name: give each server an entry with a name of its own, or say `{without}`, which does check who \
+                 signed the certificates"
+            );
+            Err(place.error("discover", problem))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The name by which a host is looked up: none if it is an address, or a path.
+pub(crate) fn host_name(server: &ServerConfig) -> Option<&str> {
+    let host = server.address.host.as_str();
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    (!is_address && !host.contains('/')).then_some(host)
+}
+
+/// The name of the server at one of the addresses of an entry. No two addresses have the same.
+pub(super) fn name_at(entry: &str, address: IpAddr) -> String {
+    format!("{entry}-{}", address.to_string().replace(':', "-"))
 }
 
 /// Refuses slaves that are the master, which would share its load with itself and be asked to prove

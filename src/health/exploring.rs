@@ -22,6 +22,7 @@ impl Health {
             mastership,
             state: AtomicState::new(self.state.load()),
             taken_out: AtomicBool::new(self.is_taken_out()),
+            is_leaving: AtomicBool::new(false),
             successes: AtomicU8::new(self.successes.load(Ordering::Relaxed)),
             interrupted: Notify::new(),
             probe_requested: Notify::new(),

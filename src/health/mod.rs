@@ -46,6 +46,8 @@ pub(crate) struct Health {
     state: AtomicState,
     /// By an operator.
     taken_out: AtomicBool,
+    /// No server of the cluster any more: what becomes of it is no news.
+    is_leaving: AtomicBool,
     /// Probes in a row that found nothing wrong.
     successes: AtomicU8,
     /// Wakes those who wait for the server when it is a suspect, or down.
@@ -85,6 +87,7 @@ impl Health {
             mastership,
             state: AtomicState::new(NodeState::Up),
             taken_out: AtomicBool::new(false),
+            is_leaving: AtomicBool::new(false),
             successes: AtomicU8::new(0),
             interrupted: Notify::new(),
             probe_requested: Notify::new(),
@@ -99,6 +102,18 @@ impl Health {
             lag: AtomicU64::new(UNKNOWN),
             copied: OnceLock::new(),
         })
+    }
+
+    /// Of a server that was discovered at run time.
+    pub(crate) fn discovered(
+        id: ServerId,
+        name: Arc<str>,
+        log: SlaveLog,
+        mastership: Arc<Mastership>,
+    ) -> Arc<Self> {
+        let health = Self::new(id, name, log, mastership);
+        health.state.turn(NodeState::New);
+        health
     }
 
     pub(crate) fn id(&self) -> ServerId {
@@ -144,7 +159,7 @@ impl Health {
     /// Whether one that was chosen can go on with it.
     pub(crate) fn answers(&self, wanted: Use) -> bool {
         match self.state.load() {
-            NodeState::Suspect | NodeState::Standby => false,
+            NodeState::New | NodeState::Suspect | NodeState::Standby => false,
             NodeState::Down => self.is_returning(),
             NodeState::Contested => wanted == Use::Reads,
             _ => true,
@@ -156,7 +171,7 @@ impl Health {
         self.successes.load(Ordering::Acquire) > 0
     }
 
-    fn is_taken_out(&self) -> bool {
+    pub(crate) fn is_taken_out(&self) -> bool {
         self.taken_out.load(Ordering::Acquire)
     }
 
@@ -168,9 +183,18 @@ impl Health {
         }
     }
 
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+    }
+
     /// Something is odd: to be looked at before its turn.
     pub(crate) fn request_probe(&self) {
         self.probe_requested.notify_one();
+    }
+
+    /// Ready once it has been looked at.
+    pub(crate) async fn first_probe(&self) {
+        let _ = self.probes.subscribe().wait_for(|probes| *probes > 0).await;
     }
 
     /// A connection to it failed: leaves it alone until a probe tells whether all would.
@@ -212,7 +236,7 @@ impl Health {
                 self.successes.store(successes.min(SUCCESSES), Ordering::Release);
                 let proved = match (self.role(), before) {
                     (_, NodeState::Up) => return,
-                    (_, NodeState::Suspect | NodeState::NotCopied) => true,
+                    (_, NodeState::New | NodeState::Suspect | NodeState::NotCopied) => true,
                     // Nobody can stand in for it.
                     (Role::Master, _) => true,
                     (Role::Slave, _) => successes >= SUCCESSES || first,
@@ -230,7 +254,8 @@ impl Health {
     fn turn(&self, state: NodeState, more: impl fmt::Display) {
         let Some(before) = self.state.turn(state) else { return };
         match state {
-            _ if before == state => {}
+            _ if before == state || self.is_leaving.load(Ordering::Acquire) => {}
+            NodeState::Up if before == NodeState::New => info!("The {self} serves."),
             NodeState::Down if before == NodeState::Suspect => {}
             NodeState::Up => info!("The {self} is back."),
             NodeState::Suspect | NodeState::Down => {
@@ -249,13 +274,16 @@ impl Health {
                 error!("The {self} takes writes, but is not the master: leaving it out. {more}")
             }
             NodeState::Contested => error!("{more}"),
+            NodeState::MasterItself => {
+                warn!("The address of the {self} leads to the master itself: leaving it out as a slave.")
+            }
             NodeState::Stranger => {
                 error!(
                     "The {self} does not replay the log of the master, but is another system: leaving it out. {more}"
                 )
             }
             NodeState::Standby => error!("The {self} is in recovery: it takes no writes."),
-            NodeState::TakenOut => {}
+            NodeState::New | NodeState::TakenOut => {}
         }
     }
 
@@ -324,7 +352,8 @@ impl Health {
             warn!(
                 "The address of the {self} leads to several servers: its lag is known of one of them only, so \
                  that `max_lag` does not guard the others, and each pinned read asks its connection. Give each \
-                 server an entry of its own in the configuration."
+                 server an entry of its own in the configuration, or say `discover = \"dns\"` if the host's name has \
+                 an address for each."
             );
         }
     }

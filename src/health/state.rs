@@ -28,6 +28,8 @@ impl fmt::Display for Role {
 pub enum NodeState {
     /// It serves.
     Up,
+    /// A slave that was just discovered: it is not used until the monitor has looked at it.
+    New,
     /// A connection to it failed: it is not used until the monitor has looked at it.
     Suspect,
     /// It does not answer.
@@ -45,6 +47,8 @@ pub enum NodeState {
     /// When this process began, the configured master and another server of its system both took writes: the
     /// master is read from, but not written to, until only one of them does.
     Contested,
+    /// A slave whose address leads to the master itself, which is read from as the master alone.
+    MasterItself,
     /// A slave of another replication system than the master's, and not declared to be `logical`.
     Stranger,
     /// A master that is in recovery: it takes no writes.
@@ -54,8 +58,9 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::Up,
+        Self::New,
         Self::Suspect,
         Self::Down,
         Self::Behind,
@@ -63,6 +68,7 @@ impl NodeState {
         Self::NotCopied,
         Self::SecondMaster,
         Self::Contested,
+        Self::MasterItself,
         Self::Stranger,
         Self::Standby,
         Self::TakenOut,

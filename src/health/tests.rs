@@ -121,6 +121,23 @@ fn a_server_that_goes_down_begins_a_generation_and_a_suspect_does_not() {
 }
 
 #[test]
+fn a_slave_that_was_discovered_serves_after_one_good_probe() {
+    let new = || {
+        let mastership = Arc::new(Mastership::new(ServerId(0)));
+        Health::discovered(ServerId(1), Arc::from("db"), SlaveLog::Masters, mastership)
+    };
+    let slave = new();
+    assert!(!slave.is_usable() && !slave.answers(Use::Reads));
+    assert!(!slave.is_last_resort(PinnedWithoutMaster::Stale));
+    probed(&slave, NodeState::Up);
+    assert!(slave.is_usable());
+
+    let slave = new();
+    slave.went_down(&sqlx::Error::WorkerCrashed);
+    assert_eq!(slave.state(), NodeState::Down);
+}
+
+#[test]
 fn a_suspect_that_is_full_serves_by_the_connections_that_it_has() {
     let slave = server(Role::Slave);
     slave.suspect(&sqlx::Error::WorkerCrashed);

@@ -4,6 +4,7 @@
 //! |------------------------------------------------------------------|---------------------------------------------|
 //! | nothing, within `check_timeout`                                  | down                                        |
 //! | a slave that takes writes                                        | left out, or the master: [`Verdicts::successor`] |
+//! | a slave that is the master, by another address                   | left out: [`Verdicts::is_master_itself`]    |
 //! | a slave of another system that is not declared to be `logical`   | left out                                    |
 //! | a slave further behind than `max_lag`                            | left out, until [`Lateness`] lets it return |
 //! | a slave whose lag cannot be known, though the master answers     | left out, if `unknown_lag` says so          |
@@ -22,7 +23,7 @@ use std::time::Instant;
 
 use super::lateness::{Lateness, Master};
 use super::{NodeState, ServerId};
-use crate::backend::{Depth, Observation, ReportedRole};
+use crate::backend::{Depth, Instance, Observation, ReportedRole};
 use crate::config::{Checks, SlaveLog};
 use crate::position::{History, Lag, Position};
 
@@ -82,6 +83,10 @@ struct Record {
     /// It took writes when it was first looked at.
     wrote_at_first: bool,
     system: Option<u64>,
+    /// Whom its address led to when it last answered, where that can be told.
+    instance: Option<Instance>,
+    /// For so many probes yet it is taken for the master's own process.
+    as_master: u32,
     latest: Option<Observation>,
     probes: u32,
     lateness: Lateness,
@@ -139,13 +144,39 @@ impl Verdicts {
                 seen_in_recovery,
                 wrote_at_first,
                 system,
+                instance,
+                as_master,
                 latest,
                 probes: _,
                 lateness,
             } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
-            (id, found, failures, seen_in_recovery, wrote_at_first, system, latest).hash(hasher);
+            (id, found, failures, seen_in_recovery, wrote_at_first, system, instance, as_master, latest)
+                .hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
+        }
+    }
+
+    /// A server is there from now on.
+    pub(crate) fn add(&mut self, server: ServerId) {
+        self.servers.entry(server).or_default();
+    }
+
+    /// A server is gone for good. The master stays.
+    pub(crate) fn remove(&mut self, server: ServerId) {
+        if server != self.master {
+            self.servers.remove(&server);
+        }
+    }
+
+    pub(crate) fn knows(&self, server: ServerId) -> bool {
+        self.servers.contains_key(&server)
+    }
+
+    /// The connection that the next finding comes from leads to this instance.
+    pub(crate) fn arrived(&mut self, server: ServerId, instance: Option<Instance>) {
+        if let Some(record) = self.servers.get_mut(&server) {
+            record.instance = instance;
         }
     }
 
@@ -157,7 +188,8 @@ impl Verdicts {
             && !self.is_of_other_system(record.system)
             && record.timeline() != self.history.latest().and_then(timeline);
         let second_master = || {
-            let mut others = self.servers.iter().filter(|(id, _)| **id != self.master);
+            let is_other = |id| id != self.master && !self.is_master_itself(id);
+            let mut others = self.servers.iter().filter(|(id, _)| is_other(**id));
             // A logical replica always takes writes.
             others.any(|(_, record)| {
                 record.reports(ReportedRole::Master) && !self.is_of_other_system(record.system)
@@ -179,7 +211,17 @@ impl Verdicts {
         finding: &Finding,
     ) -> Verdict {
         let contested = self.rival();
+        let has_instance_of_master = self.has_instance_of_master(server);
         let record = self.servers.entry(server).or_default();
+        record.as_master = match finding {
+            _ if has_instance_of_master => FAILURES_BEFORE_FAILOVER,
+            // The process may have been restarted, and been found here first.
+            Finding::Observed(observed) if observed.role != ReportedRole::Slave => {
+                record.as_master.saturating_sub(1)
+            }
+            Finding::Observed(_) => 0,
+            Finding::Failed | Finding::NotCopied => record.as_master,
+        };
         match finding {
             Finding::Failed => record.failed(),
             Finding::NotCopied => {}
@@ -200,6 +242,9 @@ impl Verdicts {
             Finding::Failed => {}
             Finding::NotCopied => verdict.states.push((server, NodeState::NotCopied, Why::Nothing)),
             Finding::Observed(observed) if server == self.master => self.judge_master(observed, began),
+            Finding::Observed(_) if self.is_master_itself(server) => {
+                verdict.states.push((server, NodeState::MasterItself, Why::Nothing));
+            }
             Finding::Observed(observed) => {
                 let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters);
                 verdict.lag = position.and_then(|position| self.history.lag(position));
@@ -288,6 +333,17 @@ impl Verdicts {
         }
     }
 
+    /// Whether its address leads to the master's own process: what that does says nothing of another server.
+    fn is_master_itself(&self, server: ServerId) -> bool {
+        let was = || self.servers.get(&server).is_some_and(|record| record.as_master > 0);
+        server != self.master && (self.has_instance_of_master(server) || was())
+    }
+
+    fn has_instance_of_master(&self, server: ServerId) -> bool {
+        let instance = |server| self.servers.get(&server).and_then(|record: &Record| record.instance);
+        server != self.master && instance(server).is_some() && instance(server) == instance(self.master)
+    }
+
     /// Another server of the master's system that took writes when this process first looked at it, as the
     /// master does: nothing tells which of the two was promoted, and what is written to the other one is
     /// lost. So nobody writes to either before one of them is gone, or in recovery.
@@ -297,7 +353,11 @@ impl Verdicts {
         }
         let is_rival = |(id, record): &(&ServerId, &Record)| {
             let ours = record.system.is_some() && (self.system.is_none() || record.system == self.system);
-            **id != self.master && record.wrote_at_first && record.may_write() && ours
+            **id != self.master
+                && record.wrote_at_first
+                && record.may_write()
+                && ours
+                && !self.is_master_itself(**id)
         };
         self.servers.iter().find(is_rival).map(|(id, _)| *id)
     }
@@ -321,6 +381,7 @@ impl Verdicts {
         let succeeds = |(id, record): &(&ServerId, &Record)| {
             let was_there = record.seen_in_recovery || record.wrote_at_first && !self.confirmed;
             **id != self.master
+                && !self.is_master_itself(**id)
                 && was_there
                 && record.reports(ReportedRole::Master)
                 && record.system.is_some()

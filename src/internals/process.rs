@@ -204,6 +204,9 @@ impl Process {
                 Finding::Failed
             }
         };
+        if let Finding::Observed(_) = finding {
+            verdicts.arrived(health.id(), instance);
+        }
         let verdict = verdicts.judge(health.id(), health.log(), began, &finding);
         health.set_lag(verdict.lag);
         if let Some(new) = verdict.new_master {

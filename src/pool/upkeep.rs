@@ -84,6 +84,17 @@ impl<DB: Driver> Pool<DB> {
         });
     }
 
+    /// Closes what nobody uses. How many connections are in use.
+    pub(crate) fn vacate(&self) -> u32 {
+        self.reclaim(KEPT);
+        self.reap();
+        let idle = std::mem::take(&mut self.connections().idle);
+        for conn in idle {
+            tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close()));
+        }
+        self.busy()
+    }
+
     /// Keeps no connection any more, and closes those that nobody uses. Ready once all have come back. Whoever
     /// still asks for one, as another shutdown fairing may, gets one that is closed after its statement.
     pub(crate) async fn drain(&self) {
@@ -93,8 +104,12 @@ impl<DB: Driver> Pool<DB> {
         for conn in idle {
             let _ = tokio::time::timeout(self.check_timeout, conn.close()).await;
         }
+        let mut pause = Duration::from_millis(10);
         while self.open_connections() > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(pause).await;
+            // A handler may hold one for very long.
+            pause = pause.mul_f64(1.2).min(Duration::from_secs(1));
+            self.reap();
         }
     }
 

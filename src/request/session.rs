@@ -267,6 +267,9 @@ impl<DB: Driver> Session<DB> {
     fn choose(&self, progress: &mut Progress<DB>) -> Route<DB> {
         let intent = self.intent(progress);
         let present = self.cluster.mastership.term();
+        if let Some(route) = progress.route.take_if(|route| route.has_left()) {
+            progress.leave(&route);
+        }
         if let Some(route) = &progress.route
             && route.stays(present, intent)
         {

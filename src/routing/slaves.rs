@@ -51,6 +51,11 @@ impl<DB: Driver> Route<DB> {
         stays(self.access, self.term, present, intent)
     }
 
+    /// Whether its server is one of the cluster's no longer, and nothing new may be asked of it.
+    pub(crate) fn has_left(&self) -> bool {
+        self.server.has_left()
+    }
+
     pub(crate) fn leads_where(&self, other: &Self) -> bool {
         (self.server.id(), self.access, self.term) == (other.server.id(), other.access, other.term)
     }
@@ -129,7 +134,7 @@ impl<DB: Driver> Inner<DB> {
         let present = Present { servers: &servers, term, failed, led };
         let situation = Situation {
             intent,
-            slaves: if present.has_slaves() { Slaves::Configured } else { Slaves::NotConfigured },
+            slaves: if self.config.slaves.is_empty() { Slaves::NotConfigured } else { Slaves::Configured },
             pinned: if pin.is_some() { Pinned::Yes } else { Pinned::No },
             share: self.read_share(),
             client,
@@ -262,10 +267,6 @@ impl<'a, DB: Driver> Present<'a, DB> {
     fn master_server(&self) -> &'a Arc<Server<DB>> {
         // INVARIANT: the master is never taken from the list.
         self.servers.iter().find(|server| server.id() == self.term.master).unwrap_or(&self.servers[0])
-    }
-
-    fn has_slaves(&self) -> bool {
-        self.servers.iter().any(|server| server.is_slave())
     }
 
     /// A slave that took the master's place is none.

@@ -15,7 +15,7 @@ use rocket_db_pools::Database;
 use super::error::RetryLater;
 use super::guards::{Attached, Failed, attached, existing_session};
 use crate::backend::{Access, Backend, Driver};
-use crate::cluster::{Cluster, Db, Inner};
+use crate::cluster::{Cluster, Db, Inner, Resolver};
 use crate::config::{
     Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, SlaveLog, UnknownLag,
 };
@@ -79,7 +79,8 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
                 return Err(rocket.manage(Failed::<D>::new()));
             }
         };
-        match Inner::open(D::NAME, config) {
+        let resolver = rocket.state::<Resolver>().cloned().unwrap_or_default();
+        match Inner::open(D::NAME, config, resolver) {
             Ok(inner) => {
                 let cluster = Cluster::<D>(Arc::new(inner));
                 cluster.0.ignite().await;
@@ -152,13 +153,14 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     info!(target: TARGET, "master: {} at {}", master.name, master.address);
     for slave in slaves {
         let follow = slave.follow.map(|every| format!(", follows every {every:?}")).unwrap_or_default();
+        let at = if slave.discover.is_some() { "each address of" } else { "at" };
         let logical = match slave.log {
             SlaveLog::Other if Db::<D>::TELLS_TIMELINE => ", a logical replica",
             SlaveLog::Other | SlaveLog::Masters => "",
         };
         info!(
             target: TARGET,
-            "slave: {} at {}, weight {}{follow}{logical}", slave.server.name, slave.server.address, slave.weight
+            "slave: {} {at} {}, weight {}{follow}{logical}", slave.server.name, slave.server.address, slave.weight
         );
     }
     match read_from_slaves {
@@ -242,10 +244,14 @@ fn connections(config: &Config) -> Vec<(String, u32)> {
     let reads = |node: &ServerConfig| (node.address.to_string(), node.settings.max_connections);
     let mut pools = vec![reads(master), reads(master_reads)];
     for slave in slaves {
-        pools.push(reads(&slave.server));
+        let (mut address, reads) = reads(&slave.server);
+        if slave.discover.is_some() {
+            address = format!("each address of {address}");
+        }
+        pools.push((address.clone(), reads));
         if checks.follow_promotion {
             let writes = master.settings.max_connections + master_reads.settings.max_connections;
-            pools.push((slave.server.address.to_string(), writes));
+            pools.push((address, writes));
         }
     }
 

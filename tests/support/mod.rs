@@ -5,6 +5,8 @@
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod cluster;
+#[cfg(feature = "postgres")]
+pub mod dns;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod server;
 

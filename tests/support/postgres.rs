@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -138,6 +139,24 @@ impl Dbms for Postgres {
 }
 
 impl Server {
+    /// A slave of this master at another address, and on the same port.
+    pub fn start_slave_at(&self, address: Ipv4Addr) -> Server {
+        let folder = self.folder().join(address.to_string());
+        let mut mkdir = server::program(None, "mkdir");
+        as_user(&mut mkdir, Postgres::USER, self.folder());
+        output(mkdir.arg(&folder)).unwrap();
+        let data = folder.join("data");
+        let mut copy = client(self, "pg_basebackup");
+        let slot = address.to_string().replace('.', "_");
+        copy.args(["-R", "-c", "fast", "--no-sync", "-C", "-S", &slot]);
+        as_user(&mut copy, Postgres::USER, &folder);
+        output(copy.arg("-D").arg(&data)).unwrap();
+        let config = data.join("postgresql.conf");
+        let listen = format!("\nlisten_addresses = '{address}'\n");
+        fs::write(&config, fs::read_to_string(&config).unwrap() + &listen).unwrap();
+        server::Server::launch_on(self.port(), Postgres, data)
+    }
+
     pub fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
         self.sql_in(database, sql)
     }

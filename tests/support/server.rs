@@ -56,6 +56,13 @@ impl<P: Program> Server<P> {
         panic!("{} finds no free port", P::NAME);
     }
 
+    /// On a port that is known to be free at its address.
+    pub(super) fn launch_on(port: u16, program: P, data: PathBuf) -> Self {
+        let server = Self { program, data, port, child: Mutex::new(None) };
+        server.try_start().unwrap_or_else(|log| panic!("{} does not start:\n{log}", P::NAME));
+        server
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

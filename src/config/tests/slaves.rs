@@ -1,4 +1,5 @@
 use super::*;
+use crate::backend::Access;
 
 #[test]
 fn slaves_inherit_and_override() {
@@ -92,4 +93,46 @@ fn a_slave_is_not_the_master() {
     }
     let twice = "[{ url = \"postgres://db-2/blog\", name = \"a\" }, { url = \"postgres://db-2/blog\", name = \"b\" }]";
     assert!(read(&format!("slaves = {twice}")).is_ok());
+}
+
+#[test]
+fn the_addresses_of_a_name_are_servers_named_after_it() {
+    let discover =
+        |url: &str, keys: &str| format!("slaves = [{{ url = \"{url}\", discover = \"dns\"{keys} }}]");
+    let config = read(&discover("postgres://app@Readers.internal/blog", ", weight = 3")).unwrap();
+    let [entry] = &config.slaves[..] else { panic!("{config:?}") };
+    assert_eq!((entry.discover, entry.weight), (Some(Discover::Dns), 3));
+    let names = ["10.0.0.2", "2001:db8::2"].map(|address| entry.at(address.parse().unwrap()).name);
+    assert_eq!(names, ["readers.internal-10.0.0.2", "readers.internal-2001-db8--2"]);
+    let at = entry.at("10.0.0.2".parse().unwrap());
+    let options = <Driver as crate::backend::Driver>::options(&at.settings, Access::ReadSlave).unwrap();
+    assert_eq!((options.get_host(), options.get_port(), options.get_username()), ("10.0.0.2", 5432, "app"));
+    assert_eq!(at.address.to_string(), "10.0.0.2:5432");
+    let config = read(&discover("postgres://readers/blog", ", name = \"r\"")).unwrap();
+    assert_eq!(config.slaves[0].at("10.0.0.2".parse().unwrap()).name, "r-10.0.0.2");
+
+    let no_name =
+        "slaves[0].discover`: the host of `url` is no name that could have several addresses: remove the key";
+    for url in ["postgres://10.0.0.2/blog", "postgres://[::1]/blog", "postgres:///blog?host=/run/postgresql"]
+    {
+        refuses(&discover(url, ""), no_name);
+    }
+    refuses(
+        "slaves = [{ url = \"postgres://readers/blog\", discover = \"srv\" }]",
+        "slaves[0].discover`: expected `\"dns\"`, found a string",
+    );
+}
+
+#[test]
+fn the_name_in_a_certificate_cannot_be_checked_where_addresses_are_connected_to() {
+    let url = |mode| format!("postgres://app:hunter2@readers.internal/blog?sslmode={mode}");
+    let slave = |mode| format!("slaves = [{{ url = \"{}\", discover = \"dns\" }}]", url(mode));
+    refuses(
+        &slave("verify-full"),
+        "slaves[0].discover`: with `sslmode=verify-full`, the driver would look for the addresses in the servers' \
+         certificates, not for the name: give each server an entry with a name of its own, or say \
+         `sslmode=verify-ca`, which does check who signed the certificates",
+    );
+    assert!(read(&slave("verify-ca")).is_ok());
+    assert!(read(&format!("slaves = [\"{}\"]", url("verify-full"))).is_ok());
 }

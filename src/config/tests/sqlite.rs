@@ -98,3 +98,11 @@ fn with_positions_a_follower_may_be_slower_than_the_window() {
     );
     assert!(follow("max_lag = 90").is_ok());
 }
+
+#[test]
+fn files_have_no_addresses() {
+    assert_eq!(
+        read("url = \"a.db\"\nslaves = [{ url = \"b.db\", discover = \"dns\" }]").unwrap_err(),
+        "`debug.databases.blog.slaves[0].discover`: SQLite has no hosts: remove the key"
+    );
+}

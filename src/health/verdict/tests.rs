@@ -258,3 +258,65 @@ fn a_lag_about_the_limit_changes_a_state_once() {
     let each_12_seconds = changes(|second| if second % 12 < 4 { 5_000 } else { 0 });
     assert!((2..=24).contains(&each_12_seconds), "{each_12_seconds} changes");
 }
+
+fn arrive(verdicts: &mut Verdicts, server: ServerId, instance: &str) {
+    verdicts.arrived(server, Some(Instance::of(instance)));
+}
+
+/// At launch, the master and the address of a slave lead to one process.
+fn with_the_master_twice() -> Verdicts {
+    let mut verdicts = new(&CHECKS);
+    let both = observation(ReportedRole::Master, 1, 100);
+    for server in [MASTER, SLAVE] {
+        arrive(&mut verdicts, server, "a");
+        observe(&mut verdicts, server, &both);
+    }
+    verdicts
+}
+
+#[test]
+fn the_master_by_another_address_is_no_slave_and_no_rival() {
+    let mut verdicts = with_the_master_twice();
+    let takes_writes = observation(ReportedRole::Master, 1, 110);
+    let itself = (SLAVE, NodeState::MasterItself, Why::Nothing);
+    assert_eq!(observe(&mut verdicts, SLAVE, &takes_writes).states, [itself]);
+    assert_eq!(observe(&mut verdicts, MASTER, &takes_writes).states, [(MASTER, NodeState::Up, Why::Nothing)]);
+
+    // The process is restarted, and found by this address first.
+    fail(&mut verdicts, SLAVE);
+    arrive(&mut verdicts, SLAVE, "b");
+    assert_eq!(observe(&mut verdicts, SLAVE, &takes_writes).states, [itself]);
+    arrive(&mut verdicts, MASTER, "b");
+    observe(&mut verdicts, MASTER, &takes_writes);
+    for _ in 0..=FAILURES_BEFORE_FAILOVER {
+        assert_eq!(observe(&mut verdicts, SLAVE, &takes_writes).states, [itself]);
+    }
+}
+
+#[test]
+fn what_is_the_master_itself_no_more_is_judged_like_any() {
+    let takes_writes = observation(ReportedRole::Master, 1, 110);
+    let mut verdicts = with_the_master_twice();
+    arrive(&mut verdicts, SLAVE, "b");
+    let standby = observation(ReportedRole::Slave, 1, 110);
+    assert_eq!(observe(&mut verdicts, SLAVE, &standby).states, [(SLAVE, NodeState::Up, Why::Nothing)]);
+
+    let mut verdicts = with_the_master_twice();
+    arrive(&mut verdicts, SLAVE, "b");
+    (1..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(observe(&mut verdicts, SLAVE, &takes_writes)));
+    let second = observe(&mut verdicts, SLAVE, &takes_writes).states;
+    assert_eq!(second, [(SLAVE, NodeState::SecondMaster, Why::Nothing)]);
+}
+
+#[test]
+fn a_server_that_has_left_is_judged_no_more_and_the_master_does_not_leave() {
+    let mut verdicts = after_a_loss();
+    verdicts.remove(SLAVE);
+    assert!(!verdicts.knows(SLAVE));
+    verdicts.remove(MASTER);
+    assert!(verdicts.knows(MASTER));
+    verdicts.add(SLAVE);
+    let promoted = observation(ReportedRole::Master, 2, 100);
+    let verdict = observe(&mut verdicts, SLAVE, &promoted);
+    assert_eq!(verdict.new_master, None, "it was not seen as a slave since it is there again");
+}
