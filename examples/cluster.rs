@@ -12,7 +12,7 @@
 #[path = "../tests/support"]
 mod support {
     pub mod cluster;
-    pub mod mariadb;
+    pub mod mysql;
     pub mod postgres;
     pub mod server;
 }
@@ -28,7 +28,7 @@ use rocket::tokio::signal::unix::{SignalKind, signal};
 use rocket::tokio::{runtime, select};
 
 use support::cluster::{Cluster, Dbms, Replay};
-use support::mariadb::MariaDb;
+use support::mysql::MySql;
 use support::postgres::Postgres;
 use support::server::Server;
 
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 
     let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let ended = match kind.as_str() {
-        "mariadb" => runtime.block_on(run::<MariaDb>(databases)),
+        "mariadb" => runtime.block_on(run::<MySql>(databases)),
         "postgres" => runtime.block_on(run::<Postgres>(databases)),
         _ => return usage(),
     };

@@ -11,6 +11,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+mod gtid_set;
+
+use gtid_set::GtidSet;
+
 /// A place in a replication log.
 #[doc(hidden)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,8 +25,7 @@ pub enum Position {
     },
     /// One for each domain.
     Gtids(Vec<Gtid>),
-    /// By source and number, with gaps between those of one source.
-    GtidSet(Vec<Transactions>),
+    GtidSet(GtidSet),
     /// Milliseconds since 1970.
     Time(u64),
 }
@@ -34,15 +37,6 @@ pub struct Gtid {
     pub domain: u32,
     pub server: u32,
     pub sequence: u64,
-}
-
-/// Consecutive ones of MySQL's: <https://dev.mysql.com/doc/refman/8.4/en/replication-gtids-concepts.html>
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Transactions {
-    pub source: u128,
-    pub first: u64,
-    pub last: u64,
 }
 
 impl Position {
@@ -61,20 +55,10 @@ impl Position {
         text.split(',').map(gtid).collect::<Option<_>>().map(Self::Gtids)
     }
 
-    /// MySQL's notation: `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7,…`. `None` if nothing is logged,
-    /// or if transactions are tagged.
+    /// MySQL's notation: `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7,…`. `None` if nothing is logged.
     #[cfg(any(feature = "mysql", test))]
     pub(crate) fn parse_gtid_set(text: &str) -> Option<Self> {
-        let mut set = Vec::new();
-        for of_source in text.split(',') {
-            let mut parts = of_source.trim().split(':');
-            let source = u128::from_str_radix(&parts.next()?.replace('-', ""), 16).ok()?;
-            for interval in parts {
-                let (first, last) = interval.split_once('-').unwrap_or((interval, interval));
-                set.push(Transactions { source, first: first.parse().ok()?, last: last.parse().ok()? });
-            }
-        }
-        (!set.is_empty()).then_some(Self::GtidSet(set))
+        GtidSet::parse(text).map(Self::GtidSet)
     }
 
     /// Whether the two are places in one history, as far as can be told: after a promotion, the same
@@ -98,9 +82,7 @@ impl Position {
             (Self::Gtids(ours), Self::Gtids(theirs)) => {
                 theirs.iter().all(|b| ours.iter().any(|a| a.domain == b.domain && a.sequence >= b.sequence))
             }
-            (Self::GtidSet(ours), Self::GtidSet(theirs)) => theirs
-                .iter()
-                .all(|b| ours.iter().any(|a| a.source == b.source && a.first <= b.first && a.last >= b.last)),
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => ours.includes(theirs),
             (Self::Time(ours), Self::Time(theirs)) => ours >= theirs,
             _ => false,
         }
@@ -124,8 +106,38 @@ impl Position {
                 }
                 Self::Gtids(ours)
             }
+            // Of each, only a part may be known.
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => Self::GtidSet(ours.union(theirs)),
             (ours, theirs) if theirs.includes(&ours) => theirs,
             (ours, _) => ours,
+        }
+    }
+
+    /// What of this position is later than `earlier`, a position of which others need not be told. Where nothing can
+    /// be left out, that is all of it.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        match (self, earlier) {
+            (Self::Gtids(ours), Self::Gtids(theirs)) => {
+                Self::Gtids(ours.iter().filter(|gtid| !theirs.contains(gtid)).copied().collect())
+            }
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => Self::GtidSet(ours.without(theirs)),
+            (position, _) => position.clone(),
+        }
+    }
+
+    /// What of this position `other` has as well, if that can be said.
+    pub(crate) fn in_common(&self, other: &Self) -> Option<Self> {
+        match (self, other) {
+            (Self::Gtids(ours), Self::Gtids(theirs)) => {
+                let includes = |b: &&Gtid| {
+                    theirs
+                        .iter()
+                        .any(|a| (a.domain, a.server) == (b.domain, b.server) && a.sequence >= b.sequence)
+                };
+                Some(Self::Gtids(ours.iter().filter(includes).copied().collect()))
+            }
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => Some(Self::GtidSet(ours.in_common(theirs))),
+            (ours, theirs) => theirs.includes(ours).then(|| ours.clone()),
         }
     }
 
@@ -147,11 +159,7 @@ impl Position {
             }
             Self::GtidSet(set) => {
                 bytes.push(b'S');
-                for Transactions { source, first, last } in set {
-                    bytes.extend(source.to_be_bytes());
-                    bytes.extend(first.to_be_bytes());
-                    bytes.extend(last.to_be_bytes());
-                }
+                set.encode(bytes);
             }
             Self::Time(ms) => {
                 bytes.push(b'T');
@@ -173,13 +181,7 @@ impl Position {
                 };
                 rest.chunks(16).map(gtid).collect::<Option<_>>().map(Self::Gtids)
             }
-            (b'S', len) if len % 32 == 0 => {
-                let transactions = |bytes: &[u8]| {
-                    let source = u128::from_be_bytes(*bytes.first_chunk()?);
-                    Some(Transactions { source, first: u64_at(bytes, 16)?, last: u64_at(bytes, 24)? })
-                };
-                rest.chunks(32).map(transactions).collect::<Option<_>>().map(Self::GtidSet)
-            }
+            (b'S', _) => GtidSet::decode(rest).map(Self::GtidSet),
             (b'T', 8) => Some(Self::Time(u64_at(rest, 0)?)),
             _ => None,
         }
@@ -197,6 +199,8 @@ pub(crate) struct History {
 #[derive(Clone, Debug)]
 struct Seen {
     position: Position,
+    /// When a probe began that found it there for the first time.
+    since: Instant,
     /// When the master stood there for the last time, as far as anybody looked.
     until: Instant,
 }
@@ -211,15 +215,39 @@ pub(crate) enum Lag {
 
 impl History {
     const KEPT: Duration = Duration::from_secs(3600);
+    /// A lag of an hour is known to a minute, one of a minute to a second.
+    const RESOLUTION: u32 = 60;
 
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
         match self.seen.back_mut() {
             Some(latest) if latest.position == position => latest.until = at,
-            _ => self.seen.push_back(Seen { position, until: at }),
+            _ => {
+                self.seen.push_back(Seen { position, since: at, until: at });
+                self.thin_out(at);
+            }
         }
         while self.seen.len() > 1 && at - self.seen[0].until > Self::KEPT {
             self.seen.pop_front();
         }
+    }
+
+    /// Forgets what lies close together in comparison to how long ago it was, because a position can be large. A slave
+    /// that stands at one that is forgotten counts as standing at the one before.
+    fn thin_out(&mut self, now: Instant) {
+        let mut kept: Option<Instant> = None;
+        self.seen.retain(|seen| {
+            let age = now - seen.until;
+            let keep = kept.is_none_or(|kept| seen.until - kept >= age / Self::RESOLUTION);
+            if keep {
+                kept = Some(seen.until);
+            }
+            keep
+        });
+    }
+
+    /// Where the master is known to have stood before `time`.
+    pub(crate) fn before(&self, time: Instant) -> Option<&Position> {
+        self.seen.iter().rev().find(|seen| seen.since < time).map(|seen| &seen.position)
     }
 
     /// `None` while nothing is known of the master.

@@ -350,7 +350,7 @@ mod mariadb {
     use rocket_replicated::mysql::Replicated;
 
     use super::{KEYS, eventually, states};
-    use crate::support::mariadb::Cluster;
+    use crate::support::mysql::Cluster;
     use crate::support::rocket_over;
 
     #[rocket::async_test]

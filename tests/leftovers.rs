@@ -12,14 +12,30 @@ trait Sql {
     const BEGIN: &str;
 }
 
+/// SQL with tables of the numbers from 1, as `n`. MariaDB and MySQL each have a comment that they alone read.
+#[cfg(feature = "mysql")]
+macro_rules! series {
+    ($([$before:literal $last:literal])+ $after:literal) => {
+        concat!($(
+            $before,
+            "/*M! (SELECT seq AS n FROM seq_1_to_", $last, ") */ ",
+            "/*!80000 (WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < ", $last,
+            ") SELECT n FROM g) */ ",
+        )+ $after)
+    };
+}
+
 #[cfg(feature = "mysql")]
 impl Sql for rocket_replicated::mysql::Database {
     const BEGIN: &str = "BEGIN";
-    const FEW_ROWS: &str = "SELECT CAST(seq AS SIGNED) FROM seq_1_to_5";
-    const MANY_ROWS: &str = "SELECT CAST(seq AS SIGNED) FROM seq_1_to_1000000";
+    const FEW_ROWS: &str = series!(["SELECT CAST(n AS SIGNED) FROM " "5"] "rows_of");
+    const MANY_ROWS: &str = series!(
+        ["SELECT /*+ SET_VAR(cte_max_recursion_depth = 1000000) */ CAST(n AS SIGNED) FROM " "1000000"] "rows_of"
+    );
     // For 2, the subquery returns more than one row.
-    const BAD_LATER_ROW: &str = "SELECT CAST((SELECT few.seq FROM seq_1_to_2 few WHERE few.seq <= rows_of.seq) AS SIGNED) \
-         FROM seq_1_to_3 rows_of";
+    const BAD_LATER_ROW: &str = series!(
+        ["SELECT CAST((SELECT few.n FROM " "2"] ["few WHERE few.n <= rows_of.n) AS SIGNED) FROM " "3"] "rows_of"
+    );
 }
 
 #[cfg(feature = "postgres")]

@@ -284,3 +284,90 @@ mod postgresql {
         .await;
     }
 }
+
+#[cfg(feature = "mysql")]
+mod many_sources_on_mysql {
+    use std::time::Duration;
+
+    use rocket::http::{Cookie, Status};
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket::{get, post, routes};
+    use rocket_replicated::mysql::{Replicated, ReplicatedDb};
+    use rocket_replicated::{Error, Reason};
+
+    use crate::support::mysql::Cluster;
+    use crate::support::{logbook, rocket_over};
+
+    #[post("/")]
+    async fn write(db: ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("INSERT INTO notes VALUES (1)").execute(&db).await?;
+        Ok(())
+    }
+
+    #[get("/")]
+    async fn read(db: ReplicatedDb) -> Result<String, Error> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await?;
+        Ok(format!("{count} {:?}", db.choice().unwrap().reason()))
+    }
+
+    async fn written(client: &Client, before: Option<Cookie<'static>>) -> Cookie<'static> {
+        let response = client.post("/").cookies(before).dispatch().await;
+        assert_eq!(response.status(), Status::Ok);
+        let cookie = response.cookies().get("replicated_pin").unwrap().clone();
+        // https://www.rfc-editor.org/rfc/rfc6265#section-6.1
+        assert!(cookie.to_string().len() < 4096, "{cookie}");
+        cookie
+    }
+
+    async fn seen(client: &Client, pin: &Cookie<'static>) -> String {
+        client.get("/").cookie(pin.clone()).dispatch().await.into_string().await.unwrap()
+    }
+
+    /// As on a cluster that has had a hundred masters.
+    #[rocket::async_test]
+    async fn a_pin_carries_what_was_written_lately() {
+        let servers = Cluster::start(1);
+        servers.master.sql("CREATE TABLE notes (id INTEGER)");
+        servers.master.write_from_many_sources();
+        servers.wait_caught_up();
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\nconsistency = \"position\"\n\
+             max_lag = false\nlag_window = 0.5\npin.max_age = 2\ncheck_interval = 0.1\ncatch_up_timeout = 0.1\n",
+            servers.master.url(),
+            servers.slaves[0].url(),
+        );
+        let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![write, read]);
+        let client = Client::untracked(rocket).await.unwrap();
+
+        // Nobody knows yet what was there long ago.
+        let pin = written(&client, None).await;
+        servers.wait_caught_up();
+        assert_eq!(seen(&client, &pin).await, format!("1 {:?}", Reason::Pinned));
+        assert_eq!(logbook::lines(&["WARN", "too large for pins"]).len(), 1);
+
+        let mut count = 1;
+        loop {
+            let pin = written(&client, None).await;
+            count += 1;
+            servers.wait_caught_up();
+            let seen = seen(&client, &pin).await;
+            if seen == format!("{count} {:?}", Reason::CaughtUp) {
+                break;
+            }
+            assert_eq!(seen, format!("{count} {:?}", Reason::Pinned));
+            assert!(count < 100, "no pin has carried a position");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+
+        servers.slaves[0].pause_replay();
+        let first = written(&client, None).await;
+        let second = written(&client, Some(first.clone())).await;
+        for pin in [&first, &second] {
+            assert_eq!(seen(&client, pin).await, format!("{} {:?}", count + 2, Reason::Pinned));
+        }
+        servers.slaves[0].resume_replay();
+        servers.wait_caught_up();
+        assert_eq!(seen(&client, &second).await, format!("{} {:?}", count + 2, Reason::CaughtUp));
+    }
+}

@@ -28,8 +28,12 @@ support::on_every_database! {
 
     #[get("/returning")]
     async fn returning(db: ReplicatedDb) -> Result<String, Error> {
-        let sql = "INSERT INTO notes (id, body) VALUES (77, 'returned') RETURNING body";
-        Ok(sqlx::query_scalar(sql).fetch_one(&db).await?)
+        if has_returning() {
+            let insert = "INSERT INTO notes (id, body) VALUES (77, 'returned') RETURNING body";
+            return Ok(sqlx::query_scalar(insert).fetch_one(&db).await?);
+        }
+        sqlx::query("INSERT INTO notes (id, body) VALUES (77, 'returned')").execute(&db).await?;
+        Ok("returned".into())
     }
 
     #[get("/raw")]

@@ -13,7 +13,7 @@ trait CountsNotes: Dbms {
 }
 
 #[cfg(feature = "mysql")]
-impl CountsNotes for support::mariadb::MariaDb {
+impl CountsNotes for support::mysql::MySql {
     const COUNT: &str = "SELECT count(*), CAST(@@port AS SIGNED) FROM notes";
 }
 

@@ -35,6 +35,8 @@ pub(crate) mod settings;
 mod sqlite;
 mod sqlx_pool;
 mod statement;
+#[cfg(any(feature = "mysql", feature = "postgres", test))]
+mod version;
 
 #[doc(hidden)]
 pub use follower::{Copied, Follower};

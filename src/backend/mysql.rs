@@ -5,8 +5,9 @@ use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlSslMode};
 use sqlx::{AssertSqlSafe, Execute, MySql, Row};
 
-use crate::position::{Gtid, Transactions};
+use crate::position::Gtid;
 
+use super::version::Software;
 use super::{
     Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
     Prepared, ReportedRole, Rest, SessionId, Settings, VerifiedHost, connection_fault, fetch_first,
@@ -45,11 +46,13 @@ impl Driver for MySql {
             let sql = if access.writes() { IDENTITY } else { READER };
             let row = sqlx::raw_sql(sql).fetch_one(&mut *conn).await?;
             let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
+            let software = if text(1) == "MariaDB" { Software::MariaDb } else { Software::MySql };
+            software.accept(&text(0))?;
             Ok(Prepared {
-                instance: Some(Instance::of(&[text(0), text(1), text(2), text(3)].join(" "))),
+                instance: Some(Instance::of(&[text(2), text(3), text(4), text(5)].join(" "))),
                 // The numbers of connections only go up while a server runs.
-                session: text(4).parse().ok().map(|id| SessionId { id, began: 0 }),
-                read_only: matches!(&*text(5), "ON" | "1"),
+                session: text(6).parse().ok().map(|id| SessionId { id, began: 0 }),
+                read_only: matches!(&*text(7), "ON" | "1"),
             })
         })
     }
@@ -124,12 +127,20 @@ impl Driver for MySql {
         fetch_first::<Self>(conn, query, rest)
     }
 
-    /// MySQL tells nobody but its own monitoring whether a transaction is open: without a word, it is rolled back.
+    /// MySQL has no variable that tells whether a transaction is open, but refuses this setting in one; it is that of
+    /// the next transaction alone, which `ROLLBACK` ends.
+    /// <https://dev.mysql.com/doc/refman/9.7/en/set-transaction.html#set-transaction-scope>
     fn settle(conn: &mut MySqlConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
-        const SETTLE: &str = "SELECT /*!80000 '' */ /*M! CAST(@@in_transaction AS CHAR) */; ROLLBACK";
+        const SETTLE: &str = "/*!80000 SET TRANSACTION READ ONLY */ \
+             /*M! SELECT CAST(@@in_transaction AS CHAR) */; ROLLBACK";
 
         Box::pin(async move {
-            let row = sqlx::raw_sql(SETTLE).fetch_all(conn).await?;
+            let row = match sqlx::raw_sql(SETTLE).fetch_all(conn).await {
+                Err(sqlx::Error::Database(error)) if number(&*error) == Some(IN_TRANSACTION) => {
+                    return Ok(Left::Dirty);
+                }
+                row => row?,
+            };
             let open = row.first().is_some_and(|row| row.try_get::<&str, _>(0).is_ok_and(|open| open == "1"));
             Ok(if open { Left::Dirty } else { Left::Clean })
         })
@@ -158,14 +169,18 @@ impl Driver for MySql {
     }
 }
 
-/// Who answers, by what a server says of itself; the session; whether that is read-only. MariaDB and MySQL
-/// each have a comment that they alone read. The time since the start is no part of it: it changes when the
-/// server's clock is set. <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
+/// The version; who answers, by what a server says of itself; the session; whether that is read-only. MariaDB and
+/// MySQL each have a comment that they alone read, and a MySQL that is too old reads neither. The time since the
+/// start is no part of it: it changes when the server's clock is set. Not every release of MariaDB has a `server_uid`.
+/// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
 macro_rules! identity {
     () => {
-        "SELECT @@hostname, CAST(@@port AS CHAR),
-            /*!80000 @@server_uuid, '', CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR) */
-            /*M! @@server_uid, CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR) */"
+        "SELECT VERSION()
+            /*!80000 , 'MySQL', @@hostname, CAST(@@port AS CHAR), @@server_uuid, '',
+                CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR) */
+            /*M! , 'MariaDB', @@hostname, CAST(@@port AS CHAR), (SELECT VARIABLE_VALUE
+                FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'),
+                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR) */"
     };
 }
 
@@ -233,17 +248,7 @@ fn wait_for(position: &Position, patience: Duration) -> Option<String> {
                 .collect();
             Some(format!("SELECT MASTER_GTID_WAIT('{}', {seconds:.3})", gtids.join(",")))
         }
-        Position::GtidSet(set) => {
-            let uuid = |source: u128| {
-                let hex = format!("{source:032x}");
-                [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
-            };
-            let set: Vec<_> = set
-                .iter()
-                .map(|Transactions { source, first, last }| format!("{}:{first}-{last}", uuid(*source)))
-                .collect();
-            Some(format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{}', {seconds:.3})", set.join(",")))
-        }
+        Position::GtidSet(set) => Some(format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{set}', {seconds:.3})")),
         Position::Lsn { .. } | Position::Time(_) => None,
     }
 }
@@ -254,6 +259,13 @@ const READ_ONLY_TRANSACTION: u16 = 1792;
 const READ_ONLY_MODE: u16 = 1836;
 /// ER_OPTION_PREVENTS_STATEMENT
 const REFUSED_BY_OPTION: u16 = 1290;
+
+/// ER_CANT_CHANGE_TX_CHARACTERISTICS
+const IN_TRANSACTION: u16 = 1568;
+
+fn number(error: &dyn DatabaseError) -> Option<u16> {
+    error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
+}
 
 /// Too many connections: of all users, or of this one.
 fn is_full(number: u16) -> bool {
@@ -266,9 +278,7 @@ fn ends_connections(number: u16) -> bool {
 }
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
-    error
-        .try_downcast_ref::<MySqlDatabaseError>()
-        .is_some_and(|error| is_full(error.number()) || ends_connections(error.number()))
+    number(error).is_some_and(|number| is_full(number) || ends_connections(number))
 }
 
 #[cfg(test)]
@@ -284,8 +294,7 @@ mod tests {
         let set = Position::parse_gtid_set("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7").unwrap();
         assert_eq!(
             wait_for(&set, patience).unwrap(),
-            "SELECT WAIT_FOR_EXECUTED_GTID_SET('3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5,\
-             3e11fa47-71ca-11e1-9e33-c80aa9429562:7-7', 0.050)",
+            "SELECT WAIT_FOR_EXECUTED_GTID_SET('3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7-7', 0.050)",
         );
     }
 }

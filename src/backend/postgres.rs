@@ -5,6 +5,7 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgSslMode};
 use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 
+use super::version::Software;
 use super::{
     Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
     Prepared, ReportedRole, Rest, SessionId, Settings, VerifiedHost, connection_fault, fetch_first,
@@ -53,6 +54,10 @@ impl Driver for Postgres {
     /// go on without it.
     fn prepare(conn: &mut PgConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
         Box::pin(async move {
+            // The server has told it while connecting.
+            if let Some(version) = conn.server_version_num() {
+                Software::PostgreSql.accept(&format!("{}.{}", version / 10_000, version % 10_000))?;
+            }
             let prepared = match access {
                 Access::ReadWrite => sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await,
                 Access::ReadMaster | Access::ReadSlave => {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -18,7 +18,7 @@ use super::server::{Purpose, Server};
 use crate::backend::{Access, Driver, Follower, Instance, catch_up};
 use crate::config::{Config, Consistency, ReadShare};
 use crate::health::{Mastership, NodeStatus, Role, Use};
-use crate::pin::{Evidence, Pin, Pins};
+use crate::pin::{self, Evidence, Pin, Pins};
 use crate::pool::Checkout;
 use crate::position::Position;
 
@@ -43,6 +43,8 @@ pub(crate) struct Inner<DB: Driver> {
     pub(super) read_share: AtomicU32,
     pub(super) followers: Mutex<Vec<Follower>>,
     pub(crate) rerouted: Rerouted,
+    /// Whether it has been said that positions are too large for pins.
+    pub(super) oversized: Once,
     /// How many requests and jobs are at it.
     pub(crate) sessions: AtomicUsize,
 }
@@ -52,9 +54,14 @@ impl<DB: Driver> Inner<DB> {
         self.pins.as_ref()?.read(token, OffsetDateTime::now_utc())
     }
 
-    /// The pin for a write that has just been committed at this instance, by a client that carried `before`. The
-    /// position of another instance, to which the monitor may still be connected, says nothing of it.
-    pub(crate) async fn pin(&self, before: Option<&Pin>, written_at: Option<Instance>) -> Option<String> {
+    /// The pin for writes that have been committed at this instance `since` then, by a client that carried `before`.
+    /// The position of another instance, to which the monitor may still be connected, says nothing of them.
+    pub(crate) async fn pin(
+        &self,
+        before: Option<&Pin>,
+        since: Instant,
+        written_at: Option<Instance>,
+    ) -> Option<String> {
         let now = OffsetDateTime::now_utc();
         let position = match self.config.consistency {
             Consistency::Window => None,
@@ -62,10 +69,37 @@ impl<DB: Driver> Inner<DB> {
                 let master = self.servers.master(&self.mastership);
                 let position = tokio::time::timeout(POSITION_BUDGET, master.prober.position_requests.ask());
                 let seen = position.await.ok().flatten();
-                seen.filter(|seen| seen.instance == written_at).map(|seen| seen.position)
+                let seen = seen.filter(|seen| seen.instance == written_at);
+                seen.map(|seen| self.cut(seen.position, before, since))
             }
         };
         Some(self.pins.as_ref()?.sign(now, &Evidence::of_write(position, before)))
+    }
+
+    /// What a pin carries of the master's position: all, if that fits. A cluster that has had many masters names each of
+    /// them for ever. Then it is what is left of the client's own pin, and what was committed since a time at which
+    /// whoever wrote has no pin any more that is valid.
+    ///
+    /// Twice as long, because a request may dawdle between its write and its pin, and cookies of requests at the same
+    /// time replace each other.
+    fn cut(&self, position: Position, before: Option<&Pin>, since: Instant) -> Position {
+        let Some(pins) = self.pins.as_ref().filter(|_| !pin::fits(&position)) else { return position };
+        let long_ago = since.checked_sub(pins.longest() * 2 + self.config.checks.timeout);
+        let known = long_ago.and_then(|long_ago| self.monitor.stood_before(long_ago));
+        let cut = match known {
+            Some(known) => pin::cut(&position, &known, before.and_then(Pin::position)),
+            None => position,
+        };
+        if !pin::fits(&cut) {
+            self.oversized.call_once(|| {
+                warn!(
+                    "The position of database `{}` is too large for pins, which carry only the time until it has been                      watched for {:?}, or if that does not help.",
+                    self.database,
+                    pins.longest() * 2,
+                );
+            });
+        }
+        cut
     }
 
     /// The pin for a write that may be later than anything that can be known of the log now.

@@ -159,6 +159,11 @@ impl<DB: Driver> Monitor<DB> {
         }
     }
 
+    /// Where the master is known to have stood before `time`.
+    pub(super) fn stood_before(&self, time: std::time::Instant) -> Option<Position> {
+        self.watch.verdicts().stood_before(time)
+    }
+
     pub(super) fn end(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }

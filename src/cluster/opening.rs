@@ -44,6 +44,7 @@ impl<DB: Driver> Inner<DB> {
             read_share: AtomicU32::new(config.read_from_slaves.to_bits()),
             followers: Mutex::default(),
             rerouted: super::inner::Rerouted::default(),
+            oversized: std::sync::Once::new(),
             sessions: AtomicUsize::new(0),
             config,
         })

@@ -202,6 +202,11 @@ impl Verdicts {
         }
     }
 
+    /// Where the master is known to have stood before `time`.
+    pub(crate) fn stood_before(&self, time: Instant) -> Option<Position> {
+        self.history.before(time).cloned()
+    }
+
     /// Judges what a probe that began at `began` found of a server that replays this log as a slave.
     pub(crate) fn judge(
         &mut self,

@@ -50,6 +50,11 @@ impl Pins {
         self.signer.read(token, now)
     }
 
+    /// The age beyond which no pin is valid, whichever server's clock it was signed by.
+    pub(crate) fn longest(&self) -> Duration {
+        self.signer.longest()
+    }
+
     /// The pin that a request carries in its cookie, its header, or both. If it carries two, they are
     /// merged, because each stands for writes of the client's own.
     pub(crate) fn find(&self, request: &Request<'_>, now: OffsetDateTime) -> Option<Pin> {

@@ -12,4 +12,4 @@ mod token;
 
 pub(crate) use cookie::{Cookie, PinConfig, Pins};
 pub(crate) use secret::Secret;
-pub(crate) use token::{Evidence, Needed, Pin, Window};
+pub(crate) use token::{Evidence, Needed, Pin, Window, cut, fits};

@@ -86,6 +86,21 @@ pub(crate) enum Needed<'a> {
     Position(&'a Position),
 }
 
+/// Whether a token can carry this position.
+pub(crate) fn fits(position: &Position) -> bool {
+    let mut bytes = Vec::new();
+    position.encode(&mut bytes);
+    bytes.len() <= MAX_POSITION
+}
+
+/// What a pin carries of a position that does not fit: what is later than `known`, a position of which no writer has a
+/// valid pin any more, and what the client's `own` pin already says. What a master that is gone has lost is left out,
+/// as it is lost to its writer as well.
+pub(crate) fn cut(position: &Position, known: &Position, own: Option<&Position>) -> Position {
+    let own = own.and_then(|own| own.in_common(position));
+    own.into_iter().fold(position.since(known), Position::merge)
+}
+
 impl Evidence {
     /// Of a write by a client that carried the pin `before`, after which the master's log stood at `position`, if
     /// that is known.
@@ -115,6 +130,14 @@ impl Pin {
                 Needed::Position(position)
             }
             (Evidence::Earlier(_) | Evidence::Nothing, _) => Needed::Master,
+        }
+    }
+
+    /// Where the master's log stood after one of the client's writes.
+    pub(crate) fn position(&self) -> Option<&Position> {
+        match &self.evidence {
+            Evidence::Nothing => None,
+            Evidence::Position(position) | Evidence::Earlier(position) => Some(position),
         }
     }
 
@@ -201,6 +224,11 @@ impl Signer {
         let mac = self.mac.clone().chain_update(&token).finalize();
         token.extend(mac.into_bytes());
         URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The age beyond which no pin is valid, whichever server's clock it was signed by.
+    pub(super) fn longest(&self) -> Duration {
+        self.lasts.by_time.max(self.lasts.max_age) + self.lasts.skew
     }
 
     /// The pin in a token, by rules 1 to 3.

@@ -70,9 +70,6 @@ fn what_is_no_position() {
     for text in ["", "0-10", "0-10-8-1", "0-10-x", "0-10-8,"] {
         assert_eq!(Position::parse_gtids(text), None, "{text:?}");
     }
-    for text in ["".to_owned(), A.to_owned(), format!("{A}:tag:1-5"), "x:1".to_owned(), format!("{A}:1-5,")] {
-        assert_eq!(Position::parse_gtid_set(&text), None, "{text:?}");
-    }
     for bytes in [&b""[..], b"L", b"L123", b"X12345678", b"T1234567", b"G1", b"S1"] {
         assert_eq!(Position::decode(bytes), None, "{bytes:?}");
     }
@@ -81,12 +78,10 @@ fn what_is_no_position() {
 fn any_position() -> impl Strategy<Value = Position> {
     let gtid =
         any::<(u32, u32, u64)>().prop_map(|(domain, server, sequence)| Gtid { domain, server, sequence });
-    let transactions =
-        any::<(u128, u64, u64)>().prop_map(|(source, first, last)| Transactions { source, first, last });
     prop_oneof![
         any::<(u32, u64)>().prop_map(|(timeline, lsn)| Position::Lsn { timeline, lsn }),
         prop::collection::vec(gtid, 0..5).prop_map(Position::Gtids),
-        prop::collection::vec(transactions, 0..5).prop_map(Position::GtidSet),
+        gtid_set::tests::any_set().prop_map(Position::GtidSet),
         any::<u64>().prop_map(Position::Time),
     ]
 }
@@ -139,6 +134,51 @@ fn lag_is_since_when_the_master_has_been_further() {
     history.record(lsn(1, 40), begin + s(4000));
     assert_eq!(history.lag(&lsn(1, 10)), Some(Lag::MoreThan(s(0))), "forgotten after an hour");
     assert_eq!(history.latest(), Some(&lsn(1, 40)));
+}
+
+#[test]
+fn what_came_since_and_what_is_in_common() {
+    for (now, then, since, in_common) in [
+        (gtids("0-10-9,1-10-3"), gtids("0-10-8,1-10-3"), gtids("0-10-9"), Some(gtids("1-10-3"))),
+        (gtids("0-20-9,1-10-3"), gtids("0-10-9"), gtids("0-20-9,1-10-3"), Some(Position::Gtids(vec![]))),
+        (
+            set(&format!("{A}:1-9,{B}:1")),
+            set(&format!("{A}:1-7,{B}:1-2")),
+            set(&format!("{A}:8-9")),
+            Some(set(&format!("{A}:1-7,{B}:1"))),
+        ),
+        (lsn(1, 10), lsn(1, 9), lsn(1, 10), None),
+        (lsn(1, 9), lsn(1, 10), lsn(1, 9), Some(lsn(1, 9))),
+    ] {
+        assert_eq!(now.since(&then), since, "{now:?} {then:?}");
+        assert_eq!(now.in_common(&then), in_common, "{now:?} {then:?}");
+    }
+}
+
+#[test]
+fn an_hour_of_positions_is_few_of_them() {
+    let begin = Instant::now();
+    let at = |second: u64| begin + Duration::from_secs(second);
+    let mut history = History::default();
+    for second in 0..7200 {
+        history.record(lsn(1, second), at(second));
+    }
+    assert!(history.seen.len() < 500, "{}", history.seen.len());
+    for (replayed, lag) in [(7199, 0), (7198, 1), (7190, 9), (7000, 199), (5000, 2199)] {
+        let Some(Lag::AtMost(told)) = history.lag(&lsn(1, replayed)) else { panic!("{replayed}") };
+        let told = told.as_secs_f64();
+        assert!(told >= lag as f64 && told <= lag as f64 * 1.02 + 1.0, "{replayed}: {told} s, not {lag} s");
+    }
+    assert_eq!(history.before(at(7000)).map(|seen| seen.reaches(&lsn(1, 6990))), Some(true));
+    assert_eq!(history.before(at(7000)).map(|seen| seen.reaches(&lsn(1, 7000))), Some(false));
+    assert_eq!(history.before(at(100)), None);
+
+    // An idle master has stood there since it came.
+    let mut history = History::default();
+    history.record(lsn(1, 1), at(0));
+    history.record(lsn(1, 1), at(100));
+    assert_eq!(history.before(at(50)), Some(&lsn(1, 1)));
+    assert_eq!(history.before(at(0)), None);
 }
 
 #[test]

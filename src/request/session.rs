@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use log::{debug, warn};
 
@@ -74,7 +75,7 @@ enum Service {
 enum Writes {
     #[default]
     None,
-    Some,
+    Since(Instant),
 }
 
 /// What became of the request's reply.
@@ -119,14 +120,14 @@ impl<DB: Driver> Session<DB> {
 
     /// The pin that the writes so far leave.
     pub(crate) async fn pin(&self) -> Option<String> {
-        let written_at = {
+        let (since, written_at) = {
             let progress = self.progress();
             match progress.writes {
                 Writes::None => return None,
-                Writes::Some => progress.written_at,
+                Writes::Since(since) => (since, progress.written_at),
             }
         };
-        self.cluster.pin(self.pin.as_ref(), written_at).await
+        self.cluster.pin(self.pin.as_ref(), since, written_at).await
     }
 
     /// The reply is about to leave: the pin it has to carry, if any.
@@ -134,17 +135,18 @@ impl<DB: Driver> Session<DB> {
     /// `in_use` says that a handle is still alive, in a streamed body or a spawned task: if the
     /// request means to write, it may do so after the reply.
     pub(crate) async fn answer(&self, in_use: bool) -> Option<String> {
-        let (wrote, may_write, written_at) = {
+        let (writes, may_write, written_at) = {
             let mut progress = self.progress();
-            let wrote = progress.writes == Writes::Some;
+            let writes = progress.writes;
             let may_write = in_use && self.intent(&progress).is_write();
-            progress.reply = if wrote || may_write { Reply::Settled } else { Reply::WithoutPin };
-            (wrote, may_write, progress.written_at)
+            let settled = writes != Writes::None || may_write;
+            progress.reply = if settled { Reply::Settled } else { Reply::WithoutPin };
+            (writes, may_write, progress.written_at)
         };
-        match (wrote, may_write) {
+        match (writes, may_write) {
             (_, true) => self.cluster.window_pin(self.pin.as_ref()),
-            (true, false) => self.cluster.pin(self.pin.as_ref(), written_at).await,
-            (false, false) => None,
+            (Writes::Since(since), false) => self.cluster.pin(self.pin.as_ref(), since, written_at).await,
+            (Writes::None, false) => None,
         }
     }
 
@@ -297,7 +299,9 @@ impl<DB: Driver> Session<DB> {
             progress.instance = instance;
             return true;
         }
-        progress.writes = Writes::Some;
+        if progress.writes == Writes::None {
+            progress.writes = Writes::Since(Instant::now());
+        }
         progress.written_at = checkout.state().instance();
         if progress.reply == Reply::WithoutPin {
             progress.reply = Reply::Settled;

@@ -27,7 +27,7 @@ use nemesis::{Fault, Wires};
 use operation::{Operation, Outcome, Spell, Work, Write};
 use program::Website;
 use support::cluster::{Cluster, Dbms};
-use support::mariadb::MariaDb;
+use support::mysql::MySql;
 use support::postgres::Postgres;
 
 /// An application under test.
@@ -240,7 +240,7 @@ async fn on_postgresql() {
 
 #[rocket::async_test]
 async fn on_mariadb() {
-    run::<MariaDb>("mariadb", "follow_promotion=false", &SCHEMA, |_, _, _| LastAct {
+    run::<MySql>("mariadb", "follow_promotion=false", &SCHEMA, |_, _, _| LastAct {
         master: 0,
         spell: None,
         epilogue: |_| (),

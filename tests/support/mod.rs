@@ -11,7 +11,7 @@ pub mod dns;
 pub mod server;
 
 #[cfg(feature = "mysql")]
-pub mod mariadb;
+pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod pgbouncer;
 #[cfg(feature = "postgres")]
@@ -31,7 +31,8 @@ use rocket::{Build, Rocket};
 use serde::{Deserialize, Serialize};
 
 /// Instantiates tests for each database: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Lab`, `DriverError`,
-/// the code by which it refuses a write (`REFUSED`) and its way to write arguments (`sql`) are its own.
+/// the code by which it refuses a write (`REFUSED`), its way to write arguments (`sql`) and whether an `INSERT`
+/// returns rows (`has_returning`) are its own.
 macro_rules! on_every_database {
     ($($test:tt)*) => {
         crate::support::on_servers! { $($test)* }
@@ -39,7 +40,7 @@ macro_rules! on_every_database {
         #[cfg(feature = "sqlite")]
         #[allow(unused_imports)]
         mod sqlite {
-            use crate::support::lab::sqlite::{DriverError, Lab, REFUSED, sql};
+            use crate::support::lab::sqlite::{DriverError, Lab, REFUSED, has_returning, sql};
             use rocket_replicated::sqlite::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
@@ -54,8 +55,8 @@ macro_rules! on_servers {
         #[cfg(feature = "mysql")]
         #[allow(unused_imports)]
         mod mysql {
-            use crate::support::lab::mariadb::{DriverError, Lab, REFUSED, sql};
-            use crate::support::mariadb::MariaDb as Dbms;
+            use crate::support::lab::mysql::{DriverError, Lab, REFUSED, has_returning, sql};
+            use crate::support::mysql::MySql as Dbms;
             use rocket_replicated::mysql::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
@@ -64,7 +65,7 @@ macro_rules! on_servers {
         #[cfg(feature = "postgres")]
         #[allow(unused_imports)]
         mod postgres {
-            use crate::support::lab::postgres::{DriverError, Lab, REFUSED, sql};
+            use crate::support::lab::postgres::{DriverError, Lab, REFUSED, has_returning, sql};
             use crate::support::postgres::Postgres as Dbms;
             use rocket_replicated::postgres::{Database, Pool, Replicated, ReplicatedDb};
 

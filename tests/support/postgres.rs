@@ -174,10 +174,12 @@ pub fn client(server: &Server, name: &str) -> Command {
 fn program(name: &str) -> Command {
     static DEBIAN: OnceLock<Option<PathBuf>> = OnceLock::new();
     let debian = DEBIAN.get_or_init(|| {
-        let versions = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
+        let root = server::engine().unwrap_or(Path::new("/"));
+        let versions = fs::read_dir(root.join("usr/lib/postgresql")).ok()?.flatten();
         let bin = versions.map(|version| version.path().join("bin"));
         let number = |bin: &PathBuf| bin.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
         bin.max_by_key(number)
     });
+    assert!(debian.is_some() || server::engine().is_none(), "PostgreSQL is missing in the engine's folder");
     server::program(debian.as_deref(), name)
 }

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::{fs::chown, process::CommandExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, mem, net::TcpListener, thread};
 
@@ -207,6 +207,20 @@ pub fn program(folder: Option<&Path>, name: &str) -> Command {
     command.env_clear().env("PATH", path).env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
+}
+
+/// Where `scripts/engines` has put servers that are to be tested in place of the system's: a folder like `/`.
+pub fn engine() -> Option<&'static Path> {
+    static ENGINE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    ENGINE.get_or_init(|| env::var_os("ENGINE").map(PathBuf::from)).as_deref()
+}
+
+/// From one of the folders of the [`engine`], if there is one, or else as [`program`] finds it.
+pub fn engine_program(folders: &[&str], name: &str) -> Command {
+    let Some(engine) = engine() else { return program(None, name) };
+    let mut folders = folders.iter().map(|folder| engine.join(folder));
+    let folder = folders.find(|folder| folder.join(name).is_file());
+    program(Some(&folder.unwrap_or_else(|| panic!("`{name}` is missing in {}", engine.display()))), name)
 }
 
 /// In the folder, and as that user if this process is root's.

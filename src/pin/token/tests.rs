@@ -151,13 +151,41 @@ fn two_pins_make_one_that_stands_for_both() {
 
 #[test]
 fn a_position_that_fits_no_cookie_stays_at_home() {
-    let transactions = |source| crate::position::Transactions { source, first: 1, last: 9 };
-    let set =
-        |len| Evidence::Position(crate::position::Position::GtidSet((0..len).map(transactions).collect()));
-    let token = signer().sign(NOW, &set(31));
+    let set = |sources: u32| {
+        let text: Vec<_> = (1..=sources).map(|source| format!("{source:032x}:1-1000000")).collect();
+        crate::position::Position::parse_gtid_set(&text.join(",")).unwrap()
+    };
+    let (small, large) = (set(46), set(47));
+    assert!(fits(&small) && !fits(&large));
+    let token = signer().sign(NOW, &Evidence::Position(small.clone()));
     assert!(token.len() <= MAX_ENCODED);
-    assert_eq!(signer().read(&token, NOW).unwrap().evidence, set(31));
-    assert_eq!(signer().read(&signer().sign(NOW, &set(32)), NOW), Some(by_time(NOW)));
+    assert_eq!(signer().read(&token, NOW).unwrap().evidence, Evidence::Position(small));
+    assert_eq!(signer().read(&signer().sign(NOW, &Evidence::Position(large)), NOW), Some(by_time(NOW)));
+}
+
+#[test]
+fn what_is_cut_off_a_position_is_nobodys() {
+    let set = |text: &str| {
+        let text = text.replace("a:", "00000000-0000-0000-0000-00000000000a:");
+        let text = text.replace("b:", "00000000-0000-0000-0000-00000000000b:");
+        crate::position::Position::parse_gtid_set(&text).unwrap()
+    };
+    let nothing = set("a:1").since(&set("a:1"));
+    for (now, known, own, carried) in [
+        ("a:1-900,b:1-50", "a:1-900,b:1-40", None, Some("b:41-50")),
+        // A group whose members write blocks of their own, and fill gaps later.
+        ("a:1-9:1001-1009", "a:1-3:5-9:1001-1007", None, Some("a:4:1008-1009")),
+        // The pin that the client came with is younger than what is known, or as old.
+        ("a:1-900,b:1-50", "a:1-900,b:1-40", Some("b:38-45"), Some("b:38-50")),
+        ("a:1-900,b:1-50", "a:1-900,b:1-40", Some("a:890-900"), Some("a:890-900,b:41-50")),
+        // What the master before has lost.
+        ("a:1-900,b:1-50", "a:1-900,b:1-40", Some("a:899-905"), Some("a:899-900,b:41-50")),
+        // Nobody has written.
+        ("a:1-900", "a:1-900", None, None),
+    ] {
+        let carried = carried.map_or(nothing.clone(), set);
+        assert_eq!(cut(&set(now), &set(known), own.map(set).as_ref()), carried, "{now} {known} {own:?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,11 @@ pub fn sql(sql: &'static str) -> sqlx::SqlStr {
     sqlx::SqlSafeStr::into_sql_str(sql)
 }
 
+/// Whether an `INSERT` can return rows.
+pub fn has_returning() -> bool {
+    true
+}
+
 /// On real servers, in a database of its own.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod servers {
@@ -97,10 +102,10 @@ mod servers {
 }
 
 #[cfg(feature = "mysql")]
-pub mod mariadb {
+pub mod mysql {
     use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-    use crate::support::mariadb::MariaDb;
+    use crate::support::mysql::MySql;
 
     pub use sqlx::mysql::MySqlDatabaseError as DriverError;
 
@@ -108,12 +113,17 @@ pub mod mariadb {
     /// ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
     pub const REFUSED: &str = "25006";
 
-    pub type Lab = super::servers::Lab<MariaDb>;
+    pub type Lab = super::servers::Lab<MySql>;
 
-    impl super::servers::Notes for MariaDb {
+    impl super::servers::Notes for MySql {
         const NOTES: &[&str] = &[
             "CREATE TABLE notes (id INTEGER PRIMARY KEY AUTO_INCREMENT, body VARCHAR(200) NOT NULL UNIQUE)",
         ];
+    }
+
+    /// Whether an `INSERT` can return rows.
+    pub fn has_returning() -> bool {
+        crate::support::mysql::is_mariadb()
     }
 
     /// SQL with the argument `$1`, as the database takes it.
@@ -128,7 +138,7 @@ pub mod postgres {
 
     pub use sqlx::postgres::PgDatabaseError as DriverError;
 
-    pub use super::sql;
+    pub use super::{has_returning, sql};
 
     /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: read_only_sql_transaction
     pub const REFUSED: &str = "25006";
@@ -155,7 +165,7 @@ pub mod sqlite {
 
     pub use sqlx::sqlite::SqliteError as DriverError;
 
-    pub use super::sql;
+    pub use super::{has_returning, sql};
 
     /// <https://www.sqlite.org/rescode.html#readonly>
     pub const REFUSED: &str = "8";

@@ -1,4 +1,4 @@
-//! MariaDB with replication by GTID.
+//! MySQL's kind of server: MariaDB, or MySQL itself if the engine under test has it. Both replicate by GTID.
 
 // Each test file compiles this module for itself and uses a part of it.
 #![allow(dead_code)]
@@ -10,45 +10,56 @@ use std::process::Command;
 use super::cluster::{self, Dbms, Replay};
 use super::server::{self, Program, as_user, output};
 
-const SETTINGS: &str = "
-[mariadbd]
-bind_address = 127.0.0.1
-skip_name_resolve
-max_connections = 100
-character_set_server = utf8mb4
-performance_schema = off
-innodb_buffer_pool_size = 16M
-innodb_log_file_size = 8M
-# What is committed is written, so that it survives a killed server, but nothing is synced.
-innodb_flush_log_at_trx_commit = 2
-innodb_flush_method = nosync
-debug_no_sync
-# Ends on Ctrl-C, which every process of the terminal gets.
-debug_gdb
-log_bin = binlog
-relay_log = relay
-log_slave_updates
-gtid_strict_mode = on
-";
+mod mariadb;
+mod oracle;
 
 /// One whose `server_id` is that of the master (1), or the next ones, of its slaves.
-pub struct MariaDb {
+pub struct MySql {
     server_id: usize,
 }
 
-pub type Server = server::Server<MariaDb>;
+pub type Server = server::Server<MySql>;
 
-pub type Cluster = cluster::Cluster<MariaDb>;
+pub type Cluster = cluster::Cluster<MySql>;
 
-impl Program for MariaDb {
-    const NAME: &str = "MariaDB";
+/// What MariaDB and MySQL do in ways of their own.
+struct Software {
+    server: &'static str,
+    client: &'static str,
+    settings: &'static str,
+    /// Makes the folder `fresh` for data in the folder of the settings. Root has no password where only
+    /// `localhost`, the Unix socket, is its host.
+    install: fn(&Path),
+    /// What a slave is told of its master at this port.
+    replicate: fn(u16) -> String,
+    is_replicating: fn(&Server) -> bool,
+    position: &'static str,
+    has_replayed: fn(&str) -> String,
+    /// One transaction of each of so many sources, as of a cluster that has had many masters.
+    many_sources: fn(usize) -> String,
+    pause_replay: &'static str,
+    resume_replay: &'static str,
+    replay: fn(Replay) -> String,
+}
+
+fn software() -> &'static Software {
+    if is_mariadb() { &mariadb::MARIADB } else { &oracle::MYSQL }
+}
+
+/// What the system has is MariaDB.
+pub fn is_mariadb() -> bool {
+    server::engine().is_none_or(|engine| engine.join("usr/sbin/mariadbd").is_file())
+}
+
+impl Program for MySql {
+    const NAME: &str = "MySQL";
     const USER: &str = "nobody";
     const PORT_TAKEN: &str = "Bind on TCP/IP port";
     const STOP: i32 = libc::SIGTERM;
     const END: i32 = libc::SIGKILL;
 
     fn command(server: &Server) -> Command {
-        let mut command = program("mariadbd", server.folder());
+        let mut command = program(software().server, server.folder());
         command.arg(option("datadir", &server.data));
         command.arg(option("socket", &socket(server)));
         command.arg(option("tmpdir", server.folder()));
@@ -64,26 +75,19 @@ impl Program for MariaDb {
     }
 }
 
-impl Dbms for MariaDb {
+impl Dbms for MySql {
     const SCHEME: &str = "mysql";
     const ADMIN: &str = "root";
 
     fn start_master(folder: &Path) -> Server {
-        fs::write(folder.join("my.cnf"), SETTINGS).unwrap();
-        let mut install = program("mariadb-install-db", folder);
-        install.arg(option("datadir", &folder.join("fresh")));
-        // Root has no password where only `localhost`, the Unix socket, is its host.
-        install.args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
-        // Two at a time would be in each other's way elsewhere.
-        install.env("TMPDIR", folder);
-        as_user(&mut install, Self::USER, folder);
-        output(&mut install).unwrap();
-
+        fs::write(folder.join("my.cnf"), software().settings).unwrap();
+        (software().install)(folder);
         let master = start(folder, "master", 1);
         let create = "
             CREATE USER replication IDENTIFIED BY 'secret';
             GRANT REPLICATION SLAVE ON *.* TO replication;
-            CREATE OR REPLACE USER root@'127.0.0.1' IDENTIFIED BY 'secret';
+            DROP USER IF EXISTS root@'127.0.0.1';
+            CREATE USER root@'127.0.0.1' IDENTIFIED BY 'secret';
             GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;
             CREATE USER app IDENTIFIED BY 'secret'; ";
         master.sql_in("mysql", &(create.to_owned() + &Self::create_database("app"))).unwrap();
@@ -92,41 +96,33 @@ impl Dbms for MariaDb {
 
     fn start_slave(master: &Server, number: usize) -> Server {
         let slave = start(master.folder(), &format!("slave{number}"), number + 1);
-        let port = master.port();
-        let replicate = format!(
-            "CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = {port},
-             MASTER_USER = 'replication', MASTER_PASSWORD = 'secret',
-             MASTER_CONNECT_RETRY = 1, MASTER_USE_GTID = slave_pos; START SLAVE"
-        );
-        slave.sql_in("mysql", &replicate).unwrap();
+        slave.sql_in("mysql", &(software().replicate)(master.port())).unwrap();
         slave
     }
 
     fn is_replicating(cluster: &Cluster) -> bool {
-        let running = "SHOW STATUS LIKE 'Slave_running'";
-        cluster.slaves.iter().all(|slave| slave.sql_in("mysql", running).unwrap().ends_with("ON"))
+        cluster.slaves.iter().all(software().is_replicating)
     }
 
     fn position(master: &Server) -> String {
-        master.sql("SELECT @@gtid_binlog_pos")
+        master.sql(software().position)
     }
 
     fn has_replayed(slave: &Server, position: &str) -> bool {
-        slave.sql_in("mysql", &format!("SELECT MASTER_GTID_WAIT('{position}', 0)")).unwrap() == "0"
+        slave.sql_in("mysql", &(software().has_replayed)(position)).unwrap() == "1"
     }
 
+    // In a database that a slave has before it has replayed anything.
     fn pause_replay(slave: &Server) {
-        slave.sql("STOP SLAVE SQL_THREAD");
+        slave.sql_in("mysql", software().pause_replay).unwrap();
     }
 
     fn resume_replay(slave: &Server) {
-        slave.sql("START SLAVE");
+        slave.sql_in("mysql", software().resume_replay).unwrap();
     }
 
-    fn replay(slave: &Server, Replay { lag, paused }: Replay) -> Result<(), String> {
-        let threads = if paused { "IO_THREAD" } else { "" };
-        let sql = format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {lag}; START SLAVE {threads}");
-        slave.try_sql(&sql).map(drop)
+    fn replay(slave: &Server, replay: Replay) -> Result<(), String> {
+        slave.sql_in("mysql", &(software().replay)(replay)).map(drop)
     }
 
     fn create_database(name: &str) -> String {
@@ -134,7 +130,7 @@ impl Dbms for MariaDb {
     }
 
     fn sql_in(server: &Server, database: &str, sql: &str) -> Result<String, String> {
-        let mut client = server::program(None, "mariadb");
+        let mut client = server::engine_program(&["usr/bin"], software().client);
         client.args(["--no-defaults", "--user=root", "--default-character-set=utf8mb4"]);
         // A frozen server takes the connection and then says nothing.
         client.args(["--connect-timeout=10", "--batch", "--raw", "--skip-column-names"]);
@@ -143,18 +139,36 @@ impl Dbms for MariaDb {
     }
 }
 
+impl Server {
+    /// A position of so many sources is too large for a pin.
+    pub fn write_from_many_sources(&self) {
+        self.sql(&(software().many_sources)(100));
+    }
+
+    /// Stops, and starts again with one more line of settings.
+    pub fn restart_with(&self, setting: &str) {
+        self.stop();
+        let file = self.folder().join("my.cnf");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + setting + "\n").unwrap();
+        self.start();
+    }
+}
+
 /// On a copy of the fresh data.
 fn start(folder: &Path, name: &str, server_id: usize) -> Server {
     let mut copy = server::program(None, "cp");
-    as_user(&mut copy, MariaDb::USER, folder);
+    as_user(&mut copy, MySql::USER, folder);
     output(copy.args(["-R", "fresh", name])).unwrap();
-    Server::launch(MariaDb { server_id }, folder.join(name))
+    Server::launch(MySql { server_id }, folder.join(name))
 }
 
 /// With the settings in the folder.
 fn program(name: &str, folder: &Path) -> Command {
-    let mut command = server::program(None, name);
+    let mut command = server::engine_program(&["usr/sbin", "usr/bin"], name);
     command.arg(option("defaults-file", &folder.join("my.cnf")));
+    if let Some(engine) = server::engine() {
+        command.arg(option("basedir", &engine.join("usr")));
+    }
     command
 }
 

@@ -1,0 +1,60 @@
+//! A server that is older than what this crate works with is refused at its first connection.
+
+#![cfg(feature = "mysql")]
+
+mod support;
+
+/// MariaDB can be told to say that it is older than it is; of other servers, only the decision is tested.
+mod mariadb {
+    use rocket::http::Status;
+    use rocket::local::blocking::Client;
+    use rocket_replicated::mysql::{Replicated, ReplicatedDb};
+    use rocket_replicated::{Error, NodeState};
+
+    use crate::support::mysql::Cluster;
+    use crate::support::{eventually, logbook, rocket_over};
+
+    const NEEDED: &str = "MariaDB 10.4.34-MariaDB is too old, MariaDB 10.5 or newer is needed";
+
+    #[rocket::get("/")]
+    async fn read(db: ReplicatedDb) -> Result<String, Error> {
+        let _one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(&db).await?;
+        Ok(db.choice().unwrap().role().to_string())
+    }
+
+    #[rocket::post("/")]
+    async fn write(db: ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&db).await?;
+        Ok(())
+    }
+
+    #[test]
+    fn that_is_a_slave_serves_nobody_and_a_master_takes_no_writes() {
+        let servers = Cluster::start(1);
+        let (new, old) = (&servers.master, &servers.slaves[0]);
+        old.restart_with("version = 10.4.34-MariaDB");
+        let section = |master: &str, slave: &str| {
+            format!("url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"slave-1\" }}]\n")
+        };
+        let app = |section: &str| {
+            let rocket = rocket_over(section).attach(Replicated::fairing());
+            Client::untracked(rocket.mount("/", rocket::routes![read, write])).unwrap()
+        };
+
+        let client = app(&section(&new.url(), &old.url()));
+        eventually("the line", || {
+            let told = logbook::lines(&["The slave `slave-1` cannot be used", NEEDED]);
+            (!told.is_empty()).then_some(())
+        });
+        assert_eq!(client.get("/").dispatch().into_string().unwrap(), "master");
+        drop(client);
+
+        let client = app(&section(&old.url(), &new.url()));
+        eventually("the line", || {
+            (!logbook::lines(&["The master", "cannot be used", NEEDED]).is_empty()).then_some(())
+        });
+        assert_eq!(client.post("/").dispatch().status(), Status::ServiceUnavailable);
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        assert_eq!(cluster.status()[0].state, NodeState::Down);
+    }
+}

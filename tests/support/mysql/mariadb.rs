@@ -1,0 +1,65 @@
+use std::path::Path;
+
+use super::{MySql, Replay, Server, Software, option, program};
+use crate::support::server::{Program, as_user, output};
+
+pub(super) const MARIADB: Software = Software {
+    server: "mariadbd",
+    client: "mariadb",
+    settings: "
+[mariadbd]
+bind_address = 127.0.0.1
+skip_name_resolve
+max_connections = 100
+character_set_server = utf8mb4
+performance_schema = off
+innodb_buffer_pool_size = 16M
+innodb_log_file_size = 8M
+# What is committed is written, so that it survives a killed server, but nothing is synced.
+innodb_flush_log_at_trx_commit = 2
+innodb_flush_method = nosync
+debug_no_sync
+# Ends on Ctrl-C, which every process of the terminal gets.
+debug_gdb
+log_bin = binlog
+relay_log = relay
+log_slave_updates
+gtid_strict_mode = on
+",
+    install,
+    replicate: |port| {
+        format!(
+            "CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = {port},
+             MASTER_USER = 'replication', MASTER_PASSWORD = 'secret',
+             MASTER_CONNECT_RETRY = 1, MASTER_USE_GTID = slave_pos; START SLAVE"
+        )
+    },
+    is_replicating: |slave: &Server| {
+        slave.sql_in("mysql", "SHOW STATUS LIKE 'Slave_running'").unwrap().ends_with("ON")
+    },
+    position: "SELECT @@gtid_binlog_pos",
+    has_replayed: |position| format!("SELECT MASTER_GTID_WAIT('{position}', 0) = 0"),
+    many_sources: |count| {
+        let write =
+            |domain| format!("SET gtid_domain_id = {domain}; INSERT INTO sources VALUES ({domain}); ");
+        format!("CREATE TABLE sources (id INTEGER); {}", (1..=count).map(write).collect::<String>())
+    },
+    pause_replay: "STOP SLAVE SQL_THREAD",
+    resume_replay: "START SLAVE",
+    replay: |Replay { lag, paused }| {
+        let threads = if paused { "IO_THREAD" } else { "" };
+        format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {lag}; START SLAVE {threads}")
+    },
+};
+
+fn install(folder: &Path) {
+    let mut install = program("mariadb-install-db", folder);
+    install.arg(option("datadir", &folder.join("fresh")));
+    install.args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
+    // Older ones log what they install, and slaves would do it again.
+    install.arg("--skip-log-bin");
+    // Two at a time would be in each other's way elsewhere.
+    install.env("TMPDIR", folder);
+    as_user(&mut install, MySql::USER, folder);
+    output(&mut install).unwrap();
+}

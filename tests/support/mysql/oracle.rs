@@ -1,0 +1,73 @@
+use std::fs;
+use std::path::Path;
+
+use super::{MySql, Replay, Server, Software, option, program};
+use crate::support::server::{Program, as_user, output};
+
+pub(super) const MYSQL: Software = Software {
+    server: "mysqld",
+    client: "mysql",
+    settings: "
+[mysqld]
+bind_address = 127.0.0.1
+skip_name_resolve
+mysqlx = off
+secure_file_priv = NULL
+max_connections = 100
+performance_schema = off
+innodb_buffer_pool_size = 16M
+innodb_redo_log_capacity = 8M
+# What is committed is written, so that it survives a killed server, but nothing is synced.
+innodb_flush_log_at_trx_commit = 2
+innodb_flush_method = nosync
+innodb_doublewrite = off
+sync_binlog = 0
+# Ends on Ctrl-C, which every process of the terminal gets.
+gdb
+log_bin = binlog
+relay_log = relay
+relay_log_recovery = on
+gtid_mode = on
+enforce_gtid_consistency = on
+",
+    install,
+    // By default, a slave gives its master up after ten attempts.
+    replicate: |port| {
+        format!(
+            "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {port},
+             SOURCE_USER = 'replication', SOURCE_PASSWORD = 'secret', GET_SOURCE_PUBLIC_KEY = 1,
+             SOURCE_CONNECT_RETRY = 1, SOURCE_RETRY_COUNT = 86400, SOURCE_AUTO_POSITION = 1; START REPLICA"
+        )
+    },
+    is_replicating: |slave: &Server| {
+        // Of the thread that receives, and of the one that replays.
+        slave.sql_in("mysql", "SHOW REPLICA STATUS").unwrap().contains("\tYes\tYes\t")
+    },
+    position: "SELECT REPLACE(@@global.gtid_executed, '\\n', '')",
+    has_replayed: |position| format!("SELECT GTID_SUBSET('{position}', @@global.gtid_executed)"),
+    // With a gap each.
+    many_sources: |count| {
+        let write = |source| {
+            let empty =
+                |n| format!("SET gtid_next = '{source:08x}-0000-0000-0000-000000000001:{n}'; COMMIT; ");
+            empty(1) + &empty(3)
+        };
+        (1..=count).map(write).collect::<String>()
+    },
+    pause_replay: "STOP REPLICA SQL_THREAD",
+    resume_replay: "START REPLICA",
+    replay: |Replay { lag, paused }| {
+        let threads = if paused { "IO_THREAD" } else { "" };
+        format!("STOP REPLICA; CHANGE REPLICATION SOURCE TO SOURCE_DELAY = {lag}; START REPLICA {threads}")
+    },
+};
+
+fn install(folder: &Path) {
+    let mut install = program("mysqld", folder);
+    let data = folder.join("fresh");
+    install.arg(option("datadir", &data)).arg("--initialize-insecure");
+    as_user(&mut install, MySql::USER, folder);
+    output(&mut install).unwrap();
+    // Each copy makes a server UUID of its own.
+    fs::remove_file(data.join("auto.cnf")).unwrap();
+}
