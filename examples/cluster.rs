@@ -40,6 +40,7 @@ kill NODE      a crash; NODE is master, slave1 or slave2
 start NODE     the way back from it
 freeze NODE    connections stay open, and nothing answers
 thaw NODE      the way back from it
+promote NODE   a slave takes writes of its own, and replays nothing any more
 status         what is up, and how old it is
 quit           stops everything, as do Ctrl-C and the end of input";
 
@@ -149,7 +150,8 @@ impl Database<'_> {
     /// As a value in a variable.
     fn inline(&self) -> String {
         let slaves: Vec<_> = self.slaves().collect();
-        format!(r#"{} = {{ url = "{}", slaves = [{}] }}"#, self.name, self.urls.0, slaves.join(", "))
+        let (name, url) = (self.name, &self.urls.0);
+        format!(r#"{name} = {{ url = "{url}", name = "{MASTER}", slaves = [{}] }}"#, slaves.join(", "))
     }
 }
 
@@ -158,6 +160,7 @@ impl fmt::Display for Database<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "[default.databases.{}]", self.name)?;
         writeln!(f, "url = \"{}\"", self.urls.0)?;
+        writeln!(f, "name = \"{MASTER}\"")?;
         writeln!(f, "slaves = [")?;
         self.slaves().try_for_each(|slave| writeln!(f, "    {slave},"))?;
         write!(f, "]")
@@ -174,6 +177,15 @@ struct Node<'a, D: Dbms> {
     name: &'static str,
     server: &'a Server<D>,
     state: State,
+    part: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Master,
+    Slave,
+    /// It was a slave.
+    Promoted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +199,9 @@ impl<'a, D: Dbms> Nodes<'a, D> {
     fn new(cluster: &'a Cluster<D>) -> Self {
         let servers = std::iter::once(&cluster.master).chain(&cluster.slaves);
         let names = std::iter::once(MASTER).chain(SLAVES);
-        let nodes = names.zip(servers).map(|(name, server)| Node { name, server, state: State::Running });
+        let part = |name| if name == MASTER { Part::Master } else { Part::Slave };
+        let node = |(name, server)| Node { name, server, state: State::Running, part: part(name) };
+        let nodes = names.zip(servers).map(node);
         Self { nodes: nodes.collect(), replay: Replay { lag: 0, paused: false } }
     }
 
@@ -203,15 +217,31 @@ impl<'a, D: Dbms> Nodes<'a, D> {
             }
             ["pause"] => self.delay(Replay { paused: true, ..self.replay })?,
             ["resume"] => self.delay(Replay { paused: false, ..self.replay })?,
+            ["promote", name] => self.promote(name)?,
             [verb @ ("kill" | "start" | "freeze" | "thaw"), name] => self.change(verb, name)?,
             _ => return Err(format!("`{line}` is no command: try `help`")),
         }
         Ok(self.status())
     }
 
-    fn change(&mut self, verb: &str, name: &str) -> Result<(), String> {
+    fn node(&mut self, name: &str) -> Result<&mut Node<'a, D>, String> {
         let node = self.nodes.iter_mut().find(|node| node.name == name);
-        let node = node.ok_or_else(|| format!("there is no node `{name}`"))?;
+        node.ok_or_else(|| format!("there is no node `{name}`"))
+    }
+
+    fn promote(&mut self, name: &str) -> Result<(), String> {
+        let node = self.node(name)?;
+        if !node.is_running_slave() {
+            return Err(format!("{name} is no slave that runs"));
+        }
+        D::promote(node.server).map_err(|error| format!("{name}: {error}"))?;
+        node.part = Part::Promoted;
+        Ok(())
+    }
+
+    fn change(&mut self, verb: &str, name: &str) -> Result<(), String> {
+        let replay = self.replay;
+        let node = self.node(name)?;
         node.state = match (verb, node.state) {
             ("kill", State::Running | State::Frozen) => {
                 node.server.kill();
@@ -232,7 +262,7 @@ impl<'a, D: Dbms> Nodes<'a, D> {
             (_, state) => return Err(format!("{name} is {state}")),
         };
         // What it could not be told in the meantime.
-        node.delay(self.replay)
+        node.delay(replay)
     }
 
     fn delay(&mut self, replay: Replay) -> Result<(), String> {
@@ -247,6 +277,7 @@ impl<'a, D: Dbms> Nodes<'a, D> {
         let mut status = String::new();
         for node in &self.nodes {
             let age = match &position {
+                _ if node.part == Part::Promoted => ", promoted",
                 Some(position) if node.is_running_slave() => match D::has_replayed(node.server, position) {
                     true => ", up to date",
                     false => ", behind",
@@ -262,7 +293,7 @@ impl<'a, D: Dbms> Nodes<'a, D> {
 
 impl<D: Dbms> Node<'_, D> {
     fn is_running_slave(&self) -> bool {
-        self.name != MASTER && self.state == State::Running
+        self.part == Part::Slave && self.state == State::Running
     }
 
     /// Once it runs: until then it cannot be told.

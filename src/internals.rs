@@ -40,6 +40,12 @@ pub fn read_pin<D: Database<Pool: Backend>>(cluster: &Cluster<D>, token: &str) -
     cluster.0.read_pin(token).is_some()
 }
 
+/// The names of all metrics.
+#[cfg(feature = "metrics")]
+pub fn metrics() -> Vec<&'static str> {
+    crate::metrics::names().collect()
+}
+
 /// What servers are asked over and over.
 #[cfg(feature = "postgres")]
 pub mod postgres {

@@ -1,6 +1,8 @@
 // A map of the crate, for whoever works on it. Each room imports from those below it, never from those above:
 //
 //     web        what Rocket sees: the fairing, the guards, the error that handlers return
+//     metrics    publishes that snapshot, for an exporter
+//     statistics a snapshot of what all rooms have counted
 //     request    what one request does: its handle, its session, how queries run, and what becomes of those that fail
 //     routing    which server serves: the table of rules (`table.md`), and which of several slaves
 //     cluster    the servers of one database, each with its pools and its probe; the monitor
@@ -10,6 +12,7 @@
 //     pin        what a client carries after a write: token, cookie, secret
 //     backend    what differs between databases
 //     position   where a replication log stands
+//     counters   what all rooms count with
 //
 // The way of a query: a guard (`web::guards`) hands out a `ReplicatedDb` (`request::handle`) over the session of its
 // request. `request::executor` takes the query apart and asks `request::session` for a connection: `routing` chooses a
@@ -20,7 +23,8 @@
 //
 // Where to add what: a reason, in `routing::policy` and its table; a key, in `config::section` (or `slaves`, `pool`,
 // `pin`); a database, in `backend`, as another `Driver`; what operators see, in `health::state` and
-// `cluster::Cluster::status`; a kind of position or a pin format, in `position` and `pin::token`.
+// `cluster::Cluster::status`; what is counted, next to where it happens, in `statistics` and in `metrics`; a kind of
+// position or a pin format, in `position` and `pin::token`.
 
 // The examples there speak of all databases.
 #![cfg_attr(all(feature = "postgres", feature = "sqlite"), doc = include_str!("../README.md"))]
@@ -36,23 +40,33 @@
 pub mod backend;
 mod cluster;
 mod config;
+mod counters;
 mod health;
 #[doc(hidden)]
 pub mod internals;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod pin;
 mod pool;
 mod position;
 mod request;
 mod routing;
+mod statistics;
 mod web;
 
 pub use cluster::{Cluster, UnknownSlave};
 pub use config::ReadShare;
-pub use health::{NodeState, NodeStatus, Role};
-pub use request::{Connection, ReplicatedDb, Transaction, Watched};
+pub use counters::{Bucket, Counts, Times};
+pub use health::{Change, NodeState, NodeStatus, Role};
+pub use pin::PinRefusal;
+pub use pool::{CloseCause, PoolUse};
+pub use request::{Connection, ReplicatedDb, RetryCause, Transaction, Watched};
 pub use rocket_db_pools::{self, Database};
 pub use routing::{Choice, Reason};
 pub use sqlx;
+pub use statistics::{
+    CatchUpStatistics, FormerStatistics, PinStatistics, PoolStatistics, ServerStatistics, Statistics,
+};
 pub use web::{ChangesDatabase, Error, Every, NotAttached, ReadsDatabase, Replicated, Scope, Writable};
 
 macro_rules! database_module {

@@ -196,6 +196,7 @@ fn it_prints_the_same_for_file_and_environment(kind: &Kind) {
         let url = |port: u16| format!("{}://app:secret@127.0.0.1:{port}/{name}", kind.scheme);
         json!({
             "url": url(master),
+            "name": "master",
             "slaves": [{ "url": url(slave1), "name": "slave1" }, { "url": url(slave2), "name": "slave2" }],
         })
     };
@@ -229,6 +230,15 @@ fn nodes_fail_and_come_back(kind: &Kind) {
     eventually("slaves that replicate again", || {
         (play.after("status").matches("up to date").count() == 2).then_some(())
     });
+
+    assert_eq!(play.complaint("promote master"), "master is no slave that runs");
+    let status = play.after("promote slave2");
+    assert!(
+        status.contains(&format!("slave2  127.0.0.1:{}  running, promoted", play.ports()[2])),
+        "{status}"
+    );
+    assert_eq!(play.complaint("promote slave2"), "slave2 is no slave that runs");
+    assert_eq!(play.after("lag 1").matches("promoted").count(), 1, "it is told nothing of replay any more");
 
     play.after("freeze master");
     play.after("kill slave1");

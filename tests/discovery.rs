@@ -226,7 +226,7 @@ async fn no_answer_changes_nothing_and_is_logged_once() {
     }
     lab.dns.set(&[3]);
     eventually("an answer", || (states(&cluster) == up([lab.node(3)])).then_some(())).await;
-    assert_eq!(logbook::lines(&["INFO", lab.host, "are found again"]).len(), 1);
+    assert_eq!(logbook::lines(&["WARN", lab.host, "are found again"]).len(), 1);
     lab.dns.answer(Answer::Refused);
     eventually("another failure", || (warnings() == 2).then_some(())).await;
 }

@@ -77,15 +77,15 @@ support::on_servers! {
         let status = status_of(&cluster, &name);
         assert!(status.lag.unwrap() > std::time::Duration::from_millis(500), "{status:?}");
         for _ in 0..20 {
-            assert_eq!(reader(&cluster).await, "slave-2 (ReadsDatabase)");
+            assert_eq!(reader(&cluster).await, "slave-2 (reads database)");
         }
 
         late.resume_replay();
         eventually("its return", || status_of(&cluster, &name).state == NodeState::Up).await;
-        while reader(&cluster).await != format!("{name} (ReadsDatabase)") {}
-        let name = format!("slave `{name}` is ");
+        while reader(&cluster).await != format!("{name} (reads database)") {}
+        let name = format!("slave `{name}` of database `replicated` is ");
         assert_eq!(logbook::lines(&["WARN", &name, " behind: leaving it out"]).len(), 1);
-        assert_eq!(logbook::lines(&["INFO", &name, "back"]).len(), 1);
+        assert_eq!(logbook::lines(&["WARN", &name, "back"]).len(), 1);
     }
 
     #[rocket::async_test]
@@ -107,7 +107,7 @@ support::on_servers! {
         lab.pause();
         write(&lab, 0);
         let (_client, cluster) = launch(&lab.section()).await;
-        assert!(reader(&cluster).await.ends_with("(SlavesUnavailable)"));
+        assert!(reader(&cluster).await.ends_with("(slaves unavailable)"));
         lab.resume();
         eventually("the slaves", || states(&cluster) == [NodeState::Up; 3]).await;
     }
@@ -126,7 +126,7 @@ support::on_servers! {
         eventually("the loss", || states(&nodes) == [NodeState::Down, NodeState::Up]).await;
         let begun = Instant::now();
         while begun.elapsed() < A_WHILE {
-            assert_eq!(reader(&nodes).await, "slave-1 (ReadsDatabase)");
+            assert_eq!(reader(&nodes).await, "slave-1 (reads database)");
         }
     }
 
@@ -151,13 +151,13 @@ support::on_servers! {
                 states(nodes) == [NodeState::Up, NodeState::Behind]
             })
             .await;
-            assert!(reader(nodes).await.ends_with("(SlavesUnavailable)"));
+            assert!(reader(nodes).await.ends_with("(slaves unavailable)"));
         }
         cluster.master.kill();
         for nodes in [&stale, &fail] {
             eventually("the loss", || states(nodes) == [NodeState::Down, NodeState::Behind]).await;
         }
-        assert_eq!(reader(&stale).await, "slave-1 (ReadsDatabase)");
+        assert_eq!(reader(&stale).await, "slave-1 (reads database)");
         sqlx::query("SELECT 1").execute(&fail.read(None)).await.unwrap_err();
     }
 }
@@ -215,7 +215,7 @@ mod postgresql {
         assert_eq!(states(&nodes), [NodeState::Up, NodeState::Stranger]);
         let db = nodes.read(None);
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
-        assert!(db.choice().unwrap().to_string().ends_with("(SlavesUnavailable)"));
+        assert!(db.choice().unwrap().to_string().ends_with("(slaves unavailable)"));
     }
 
     /// A lag about the limit, under writes: the slave is left out once, and stays out until it is well below.
@@ -310,7 +310,7 @@ mod postgresql {
         eventually("the slave", || states(&nodes) == [NodeState::Down, NodeState::Up]).await;
         let db = nodes.read(None);
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
-        assert_eq!(db.choice().unwrap().to_string(), "slave-1 (ReadsDatabase)");
+        assert_eq!(db.choice().unwrap().to_string(), "slave-1 (reads database)");
     }
 
     #[rocket::async_test]

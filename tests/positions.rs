@@ -179,7 +179,7 @@ mod postgresql {
             let count: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&reader).await.unwrap();
             assert_eq!(count, number + 1);
-            assert!(reader.choice().unwrap().to_string().ends_with("(CaughtUp)"));
+            assert!(reader.choice().unwrap().to_string().ends_with("(caught up)"));
         }
     }
 
@@ -220,7 +220,7 @@ mod postgresql {
                 assert!(has_position(&pin));
                 let reader = cluster.read(Some(&pin));
                 sqlx::query("SELECT 1").execute(&reader).await.unwrap();
-                assert!(reader.choice().unwrap().to_string().ends_with("(CaughtUp)"));
+                assert!(reader.choice().unwrap().to_string().ends_with("(caught up)"));
                 return;
             }
             if after > before {
@@ -279,7 +279,7 @@ mod postgresql {
         eventually("a read at the master", async || {
             let reader = cluster.read(Some(&pin));
             sqlx::query("SELECT 1").execute(&reader).await.unwrap();
-            reader.choice().unwrap().to_string().ends_with("(Pinned)")
+            reader.choice().unwrap().to_string().ends_with("(pinned)")
         })
         .await;
     }

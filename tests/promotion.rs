@@ -78,7 +78,14 @@ async fn writes_follow_a_promoted_slave() {
     cluster.master.kill();
     cluster.slaves[0].sql("SELECT pg_promote()");
     eventually("writes", async || write(&nodes).await.is_ok()).await;
-    assert_eq!(logbook::lines(&["ERROR", "slave `promoted-a` was promoted: writes go there"]).len(), 1);
+    assert_eq!(
+        logbook::lines(&[
+            "ERROR",
+            "slave `promoted-a` of database `replicated` was promoted: writes go there"
+        ])
+        .len(),
+        1
+    );
 
     let status = nodes.status();
     assert_eq!((&*status[0].name, status[0].role), ("promoted-a", Role::Master));
@@ -89,7 +96,7 @@ async fn writes_follow_a_promoted_slave() {
     // The other slave replays nothing any more. It has the old write, but will never have the new one.
     let after = write(&nodes).await.unwrap();
     let (count, choice) = read(&nodes, &after).await;
-    assert_eq!((count, &*choice), (3, "promoted-a (Pinned)"));
+    assert_eq!((count, &*choice), (3, "promoted-a (pinned)"));
     let (count, _) = read(&nodes, &before).await;
     assert!(count >= 1);
     let shut_out = [NodeState::Up, NodeState::Down, NodeState::Behind];
@@ -99,7 +106,7 @@ async fn writes_follow_a_promoted_slave() {
     cluster.master.start();
     for _ in 0..50 {
         let written = write(&nodes).await.unwrap();
-        assert_eq!(read(&nodes, &written).await.1, "promoted-a (Pinned)");
+        assert_eq!(read(&nodes, &written).await.1, "promoted-a (pinned)");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(cluster.master.sql("SELECT count(*) FROM notes"), "1");
@@ -116,9 +123,12 @@ async fn while_the_master_is_there_nobody_takes_its_place() {
     let written = write(&nodes).await.unwrap();
     assert_eq!(cluster.master.sql("SELECT count(*) FROM notes"), "1");
     for _ in 0..20 {
-        assert_eq!(read(&nodes, &written).await, (1, "left-b (CaughtUp)".into()));
+        assert_eq!(read(&nodes, &written).await, (1, "left-b (caught up)".into()));
     }
-    let lines = logbook::lines(&["ERROR", "slave `promoted-b` takes writes, but is not the master"]);
+    let lines = logbook::lines(&[
+        "ERROR",
+        "slave `promoted-b` of database `replicated` takes writes, but is not the master",
+    ]);
     assert_eq!(lines.len(), 1);
 }
 

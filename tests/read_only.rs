@@ -71,7 +71,7 @@ support::on_every_database! {
         let error = client.get("/careless").dispatch().into_string().unwrap();
         says(&error, "careless", "(slave-");
         let error = client.post("/careless_search").dispatch().into_string().unwrap();
-        says(&error, "careless_search", "(slave-");
+        assert!(error.contains("`careless_search` tried to write") && error.contains("(slave-"), "{error}");
         assert_eq!(lab.notes(), Vec::<String>::new());
     }
 
@@ -80,7 +80,7 @@ support::on_every_database! {
         let lab = Lab::new();
         let client = Client::untracked(app(lab.section_alone())).unwrap();
         let error = client.get("/careless").dispatch().into_string().unwrap();
-        says(&error, "careless", "(NoSlaves)");
+        says(&error, "careless", "(no slaves)");
         assert_eq!(lab.notes(), Vec::<String>::new());
     }
 
@@ -91,7 +91,7 @@ support::on_every_database! {
         let pin = pin_of(&client.get("/careful").dispatch()).unwrap();
         assert_eq!(lab.notes(), ["written"]);
         let error = client.get("/careless").cookie(pin).dispatch().into_string().unwrap();
-        says(&error, "careless", "(Pinned)");
+        says(&error, "careless", "(pinned)");
     }
 
     #[test]

@@ -214,11 +214,12 @@ async fn one_that_cannot_copy_is_reported_once_and_recovers() {
     let db = cluster.read(None);
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
     assert_eq!((count, db.choice().unwrap().reason()), (0, rocket_replicated::Reason::SlavesUnavailable));
-    assert_eq!(logbook::lines(&["ERROR", "`blocked.db` cannot follow"]).len(), 1);
+    assert_eq!(logbook::lines(&["ERROR", "`blocked.db` of database `replicated` cannot follow"]).len(), 1);
 
     std::fs::remove_dir(&slave).unwrap();
     eventually("a copy", async || {
-        !logbook::lines(&["INFO", "`blocked.db` follows its master again"]).is_empty()
+        !logbook::lines(&["WARN", "`blocked.db` of database `replicated` follows its master again"])
+            .is_empty()
     })
     .await;
     let slave_reads = async || {
@@ -227,7 +228,7 @@ async fn one_that_cannot_copy_is_reported_once_and_recovers() {
         read.is_ok() && db.choice().unwrap().node() == "blocked.db"
     };
     eventually("reads from it", slave_reads).await;
-    assert_eq!(logbook::lines(&["ERROR", "`blocked.db` cannot follow"]).len(), 1);
+    assert_eq!(logbook::lines(&["ERROR", "`blocked.db` of database `replicated` cannot follow"]).len(), 1);
 }
 
 #[rocket::async_test]
@@ -316,7 +317,12 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
     sqlx::query("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap_err();
     assert_eq!(db.choice().unwrap().role(), rocket_replicated::Role::Master, "nobody asks an empty slave");
     assert!(
-        !logbook::lines(&["ERROR", "`uncopied` cannot follow its master: cannot open", "missing"]).is_empty()
+        !logbook::lines(&[
+            "ERROR",
+            "`uncopied` of database `replicated` cannot follow its master: cannot open",
+            "missing"
+        ])
+        .is_empty()
     );
 
     std::fs::create_dir(&missing).unwrap();

@@ -199,12 +199,13 @@ async fn after_a_promotion_each_server_is_shown_and_called_what_it_is() {
     let slave = logbook::lines(&["slave `promoted-shown`"]).len();
     cluster.slaves[0].kill();
     eventually("word of its end", async || {
-        !logbook::lines(&["WARN", "master `promoted-shown` cannot be used"]).is_empty()
+        !logbook::lines(&["WARN", "master `promoted-shown` of database `replicated` cannot be used"])
+            .is_empty()
     })
     .await;
     cluster.slaves[0].start();
     eventually("word of its return", async || {
-        !logbook::lines(&["INFO", "master `promoted-shown` is back"]).is_empty()
+        !logbook::lines(&["WARN", "master `promoted-shown` of database `replicated` is back"]).is_empty()
     })
     .await;
     assert_eq!(logbook::lines(&["slave `promoted-shown`"]).len(), slave);

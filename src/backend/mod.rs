@@ -187,7 +187,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     fn settle(conn: &mut Conn<Self>) -> BoxFuture<'_, Result<Left, sqlx::Error>>;
 
-    /// Starts to copy the master into the slave `name` every so often, after a first copy.
+    /// Starts to copy the master into a slave, which messages call `name`, every so often, after a first copy.
     #[doc(hidden)]
     fn follow(
         _name: &str,
@@ -395,6 +395,18 @@ pub(crate) fn is_unavailable(error: &dyn DatabaseError) -> bool {
         sqlite::is_unavailable,
     ];
     drivers.iter().any(|is_unavailable| is_unavailable(error))
+}
+
+/// Whether a server is there, but does not let this user in, or not to this database.
+pub(crate) fn is_login_refused(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return false };
+    let drivers: &[fn(&dyn DatabaseError) -> bool] = &[
+        #[cfg(feature = "mysql")]
+        mysql::is_login_refused,
+        #[cfg(feature = "postgres")]
+        postgres::is_login_refused,
+    ];
+    drivers.iter().any(|is_login_refused| is_login_refused(error))
 }
 
 mod sealed {

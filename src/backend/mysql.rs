@@ -277,6 +277,15 @@ fn ends_connections(number: u16) -> bool {
     matches!(number, 1053 | 1927 | 1158..=1161)
 }
 
+/// Access denied (to the server, to the database, from this host), no such database, an account that is locked or
+/// whose password has expired: <https://mariadb.com/docs/server/reference/error-codes>
+pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
+    let error = error.try_downcast_ref::<MySqlDatabaseError>();
+    error.is_some_and(|error| {
+        matches!(error.number(), 1044 | 1045 | 1049 | 1130 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151)
+    })
+}
+
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     number(error).is_some_and(|number| is_full(number) || ends_connections(number))
 }

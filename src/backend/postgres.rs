@@ -377,11 +377,21 @@ const TOO_MANY_CONNECTIONS: &str = "53300";
 const NOT_IN_THIS_STATE: &str = "55000";
 
 /// Wrong credentials (class 28) and the name of a database that is not there (3D) do not mend themselves.
-pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
-    let lasts = |code: &str| code.starts_with("28") || code.starts_with("3D");
+fn is_of_login(code: &str) -> bool {
+    code.starts_with("28") || code.starts_with("3D")
+}
+
+/// Also a role that may not connect to the database (insufficient_privilege, which ends a session only then).
+pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
     error
         .try_downcast_ref::<PgDatabaseError>()
-        .is_some_and(|error| error.code() == TOO_MANY_CONNECTIONS || is_fatal(error) && !lasts(error.code()))
+        .is_some_and(|error| is_fatal(error) && (is_of_login(error.code()) || error.code() == "42501"))
+}
+
+pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
+    error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| {
+        error.code() == TOO_MANY_CONNECTIONS || is_fatal(error) && !is_of_login(error.code())
+    })
 }
 
 /// The server ends the session, whatever the reason:

@@ -227,7 +227,7 @@ impl<DB: Driver> Discovery<DB> {
         match found {
             Ok(found) => {
                 if self.has_failed.swap(false, Ordering::AcqRel) {
-                    info!("Database `{database}`: the addresses of `{host}` are found again.");
+                    warn!("Database `{database}`: the addresses of `{host}` are found again.");
                 }
                 self.replace(found).await;
             }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::warn;
 use rocket::futures::future::join_all;
 use rocket::tokio;
 use time::OffsetDateTime;
 
-use super::Servers;
 use super::discovery::{Resolver, warn_of_several_addresses};
 use super::monitor::Monitor;
 use super::server::{Purpose, Server};
+use super::{ClusterCounts, Servers};
 use crate::backend::{Access, Driver, Follower, Instance, catch_up};
 use crate::config::{Config, Consistency, ReadShare};
 use crate::health::{Mastership, NodeStatus, Role, Use};
@@ -45,6 +45,7 @@ pub(crate) struct Inner<DB: Driver> {
     pub(crate) rerouted: Rerouted,
     /// Whether it has been said that positions are too large for pins.
     pub(super) oversized: Once,
+    pub(crate) counts: ClusterCounts,
     /// How many requests and jobs are at it.
     pub(crate) sessions: AtomicUsize,
 }
@@ -116,7 +117,9 @@ impl<DB: Driver> Inner<DB> {
     ) -> Result<bool, sqlx::Error> {
         let health = checkout.pool().health().clone();
         let (instance, opened) = (checkout.state().instance(), checkout.state().opened());
+        let counts = &self.counts.catch_ups;
         if health.has_replayed(position, instance, opened) {
+            counts.known.add_one();
             return Ok(true);
         }
         if health.copied().is_some() {
@@ -126,9 +129,13 @@ impl<DB: Driver> Inner<DB> {
         let known = health.position_of(instance);
         let (conn, watch) = checkout.parts();
         let caught_up = std::pin::pin!(catch_up::<DB>(conn, position, known, self.config.catch_up_timeout));
-        let Some(replayed) = watch.over(caught_up).await? else { return Ok(false) };
-        let has_replayed = replayed.includes(position);
-        health.told(replayed, instance, asked);
+        let replayed = watch.over(caught_up).await?;
+        let has_replayed = replayed.as_ref().is_some_and(|replayed| replayed.includes(position));
+        let times = if has_replayed { &counts.caught_up } else { &counts.timed_out };
+        times.add(asked.elapsed());
+        if let Some(replayed) = replayed {
+            health.told(replayed, instance, asked);
+        }
         Ok(has_replayed)
     }
 
@@ -170,7 +177,7 @@ impl<DB: Driver> Inner<DB> {
 
     pub(super) fn set_read_share(&self, share: ReadShare) {
         if self.read_share.swap(share.to_bits(), Ordering::AcqRel) != share.to_bits() {
-            info!("Of the reads of database `{}`, slaves get: {share}.", self.database);
+            warn!("Of the reads of database `{}`, slaves get: {share}.", self.database);
         }
     }
 
@@ -189,7 +196,7 @@ impl<DB: Driver> Inner<DB> {
             let server = self.slave(&slave.server.name)?;
             let master = DB::options(master, Access::ReadWrite).ok()?;
             let options = DB::options(&slave.server.settings, Access::ReadSlave).ok()?;
-            let started = DB::follow(&slave.server.name, &master, &options, slave.follow?);
+            let started = DB::follow(&server.health.to_string(), &master, &options, slave.follow?);
             Some(async move {
                 let follower = started.await;
                 server.health.follows(follower.copied.clone());

@@ -10,16 +10,18 @@ use crate::backend::{Backend, Driver};
 use crate::config::ReadShare;
 use crate::health::{Mastership, NodeStatus, ServerId};
 
+mod counts;
 mod discovery;
 mod inner;
 mod monitor;
 mod opening;
 pub(crate) mod server;
 
+pub(crate) use counts::ClusterCounts;
 #[doc(hidden)]
 pub use discovery::{Resolve, Resolver};
 pub(crate) use inner::Inner;
-pub(crate) use server::{Server, Share};
+pub(crate) use server::{Purpose, Server, Share};
 
 /// The driver of a database.
 pub(crate) type Db<D> = <<D as Database>::Pool as Backend>::Db;

@@ -45,6 +45,7 @@ impl<DB: Driver> Inner<DB> {
             followers: Mutex::default(),
             rerouted: super::inner::Rerouted::default(),
             oversized: std::sync::Once::new(),
+            counts: super::ClusterCounts::default(),
             sessions: AtomicUsize::new(0),
             config,
         })
@@ -114,6 +115,7 @@ impl Opening {
         }
         let health = Health::discovered(
             self.next_id(),
+            self.database,
             Arc::from(config.name.as_str()),
             entry.log,
             self.mastership.clone(),
@@ -149,7 +151,13 @@ impl Opening {
     }
 
     fn health(&self, server: &ServerConfig, log: SlaveLog) -> Arc<Health> {
-        Health::new(self.next_id(), Arc::from(server.name.as_str()), log, self.mastership.clone())
+        Health::new(
+            self.next_id(),
+            self.database,
+            Arc::from(server.name.as_str()),
+            log,
+            self.mastership.clone(),
+        )
     }
 
     fn next_id(&self) -> ServerId {

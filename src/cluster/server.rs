@@ -13,7 +13,7 @@ use super::discovery::Discovered;
 use super::monitor::Prober;
 use crate::backend::{Access, Driver};
 use crate::health::{Health, Role, ServerId};
-use crate::pool::{Checkout, Failure, Pool};
+use crate::pool::{Asker, Checkout, Failure, Pool};
 
 /// How long whoever reads from a server that leaves can go on with another query there.
 const DEPARTURE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -133,6 +133,16 @@ impl<DB: Driver> Server<DB> {
         }
     }
 
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Arc<Pool<DB>>> {
+        self.pools.all()
+    }
+
+    /// All its pools, with those of the way by which it is read from as the master.
+    pub(crate) fn pools_with_read_way(&self) -> impl Iterator<Item = &Arc<Pool<DB>>> {
+        let read_way = self.read_way.iter().flat_map(|server| server.pools.all());
+        self.pools.all().chain(read_way)
+    }
+
     /// How busy it is as a slave.
     pub(crate) fn load(&self) -> u32 {
         self.pools.read_slave.as_ref().map_or(0, |pool| pool.load())
@@ -151,7 +161,12 @@ impl<DB: Driver> Server<DB> {
     }
 
     /// Checks out a connection for this purpose.
-    pub(crate) async fn check_out(&self, access: Access, share: Share) -> Result<Checkout<DB>, Failure> {
+    pub(crate) async fn check_out(
+        &self,
+        access: Access,
+        share: Share,
+        asker: Asker,
+    ) -> Result<Checkout<DB>, Failure> {
         let Some(pool) = self.pool(access) else {
             // INVARIANT: only servers with a pool for it are chosen.
             return Err(Failure::Unreachable(sqlx::Error::PoolClosed));
@@ -161,10 +176,10 @@ impl<DB: Driver> Server<DB> {
             _ => None,
         };
         match reserve {
-            None => pool.check_out().await,
-            Some(reserve) if !pool.has_room() => reserve.check_out().await,
-            Some(reserve) => match pool.check_out().await {
-                Err(Failure::Busy(_)) => reserve.check_out().await,
+            None => pool.check_out(asker).await,
+            Some(reserve) if !pool.has_room() => reserve.check_out(asker).await,
+            Some(reserve) => match pool.check_out(asker).await {
+                Err(Failure::Busy(_)) => reserve.check_out(asker).await,
                 checkout => checkout,
             },
         }

@@ -64,6 +64,7 @@ pub(crate) struct Config {
     pub(crate) checks: Checks,
     pub(crate) consistency: Consistency,
     pub(crate) catch_up_timeout: Duration,
+    pub(crate) server_timing: ServerTiming,
     /// `None`: nobody is pinned, because there are no slaves or the lag window is 0.
     pub(crate) pin: Option<PinConfig>,
 }
@@ -202,6 +203,13 @@ pub(crate) enum PinnedWithoutMaster {
 pub(crate) enum RefusedWrite {
     Error,
     Reroute,
+}
+
+/// `server_timing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ServerTiming {
+    Sent,
+    Omitted,
 }
 
 /// The methods whose requests only read.

@@ -11,7 +11,7 @@ use super::checks::CheckKeys;
 use super::table::{ConfigError, DAY, Place, Table};
 use super::{
     Affinity, Config, Consistency, PinnedWithoutMaster, ReadMethods, ReadShare, RefusedWrite, ServerConfig,
-    pin, slaves,
+    ServerTiming, pin, slaves,
 };
 use crate::backend::settings::{DatabaseUrl, Settings};
 use crate::backend::{Access, Driver};
@@ -50,6 +50,8 @@ struct Keys<'a> {
     pinned_without_master: PinnedWithoutMaster,
     refused_write: RefusedWrite,
     catch_up_timeout: Duration,
+    server_timing: Option<bool>,
+    name: Option<String>,
 }
 
 impl<'a> Keys<'a> {
@@ -84,6 +86,8 @@ impl<'a> Keys<'a> {
             catch_up_timeout: section
                 .seconds("catch_up_timeout", 0.0..=60.0)
                 .unwrap_or(Duration::from_millis(50)),
+            server_timing: section.bool("server_timing"),
+            name: slaves::read_name(section),
         }
     }
 }
@@ -130,6 +134,7 @@ fn read<DB: Driver>(
         ..keys.settings
     };
     let mut master_reads = ServerConfig::new::<DB>(place, read_url_key, read_settings, Access::ReadMaster)?;
+    master.name = keys.name.unwrap_or_default();
     slaves::check_places(place, &master, &master_reads, &slaves)?;
     slaves::name_servers(place, &mut master, &mut slaves)?;
     master_reads.name.clone_from(&master.name);
@@ -139,6 +144,11 @@ fn read<DB: Driver>(
         master.settings.min_connections = master.settings.min_connections.min(1);
     }
 
+    let is_debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
+    let server_timing = match keys.server_timing.unwrap_or(is_debug) {
+        true => ServerTiming::Sent,
+        false => ServerTiming::Omitted,
+    };
     let checks = keys.checks.check(place, &slaves, keys.lag_window, keys.consistency)?;
     let pins = pin::Context { figment, database, consistency: keys.consistency, lag_window: keys.lag_window };
     let pin = pins.read(&place.inner("pin"), keys.pin, &slaves, &checks)?;
@@ -156,6 +166,7 @@ fn read<DB: Driver>(
         checks,
         consistency: keys.consistency,
         catch_up_timeout: keys.catch_up_timeout,
+        server_timing,
         pin,
     })
 }

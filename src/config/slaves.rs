@@ -48,10 +48,7 @@ fn read_table<DB: Driver>(
 ) -> Result<SlaveConfig, ConfigError> {
     let (settings, name, weight, follow, log, discover) = Table::read(place, dict, |table| {
         let settings = Settings::read(table, "this slave", inherited);
-        let name = table.string("name");
-        if name.as_ref().is_some_and(|name| !is_server_name(name)) {
-            table.refuse("name", "expected letters `a` to `z`, digits, `_`, `.` and `-`");
-        }
+        let name = read_name(table);
         let weight = table.number("weight", 1..=1_000).unwrap_or(1);
         let follow = table.seconds("follow", 0.01..=DAY);
         if follow.is_some() && !DB::CAN_FOLLOW {
@@ -120,6 +117,15 @@ pub(crate) fn host_name(server: &ServerConfig) -> Option<&str> {
 /// The name of the server at one of the addresses of an entry. No two addresses have the same.
 pub(super) fn name_at(entry: &str, address: IpAddr) -> String {
     format!("{entry}-{}", address.to_string().replace(':', "-"))
+}
+
+/// Reads a server's name.
+pub(super) fn read_name(table: &mut Table<'_>) -> Option<String> {
+    let name = table.string("name");
+    if name.as_ref().is_some_and(|name| !is_server_name(name)) {
+        table.refuse("name", "expected letters `a` to `z`, digits, `_`, `.` and `-`");
+    }
+    name
 }
 
 /// Refuses slaves that are the master, which would share its load with itself and be asked to prove

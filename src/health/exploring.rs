@@ -13,10 +13,11 @@ use super::{AtomicState, Health, Mastership};
 impl Health {
     /// Another one that knows the same, of a process with a mastership of its own: for a search through states.
     pub(crate) fn copy(&self, mastership: Arc<Mastership>) -> Arc<Self> {
-        let Self { id, name, log, origin, .. } = self;
+        let Self { id, database, name, log, origin, .. } = self;
         let u64_of = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
         Arc::new(Self {
             id: *id,
+            database,
             name: name.clone(),
             log: *log,
             mastership,
@@ -36,6 +37,8 @@ impl Health {
             replayed: ArcSwapOption::new(self.replayed.load_full()),
             lag: u64_of(&self.lag),
             copied: self.copied.clone(),
+            lets_in: AtomicBool::new(self.lets_in.load(Ordering::Relaxed)),
+            counts: Arc::default(),
         })
     }
 

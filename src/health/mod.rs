@@ -10,18 +10,21 @@ use arc_swap::ArcSwapOption;
 use log::{error, info, warn};
 use rocket::tokio::sync::{Notify, watch};
 
-use crate::backend::{Copied, Instance};
+use crate::backend::{Copied, Instance, is_login_refused};
 use crate::config::{PinnedWithoutMaster, SlaveLog};
 use crate::position::{Lag, Position};
 
 use state::AtomicState;
 
+mod counts;
 mod exploring;
 mod lateness;
 mod mastership;
 mod state;
 mod verdict;
 
+pub use counts::Change;
+pub(crate) use counts::ServerCounts;
 pub(crate) use mastership::{Mastership, ServerId, Term};
 pub(crate) use state::Use;
 pub use state::{NodeState, NodeStatus, Role};
@@ -40,6 +43,7 @@ struct Replayed {
 
 pub(crate) struct Health {
     id: ServerId,
+    database: &'static str,
     name: Arc<str>,
     log: SlaveLog,
     mastership: Arc<Mastership>,
@@ -73,15 +77,25 @@ pub(crate) struct Health {
     lag: AtomicU64,
     /// Of a slave that this crate copies itself.
     copied: OnceLock<Copied>,
+    /// Whether the latest error, if any, was something else than a login that was refused.
+    lets_in: AtomicBool,
+    counts: Arc<ServerCounts>,
 }
 
 const UNKNOWN: u64 = u64::MAX;
 
 impl Health {
     /// `log`: which one it replays as a slave.
-    pub(crate) fn new(id: ServerId, name: Arc<str>, log: SlaveLog, mastership: Arc<Mastership>) -> Arc<Self> {
+    pub(crate) fn new(
+        id: ServerId,
+        database: &'static str,
+        name: Arc<str>,
+        log: SlaveLog,
+        mastership: Arc<Mastership>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
+            database,
             name,
             log,
             mastership,
@@ -101,17 +115,20 @@ impl Health {
             replayed: ArcSwapOption::empty(),
             lag: AtomicU64::new(UNKNOWN),
             copied: OnceLock::new(),
+            lets_in: AtomicBool::new(true),
+            counts: Arc::default(),
         })
     }
 
     /// Of a server that was discovered at run time.
     pub(crate) fn discovered(
         id: ServerId,
+        database: &'static str,
         name: Arc<str>,
         log: SlaveLog,
         mastership: Arc<Mastership>,
     ) -> Arc<Self> {
-        let health = Self::new(id, name, log, mastership);
+        let health = Self::new(id, database, name, log, mastership);
         health.state.turn(NodeState::New);
         health
     }
@@ -126,6 +143,10 @@ impl Health {
 
     pub(crate) fn log(&self) -> SlaveLog {
         self.log
+    }
+
+    pub(crate) fn counts(&self) -> &Arc<ServerCounts> {
+        &self.counts
     }
 
     /// The part that it plays now.
@@ -179,7 +200,8 @@ impl Health {
     pub(crate) fn set_taken_out(&self, taken_out: bool) {
         if self.taken_out.swap(taken_out, Ordering::AcqRel) != taken_out {
             let how = if taken_out { "taken out of use" } else { "put back into use" };
-            info!("The {self} was {how}.");
+            self.counts.changed(self.state());
+            warn!("The {self} was {how}.");
         }
     }
 
@@ -210,6 +232,13 @@ impl Health {
     }
 
     fn fail(&self, state: NodeState, error: &sqlx::Error) {
+        let lets_in = !is_login_refused(error);
+        if self.lets_in.swap(lets_in, Ordering::AcqRel) && !lets_in {
+            error!(
+                "The {self} is there, but lets nobody in: {error}. This is no outage: correct user, password or database \
+                 in its URL, or its own rules."
+            );
+        }
         self.doubt_connections();
         self.successes.store(0, Ordering::Release);
         // It may have been restarted, and then stand further back than before.
@@ -253,11 +282,20 @@ impl Health {
     /// One line for each change.
     fn turn(&self, state: NodeState, more: impl fmt::Display) {
         let Some(before) = self.state.turn(state) else { return };
+        if before != state {
+            self.counts.changed(self.state());
+        }
         match state {
             _ if before == state || self.is_leaving.load(Ordering::Acquire) => {}
             NodeState::Up if before == NodeState::New => info!("The {self} serves."),
             NodeState::Down if before == NodeState::Suspect => {}
-            NodeState::Up => info!("The {self} is back."),
+            // As loud as what it takes back: Rocket's level `critical` shows warnings, and nothing below.
+            NodeState::Up => {
+                self.lets_in.store(true, Ordering::Release);
+                warn!("The {self} is back.");
+            }
+            // It has been said what is wrong, and that it is no outage.
+            NodeState::Suspect | NodeState::Down if !self.lets_in.load(Ordering::Acquire) => {}
             NodeState::Suspect | NodeState::Down => {
                 warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
             }
@@ -465,9 +503,9 @@ pub(crate) enum Replay {
 }
 
 impl fmt::Display for Health {
-    /// As in `` slave `db-2` ``.
+    /// As in `` slave `db-2` of database `blog` ``.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}`", self.role(), self.name)
+        write!(f, "{} `{}` of database `{}`", self.role(), self.name, self.database)
     }
 }
 

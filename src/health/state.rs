@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 /// The two kinds of server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Takes the writes.
     Master,
@@ -13,52 +13,87 @@ pub enum Role {
     Slave,
 }
 
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Role {
+    /// Its name in the log, in replies, in metrics and on pages. It never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Master => "master",
             Self::Slave => "slave",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
 /// How a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum NodeState {
     /// It serves.
     Up,
     /// A slave that was just discovered: it is not used until the monitor has looked at it.
+    ///
+    /// Wait: that takes `check_timeout` at most.
     New,
     /// A connection to it failed: it is not used until the monitor has looked at it.
+    ///
+    /// Wait: it is up again or down within `check_timeout`. If this comes again and again, look for what ends
+    /// connections on the way, such as a gateway or a pooler with time limits of its own.
     Suspect,
-    /// It does not answer.
+    /// It does not answer, or lets nobody in.
+    ///
+    /// The log has the error. Start it again, mend the network, or correct user, password or database in its URL: it
+    /// is used again by itself.
     Down,
     /// A slave that is further behind its master than `max_lag`, or was so lately: it serves again when it has been left
     /// out for a while, and its lag is well below.
+    ///
+    /// Look for what holds up its replication: a long query that replay waits for, a slow disk, a large change at the
+    /// master. If such a lag is normal, raise `max_lag`.
     Behind,
     /// A slave whose lag cannot be known, where `unknown_lag` leaves it out.
+    ///
+    /// The log says why it cannot be known. If that does not matter, say `unknown_lag = "use"`.
     LagUnknown,
     /// A SQLite slave with `follow` that has not been copied yet.
+    ///
+    /// The log has the error that keeps it from being copied, if there is one.
     NotCopied,
     /// A server that takes writes, but is not the master: a slave that was promoted, or a master that
     /// came back after one was.
+    ///
+    /// Make it replicate the master, or make it the master in the configuration.
     SecondMaster,
     /// When this process began, the configured master and another server of its system both took writes: the
     /// master is read from, but not written to, until only one of them does.
+    ///
+    /// Stop the one that is out of date, or make it a standby of the other, and name the other as `url`.
     Contested,
     /// A slave whose address leads to the master itself, which is read from as the master alone.
+    ///
+    /// There is nothing to do where a name with several addresses has the master among them; else correct its URL.
     MasterItself,
     /// A slave of another replication system than the master's, and not declared to be `logical`.
+    ///
+    /// Its URL is wrong, or it was restored from another cluster: correct the one or rebuild the other. If it is kept by
+    /// logical replication, say so.
     Stranger,
     /// A master that is in recovery: it takes no writes.
+    ///
+    /// Promote it, or name as `url` the server that was promoted.
     Standby,
     /// Taken out of use by [`Cluster::take_out`](crate::Cluster::take_out).
+    ///
+    /// [`Cluster::put_back`](crate::Cluster::put_back) takes that back.
     TakenOut,
 }
 
 impl NodeState {
-    const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Up,
         Self::New,
         Self::Suspect,
@@ -73,6 +108,31 @@ impl NodeState {
         Self::Standby,
         Self::TakenOut,
     ];
+
+    /// Its name in the log, in metrics and on pages. It never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::New => "new",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+            Self::Behind => "behind",
+            Self::LagUnknown => "lag unknown",
+            Self::NotCopied => "not copied",
+            Self::SecondMaster => "second master",
+            Self::Contested => "contested",
+            Self::MasterItself => "master itself",
+            Self::Stranger => "stranger",
+            Self::Standby => "standby",
+            Self::TakenOut => "taken out",
+        }
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// How one node is.

@@ -2,7 +2,7 @@ use super::*;
 
 fn new(role: Role) -> Arc<Health> {
     let master = if role == Role::Master { ServerId(1) } else { ServerId(0) };
-    Health::new(ServerId(1), Arc::from("db"), SlaveLog::Masters, Arc::new(Mastership::new(master)))
+    Health::new(ServerId(1), "app", Arc::from("db"), SlaveLog::Masters, Arc::new(Mastership::new(master)))
 }
 
 fn server(role: Role) -> Arc<Health> {
@@ -124,7 +124,7 @@ fn a_server_that_goes_down_begins_a_generation_and_a_suspect_does_not() {
 fn a_slave_that_was_discovered_serves_after_one_good_probe() {
     let new = || {
         let mastership = Arc::new(Mastership::new(ServerId(0)));
-        Health::discovered(ServerId(1), Arc::from("db"), SlaveLog::Masters, mastership)
+        Health::discovered(ServerId(1), "app", Arc::from("db"), SlaveLog::Masters, mastership)
     };
     let slave = new();
     assert!(!slave.is_usable() && !slave.answers(Use::Reads));
@@ -160,12 +160,19 @@ fn a_contested_master_is_read_from_but_not_written_to() {
 #[test]
 fn whoever_becomes_the_master_is_called_one() {
     let mastership = Arc::new(Mastership::new(ServerId(0)));
-    let health = |id| Health::new(ServerId(id), Arc::from("db"), SlaveLog::Masters, mastership.clone());
+    let health =
+        |id| Health::new(ServerId(id), "app", Arc::from("db"), SlaveLog::Masters, mastership.clone());
     let (old, new) = (health(0), health(1));
-    assert_eq!((old.to_string(), new.to_string()), ("master `db`".into(), "slave `db`".into()));
+    assert_eq!(
+        (old.to_string(), new.to_string()),
+        ("master `db` of database `app`".into(), "slave `db` of database `app`".into())
+    );
     let before = mastership.term();
     mastership.pass_to(ServerId(1));
-    assert_eq!((old.to_string(), new.to_string()), ("slave `db`".into(), "master `db`".into()));
+    assert_eq!(
+        (old.to_string(), new.to_string()),
+        ("slave `db` of database `app`".into(), "master `db`".into())
+    );
     assert_ne!(mastership.term(), before);
     mastership.pass_to(ServerId(0));
     assert_ne!(mastership.term(), before, "a second term of the same master is another term");

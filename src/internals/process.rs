@@ -120,7 +120,7 @@ impl Process {
         let ids: Vec<_> = (0..servers).map(id).collect();
         let mastership = Arc::new(Mastership::new(ids[0]));
         let health = |id: &ServerId| {
-            Health::new(*id, Arc::from(id.0.to_string()), SlaveLog::Masters, mastership.clone())
+            Health::new(*id, "model", Arc::from(id.0.to_string()), SlaveLog::Masters, mastership.clone())
         };
         Self {
             verdicts: Verdicts::new(ids[0], &ids, checks),

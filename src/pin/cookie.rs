@@ -6,6 +6,7 @@ use rocket::http::{self, HeaderMap, Method, SameSite};
 use rocket::{Request, Response};
 use time::OffsetDateTime;
 
+use super::counts::{PinCounts, PinRefusal};
 use super::secret::Secret;
 use super::token::{Evidence, Lasts, Pin, Signer};
 
@@ -32,6 +33,8 @@ pub(crate) struct Pins {
     signer: Signer,
     cookie: Cookie,
     header: Option<String>,
+    database: String,
+    counts: PinCounts,
 }
 
 impl Pins {
@@ -39,15 +42,35 @@ impl Pins {
         let PinConfig { lag_window, by_time, max_age, cookie, header, secret, .. } = config;
         let lasts = Lasts { skew: *lag_window, by_time: *by_time, max_age: *max_age };
         let signer = Signer::new(secret, database, &cookie.name, lasts);
-        Self { signer, cookie: cookie.clone(), header: header.clone() }
+        Self {
+            signer,
+            cookie: cookie.clone(),
+            header: header.clone(),
+            database: database.into(),
+            counts: PinCounts::new(),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> &PinCounts {
+        &self.counts
     }
 
     pub(crate) fn sign(&self, now: OffsetDateTime, evidence: &Evidence) -> String {
+        self.counts.made.add_one();
         self.signer.sign(now, evidence)
     }
 
     pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
-        self.signer.read(token, now)
+        match self.signer.read(token, now) {
+            Ok(pin) => {
+                self.counts.honoured.add_one();
+                Some(pin)
+            }
+            Err(cause) => {
+                self.counts.refuse(&self.database, cause);
+                None
+            }
+        }
     }
 
     /// The age beyond which no pin is valid, whichever server's clock it was signed by.
@@ -61,10 +84,17 @@ impl Pins {
         let by_cookie = self.cookie.find(request.cookies(), request.headers());
         let by_header = self.header.as_ref().and_then(|name| {
             let mut sent = request.headers().get(name);
-            sent.next().filter(|_| sent.next().is_none())
+            let first = sent.next()?;
+            Some(if sent.next().is_none() { Ok(first) } else { Err(PinRefusal::Doubled) })
         });
-        let tokens = by_cookie.into_iter().chain(by_header);
-        tokens.filter_map(|token| self.read(token, now)).reduce(Pin::merge)
+        let believed = |token| match token {
+            Ok(token) => self.read(token, now),
+            Err(cause) => {
+                self.counts.refuse(&self.database, cause);
+                None
+            }
+        };
+        by_cookie.into_iter().chain(by_header).filter_map(believed).reduce(Pin::merge)
     }
 
     /// Adds a pin to a reply to a request of this method.
@@ -113,12 +143,16 @@ impl Cookie {
     }
 
     /// The value of this cookie in a request, if there is exactly one (rule 4 of [`token`](super::token)).
-    fn find<'r>(&self, jar: &'r http::CookieJar<'_>, headers: &HeaderMap<'_>) -> Option<&'r str> {
+    fn find<'r>(
+        &self,
+        jar: &'r http::CookieJar<'_>,
+        headers: &HeaderMap<'_>,
+    ) -> Option<Result<&'r str, PinRefusal>> {
         let value = jar.get(&self.name)?.value();
         // The jar keeps one cookie of each name, so only the header shows whether there were more.
         let named = |cookie: &&str| cookie.split('=').next().is_some_and(|name| name.trim() == self.name);
         let sent = headers.get("Cookie").flat_map(|header| header.split(';')).filter(named).count();
-        (sent <= 1).then_some(value)
+        Some(if sent <= 1 { Ok(value) } else { Err(PinRefusal::Doubled) })
     }
 }
 

@@ -4,12 +4,16 @@
 //! |-------------|----------------------------------------------------------------------|-----------|
 //! | `secret.rs` | Rocket's `secret_key`, from which the keys for signing are derived   | –         |
 //! | `token.rs`  | the pin and its signed form: making one, and when one is believed    | `secret`  |
+//! | `counts.rs` | what is counted of pins, and said of those that are not believed     | –         |
 //! | `cookie.rs` | how tokens travel in requests and replies: by cookie and by header   | `token`   |
 
 mod cookie;
+mod counts;
 mod secret;
 mod token;
 
 pub(crate) use cookie::{Cookie, PinConfig, Pins};
+pub(crate) use counts::PinCounts;
+pub use counts::PinRefusal;
 pub(crate) use secret::Secret;
 pub(crate) use token::{Evidence, Needed, Pin, Window, cut, fits};

@@ -35,6 +35,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use time::OffsetDateTime;
 
+use super::counts::PinRefusal;
 use super::secret::Secret;
 use crate::position::Position;
 
@@ -232,28 +233,19 @@ impl Signer {
     }
 
     /// The pin in a token, by rules 1 to 3.
-    pub(super) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
+    pub(super) fn read(&self, token: &str, now: OffsetDateTime) -> Result<Pin, PinRefusal> {
         if token.len() > MAX_ENCODED {
-            return None;
+            return Err(PinRefusal::Forged);
         }
-        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
-        let (payload, mac) = bytes.split_at_checked(bytes.len().checked_sub(MAC)?)?;
-        self.mac.clone().chain_update(payload).verify_slice(mac).ok()?;
-
-        let (&version, rest) = payload.split_first()?;
-        let (at, rest) = rest.split_first_chunk()?;
-        let (&kind, position) = rest.split_first()?;
-        if version != VERSION {
-            return None;
+        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| PinRefusal::Forged)?;
+        let payload = bytes.len().checked_sub(MAC).ok_or(PinRefusal::Forged)?;
+        let (payload, mac) = bytes.split_at(payload);
+        // Only for the cause: nothing of it is believed before the MAC is.
+        let parts = parts(payload).ok_or(PinRefusal::Forged);
+        if self.mac.clone().chain_update(payload).verify_slice(mac).is_err() {
+            return Err(parts.err().unwrap_or(PinRefusal::Foreign));
         }
-        let evidence = match kind {
-            TIME if position.is_empty() => Evidence::Nothing,
-            POSITION => Evidence::Position(Position::decode(position)?),
-            EARLIER => Evidence::Earlier(Position::decode(position)?),
-            _ => return None,
-        };
-        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(i64::from_be_bytes(*at)) * 1_000_000)
-            .ok()?;
+        let (at, evidence) = parts?;
         let Lasts { skew, by_time, max_age } = self.lasts;
         let lasts = match evidence {
             Evidence::Nothing => by_time,
@@ -261,12 +253,32 @@ impl Signer {
         };
         let age = now - at;
         let window = if age < by_time { Window::Open } else { Window::Over };
-        (age >= -time::Duration::try_from(skew).ok()? && age < lasts).then_some(Pin {
-            at: at.min(now),
-            evidence,
-            window,
-        })
+        if age < -time::Duration::try_from(skew).unwrap_or(time::Duration::MAX) {
+            return Err(PinRefusal::Ahead);
+        }
+        if age >= lasts {
+            return Err(PinRefusal::Expired);
+        }
+        Ok(Pin { at: at.min(now), evidence, window })
     }
+}
+
+/// What the part of a token says that is signed, if it has this form and this version.
+fn parts(payload: &[u8]) -> Option<(OffsetDateTime, Evidence)> {
+    let (&version, rest) = payload.split_first()?;
+    let (at, rest) = rest.split_first_chunk()?;
+    let (&kind, position) = rest.split_first()?;
+    if version != VERSION {
+        return None;
+    }
+    let evidence = match kind {
+        TIME if position.is_empty() => Evidence::Nothing,
+        POSITION => Evidence::Position(Position::decode(position)?),
+        EARLIER => Evidence::Earlier(Position::decode(position)?),
+        _ => return None,
+    };
+    let millis = i128::from(i64::from_be_bytes(*at));
+    Some((OffsetDateTime::from_unix_timestamp_nanos(millis * 1_000_000).ok()?, evidence))
 }
 
 impl fmt::Debug for Signer {

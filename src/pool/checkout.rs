@@ -11,7 +11,7 @@ use rocket::tokio::time::timeout;
 use sqlx::pool::PoolConnection;
 
 use super::connection::{ConnectionState, Lending, OutcomeUnknown, PooledConnection};
-use super::{Pool, Ticket};
+use super::{CloseCause, Pool, Ticket};
 use crate::backend::{Conn, Driver, Left};
 
 /// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
@@ -59,8 +59,18 @@ impl<DB: Driver> Checkout<DB> {
 
     /// As [`put_back`](Self::put_back), unless the error has ended the connection.
     pub(crate) fn put_back_after(self, error: &sqlx::Error) {
-        if !DB::ends_connection(error) {
+        if DB::ends_connection(error) {
+            self.close(CloseCause::Failed);
+        } else {
             self.put_back();
+        }
+    }
+
+    /// Closes the connection without a word to the server.
+    pub(crate) fn close(mut self, why: CloseCause) {
+        if let Some(Parts { conn, permit }) = self.held.take() {
+            conn.discard(why);
+            drop(permit);
         }
     }
 
@@ -95,13 +105,20 @@ impl<DB: Driver> Checkout<DB> {
             let (conn, watch) = self.parts();
             watch.over(pin!(DB::settle(conn))).await
         };
-        Ok(match settled? {
-            Left::Clean => {
+        match settled {
+            Ok(Left::Clean) => {
                 self.state().leave(Left::Clean);
-                Some(self)
+                Ok(Some(self))
             }
-            Left::Dirty => None,
-        })
+            Ok(Left::Dirty) => {
+                self.close(CloseCause::Dirty);
+                Ok(None)
+            }
+            Err(error) => {
+                self.close(CloseCause::Failed);
+                Err(error)
+            }
+        }
     }
 
     /// The connection, for a handler that holds it: it comes back when it is dropped.
@@ -114,7 +131,7 @@ impl<DB: Driver> Checkout<DB> {
 impl<DB: Driver> Drop for Checkout<DB> {
     fn drop(&mut self) {
         if let Some(Parts { conn, permit }) = self.held.take() {
-            conn.discard();
+            conn.discard(CloseCause::Abandoned);
             drop(permit);
         }
     }
@@ -209,8 +226,9 @@ impl<'a, DB: Driver> Watch<'a, DB> {
             return Err(self.pool.unreachable());
         }
         let busy = self.state.begin_statement();
+        let ticking = self.state.ticking();
         let done = self.state.unless_ended(work).await;
-        drop(busy);
+        drop((busy, ticking));
         match done {
             Ok(done) => {
                 if done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {

@@ -21,6 +21,8 @@ use sqlx::Connection;
 use sqlx::pool::{PoolConnection, PoolOptions};
 
 use super::Pool;
+use super::counts::{CloseCause, Closing, PoolCounts};
+use super::holder::{Asker, Holder, Ticking};
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
 
 /// A connection that somebody holds: the pool, or a checkout.
@@ -49,6 +51,17 @@ pub(crate) struct ConnectionState<DB: Driver> {
     lent: Mutex<Option<Lent<DB>>>,
     /// Whether sqlx has handed out the same connection again, and not opened another one.
     reused: AtomicBool,
+    closing: Closing,
+    counts: Arc<PoolCounts>,
+    holder: Mutex<Holder>,
+}
+
+impl<DB: Driver> Drop for ConnectionState<DB> {
+    fn drop(&mut self) {
+        if self.prepared.get().is_some() {
+            self.counts.closed.add(self.closing.get());
+        }
+    }
 }
 
 /// What comes back with a connection that a handler holds.
@@ -112,6 +125,9 @@ impl<DB: Driver> PooledConnection<DB> {
             waker: AtomicWaker::new(),
             lent: Mutex::new(None),
             reused: AtomicBool::new(false),
+            closing: Closing::new(),
+            counts: pool.counts().clone(),
+            holder: Mutex::default(),
         });
         let (released, reused) = (state.clone(), state.clone());
         let single = PoolOptions::new()
@@ -137,6 +153,7 @@ impl<DB: Driver> PooledConnection<DB> {
             prepared = Prepared { read_only: prepared.read_only, ..Prepared::default() };
         }
         let _ = state.prepared.set(prepared);
+        pool.counts().opened.add(state.opened.elapsed());
         state.verify();
         Ok(Self { conn, state, single })
     }
@@ -151,12 +168,14 @@ impl<DB: Driver> PooledConnection<DB> {
     }
 
     /// Closes it without a word to the server, which may never answer.
-    pub(super) fn discard(self) {
+    pub(super) fn discard(self, why: CloseCause) {
+        self.state.close(why);
         drop(self.conn.detach());
     }
 
     /// Closes it in order.
-    pub(super) async fn close(self) {
+    pub(super) async fn close(self, why: CloseCause) {
+        self.state.close(why);
         let _ = self.conn.close().await;
     }
 
@@ -246,9 +265,33 @@ impl<DB: Driver> ConnectionState<DB> {
         }
     }
 
+    /// It is somebody else's from now on, if it was not theirs already.
+    pub(crate) fn take_for(&self, asker: Asker, holder: impl FnOnce() -> Holder) {
+        let mut present = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        if present.asker != asker {
+            *present = holder();
+        }
+    }
+
+    /// Tells the clock of whoever has it, if there is one.
+    pub(super) fn ticking(&self) -> Ticking {
+        let holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        Ticking::new(holder.clock.as_ref())
+    }
+
+    pub(super) fn holder(&self) -> Holder {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It is about to be closed: the first cause counts.
+    pub(super) fn close(&self, why: CloseCause) {
+        self.closing.set(why);
+    }
+
     /// Nobody waits for it any longer. A handler that holds it keeps it, but not its place in the pool.
     pub(super) fn end(&self, why: Ended) {
         self.ended.fetch_max(why.to_bits(), Ordering::AcqRel);
+        self.close(CloseCause::Invalidated);
         self.waker.wake();
         if why == Ended::Dead {
             let lent = self.lent().take();
@@ -289,7 +332,11 @@ impl<DB: Driver> ConnectionState<DB> {
     async fn come_back(self: Arc<Self>, conn: &mut Conn<DB>) -> bool {
         let Some(Lent { permit, pool, single, lending }) = self.lent().take() else { return false };
         self.end_hold();
-        let Some(pool) = pool.upgrade().filter(|pool| pool.may_keep(&self)) else { return false };
+        let Some(pool) = pool.upgrade() else { return false };
+        if !pool.may_keep(&self) {
+            self.close(pool.why_not_kept());
+            return false;
+        }
         let settled = async {
             match lending {
                 Lending::Transaction => Ok(Left::Clean),
@@ -300,9 +347,13 @@ impl<DB: Driver> ConnectionState<DB> {
             Ok(Ok(Left::Clean)) => self.verify(),
             Ok(Ok(Left::Dirty)) => {
                 pool.warn_of_transaction();
+                self.close(CloseCause::Dirty);
                 return false;
             }
-            Ok(Err(_)) | Err(_) => return false,
+            Ok(Err(_)) | Err(_) => {
+                self.close(CloseCause::Failed);
+                return false;
+            }
         }
         self.reused.store(false, Ordering::Release);
         tokio::spawn(async move {
@@ -310,13 +361,13 @@ impl<DB: Driver> ConnectionState<DB> {
             // nobody has prepared.
             let conn = match timeout(pool.check_timeout(), single.acquire()).await {
                 Ok(Ok(conn)) => conn,
-                Ok(Err(_)) | Err(_) => return,
+                Ok(Err(_)) | Err(_) => return self.close(CloseCause::Failed),
             };
             let back = PooledConnection { conn, state: self, single };
             if back.state.reused.load(Ordering::Acquire) {
                 pool.put_back(back);
             } else {
-                back.discard();
+                back.discard(CloseCause::Failed);
             }
             drop(permit);
         });

@@ -25,15 +25,21 @@ use crate::health::{Health, Role, Use};
 
 mod checkout;
 mod connection;
+mod counts;
+mod holder;
 mod read_only;
 mod sessions;
 mod upkeep;
 
 pub(crate) use checkout::{Checkout, Held, Sticky, Watch};
 pub(crate) use connection::{ConnectionState, Ended, Lending, OutcomeUnknown};
+pub(crate) use counts::PoolCounts;
+pub use counts::{CloseCause, PoolUse};
+pub(crate) use holder::{Asker, Clock, Holder, Ticking};
 
 use checkout::Parts;
 use connection::PooledConnection;
+use holder::TimedOut;
 use read_only::ReadOnlyCheck;
 
 /// A checkout that takes longer asks for a probe of its server.
@@ -62,7 +68,6 @@ pub(crate) struct PoolOptions<'a> {
 }
 
 pub(crate) struct Pool<DB: Driver> {
-    database: &'static str,
     access: Access,
     options: Options<DB>,
     prepared_statements: bool,
@@ -72,6 +77,7 @@ pub(crate) struct Pool<DB: Driver> {
     min_connections: u32,
     max_connections: u32,
     health: Arc<Health>,
+    counts: Arc<PoolCounts>,
     /// Where connections are made read-only: whether they are.
     read_only: Option<ReadOnlyCheck>,
     /// One for each connection that is in use, kept, or being opened.
@@ -122,7 +128,6 @@ impl<DB: Driver> Pool<DB> {
         let PoolOptions { database, access, settings, timeout, check_timeout, health } = options;
         let check = !access.writes() && settings.enforce_read_only;
         Ok(Arc::new(Self {
-            database,
             access,
             options: DB::options(settings, access)?,
             prepared_statements: settings.prepared_statements,
@@ -140,6 +145,7 @@ impl<DB: Driver> Pool<DB> {
                 open: Vec::new(),
             }),
             health,
+            counts: Arc::default(),
             opened: Instant::now(),
             warned: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
@@ -161,6 +167,19 @@ impl<DB: Driver> Pool<DB> {
 
     pub(crate) fn health(&self) -> &Arc<Health> {
         &self.health
+    }
+
+    pub(crate) fn counts(&self) -> &Arc<PoolCounts> {
+        &self.counts
+    }
+
+    pub(crate) fn max_connections(&self) -> u32 {
+        self.max_connections
+    }
+
+    /// How many connections are open, in use or not.
+    pub(crate) fn size(&self) -> u32 {
+        self.open_connections()
     }
 
     pub(crate) fn prepared_statements(&self) -> bool {
@@ -202,11 +221,14 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// Checks out a connection.
-    pub(crate) async fn check_out(self: &Arc<Self>) -> Result<Checkout<DB>, Failure> {
+    pub(crate) async fn check_out(self: &Arc<Self>, asker: Asker) -> Result<Checkout<DB>, Failure> {
         let held = match self.try_idle() {
-            Some(held) => held,
+            Some(held) => {
+                self.counts.immediate.add_one();
+                held
+            }
             // Boxed, as is what else is seldom: else every query's future would have room for it.
-            None => Box::pin(self.wait()).await?,
+            None => Box::pin(self.wait(asker)).await?,
         };
         Ok(Checkout::new(self.clone(), held))
     }
@@ -225,7 +247,9 @@ impl<DB: Driver> Pool<DB> {
     /// A pool that keeps its caller waiting may be busy, or its server gone. So the monitor is asked to find
     /// out meanwhile, and if the server is gone, all who wait go elsewhere at once, and nobody waits for it
     /// after them.
-    async fn wait(self: &Arc<Self>) -> Result<Parts<DB>, Failure> {
+    async fn wait(self: &Arc<Self>, asker: Asker) -> Result<Parts<DB>, Failure> {
+        let began = Instant::now();
+        let _waiting = self.counts.begin_wait();
         // Listens before it looks, so that it misses no fall in between.
         let interrupted = self.health.interrupted.notified();
         if !self.health.answers(self.wanted()) {
@@ -243,18 +267,24 @@ impl<DB: Driver> Pool<DB> {
             () = interrupted => return Err(Failure::Unreachable(self.unreachable())),
             () = self.patience() => Err(sqlx::Error::PoolTimedOut),
         };
-        acquired.map_err(|error| match error {
-            sqlx::Error::PoolClosed => Failure::Busy(error),
-            sqlx::Error::PoolTimedOut => {
-                self.warn_of_crowd();
-                Failure::Busy(error)
+        match acquired {
+            Ok(parts) => {
+                self.counts.waited.add(began.elapsed());
+                Ok(parts)
             }
-            error if DB::fault(&error) == Fault::Full => Failure::Busy(sqlx::Error::PoolTimedOut),
-            error => {
+            Err(error @ sqlx::Error::PoolClosed) => Err(Failure::Busy(error)),
+            Err(sqlx::Error::PoolTimedOut) => {
+                self.counts.timed_out.add_one();
+                let timed_out = TimedOut::new(self, asker);
+                self.warn_of_crowd(&timed_out);
+                Err(Failure::Busy(timed_out.into()))
+            }
+            Err(error) if DB::fault(&error) == Fault::Full => Err(Failure::Busy(TimedOut::full(self).into())),
+            Err(error) => {
                 self.health.request_probe();
-                Failure::Unreachable(error)
+                Err(Failure::Unreachable(error))
             }
-        })
+        }
     }
 
     /// How long a checkout waits, and what it does about that meanwhile.
@@ -280,7 +310,7 @@ impl<DB: Driver> Pool<DB> {
                 return Ok(conn);
             }
             self.close_sleepers(conn.state.verified());
-            conn.discard();
+            conn.discard(CloseCause::Failed);
         }
         self.open().await
     }
@@ -292,7 +322,7 @@ impl<DB: Driver> Pool<DB> {
             if self.may_keep(&conn.state) {
                 return Some(conn);
             }
-            conn.discard();
+            conn.discard(self.why_not_kept());
         }
     }
 
@@ -300,7 +330,7 @@ impl<DB: Driver> Pool<DB> {
     fn close_sleepers(&self, since: Instant) {
         let sleepers: Vec<_> =
             self.connections().idle.extract_if(.., |conn| conn.state.verified() <= since).collect();
-        sleepers.into_iter().for_each(PooledConnection::discard);
+        sleepers.into_iter().for_each(|conn| conn.discard(CloseCause::Failed));
     }
 
     async fn open(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
@@ -315,7 +345,7 @@ impl<DB: Driver> Pool<DB> {
         drop(connections);
         if !self.may_keep(&conn.state) && !self.is_draining() {
             // A generation began while it was being opened, and nobody else would end what runs on it.
-            conn.discard();
+            conn.discard(CloseCause::Invalidated);
             return Err(self.unreachable());
         }
         // The monitor finds out whether the address has moved, or leads to several servers.
@@ -337,6 +367,11 @@ impl<DB: Driver> Pool<DB> {
         self.health.keeps(state.generation()) && state.ended().is_none() && !self.is_draining()
     }
 
+    /// Why a connection is closed that [`may_keep`](Self::may_keep) does not allow to keep.
+    fn why_not_kept(&self) -> CloseCause {
+        if self.is_draining() { CloseCause::Shutdown } else { CloseCause::Invalidated }
+    }
+
     fn is_draining(&self) -> bool {
         self.is_draining.load(Ordering::Acquire)
     }
@@ -346,7 +381,7 @@ impl<DB: Driver> Pool<DB> {
         if self.may_keep(&conn.state) {
             self.connections().idle.push(conn);
         } else {
-            conn.discard();
+            conn.discard(self.why_not_kept());
         }
     }
 
@@ -354,7 +389,7 @@ impl<DB: Driver> Pool<DB> {
     fn keep(&self, held: Parts<DB>) -> Option<Ticket> {
         if !self.may_keep(&held.conn.state) {
             let Parts { conn, permit } = held;
-            conn.discard();
+            conn.discard(self.why_not_kept());
             drop(permit);
             return None;
         }
@@ -409,6 +444,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     fn outcome_unknown(&self, cause: Option<io::Error>) -> sqlx::Error {
+        self.counts.outcomes_unknown.add_one();
         OutcomeUnknown { server: self.health.to_string(), cause }.into()
     }
 
@@ -421,8 +457,8 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// Says what everybody waits for. A read that finds a slave busy goes elsewhere, and needs no warning.
-    fn warn_of_crowd(&self) {
-        if self.role() == Role::Slave || self.has_room() {
+    fn warn_of_crowd(&self, timed_out: &TimedOut) {
+        if self.role() == Role::Slave || !timed_out.is_crowd() {
             return;
         }
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
@@ -431,28 +467,15 @@ impl<DB: Driver> Pool<DB> {
         if !is_news || self.warned.swap(now, Ordering::Relaxed) != warned {
             return;
         }
-        let mut longest = Duration::ZERO;
-        self.for_each_open(|state| {
-            longest = longest.max(state.busy_for().or(state.held_for()).unwrap_or_default());
-        });
-        let what = if self.access.writes() { "writes" } else { "reads" };
-        warn!(
-            "No connection for {what} to the {} of database `{}` became free within {:?}: {} of {} are in use, one of \
-             them for {:.1} s.",
-            self.health,
-            self.database,
-            self.timeout,
-            self.busy(),
-            self.max_connections,
-            longest.as_secs_f64(),
-        );
+        let text = timed_out.to_string();
+        warn!("N{}.", text.strip_prefix('n').unwrap_or(&text));
     }
 
     fn warn_of_transaction(&self) {
         warn!(
-            "A transaction was left open on a connection to the {} of database `{}`: the connection is closed, and \
-             the transaction rolled back. Begin it with `begin()`, which ends it with its handler.",
-            self.health, self.database,
+            "A transaction was left open on a connection to the {}: the connection is closed, and the transaction \
+             rolled back. Begin it with `begin()`, which ends it with its handler.",
+            self.health,
         );
     }
 
@@ -466,8 +489,8 @@ impl<DB: Driver> Drop for Pool<DB> {
     /// Closes what is there: sqlx would hand it back in a task, which nobody runs where there is no runtime any more.
     fn drop(&mut self) {
         let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
-        connections.idle.drain(..).for_each(PooledConnection::discard);
-        connections.sticky.drain(..).for_each(|(_, parts)| parts.conn.discard());
+        connections.idle.drain(..).for_each(|conn| conn.discard(CloseCause::Shutdown));
+        connections.sticky.drain(..).for_each(|(_, parts)| parts.conn.discard(CloseCause::Shutdown));
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rocket::tokio;
 
-use super::Pool;
 use super::connection::PooledConnection;
+use super::{CloseCause, Pool};
 use crate::backend::Driver;
 
 /// A connection is kept for its session for so long if nobody waits.
@@ -26,10 +26,12 @@ impl<DB: Driver> Pool<DB> {
         self.reclaim(KEPT);
         self.reap();
         let now = Instant::now();
-        let is_old = |conn: &PooledConnection<DB>| {
+        let is_idle = |conn: &PooledConnection<DB>| {
             let idle = now.saturating_duration_since(conn.state.verified());
-            now.saturating_duration_since(conn.state.opened()) > MAX_LIFETIME
-                || self.idle_timeout.is_some_and(|timeout| idle > timeout)
+            self.idle_timeout.is_some_and(|timeout| idle > timeout)
+        };
+        let is_old = |conn: &PooledConnection<DB>| {
+            is_idle(conn) || now.saturating_duration_since(conn.state.opened()) > MAX_LIFETIME
         };
         let is_quiet =
             |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
@@ -45,9 +47,10 @@ impl<DB: Driver> Pool<DB> {
         });
         drop(connections);
 
-        invalid.into_iter().for_each(PooledConnection::discard);
+        invalid.into_iter().for_each(|conn| conn.discard(self.why_not_kept()));
         for conn in old {
-            tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close()));
+            let why = if is_idle(&conn) { CloseCause::Idle } else { CloseCause::Old };
+            tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(why)));
         }
         if let Some((permit, mut conn)) = quiet {
             let pool = self.clone();
@@ -56,7 +59,7 @@ impl<DB: Driver> Pool<DB> {
                     pool.put_back(conn);
                 } else {
                     pool.close_sleepers(conn.state.verified());
-                    conn.discard();
+                    conn.discard(CloseCause::Failed);
                 }
                 drop(permit);
             });
@@ -90,7 +93,7 @@ impl<DB: Driver> Pool<DB> {
         self.reap();
         let idle = std::mem::take(&mut self.connections().idle);
         for conn in idle {
-            tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close()));
+            tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Left)));
         }
         self.busy()
     }
@@ -102,7 +105,7 @@ impl<DB: Driver> Pool<DB> {
         self.reclaim(Duration::ZERO);
         let idle = std::mem::take(&mut self.connections().idle);
         for conn in idle {
-            let _ = tokio::time::timeout(self.check_timeout, conn.close()).await;
+            let _ = tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Shutdown)).await;
         }
         let mut pause = Duration::from_millis(10);
         while self.open_connections() > 0 {
@@ -118,7 +121,7 @@ impl<DB: Driver> Pool<DB> {
         self.permits.close();
     }
 
-    fn open_connections(&self) -> u32 {
+    pub(super) fn open_connections(&self) -> u32 {
         let mut open = 0;
         self.for_each_open(|_| open += 1);
         open

@@ -16,7 +16,7 @@ use super::query::Query;
 use super::retry::{Attempts, Repeatable};
 use crate::backend::{Backend, Conn, Driver, Left, Opens, Rest};
 use crate::cluster::Db;
-use crate::pool::{Checkout, Pool};
+use crate::pool::{Checkout, CloseCause, Pool};
 
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
 
@@ -101,7 +101,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     async fn leave(&self, checkout: Checkout<Db<D>>, left: Left, opens: Opens) -> Result<(), Error> {
         match (left, opens) {
             // It is closed.
-            (Left::Dirty, _) => drop(checkout),
+            (Left::Dirty, _) => checkout.close(CloseCause::Dirty),
             (Left::Clean, Opens::Never) => self.session.keep(checkout),
             (Left::Clean, _) => match Box::pin(checkout.settle()).await {
                 Ok(Some(checkout)) => self.session.keep(checkout),
@@ -119,7 +119,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         let pool = checkout.pool().clone();
         match opens {
             Opens::Never => checkout.put_back_after(error),
-            Opens::Maybe | Opens::Always => drop(checkout),
+            Opens::Maybe | Opens::Always => checkout.close(CloseCause::Failed),
         }
         pool
     }

@@ -14,6 +14,9 @@ use crate::cluster::{Cluster, Db};
 use crate::pin::Pin;
 use crate::routing::{Choice, Client, Declared, MethodKind};
 
+/// How messages call code that is no handler.
+pub(super) const UNNAMED: &str = "this code";
+
 /// The database of a request: reads go to a slave, writes to the master.
 ///
 /// As a handler parameter it holds no connection yet. The node is chosen when the handler first
@@ -49,6 +52,9 @@ pub struct ReplicatedDb<D: Database<Pool: Backend>> {
 
 impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     pub(crate) fn new(session: Arc<Session<Db<D>>>, handler: Option<Cow<'static, str>>) -> Self {
+        if handler.is_some() {
+            session.set_handler(handler.clone());
+        }
         Self { session, handler }
     }
 
@@ -100,7 +106,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
 
     /// The name of the handler, for messages.
     pub(crate) fn handler(&self) -> &str {
-        self.handler.as_deref().unwrap_or("this code")
+        self.handler.as_deref().unwrap_or(UNNAMED)
     }
 }
 

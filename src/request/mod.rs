@@ -3,6 +3,7 @@
 //! hold for itself.
 
 mod connection;
+mod counts;
 mod executor;
 mod handle;
 mod query;
@@ -10,5 +11,6 @@ mod retry;
 mod session;
 
 pub use connection::{Connection, Transaction, Watched};
+pub use counts::RetryCause;
 pub use handle::ReplicatedDb;
-pub(crate) use session::Session;
+pub(crate) use session::{Session, TARGET};

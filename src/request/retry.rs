@@ -7,11 +7,13 @@ use std::fmt;
 use log::warn;
 use sqlx::error::{DatabaseError, ErrorKind};
 
+use super::counts::RetryCause;
+use super::handle::UNNAMED;
 use super::session::Session;
 use crate::backend::{Access, Driver, Fault};
 use crate::config::RefusedWrite;
 use crate::pool::{Failure, Pool};
-use crate::routing::{Choice, Declared, Route};
+use crate::routing::{Choice, Declared, MethodKind, Route};
 
 /// Whether a query may run twice, as long as it cannot have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,8 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
         let repeatable = if pool.is_read_only() { repeatable } else { Repeatable::No };
-        match (DB::fault(&error), route.access) {
+        let fault = DB::fault(&error);
+        match (fault, route.access) {
             (Fault::Query, _) => return Err(error),
             (Fault::ReadOnly, Access::ReadWrite) => {
                 // It may have been made a slave, or its address lead to one now.
@@ -66,15 +69,18 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         }
         self.session.take_back_read();
         match route.access {
-            Access::ReadWrite => Err(error),
-            Access::ReadMaster if !self.failed_at_master => {
-                self.failed_at_master = true;
-                Ok(())
-            }
+            Access::ReadWrite => return Err(error),
+            Access::ReadMaster if !self.failed_at_master => self.failed_at_master = true,
             Access::ReadMaster | Access::ReadSlave => {
-                self.session.move_on(route, Failure::Unreachable(error))
+                self.session.move_on(route, Failure::Unreachable(error))?;
             }
         }
+        self.session.cluster.counts.retries.add(match fault {
+            Fault::Full => RetryCause::Busy,
+            Fault::Conflict => RetryCause::Conflict,
+            Fault::Node | Fault::Query | Fault::ReadOnly => RetryCause::Broken,
+        });
+        Ok(())
     }
 
     /// A statement wanted to write on a read: an error, or a write after all.
@@ -87,19 +93,42 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         let Self { session, handler, .. } = *self;
         let cluster = &session.cluster;
         if cluster.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
-            return Err(Refused::explain(error, handler, &route.choice(), cluster.database));
+            let remedy = Remedy::of(session.method(), session.declared(), handler);
+            return Err(Refused::explain(error, handler, &route.choice(), cluster.database, remedy));
         }
         if cluster.rerouted.is_news(handler) {
             warn!(
                 "`{handler}` wrote on a connection for reads ({}, database `{}`): the statement was run \
-                 again, on the master. Add a `ChangesDatabase` guard.",
+                 again, on the master. Instead, {}.",
                 route.choice(),
                 cluster.database,
+                Remedy::of(session.method(), session.declared(), handler).0,
             );
         }
+        cluster.counts.rerouted.add_one();
         session.take_back_read();
         session.declare(Declared::Changes);
         Ok(())
+    }
+}
+
+/// What lets a handler write that has been taken for one that reads.
+struct Remedy(&'static str);
+
+impl Remedy {
+    fn of(method: MethodKind, declared: Declared, handler: &str) -> Self {
+        Self(match (declared, method) {
+            (Declared::Reads, _) if handler == UNNAMED => {
+                "ask `Cluster::write`, or a handler's own `ReplicatedDb`, for it"
+            }
+            (Declared::Reads, MethodKind::Write) => "remove its `ReadsDatabase` guard",
+            (Declared::Reads, MethodKind::Read) => {
+                "put a `ChangesDatabase` guard in place of its `ReadsDatabase` guard"
+            }
+            (Declared::Nothing | Declared::Changes, _) => {
+                "add a `ChangesDatabase` guard, or call `changes_database()` first"
+            }
+        })
     }
 }
 
@@ -111,11 +140,16 @@ struct Refused {
 }
 
 impl Refused {
-    fn explain(error: sqlx::Error, handler: &str, choice: &Choice, database: &str) -> sqlx::Error {
+    fn explain(
+        error: sqlx::Error,
+        handler: &str,
+        choice: &Choice,
+        database: &str,
+        Remedy(remedy): Remedy,
+    ) -> sqlx::Error {
         let sqlx::Error::Database(error) = error else { return error };
         let message = format!(
-            "`{handler}` tried to write on a connection for reads ({choice}, database `{database}`): add a \
-             `ChangesDatabase` guard, or call `changes_database()` first: {}",
+            "`{handler}` tried to write on a connection for reads ({choice}, database `{database}`): {remedy}: {}",
             error.message(),
         );
         sqlx::Error::Database(Box::new(Self { error, message }))

@@ -1,19 +1,25 @@
 //! What one request, or one job, has done with one database so far.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
+use super::counts::RetryCause;
 use crate::backend::{Access, Driver, Instance};
 use crate::cluster::Inner;
+use crate::config::ServerTiming;
 use crate::pin::{Needed, Pin};
-use crate::pool::{Checkout, Failure, Sticky};
+use crate::pool::{Asker, Checkout, Clock, Failure, Holder, Sticky, Ticking};
 use crate::routing::{
     CatchUp, Choice, Client, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet,
 };
+
+/// Of the lines that tell what each request asked.
+pub(crate) const TARGET: &str = "rocket_replicated::requests";
 
 /// Shared by all guards, handles and streams of a request. Its server is chosen at the first query,
 /// so that the order of guards does not matter, and kept: two queries never see two states.
@@ -40,6 +46,20 @@ struct Progress<DB: Driver> {
     written_at: Option<Instance>,
     reply: Reply,
     service: Service,
+    /// The name of the handler that asks, if it has one.
+    handler: Option<Cow<'static, str>>,
+    /// Its method and route, where it may still ask after its reply.
+    request: Option<String>,
+    /// Once it has asked for a connection.
+    user: Option<User>,
+}
+
+/// By what connections and their pools know a session.
+#[derive(Clone)]
+struct User {
+    asker: Asker,
+    /// If anybody wants to know how long it has waited.
+    clock: Option<Arc<Clock>>,
 }
 
 impl<DB: Driver> Progress<DB> {
@@ -103,6 +123,9 @@ impl<DB: Driver> Session<DB> {
             written_at: None,
             reply: Reply::default(),
             service: Service::default(),
+            handler: None,
+            request: None,
+            user: None,
         };
         Self { cluster, method, client, pin, progress: Mutex::new(progress) }
     }
@@ -111,6 +134,26 @@ impl<DB: Driver> Session<DB> {
     pub(crate) fn declare(&self, declared: Declared) {
         let mut progress = self.progress();
         progress.declared = progress.declared.max(declared);
+    }
+
+    /// Which handler asks from now on, for messages.
+    pub(crate) fn set_handler(&self, handler: Option<Cow<'static, str>>) {
+        self.progress().handler = handler;
+    }
+
+    pub(crate) fn declared(&self) -> Declared {
+        self.progress().declared
+    }
+
+    pub(crate) fn method(&self) -> MethodKind {
+        self.method
+    }
+
+    /// Whom it asks, why, and for how long it has waited so far, if it has asked.
+    pub(crate) fn report(&self) -> Option<(Choice, Duration)> {
+        let progress = self.progress();
+        let took = progress.user.as_ref()?.clock.as_ref().map(|clock| clock.read());
+        Some((progress.route.as_ref()?.choice(), took.unwrap_or_default()))
     }
 
     /// The server and the reason, once there is one.
@@ -133,12 +176,13 @@ impl<DB: Driver> Session<DB> {
     /// The reply is about to leave: the pin it has to carry, if any.
     ///
     /// `in_use` says that a handle is still alive, in a streamed body or a spawned task: if the
-    /// request means to write, it may do so after the reply.
-    pub(crate) async fn answer(&self, in_use: bool) -> Option<String> {
+    /// request means to write, it may do so after the reply. `request` names it then.
+    pub(crate) async fn answer(&self, in_use: bool, request: impl FnOnce() -> String) -> Option<String> {
         let (writes, may_write, written_at) = {
             let mut progress = self.progress();
             let writes = progress.writes;
             let may_write = in_use && self.intent(&progress).is_write();
+            progress.request = in_use.then(request);
             let settled = writes != Writes::None || may_write;
             progress.reply = if settled { Reply::Settled } else { Reply::WithoutPin };
             (writes, may_write, progress.written_at)
@@ -153,14 +197,22 @@ impl<DB: Driver> Session<DB> {
     /// Checks out a connection to the session's server; at the first time, or if that server lets it
     /// down, to one chosen now.
     pub(crate) async fn check_out(&self) -> Result<(Checkout<DB>, Route<DB>), sqlx::Error> {
+        let User { asker, clock } = self.user();
+        let _ticking = Ticking::new(clock.as_ref());
+        let retries = &self.cluster.counts.retries;
         loop {
             let (route, kept) = self.next();
             let mut checkout = match kept.and_then(Sticky::claim) {
                 Some(checkout) => checkout,
-                None => match route.check_out().await {
+                None => match route.check_out(asker).await {
                     Ok(checkout) => checkout,
                     Err(failure) => {
+                        let cause = match failure {
+                            Failure::Busy(_) => RetryCause::Busy,
+                            Failure::Unreachable(_) => RetryCause::Unreachable,
+                        };
                         self.move_on(&route, failure)?;
+                        retries.add(cause);
                         continue;
                     }
                 },
@@ -168,11 +220,13 @@ impl<DB: Driver> Session<DB> {
             if !route.is_current(self.cluster.mastership.term()) {
                 // Another server has become the master while this one kept us waiting.
                 checkout.put_back();
+                retries.add(RetryCause::Succeeded);
                 continue;
             }
             match self.has_own_writes(&route, &mut checkout).await {
                 Ok(true) if self.start(&route, &checkout) => return Ok((checkout, route)),
-                Ok(_) => {
+                Ok(has_own_writes) => {
+                    retries.add(if has_own_writes { RetryCause::Moved } else { RetryCause::Behind });
                     checkout.put_back();
                     self.give_up_slave(&route);
                 }
@@ -182,9 +236,19 @@ impl<DB: Driver> Session<DB> {
                     }
                     checkout.put_back_after(&error);
                     self.move_on(&route, Failure::Unreachable(error))?;
+                    retries.add(RetryCause::Broken);
                 }
             }
         }
+    }
+
+    fn user(&self) -> User {
+        let user = || {
+            let is_timed = self.cluster.config.server_timing == ServerTiming::Sent
+                || log::log_enabled!(target: TARGET, log::Level::Debug);
+            User { asker: Asker::new(), clock: is_timed.then(Arc::default) }
+        };
+        self.progress().user.get_or_insert_with(user).clone()
     }
 
     /// Keeps the connection of a query that ended well for the next one.
@@ -278,7 +342,7 @@ impl<DB: Driver> Session<DB> {
             return route.clone();
         }
         let route = self.cluster.choose(intent, self.client, self.pin.as_ref(), &progress.failed);
-        debug!("Database `{}`: {}.", self.cluster.database, route.choice());
+        route.count();
         progress.route = Some(route.clone());
         route
     }
@@ -287,6 +351,13 @@ impl<DB: Driver> Session<DB> {
     /// of them only: another one could be behind what the client has just seen.
     fn start(&self, route: &Route<DB>, checkout: &Checkout<DB>) -> bool {
         let mut progress = self.progress();
+        if let Some(User { asker, clock }) = &progress.user {
+            checkout.state().take_for(*asker, || Holder {
+                asker: *asker,
+                handler: progress.handler.clone(),
+                clock: clock.clone(),
+            });
+        }
         if !route.access.writes() {
             let instance = checkout.state().instance();
             if route.access == Access::ReadSlave
@@ -306,9 +377,10 @@ impl<DB: Driver> Session<DB> {
         if progress.reply == Reply::WithoutPin {
             progress.reply = Reply::Settled;
             warn!(
-                "Database `{}` is written to after the reply of its request has left: the client \
-                 carries no pin for that and may miss it. Write before replying.",
-                self.cluster.database
+                "Database `{}` is written to after the reply of {} has left: the client carries no pin for that \
+                 and may miss it. Write before replying.",
+                self.cluster.database,
+                progress.request.as_deref().unwrap_or("its request"),
             );
         }
         true
@@ -327,6 +399,12 @@ impl<DB: Driver> Session<DB> {
 impl<DB: Driver> Drop for Session<DB> {
     fn drop(&mut self) {
         self.cluster.sessions.fetch_sub(1, Ordering::AcqRel);
+        // That of a request has been told when its reply left.
+        let progress = self.progress.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let (Reply::Pending, Some(route)) = (progress.reply, &progress.route) {
+            let who = progress.handler.as_deref().unwrap_or("A job");
+            debug!(target: TARGET, "{who} asked database `{}`: {}.", self.cluster.database, route.choice());
+        }
     }
 }
 

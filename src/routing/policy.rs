@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::client::Client;
 use crate::backend::Access;
 use crate::config::{PinnedWithoutMaster, ReadShare};
+use crate::counters::key;
 use crate::health::{Role, Term};
 
 /// The node chosen for a query, and why.
@@ -41,40 +42,128 @@ impl Choice {
 }
 
 impl fmt::Display for Choice {
-    /// As in `db-2 (ReadMethod)`.
+    /// As in `db-2 (read method)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({:?})", self.node, self.reason)
+        write!(f, "{} ({})", self.node, self.reason)
     }
 }
 
 /// Why a node was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Reason {
     /// Master: the request's method is not one of `read_methods`.
+    ///
+    /// A form that only searches need not be served there: give its handler a
+    /// [`ReadsDatabase`](crate::ReadsDatabase) guard.
     WriteMethod,
     /// Master: a [`ChangesDatabase`](crate::ChangesDatabase) guard, or a call that said as much.
+    ///
+    /// Remove the guard where the handler has stopped writing.
     ChangesDatabase,
     /// Master: no slaves are configured.
+    ///
+    /// Add `slaves` to the section once there are any.
     NoSlaves,
     /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) asked; or an
     /// operator said so ([`Cluster::read_from_master`](crate::Cluster::read_from_master)).
+    ///
+    /// Say `read_from_slaves = "auto"`, or [`Cluster::read_from_slaves`](crate::Cluster::read_from_slaves), to use
+    /// the slaves again.
     SwitchedOff,
     /// Master: `read_from_slaves` is a share of the clients, or an operator has set one
     /// ([`Cluster::read_share`](crate::Cluster::read_share)), and this client is not in it.
+    ///
+    /// Raise the share once you are content with what those see that are in it.
     OutsideShare,
     /// Master: the client wrote within the lag window, or no slave has replayed what it wrote.
+    ///
+    /// If too many reads come to the master for this, say `consistency = "position"`; with that already, look at the
+    /// slaves' lag, and raise `catch_up_timeout` if they are late by little.
     Pinned,
     /// Slave: it has replayed what the client wrote.
+    ///
+    /// There is nothing to do: this is what `consistency = "position"` is for.
     CaughtUp,
     /// Slave: the request's method only reads.
+    ///
+    /// There is nothing to do: this is how most requests should be served.
     ReadMethod,
     /// Slave: a [`ReadsDatabase`](crate::ReadsDatabase) guard, or a call that said as much.
+    ///
+    /// There is nothing to do, unless the handler has begun to write: then remove the guard.
     ReadsDatabase,
     /// Master: no slave could take the read.
+    ///
+    /// Look in [`Cluster::status`](crate::Cluster::status) or in the log why each of them is left out; if they are
+    /// well but busy, raise their `max_connections`.
     SlavesUnavailable,
     /// Slave: the client wrote within the lag window, but the master cannot be reached.
+    ///
+    /// Bring the master back. Clients may miss their own writes until then: say `pinned_without_master = "fail"` if an
+    /// error is better.
     MasterUnavailable,
+}
+
+impl Reason {
+    /// All of them.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::WriteMethod,
+        Self::ChangesDatabase,
+        Self::NoSlaves,
+        Self::SwitchedOff,
+        Self::OutsideShare,
+        Self::Pinned,
+        Self::CaughtUp,
+        Self::ReadMethod,
+        Self::ReadsDatabase,
+        Self::SlavesUnavailable,
+        Self::MasterUnavailable,
+    ];
+
+    /// Its name in the log, in replies, in metrics and on pages. It never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WriteMethod => "write method",
+            Self::ChangesDatabase => "changes database",
+            Self::NoSlaves => "no slaves",
+            Self::SwitchedOff => "switched off",
+            Self::OutsideShare => "outside share",
+            Self::Pinned => "pinned",
+            Self::CaughtUp => "caught up",
+            Self::ReadMethod => "read method",
+            Self::ReadsDatabase => "reads database",
+            Self::SlavesUnavailable => "slaves unavailable",
+            Self::MasterUnavailable => "master unavailable",
+        }
+    }
+
+    /// The role of a node that is chosen for this reason.
+    pub const fn role(self) -> Role {
+        match self {
+            Self::WriteMethod
+            | Self::ChangesDatabase
+            | Self::NoSlaves
+            | Self::SwitchedOff
+            | Self::OutsideShare
+            | Self::Pinned
+            | Self::SlavesUnavailable => Role::Master,
+            Self::CaughtUp | Self::ReadMethod | Self::ReadsDatabase | Self::MasterUnavailable => Role::Slave,
+        }
+    }
+
+    /// Whether whoever is served for this reason may write.
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::WriteMethod | Self::ChangesDatabase)
+    }
+}
+
+key!(Reason);
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// What a request means to do with a database.

@@ -15,7 +15,7 @@ use crate::cluster::{Inner, Server, Share};
 use crate::config::{Affinity, PinnedWithoutMaster};
 use crate::health::{Health, Replay, ServerId, Term, Use};
 use crate::pin::{Needed, Pin, Window};
-use crate::pool::{Checkout, Failure};
+use crate::pool::{Asker, Checkout, Failure};
 
 /// The server that was chosen, for what, and why.
 pub(crate) struct Route<DB: Driver> {
@@ -42,6 +42,11 @@ impl<DB: Driver> Route<DB> {
         }
     }
 
+    /// Counts that it was chosen.
+    pub(crate) fn count(&self) {
+        self.server.health.counts().choices.add(self.reason);
+    }
+
     pub(crate) fn is_current(&self, present: Term) -> bool {
         is_current(self.access, self.term, present)
     }
@@ -60,9 +65,9 @@ impl<DB: Driver> Route<DB> {
         (self.server.id(), self.access, self.term) == (other.server.id(), other.access, other.term)
     }
 
-    pub(crate) async fn check_out(&self) -> Result<Checkout<DB>, Failure> {
+    pub(crate) async fn check_out(&self, asker: Asker) -> Result<Checkout<DB>, Failure> {
         let share = if self.reason == Reason::Pinned { Share::Pinned } else { Share::Common };
-        self.server.check_out(self.access, share).await
+        self.server.check_out(self.access, share, asker).await
     }
 }
 

@@ -5,10 +5,13 @@ use std::any::type_name;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::http::Status;
+#[cfg(feature = "metrics")]
+use rocket::tokio;
 use rocket::{Build, Orbit, Phase, Request, Response, Rocket};
 use rocket_db_pools::Database;
 
@@ -17,9 +20,12 @@ use super::guards::{Attached, Failed, attached, existing_session};
 use crate::backend::{Access, Backend, Driver};
 use crate::cluster::{Cluster, Db, Inner, Resolver};
 use crate::config::{
-    Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, SlaveLog, UnknownLag,
+    Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, ServerTiming, SlaveLog,
+    UnknownLag,
 };
 use crate::pin::PinConfig;
+use crate::request::TARGET;
+use crate::routing::Choice;
 
 /// The fairing: replication for the database `D`.
 ///
@@ -97,6 +103,8 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         if let Some(Cluster(inner)) = attached::<D, _>(rocket) {
             log_configuration::<D>(&inner.config);
             inner.lift_off().await;
+            #[cfg(feature = "metrics")]
+            tokio::spawn(crate::metrics::publish(Arc::downgrade(inner)));
         }
     }
 
@@ -117,7 +125,20 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         // INVARIANT: only `ReplicatedDb` clones this `Arc`, besides the request's cache. More than one reference
         // therefore means that a handle is still alive.
         let in_use = Arc::strong_count(session) > 1;
-        let Some(pin) = session.answer(in_use).await else { return };
+        let pin = session.answer(in_use, || name_of(request)).await;
+        if let Some((choice, took)) = session.report() {
+            debug!(
+                target: TARGET,
+                "{} asked database `{}`: {choice}, {:.1} ms.",
+                name_of(request),
+                D::NAME,
+                took.as_secs_f64() * 1e3,
+            );
+            if session.cluster.config.server_timing == ServerTiming::Sent {
+                response.adjoin_raw_header("Server-Timing", server_timing(D::NAME, &choice, took));
+            }
+        }
+        let Some(pin) = pin else { return };
         let Some(pins) = &session.cluster.pins else { return };
         pins.send(pin, request.method(), response);
     }
@@ -129,9 +150,32 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
     }
 }
 
+/// A request as messages name it, as in `` GET /posts/<id> (`show`) ``: by its route, as its path may hold secrets.
+fn name_of(request: &Request<'_>) -> String {
+    let method = request.method();
+    match request.route() {
+        Some(route) => match &route.name {
+            Some(handler) => format!("{method} {} (`{handler}`)", route.uri),
+            None => format!("{method} {}", route.uri),
+        },
+        None => format!("{method} without a route"),
+    }
+}
+
+/// A metric of <https://www.w3.org/TR/server-timing/>: names of databases are words, names of nodes have no quotes.
+fn server_timing(database: &str, choice: &Choice, took: Duration) -> String {
+    let of = if database == "replicated" { String::new() } else { format!("{database} at ") };
+    format!(
+        "db;desc=\"{of}{}: {}\";dur={:.1}",
+        choice.node(),
+        choice.reason().as_str(),
+        took.as_secs_f64() * 1e3
+    )
+}
+
 /// Says what is in force.
 fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
-    const TARGET: &str = "rocket_replicated::_";
+    const INDENTED: &str = "rocket_replicated::_";
     let Config {
         master,
         master_reads,
@@ -146,11 +190,12 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         checks,
         consistency,
         catch_up_timeout,
+        server_timing,
         pin,
     } = config;
 
     info!("Replicated database `{}`:", D::NAME);
-    info!(target: TARGET, "master: {} at {}", master.name, master.address);
+    info!(target: INDENTED, "master: {} at {}", master.name, master.address);
     for slave in slaves {
         let follow = slave.follow.map(|every| format!(", follows every {every:?}")).unwrap_or_default();
         let at = if slave.discover.is_some() { "each address of" } else { "at" };
@@ -159,23 +204,23 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
             SlaveLog::Other | SlaveLog::Masters => "",
         };
         info!(
-            target: TARGET,
+            target: INDENTED,
             "slave: {} {at} {}, weight {}{follow}{logical}", slave.server.name, slave.server.address, slave.weight
         );
     }
     match read_from_slaves {
-        _ if slaves.is_empty() => info!(target: TARGET, "reads: from the master, there are no slaves"),
+        _ if slaves.is_empty() => info!(target: INDENTED, "reads: from the master, there are no slaves"),
         &ReadShare::ALL => {
-            info!(target: TARGET, "reads: from slaves, each waited for up to {slave_timeout:?}")
+            info!(target: INDENTED, "reads: from slaves, each waited for up to {slave_timeout:?}")
         }
-        &ReadShare::ASKED => info!(target: TARGET, "reads: from the master, unless asked for slaves"),
-        share => info!(target: TARGET, "reads: from slaves {share}, the others from the master"),
+        &ReadShare::ASKED => info!(target: INDENTED, "reads: from the master, unless asked for slaves"),
+        share => info!(target: INDENTED, "reads: from slaves {share}, the others from the master"),
     }
     if *affinity == Affinity::Address && !slaves.is_empty() {
-        info!(target: TARGET, "reads: each client from the same slave, by its address, while that is usable");
+        info!(target: INDENTED, "reads: each client from the same slave, by its address, while that is usable");
     }
     if *refused_write == RefusedWrite::Reroute {
-        info!(target: TARGET, "reads that turn out to write: run again on the master");
+        info!(target: INDENTED, "reads that turn out to write: run again on the master");
     }
     match pin {
         Some(PinConfig { lag_window, cookie, header, .. }) => {
@@ -189,33 +234,36 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
                 }
             };
             let cookie = &cookie.name;
-            info!(target: TARGET, "reads after a write: from {from}, by cookie `{cookie}`{header}");
+            info!(target: INDENTED, "reads after a write: from {from}, by cookie `{cookie}`{header}");
         }
         None if slaves.is_empty() => {}
-        None => info!(target: TARGET, "reads after a write: like any, `lag_window` is 0"),
+        None => info!(target: INDENTED, "reads after a write: like any, `lag_window` is 0"),
+    }
+    if *server_timing == ServerTiming::Sent {
+        info!(target: INDENTED, "replies: `Server-Timing` tells who served, and why");
     }
     if *reserve > 0 {
         let all = master_reads.settings.max_connections;
-        info!(target: TARGET, "reads at the master: {all} connections, {reserve} of them for pinned reads");
+        info!(target: INDENTED, "reads at the master: {all} connections, {reserve} of them for pinned reads");
     }
     let Checks { interval, timeout, max_lag, unknown_lag, follow_promotion } = checks;
-    info!(target: TARGET, "health: each server is asked every {interval:?}, and has {timeout:?} to answer");
+    info!(target: INDENTED, "health: each server is asked every {interval:?}, and has {timeout:?} to answer");
     if let Some(max_lag) = max_lag {
-        info!(target: TARGET, "lag: a slave more than {max_lag:?} behind is left out");
+        info!(target: INDENTED, "lag: a slave more than {max_lag:?} behind is left out");
     }
     match unknown_lag {
         _ if slaves.is_empty() => {}
-        UnknownLag::Use => info!(target: TARGET, "lag: a slave whose lag cannot be known is used"),
-        UnknownLag::LeaveOut => info!(target: TARGET, "lag: a slave whose lag cannot be known is left out"),
+        UnknownLag::Use => info!(target: INDENTED, "lag: a slave whose lag cannot be known is used"),
+        UnknownLag::LeaveOut => info!(target: INDENTED, "lag: a slave whose lag cannot be known is left out"),
         UnknownLag::Unexpected => {
-            info!(target: TARGET, "lag: a slave whose lag cannot be known, but should be, is left out");
+            info!(target: INDENTED, "lag: a slave whose lag cannot be known, but should be, is left out");
         }
     }
     if *follow_promotion {
-        info!(target: TARGET, "promotion: if the master is gone, writes follow a slave that was promoted");
+        info!(target: INDENTED, "promotion: if the master is gone, writes follow a slave that was promoted");
     }
     for (address, connections) in connections(config) {
-        info!(target: TARGET, "at most {connections} connections to {address}");
+        info!(target: INDENTED, "at most {connections} connections to {address}");
     }
     for slave in slaves.iter().filter(|slave| slave.follow.is_none()) {
         let options = Db::<D>::options(&slave.server.settings, Access::ReadSlave);

@@ -37,6 +37,9 @@ pub trait Dbms: Program {
 
     fn resume_replay(slave: &Server<Self>);
 
+    /// Makes a slave take writes of its own. The others go on replicating the master.
+    fn promote(slave: &Server<Self>) -> Result<(), String>;
+
     /// How this slave replays from now on.
     fn replay(slave: &Server<Self>, replay: Replay) -> Result<(), String>;
 

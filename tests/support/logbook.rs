@@ -8,9 +8,12 @@ static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 impl log::Log for Logbook {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        let of_interest =
-            ["rocket_", "sqlx::query"].iter().any(|target| metadata.target().starts_with(target));
-        metadata.level() <= log::Level::Info && of_interest
+        let of_interest = ["rocket_", "sqlx::query", "sqlx_core::pool"]
+            .iter()
+            .any(|target| metadata.target().starts_with(target));
+        // What each request asked is told at debug level: for tests that raise the level themselves.
+        let is_request = metadata.target() == "rocket_replicated::requests";
+        (metadata.level() <= log::Level::Info || is_request) && of_interest
     }
 
     fn log(&self, record: &log::Record<'_>) {

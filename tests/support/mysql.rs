@@ -39,6 +39,8 @@ struct Software {
     many_sources: fn(usize) -> String,
     pause_replay: &'static str,
     resume_replay: &'static str,
+    /// Makes a server of its own of a slave.
+    promote: &'static str,
     replay: fn(Replay) -> String,
 }
 
@@ -119,6 +121,10 @@ impl Dbms for MySql {
 
     fn resume_replay(slave: &Server) {
         slave.sql_in("mysql", software().resume_replay).unwrap();
+    }
+
+    fn promote(slave: &Server) -> Result<(), String> {
+        slave.sql_in("mysql", software().promote).map(drop)
     }
 
     fn replay(slave: &Server, replay: Replay) -> Result<(), String> {

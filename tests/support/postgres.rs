@@ -117,6 +117,10 @@ impl Dbms for Postgres {
         slave.sql("SELECT pg_wal_replay_resume()");
     }
 
+    fn promote(slave: &Server) -> Result<(), String> {
+        slave.try_sql("SELECT pg_promote()").map(drop)
+    }
+
     fn replay(slave: &Server, Replay { lag, paused }: Replay) -> Result<(), String> {
         let verb = if paused { "pause" } else { "resume" };
         // One by one: together they would be a transaction, which takes no ALTER SYSTEM.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{error, warn};
 use rocket::futures::future::BoxFuture;
 use rocket::tokio::sync::oneshot;
 use rusqlite::backup::{Backup, StepResult};
@@ -79,12 +79,12 @@ impl Copier {
         let (name, every) = (&self.name, self.every);
         match copied {
             Ok(()) if self.state == State::Failing => {
-                info!("Slave `{name}` follows its master again.");
+                warn!("The {name} follows its master again.");
                 self.state = State::Following;
             }
             Ok(()) if begun.elapsed() > every && self.state == State::Following => {
                 warn!(
-                    "The copy for slave `{name}` took {:.1?}, longer than `follow` = {}: \
+                    "The copy for the {name} took {:.1?}, longer than `follow` = {}: \
                      choose a longer period, the slave lags by both.",
                     begun.elapsed(),
                     every.as_secs_f64(),
@@ -96,7 +96,7 @@ impl Copier {
                 // Opened anew next time: a file may have been replaced under the connection.
                 self.files = None;
                 if self.state != State::Failing {
-                    error!("Slave `{name}` cannot follow its master: {error}.");
+                    error!("The {name} cannot follow its master: {error}.");
                     self.state = State::Failing;
                 }
             }

@@ -242,3 +242,27 @@ fn a_misspelt_key_is_not_called_missing() {
         "slaves[0].master`: unknown key: did you mean `url`?",
     );
 }
+
+#[test]
+fn the_reply_tells_who_served_in_the_debug_profile_alone() {
+    let of = |profile: &str, key: &str| {
+        let toml = format!("[{profile}.databases.blog]\nurl = \"postgres://db-1/blog\"\n{key}");
+        Config::read::<Driver>(&figment(profile, &toml), "blog").unwrap().server_timing
+    };
+    assert_eq!((of("debug", ""), of("release", "")), (ServerTiming::Sent, ServerTiming::Omitted));
+    assert_eq!(of("debug", "server_timing = false"), ServerTiming::Omitted);
+    assert_eq!(of("release", "server_timing = true"), ServerTiming::Sent);
+    refuses("server_timing = 1", "server_timing`: expected `true` or `false`, found signed int `1`");
+}
+
+#[test]
+fn the_master_has_a_name_of_its_own() {
+    let config = read("name = \"main\"\nslaves = [\"postgres://db-2/blog\"]").unwrap();
+    assert_eq!((&*config.master.name, &*config.master_reads.name), ("main", "main"));
+    assert_eq!(read("").unwrap().master.name, "db-1");
+    refuses("name = \"Main\"", "name`: expected letters `a` to `z`, digits, `_`, `.` and `-`");
+    refuses(
+        "name = \"db-2\"\nslaves = [\"postgres://db-2/blog\"]",
+        "slaves[0]`: a second node named `db-2`: name it, as in `{ url = …, name = \"db-2-2\" }`",
+    );
+}

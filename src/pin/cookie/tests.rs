@@ -63,13 +63,13 @@ fn of_two_cookies_one_was_planted() {
                 request = request.cookie(cookie);
             }
         }
-        cookie().find(request.inner().cookies(), &headers).map(str::to_owned)
+        cookie().find(request.inner().cookies(), &headers).map(|found| found.map(str::to_owned))
     };
-    assert_eq!(find(&["a=1; blog_pin=x; b=2"]), Some("x".into()));
-    assert_eq!(find(&["a=1", "blog_pin=x"]), Some("x".into()));
-    assert_eq!(find(&["blog_pinned=y; blog_pin=x"]), Some("x".into()));
-    assert_eq!(find(&["blog_pin=x; blog_pin=x"]), None);
-    assert_eq!(find(&["blog_pin=x", "a=1; blog_pin=y"]), None);
+    assert_eq!(find(&["a=1; blog_pin=x; b=2"]), Some(Ok("x".into())));
+    assert_eq!(find(&["a=1", "blog_pin=x"]), Some(Ok("x".into())));
+    assert_eq!(find(&["blog_pinned=y; blog_pin=x"]), Some(Ok("x".into())));
+    assert_eq!(find(&["blog_pin=x; blog_pin=x"]), Some(Err(PinRefusal::Doubled)));
+    assert_eq!(find(&["blog_pin=x", "a=1; blog_pin=y"]), Some(Err(PinRefusal::Doubled)));
     assert_eq!(find(&["a=1"]), None);
 }
 

@@ -34,17 +34,17 @@ fn token(version: u8, at: i64, rest: &[u8]) -> String {
 #[test]
 fn a_pin_is_believed_for_the_lag_window() {
     let token = signer().sign(NOW, &Evidence::Nothing);
-    assert_eq!(signer().read(&token, NOW), Some(by_time(NOW)));
-    assert_eq!(signer().read(&token, NOW + 4.9.seconds()), Some(by_time(NOW)));
-    assert_eq!(signer().read(&token, NOW + 5.seconds()), None);
-    assert_eq!(signer().read(&token, NOW + 1.days()), None);
+    assert_eq!(signer().read(&token, NOW).ok(), Some(by_time(NOW)));
+    assert_eq!(signer().read(&token, NOW + 4.9.seconds()).ok(), Some(by_time(NOW)));
+    assert_eq!(signer().read(&token, NOW + 5.seconds()).ok(), None);
+    assert_eq!(signer().read(&token, NOW + 1.days()).ok(), None);
 }
 
 #[test]
 fn a_time_ahead_of_ours_by_a_window_is_skew_and_means_now() {
     let token = signer().sign(NOW, &Evidence::Nothing);
-    assert_eq!(signer().read(&token, NOW - 5.seconds()), Some(by_time(NOW - 5.seconds())));
-    assert_eq!(signer().read(&token, NOW - 5.1.seconds()), None);
+    assert_eq!(signer().read(&token, NOW - 5.seconds()).ok(), Some(by_time(NOW - 5.seconds())));
+    assert_eq!(signer().read(&token, NOW - 5.1.seconds()).ok(), None);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_foreign_pin_is_none() {
         Signer::new(&secret(1), "nblog", "blog_pi", LASTS),
     ];
     for signer in foreign {
-        assert_eq!(signer.read(&token, NOW), None);
+        assert_eq!(signer.read(&token, NOW).ok(), None);
     }
 }
 
@@ -69,14 +69,14 @@ fn every_changed_bit_makes_it_none() {
     for bit in 0..bytes.len() * 8 {
         let mut forged = bytes.clone();
         forged[bit / 8] ^= 1 << (bit % 8);
-        assert_eq!(signer().read(&URL_SAFE_NO_PAD.encode(forged), NOW), None, "bit {bit}");
+        assert_eq!(signer().read(&URL_SAFE_NO_PAD.encode(forged), NOW).ok(), None, "bit {bit}");
     }
 }
 
 #[test]
 fn another_version_is_none() {
-    assert!(signer().read(&token(VERSION, millis(NOW), &[TIME]), NOW).is_some());
-    assert_eq!(signer().read(&token(VERSION + 1, millis(NOW), &[TIME]), NOW), None);
+    assert!(signer().read(&token(VERSION, millis(NOW), &[TIME]), NOW).is_ok());
+    assert_eq!(signer().read(&token(VERSION + 1, millis(NOW), &[TIME]), NOW).ok(), None);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn what_follows_the_time_has_to_fit_its_kind() {
         ([&[POSITION], &lsn[..], &[0]].concat(), false),
         ([&[EARLIER + 1], &lsn[..]].concat(), false),
     ] {
-        let pin = signer().read(&token(VERSION, millis(NOW), &rest), NOW);
+        let pin = signer().read(&token(VERSION, millis(NOW), &rest), NOW).ok();
         assert_eq!(pin.is_some(), is_pin, "{rest:?}");
     }
 }
@@ -107,9 +107,9 @@ fn a_position_outlives_the_window() {
         let token = signer().sign(NOW, &evidence);
         for (age, window) in [(4.9, Window::Open), (5.0, Window::Over), (59.9, Window::Over)] {
             let pin = Pin { at: NOW, evidence: evidence.clone(), window };
-            assert_eq!(signer().read(&token, NOW + age.seconds()), Some(pin));
+            assert_eq!(signer().read(&token, NOW + age.seconds()).ok(), Some(pin));
         }
-        assert_eq!(signer().read(&token, NOW + 60.seconds()), None);
+        assert_eq!(signer().read(&token, NOW + 60.seconds()).ok(), None);
     }
 }
 
@@ -160,7 +160,7 @@ fn a_position_that_fits_no_cookie_stays_at_home() {
     let token = signer().sign(NOW, &Evidence::Position(small.clone()));
     assert!(token.len() <= MAX_ENCODED);
     assert_eq!(signer().read(&token, NOW).unwrap().evidence, Evidence::Position(small));
-    assert_eq!(signer().read(&signer().sign(NOW, &Evidence::Position(large)), NOW), Some(by_time(NOW)));
+    assert_eq!(signer().read(&signer().sign(NOW, &Evidence::Position(large)), NOW).ok(), Some(by_time(NOW)));
 }
 
 #[test]
@@ -191,19 +191,19 @@ fn what_is_cut_off_a_position_is_nobodys() {
 #[test]
 fn times_that_no_calendar_has_are_none() {
     for at in [i64::MIN, i64::MAX, -1, 0] {
-        assert_eq!(signer().read(&token(VERSION, at, &[TIME]), NOW), None, "{at}");
+        assert_eq!(signer().read(&token(VERSION, at, &[TIME]), NOW).ok(), None, "{at}");
     }
 }
 
 proptest! {
     #[test]
     fn no_text_panics_or_pins(text in "\\PC*") {
-        prop_assert_eq!(signer().read(&text, NOW), None);
+        prop_assert_eq!(signer().read(&text, NOW).ok(), None);
     }
 
     #[test]
     fn no_bytes_panic_or_pin(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        prop_assert_eq!(signer().read(&URL_SAFE_NO_PAD.encode(bytes), NOW), None);
+        prop_assert_eq!(signer().read(&URL_SAFE_NO_PAD.encode(bytes), NOW).ok(), None);
     }
 
     #[test]
@@ -215,6 +215,25 @@ proptest! {
     fn making_and_reading_is_the_identity(ms in 0_i64..253_402_300_000_000, age in 0_i64..5_000) {
         let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap();
         let later = at.saturating_add(age.milliseconds());
-        prop_assert_eq!(signer().read(&signer().sign(at, &Evidence::Nothing), later), Some(by_time(at)));
+        prop_assert_eq!(signer().read(&signer().sign(at, &Evidence::Nothing), later).ok(), Some(by_time(at)));
     }
+}
+
+/// The rules by which operators are told why a client's pin does not count.
+#[test]
+fn a_pin_that_is_not_believed_has_a_cause() {
+    let token = signer().sign(NOW, &Evidence::Nothing);
+    let refusal = |token: &str, now| signer().read(token, now).unwrap_err();
+    assert_eq!(refusal(&token, NOW + 1.days()), PinRefusal::Expired);
+    assert_eq!(refusal(&token, NOW - 1.days()), PinRefusal::Ahead);
+    for text in ["", "A", "no token", &"A".repeat(MAX_ENCODED + 1), &"A".repeat(60)] {
+        assert_eq!(refusal(text, NOW), PinRefusal::Forged, "{text}");
+    }
+    let lasts = Lasts {
+        skew: Duration::from_secs(5),
+        by_time: Duration::from_secs(5),
+        max_age: Duration::from_secs(60),
+    };
+    let other = Signer::new(&Secret(vec![9; 32]), "blog", "blog_pin", lasts);
+    assert_eq!(refusal(&other.sign(NOW, &Evidence::Nothing), NOW), PinRefusal::Foreign);
 }

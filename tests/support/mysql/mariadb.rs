@@ -46,6 +46,7 @@ gtid_strict_mode = on
     },
     pause_replay: "STOP SLAVE SQL_THREAD",
     resume_replay: "START SLAVE",
+    promote: "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
         format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {lag}; START SLAVE {threads}")

@@ -56,6 +56,7 @@ enforce_gtid_consistency = on
     },
     pause_replay: "STOP REPLICA SQL_THREAD",
     resume_replay: "START REPLICA",
+    promote: "STOP REPLICA; RESET REPLICA ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
         format!("STOP REPLICA; CHANGE REPLICATION SOURCE TO SOURCE_DELAY = {lag}; START REPLICA {threads}")

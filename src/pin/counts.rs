@@ -1,0 +1,112 @@
+//! What is counted of pins, and said of those that are not believed.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use log::warn;
+
+use crate::counters::{Counter, Tally, key};
+
+/// Why a pin was not believed: the read that carries it goes to any slave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum PinRefusal {
+    /// It does not have the form of a pin of this version.
+    ///
+    /// Somebody tries what can be done, or something on the way mangles cookies.
+    Forged,
+    /// It has the form of a pin, but was not signed with our key for this database and cookie.
+    ///
+    /// Most likely a server of the application has another `secret_key`, or had one: give all the same one.
+    Foreign,
+    /// It is older than pins are good for.
+    ///
+    /// There is nothing to do: clients that carry pins in a header send old ones.
+    Expired,
+    /// It is from the future, by more than the lag window.
+    ///
+    /// The clocks of two servers of the application differ: set them.
+    Ahead,
+    /// The request carries two, and nothing tells which is the client's.
+    ///
+    /// Two applications set cookies of one name for one host: give one of them a `pin.name` of its own.
+    Doubled,
+}
+
+impl PinRefusal {
+    const ALL: [Self; 5] = [Self::Forged, Self::Foreign, Self::Expired, Self::Ahead, Self::Doubled];
+
+    /// Its name in the log, in metrics and on pages. It never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Forged => "forged",
+            Self::Foreign => "foreign",
+            Self::Expired => "expired",
+            Self::Ahead => "ahead",
+            Self::Doubled => "doubled",
+        }
+    }
+
+    /// What to say of it in the log, if anything.
+    fn remedy(self) -> Option<&'static str> {
+        match self {
+            Self::Forged => Some("it does not have the form of a pin"),
+            Self::Foreign => {
+                Some("it was signed with another key: give all servers of the application one `secret_key`")
+            }
+            Self::Expired => None,
+            Self::Ahead => Some("it is from the future: set the clocks of all servers of the application"),
+            Self::Doubled => {
+                Some("the request carries two of one name: give one application another `pin.name`")
+            }
+        }
+    }
+}
+
+impl fmt::Display for PinRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+key!(PinRefusal);
+
+/// One warning about pins in so much time.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(crate) struct PinCounts {
+    pub(crate) made: Counter,
+    pub(crate) honoured: Counter,
+    pub(crate) refused: Tally,
+    begun: Instant,
+    /// Milliseconds since `begun`, and one: when a refusal was last warned of.
+    warned: AtomicU64,
+}
+
+impl PinCounts {
+    pub(super) fn new() -> Self {
+        Self {
+            made: Counter::default(),
+            honoured: Counter::default(),
+            refused: Tally::default(),
+            begun: Instant::now(),
+            warned: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn refuse(&self, database: &str, cause: PinRefusal) {
+        self.refused.add(cause);
+        let Some(remedy) = cause.remedy() else { return };
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let warned = self.warned.load(Ordering::Relaxed);
+        let is_news = warned == 0 || now - warned > BETWEEN_WARNINGS.as_millis() as u64;
+        if is_news && self.warned.swap(now, Ordering::Relaxed) == warned {
+            warn!(
+                "A pin of database `{database}` is not believed ({cause}): {remedy}. Until then its client may miss its \
+                 own writes. This is said once a minute at most; `Cluster::statistics` counts all."
+            );
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What is counted of a pool.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::backend::Access;
+use crate::counters::{Counter, Histogram, Tally, key};
+
+/// What the connections of a pool are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum PoolUse {
+    /// Whatever writes, at the master: `max_connections`.
+    Writes,
+    /// Reads at the master: `master_read_connections`.
+    MasterReads,
+    /// Reads at a slave: its `max_connections`.
+    SlaveReads,
+}
+
+impl PoolUse {
+    const ALL: [Self; 3] = [Self::Writes, Self::MasterReads, Self::SlaveReads];
+
+    /// Its name in metrics and on pages. It never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Writes => "writes",
+            Self::MasterReads => "master reads",
+            Self::SlaveReads => "slave reads",
+        }
+    }
+
+    pub(crate) fn of(access: Access) -> Self {
+        match access {
+            Access::ReadWrite => Self::Writes,
+            Access::ReadMaster => Self::MasterReads,
+            Access::ReadSlave => Self::SlaveReads,
+        }
+    }
+}
+
+key!(PoolUse);
+
+/// Why a connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum CloseCause {
+    /// A handler, or a library, has closed it or kept it for itself.
+    Taken,
+    /// Nobody needed it for `idle_timeout`.
+    Idle,
+    /// It had been open for half an hour.
+    Old,
+    /// A statement, or a ping, failed on it.
+    ///
+    /// A few are normal where servers or gateways close connections. Many: look at what is between.
+    Failed,
+    /// It was known to be dead, or its server to be down: the server at its address is another one now, or has been
+    /// gone in between.
+    Invalidated,
+    /// Its query was given up, because the request was cancelled or the handler's patience was over.
+    Abandoned,
+    /// A statement has left something on it that the next one must not meet: an open transaction, or rows that
+    /// nobody has read.
+    ///
+    /// The log names open transactions. For the rows, ask for no more than you read: `LIMIT 1`.
+    Dirty,
+    /// Its server has left the cluster (`discover`).
+    Left,
+    /// The application shut down.
+    Shutdown,
+}
+
+impl CloseCause {
+    const ALL: [Self; 9] = [
+        Self::Taken,
+        Self::Idle,
+        Self::Old,
+        Self::Failed,
+        Self::Invalidated,
+        Self::Abandoned,
+        Self::Dirty,
+        Self::Left,
+        Self::Shutdown,
+    ];
+
+    /// Its name in metrics and on pages. It never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Idle => "idle",
+            Self::Old => "old",
+            Self::Failed => "failed",
+            Self::Invalidated => "invalidated",
+            Self::Abandoned => "abandoned",
+            Self::Dirty => "dirty",
+            Self::Left => "left",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+key!(CloseCause);
+
+macro_rules! displayed {
+    ($($Enum:ty),*) => {$(
+        impl fmt::Display for $Enum {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    )*};
+}
+
+displayed!(PoolUse, CloseCause);
+
+/// INVARIANT: outlives its pool in those who read it, so that nothing that was counted is lost with a server.
+#[derive(Debug, Default)]
+pub(crate) struct PoolCounts {
+    /// Checkouts that found an idle connection.
+    pub(crate) immediate: Counter,
+    /// Checkouts that had to wait for a connection, or for a new one to be opened.
+    pub(crate) waited: Histogram,
+    /// How many have begun to wait, and have ended it.
+    pub(super) waits_begun: Counter,
+    pub(super) waits_ended: Counter,
+    pub(crate) timed_out: Counter,
+    /// Connections that were opened, and how long that took.
+    pub(crate) opened: Histogram,
+    pub(crate) closed: Tally,
+    pub(crate) outcomes_unknown: Counter,
+}
+
+impl PoolCounts {
+    /// Somebody waits, for as long as the guard lives.
+    pub(super) fn begin_wait(&self) -> Waiting<'_> {
+        self.waits_begun.add_one();
+        Waiting(self)
+    }
+
+    /// How many wait now.
+    pub(crate) fn waiting(&self) -> u64 {
+        let ended = self.waits_ended.get();
+        self.waits_begun.get().saturating_sub(ended)
+    }
+}
+
+pub(super) struct Waiting<'a>(&'a PoolCounts);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waits_ended.add_one();
+    }
+}
+
+/// Why a connection is about to be closed, as far as is known: the first cause counts.
+#[derive(Debug)]
+pub(super) struct Closing(AtomicU8);
+
+impl Closing {
+    pub(super) fn new() -> Self {
+        Self(AtomicU8::new(CloseCause::Taken as u8))
+    }
+
+    pub(super) fn set(&self, cause: CloseCause) {
+        let taken = CloseCause::Taken as u8;
+        let _ = self.0.compare_exchange(taken, cause as u8, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    pub(super) fn get(&self) -> CloseCause {
+        CloseCause::ALL[usize::from(self.0.load(Ordering::Acquire))]
+    }
+}

@@ -1,0 +1,174 @@
+//! Who uses connections, and what somebody is told who did not get one.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use super::Pool;
+use crate::backend::Driver;
+
+/// The session that asks for a connection: different from all others that are alive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asker(u64);
+
+impl Asker {
+    pub(crate) fn new() -> Self {
+        static LATEST: AtomicU64 = AtomicU64::new(0);
+
+        Self(LATEST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+/// Who had a connection last.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Holder {
+    pub(crate) asker: Asker,
+    /// The name of its handler, if it has one.
+    pub(crate) handler: Option<Cow<'static, str>>,
+    /// Where to add the time that its statements take, if anybody wants to know.
+    pub(crate) clock: Option<Arc<Clock>>,
+}
+
+/// How long a session has waited for its database.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(AtomicU64);
+
+impl Clock {
+    pub(crate) fn add(&self, took: Duration) {
+        self.0.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Adds up to a clock for as long as it lives.
+pub(crate) struct Ticking(Option<(Arc<Clock>, Instant)>);
+
+impl Ticking {
+    pub(crate) fn new(clock: Option<&Arc<Clock>>) -> Self {
+        Self(clock.map(|clock| (clock.clone(), Instant::now())))
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        if let Some((clock, since)) = &self.0 {
+            clock.add(since.elapsed());
+        }
+    }
+}
+
+/// Why a pool had no connection within the time that its callers wait.
+#[derive(Debug)]
+pub(super) struct TimedOut {
+    server: String,
+    what: &'static str,
+    timeout: Duration,
+    why: Why,
+}
+
+#[derive(Debug)]
+enum Why {
+    /// All are in use.
+    Crowd { in_use: u32, max: u32, waiting: u64, longest: Option<Longest>, own: Option<Duration> },
+    /// A new one was not there in time.
+    Connecting,
+    /// The server gives no more connections to anybody.
+    Full,
+}
+
+/// The connection that somebody has had for longer than anybody has another.
+#[derive(Debug)]
+struct Longest {
+    handler: Option<Cow<'static, str>>,
+    held: Duration,
+}
+
+impl TimedOut {
+    /// What `pool` has to say to whoever has waited for it.
+    pub(super) fn new<DB: Driver>(pool: &Pool<DB>, asker: Asker) -> Self {
+        let why = if pool.has_room() { Why::Connecting } else { Why::crowd(pool, asker) };
+        Self::because(pool, why)
+    }
+
+    pub(super) fn full<DB: Driver>(pool: &Pool<DB>) -> Self {
+        Self::because(pool, Why::Full)
+    }
+
+    fn because<DB: Driver>(pool: &Pool<DB>, why: Why) -> Self {
+        let what = if pool.access.writes() { "writes" } else { "reads" };
+        Self { server: pool.health.to_string(), what, timeout: pool.timeout, why }
+    }
+
+    pub(super) fn is_crowd(&self) -> bool {
+        matches!(self.why, Why::Crowd { .. })
+    }
+}
+
+impl Why {
+    fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker) -> Self {
+        let (mut longest, mut own) = (None::<Longest>, None);
+        pool.for_each_open(|state| {
+            let held_by_handler = state.held_for();
+            let Some(held) = held_by_handler.max(state.busy_for()) else { return };
+            let holder = state.holder();
+            if holder.asker == asker && held_by_handler.is_some() {
+                own = own.max(held_by_handler);
+            }
+            if longest.as_ref().is_none_or(|longest| held > longest.held) {
+                longest = Some(Longest { handler: holder.handler, held });
+            }
+        });
+        // Whoever is told this waits as well.
+        let waiting = pool.counts.waiting().saturating_sub(1);
+        Self::Crowd { in_use: pool.busy(), max: pool.max_connections, waiting, longest, own }
+    }
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { server, what, timeout, why } = self;
+        match why {
+            Why::Crowd { in_use, max, waiting, longest, own } => {
+                write!(f, "no connection for {what} to the {server} became free within {timeout:?}: ")?;
+                write!(f, "{in_use} of {max} are in use")?;
+                match longest {
+                    Some(Longest { handler: Some(handler), held }) => {
+                        write!(f, ", one of them by `{handler}` for {:.1} s", held.as_secs_f64())?;
+                    }
+                    Some(Longest { handler: None, held }) => {
+                        write!(f, ", one of them for {:.1} s", held.as_secs_f64())?;
+                    }
+                    None => {}
+                }
+                write!(f, "; {waiting} more wait")?;
+                if own.is_some() {
+                    f.write_str(
+                        ". The request that waits holds one itself, by `get()` or `begin()`: run its queries on that one, \
+                         or end it first",
+                    )?;
+                }
+                Ok(())
+            }
+            Why::Connecting => {
+                write!(f, "a new connection for {what} to the {server} took longer than {timeout:?}")
+            }
+            Why::Full => write!(
+                f,
+                "the {server} has no connection for {what} to spare: raise its limit, or lower ours"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for TimedOut {}
+
+impl From<TimedOut> for sqlx::Error {
+    fn from(timed_out: TimedOut) -> Self {
+        io::Error::new(io::ErrorKind::TimedOut, timed_out).into()
+    }
+}

@@ -1,0 +1,70 @@
+//! What is counted of requests.
+
+use std::fmt;
+
+use crate::counters::key;
+
+/// Why a query was run, or tried, once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum RetryCause {
+    /// All connections were in use, or the server had none to spare.
+    ///
+    /// Raise `max_connections`, of the section or of the server; or look for what holds connections for long.
+    Busy,
+    /// The server could not be reached.
+    ///
+    /// The log says why it was left alone.
+    Unreachable,
+    /// The connection failed while the query ran.
+    ///
+    /// The log says how its server is.
+    Broken,
+    /// A standby cancelled the query, because it was in the way of replay.
+    ///
+    /// Raise `max_standby_streaming_delay` there, or switch `hot_standby_feedback` on.
+    Conflict,
+    /// The slave had not replayed what the client wrote.
+    ///
+    /// Look at its lag; raise `catch_up_timeout` if it is late by little.
+    Behind,
+    /// The address led to another server than the query before had read from.
+    ///
+    /// Give each server an entry of its own.
+    Moved,
+    /// Another server had become the master meanwhile.
+    Succeeded,
+}
+
+impl RetryCause {
+    const ALL: [Self; 7] = [
+        Self::Busy,
+        Self::Unreachable,
+        Self::Broken,
+        Self::Conflict,
+        Self::Behind,
+        Self::Moved,
+        Self::Succeeded,
+    ];
+
+    /// Its name in metrics and on pages. It never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Unreachable => "unreachable",
+            Self::Broken => "broken",
+            Self::Conflict => "conflict",
+            Self::Behind => "behind",
+            Self::Moved => "moved",
+            Self::Succeeded => "succeeded",
+        }
+    }
+}
+
+impl fmt::Display for RetryCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+key!(RetryCause);

@@ -1,0 +1,175 @@
+//! The metrics, as a real exporter has them, and the dashboard that shows them.
+
+#![cfg(all(feature = "metrics", feature = "sqlite"))]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use rocket::local::asynchronous::Client;
+use rocket::tokio::time::sleep;
+use rocket::{get, post, routes};
+use rocket_replicated::Error;
+use rocket_replicated::internals::metrics as names;
+use rocket_replicated::sqlite::{Replicated, ReplicatedDb};
+
+use support::lab::sqlite::Lab;
+use support::rocket_over;
+
+const DASHBOARD: &str = include_str!("../docs/grafana.json");
+
+#[get("/<_secret>")]
+async fn read(_secret: &str, db: ReplicatedDb) -> Result<(), Error> {
+    sqlx::query("SELECT id FROM notes").fetch_all(&db).await?;
+    Ok(())
+}
+
+#[post("/<_secret>")]
+async fn write(_secret: &str, db: ReplicatedDb) -> Result<(), Error> {
+    sqlx::query("DELETE FROM notes").execute(&db).await?;
+    Ok(())
+}
+
+/// As the README has it.
+fn install() -> u16 {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    PrometheusBuilder::new()
+        .with_http_listener(([127, 0, 0, 1], port))
+        .with_recommended_naming(true)
+        .set_buckets(&[0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0])
+        .and_then(PrometheusBuilder::install)
+        .unwrap();
+    port
+}
+
+async fn scrape(port: u16) -> Option<String> {
+    let reply = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.ok()?;
+    reply.text().await.ok()
+}
+
+/// The metric families that a text has samples of.
+fn families(text: &str) -> BTreeSet<&str> {
+    let declared = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    declared.collect()
+}
+
+#[rocket::async_test]
+async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
+    let port = install();
+    let lab = Lab::new();
+    let section = format!("{}name = \"db-1\"\nconsistency = \"position\"\n", lab.section());
+    let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![read, write]);
+    let client = Client::untracked(rocket).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    for _ in 0..5 {
+        client.get("/hunter2").dispatch().await;
+    }
+    let pin =
+        client.post("/hunter2").dispatch().await.cookies().get("replicated_pin").unwrap().value().to_owned();
+    client.get("/hunter2").cookie(("replicated_pin", pin.clone())).dispatch().await;
+    client.get("/hunter2").cookie(("replicated_pin", "forged")).dispatch().await;
+    cluster.take_out("slave-2").unwrap();
+
+    let awaited = [
+        "rocket_replicated_choices_total{database=\"replicated\",server=\"db-1\",role=\"master\",reason=\"write method\"} 1",
+        "rocket_replicated_pins_refused_total{database=\"replicated\",cause=\"forged\"} 1",
+        "rocket_replicated_pins_made_total{database=\"replicated\"} 1",
+        "rocket_replicated_up{database=\"replicated\",server=\"slave-2\"} 0",
+        "rocket_replicated_up{database=\"replicated\",server=\"slave-1\"} 1",
+        "rocket_replicated_master{database=\"replicated\",server=\"db-1\"} 1",
+        "rocket_replicated_state_changes_total{database=\"replicated\",server=\"slave-2\",state=\"taken out\"} 1",
+        "db_client_connection_max{database=\"replicated\",server=\"db-1\",db_client_connection_pool_name=\"db-1/writes\"} 1",
+    ];
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let text = loop {
+        let text = scrape(port).await.unwrap_or_default();
+        let has_sample = |wanted: &&str| text.lines().any(|line| same_series(line, wanted));
+        match awaited.iter().find(|wanted| !has_sample(wanted)) {
+            None => break text,
+            Some(missing) => assert!(Instant::now() < deadline, "{missing} in {text}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    };
+
+    // Reads are spread over two slaves.
+    let reads: u64 = (text.lines())
+        .filter(|line| {
+            line.starts_with("rocket_replicated_choices_total") && line.contains("\"read method\"")
+        })
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    assert!((5..=7).contains(&reads), "{reads}");
+
+    // One source: each metric has its family, with the unit and the suffix that the naming adds.
+    let families = families(&text);
+    for name in names() {
+        let name = name.replace('.', "_");
+        let of_it = families.iter().filter(|family| family.starts_with(&name)).count();
+        assert!(of_it >= 1 || name == "rocket_replicated_catch_up_time", "{name} in {families:?}");
+    }
+    let ours: BTreeSet<_> = names().into_iter().map(|name| name.replace('.', "_")).collect();
+    let foreign: Vec<_> =
+        families.iter().filter(|family| !ours.iter().any(|name| family.starts_with(&**name))).collect();
+    assert_eq!(foreign, [&""; 0]);
+
+    // The labels are from fixed sets.
+    for secret in [&*pin, "hunter2", "GET", "notes"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+
+    let json: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
+    let mut expressions = Vec::new();
+    collect(&json, &mut expressions);
+    assert!(expressions.len() >= 12, "{expressions:?}");
+    let mut shown = BTreeSet::new();
+    for expression in &expressions {
+        for word in expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            if word.starts_with("rocket_replicated_") || word.starts_with("db_client_connection_") {
+                let is_label =
+                    word == "db_client_connection_pool_name" || word == "db_client_connection_state";
+                let family =
+                    ["_bucket", "_sum", "_count"].iter().find_map(|suffix| word.strip_suffix(suffix));
+                let exists =
+                    families.contains(word) || family.is_some_and(|family| families.contains(family));
+                // No slave was asked here whether it has caught up.
+                let unasked = word.starts_with("rocket_replicated_catch_up_time_seconds_");
+                assert!(is_label || exists || unasked, "{word} in {expression}");
+                shown.insert(word.to_owned());
+            }
+        }
+    }
+    for name in &ours {
+        assert!(shown.iter().any(|word| word.starts_with(name)), "{name} is on no panel");
+    }
+}
+
+/// Whether a line is a sample of the same name, labels in whichever order, and value.
+fn same_series(line: &str, wanted: &str) -> bool {
+    let parts = |line: &str| {
+        let (name, rest) = line.split_once('{')?;
+        let (labels, value) = rest.rsplit_once("} ")?;
+        let labels: BTreeSet<_> =
+            labels.split("\",").map(|label| label.trim_end_matches('"').to_owned()).collect();
+        Some((name.to_owned(), labels, value.parse::<f64>().ok()?))
+    };
+    parts(line).is_some() && parts(line) == parts(wanted)
+}
+
+/// The queries of all panels.
+fn collect(value: &serde_json::Value, into: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(object) => {
+            for (key, value) in object {
+                match (&**key, value) {
+                    ("expr", serde_json::Value::String(expression)) => into.push(expression.clone()),
+                    _ => collect(value, into),
+                }
+            }
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| collect(value, into)),
+        _ => {}
+    }
+}

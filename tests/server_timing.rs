@@ -1,0 +1,70 @@
+//! `Server-Timing`: which server served a reply, and why.
+
+mod support;
+
+support::on_every_database! {
+    use rocket::figment::providers::{Format, Toml};
+    use rocket::local::blocking::{Client, LocalResponse};
+    use rocket::{get, post, routes};
+    use rocket_replicated::Error;
+
+    use crate::support::{rocket, rocket_over};
+
+    #[get("/")]
+    async fn read(db: ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("SELECT id FROM notes").fetch_all(&db).await?;
+        Ok(())
+    }
+
+    #[post("/")]
+    async fn write(db: ReplicatedDb) -> Result<(), Error> {
+        let mut transaction = db.begin().await?;
+        sqlx::query(sql("INSERT INTO notes (id, body) VALUES (1, $1)")).bind("x").execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    #[get("/unasked")]
+    fn unasked(_db: ReplicatedDb) {}
+
+    fn client(section: &str) -> Client {
+        let rocket = rocket_over(section).attach(Replicated::fairing());
+        Client::untracked(rocket.mount("/", routes![read, write, unasked])).unwrap()
+    }
+
+    fn timing(response: &LocalResponse<'_>) -> Option<(String, f64)> {
+        let header = response.headers().get_one("Server-Timing")?;
+        let (what, took) = header.split_once(";dur=").unwrap();
+        Some((what.to_owned(), took.parse().unwrap()))
+    }
+
+    #[test]
+    fn tells_who_served_and_why() {
+        let lab = Lab::new();
+        let client = client(&format!("{}name = \"db-1\"", lab.section().replace("slave-2", "slave-1b")));
+        let (what, took) = timing(&client.get("/").dispatch()).unwrap();
+        assert!(what.starts_with("db;desc=\"slave-1") && what.ends_with(": read method\""), "{what}");
+        assert!(took > 0.0);
+        let response = client.post("/").dispatch();
+        let (what, took) = timing(&response).unwrap();
+        assert_eq!(what, "db;desc=\"db-1: write method\"");
+        assert!(took > 0.0, "what runs in a transaction counts");
+        assert!(crate::support::pin_of(&response).is_some());
+        assert_eq!(timing(&client.get("/unasked").dispatch()), None);
+    }
+
+    #[test]
+    fn is_on_in_the_debug_profile_alone() {
+        let lab = Lab::new();
+        let off = client(&format!("{}server_timing = false", lab.section()));
+        assert_eq!(timing(&off.get("/").dispatch()), None);
+        for (key, is_sent) in [("", false), ("server_timing = true", true)] {
+            let section = format!("[release.databases.replicated]\n{}{key}", lab.section_alone());
+            let figment = rocket("").figment().clone();
+            let figment = figment.merge(Toml::string(&section).nested());
+            let rocket = rocket::custom(figment.select("release")).attach(Replicated::fairing());
+            let client = Client::untracked(rocket.mount("/", routes![read])).unwrap();
+            assert_eq!(timing(&client.get("/").dispatch()).is_some(), is_sent, "{key}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! What operators are told without having asked, and what they are not.
+
+#![cfg(feature = "postgres")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use rocket::http::Cookie;
+use rocket::local::asynchronous::{Client, LocalResponse};
+use rocket::tokio::time::sleep;
+use rocket::{Build, Rocket, get, post, routes};
+use rocket_replicated::postgres::{Replicated, ReplicatedDb};
+use rocket_replicated::{Database, Error, NodeState, ReadsDatabase, postgres};
+
+use support::lab::postgres::Lab;
+use support::postgres::Cluster;
+use support::{logbook, rocket, rocket_over};
+
+async fn eventually(what: &str, is: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is().await {
+        assert!(Instant::now() < deadline, "{what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Returns what the database, or this crate, said.
+#[post("/write")]
+async fn write(db: ReplicatedDb) -> Result<(), Error> {
+    sqlx::query("INSERT INTO notes (body) VALUES ('x')").execute(&db).await?;
+    Ok(())
+}
+
+#[get("/read")]
+async fn read(db: ReplicatedDb) -> Result<(), Error> {
+    sqlx::query("SELECT id FROM notes").execute(&db).await?;
+    Ok(())
+}
+
+#[post("/searches")]
+async fn searches(_reads: ReadsDatabase, db: ReplicatedDb) -> String {
+    sqlx::query("INSERT INTO notes (body) VALUES ('x')").execute(&db).await.unwrap_err().to_string()
+}
+
+#[get("/searches")]
+async fn gets(_reads: ReadsDatabase, db: ReplicatedDb) -> String {
+    sqlx::query("INSERT INTO notes (body) VALUES ('x')").execute(&db).await.unwrap_err().to_string()
+}
+
+/// Waits for itself.
+#[post("/entangled")]
+async fn entangled(db: ReplicatedDb) -> String {
+    let _transaction = db.begin().await.unwrap();
+    sqlx::query("SELECT 1").execute(&db).await.unwrap_err().to_string()
+}
+
+static REPLIED: rocket::tokio::sync::Notify = rocket::tokio::sync::Notify::const_new();
+
+/// Writes once the reply has left.
+#[get("/late")]
+async fn late(db: ReplicatedDb) {
+    rocket::tokio::spawn(async move {
+        REPLIED.notified().await;
+        db.changes_database();
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+    });
+}
+
+fn app(section: &str) -> Rocket<Build> {
+    let routes = routes![write, read, searches, gets, entangled, late];
+    rocket_over(section).attach(Replicated::fairing()).mount("/", routes)
+}
+
+async fn client(section: &str) -> Client {
+    Client::untracked(app(section)).await.unwrap()
+}
+
+async fn text(response: LocalResponse<'_>) -> String {
+    response.into_string().await.unwrap()
+}
+
+#[rocket::async_test]
+async fn a_pin_that_is_signed_with_another_key_is_warned_of_once_a_minute() {
+    let lab = Lab::new();
+    let of = async |key: char| {
+        let figment = app(&lab.section()).figment().clone();
+        let key = key.to_string().repeat(64);
+        let rocket = app(&lab.section()).configure(figment.merge(("secret_key", key)));
+        Client::untracked(rocket).await.unwrap()
+    };
+    let (first, second) = (of('1').await, of('2').await);
+    let pin =
+        first.post("/write").dispatch().await.cookies().get("replicated_pin").unwrap().value().to_owned();
+    let pin = || Cookie::new("replicated_pin", pin.clone());
+    first.get("/read").cookie(pin()).dispatch().await;
+    assert_eq!(logbook::lines(&["is not believed (foreign)"]), [""; 0]);
+    for _ in 0..3 {
+        second.get("/read").cookie(pin()).dispatch().await;
+    }
+    let said =
+        logbook::lines(&["WARN", "database `replicated` is not believed (foreign)", "one `secret_key`"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
+#[rocket::async_test]
+async fn what_is_put_back_is_as_loud_as_what_was_taken_out() {
+    let lab = Lab::new();
+    let client = client(&lab.section().replace("slave-1", "louder")).await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    cluster.take_out("louder").unwrap();
+    cluster.put_back("louder").unwrap();
+    cluster.read_from_master();
+    cluster.read_from_slaves();
+    for said in [
+        "slave `louder` of database `replicated` was taken out",
+        "`louder` of database `replicated` was put back",
+    ] {
+        assert_eq!(logbook::lines(&["WARN", said]).len(), 1, "{said}");
+    }
+    for said in ["Reads of database `replicated` go to the master alone", "go to the slaves again"] {
+        assert!(!logbook::lines(&["WARN", said]).is_empty(), "{said}");
+    }
+}
+
+#[derive(Database)]
+#[database("blog")]
+struct Blog(postgres::Pool);
+
+#[derive(Database)]
+#[database("shop")]
+struct Shop(postgres::Pool);
+
+#[rocket::async_test]
+async fn with_two_databases_every_line_names_its_own() {
+    let lab = Lab::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let section = |database| {
+        format!(
+            "[debug.databases.{database}]\nurl = \"{}\"\nslaves = [{{ url = \"postgres://app@127.0.0.1:{port}/app\", \
+             name = \"twin\" }}]\npin.name = \"{database}_pin\"\n",
+            lab.master_url()
+        )
+    };
+    let rocket = rocket(&format!("{}{}", section("blog"), section("shop")))
+        .attach(rocket_replicated::Replicated::<Blog>::fairing())
+        .attach(rocket_replicated::Replicated::<Shop>::fairing());
+    let client = Client::untracked(rocket).await.unwrap();
+    for database in ["blog", "shop"] {
+        let said =
+            logbook::lines(&["WARN", &format!("slave `twin` of database `{database}` cannot be used")]);
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+    drop(client);
+    let is_anonymous = |line: &&String| !line.contains("database `");
+    let of_servers = logbook::lines(&["slave `"]).into_iter().chain(logbook::lines(&["master `"]));
+    let anonymous: Vec<_> = of_servers.filter(|line| is_anonymous(&line)).collect();
+    assert_eq!(anonymous, [""; 0]);
+}
+
+#[rocket::async_test]
+async fn a_login_that_is_refused_at_launch_is_no_outage() {
+    let lab = Lab::new();
+    let wrong = lab.slave_urls()[0].replace(":secret@", ":hunter2@");
+    let client = client(&format!(
+        "url = \"{}\"\nslaves = [{{ url = \"{wrong}\", name = \"unlucky\" }}]",
+        lab.master_url()
+    ))
+    .await;
+    let said = logbook::lines(&["ERROR", "`unlucky` of database `replicated` is there, but lets nobody in"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("password authentication failed") && said[0].contains("This is no outage"),
+        "{said:?}"
+    );
+    assert_eq!(logbook::lines(&["`unlucky`", "cannot be used"]), [""; 0]);
+    assert_eq!(logbook::lines(&["hunter2"]), [""; 0]);
+    let status = Replicated::fetch(client.rocket()).unwrap().status();
+    assert_eq!(status[1].state, NodeState::Down);
+}
+
+#[rocket::async_test]
+async fn a_login_that_is_refused_later_is_no_outage() {
+    let servers = Cluster::start(1);
+    let (master, slave) = (&servers.master, &servers.slaves[0]);
+    master.sql("CREATE ROLE moody LOGIN PASSWORD 'secret'");
+    servers.wait_caught_up();
+    let client = client(&format!(
+        "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"moody\" }}]\ncheck_interval = 0.05",
+        master.url(),
+        slave.url().replace("//app:", "//moody:")
+    ))
+    .await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    assert_eq!(cluster.status()[1].state, NodeState::Up);
+    let end_sessions =
+        || slave.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'moody'");
+    let lines =
+        || logbook::lines(&["ERROR", "`moody` of database `replicated` is there, but lets nobody in"]);
+
+    master.sql("ALTER ROLE moody NOLOGIN");
+    servers.wait_caught_up();
+    end_sessions();
+    eventually("word of it", async || !lines().is_empty()).await;
+    master.sql("ALTER ROLE moody LOGIN");
+    eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
+    assert_eq!(logbook::lines(&["WARN", "`moody` of database `replicated` is back"]).len(), 1);
+
+    // Now a real outage is called one.
+    slave.kill();
+    eventually("an outage", async || cluster.status()[1].state == NodeState::Down).await;
+    assert!(!logbook::lines(&["WARN", "`moody`", "cannot be used"]).is_empty());
+    assert_eq!(lines().len(), 1);
+}
+
+#[rocket::async_test]
+async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
+    let servers = Cluster::start(1);
+    let client = client(&format!(
+        "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"quiet\" }}]\ncheck_interval = 0.05",
+        servers.master.url(),
+        servers.slaves[0].url()
+    ))
+    .await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    // An idle one, one that is kept, one that a handler holds, and one that a library holds.
+    let (kept, held, lent) = (cluster.read(None), cluster.read(None), cluster.read(None));
+    let held_conn = held.get().await.unwrap();
+    let lent_conn = lent.get().await.unwrap().into_inner();
+    sqlx::query("SELECT 1").execute(&kept).await.unwrap();
+    sqlx::query("SELECT 1").execute(&cluster.read(None)).await.unwrap();
+    servers.slaves[0].kill();
+    drop((held_conn, lent_conn));
+    sqlx::query("SELECT 1").execute(&kept).await.unwrap();
+    eventually("word of it", async || cluster.status()[1].state == NodeState::Down).await;
+    servers.slaves[0].start();
+    eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
+    sqlx::query("SELECT 1").execute(&cluster.read(None)).await.unwrap();
+    for said in ["before_acquire", "on-release", "after_release", "ping on idle connection"] {
+        assert_eq!(logbook::lines(&[said]), [""; 0]);
+    }
+}
+
+#[rocket::async_test]
+async fn a_write_after_the_reply_names_its_route() {
+    let lab = Lab::new();
+    let client = client(&lab.section()).await;
+    client.get("/late").dispatch().await;
+    REPLIED.notify_one();
+    let said = || {
+        logbook::lines(&["WARN", "Database `replicated`", "after the reply of GET /late (`late`) has left"])
+    };
+    eventually("word of it", async || said().len() == 1).await;
+}
+
+#[rocket::async_test]
+async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more() {
+    let lab = Lab::new();
+    let client = client(&lab.section()).await;
+    let error = text(client.post("/searches").dispatch().await).await;
+    assert!(
+        error.contains("remove its `ReadsDatabase` guard") && !error.contains("ChangesDatabase"),
+        "{error}"
+    );
+    let error = text(client.get("/searches").dispatch().await).await;
+    assert!(error.contains("a `ChangesDatabase` guard in place of its `ReadsDatabase` guard"), "{error}");
+    let job = Replicated::fetch(client.rocket()).unwrap().read(None);
+    let error =
+        sqlx::query("INSERT INTO notes (body) VALUES ('x')").execute(&job).await.unwrap_err().to_string();
+    assert!(error.contains("ask `Cluster::write`"), "{error}");
+}
+
+#[rocket::async_test]
+async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_the_caller() {
+    let lab = Lab::new();
+    let section = format!("{}max_connections = 1\nconnect_timeout = 0.3\n", lab.section_alone());
+    let client = client(&section).await;
+    let error = text(client.post("/entangled").dispatch().await).await;
+    for part in [
+        "no connection for writes to the master `",
+        "of database `replicated` became free within 300ms: 1 of 1 are in use, one of them by `entangled` for ",
+        "0 more wait",
+        "The request that waits holds one itself, by `get()` or `begin()`",
+    ] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+    let said = logbook::lines(&["WARN", "No connection for writes", "by `entangled`", "holds one itself"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+
+    // Others are told of the holder, and nothing of themselves.
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    let _held = cluster.write().get().await.unwrap();
+    let writers = [cluster.write(), cluster.write(), cluster.write()];
+    let wait = async |writer: &ReplicatedDb| writer.get().await.unwrap_err().to_string();
+    let errors = rocket::tokio::join!(wait(&writers[0]), wait(&writers[1]), wait(&writers[2]));
+    let errors = <[String; 3]>::from(errors);
+    assert!(errors.iter().all(|error| error.contains("1 of 1 are in use, one of them for ")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.contains("; 2 more wait")), "the first one: {errors:?}");
+    assert!(!errors.iter().any(|error| error.contains("holds one itself")), "{errors:?}");
+}
+
+#[rocket::async_test]
+async fn a_request_is_one_line_at_debug_level_and_none_above() {
+    #[get("/thrice/<_secret>")]
+    async fn thrice(_secret: &str, db: ReplicatedDb) -> Result<(), Error> {
+        for _ in 0..3 {
+            sqlx::query("SELECT pg_sleep(0.002)").execute(&db).await?;
+        }
+        Ok(())
+    }
+
+    let lab = Lab::new();
+    let client = Client::untracked(app(&lab.section()).mount("/", routes![thrice])).await.unwrap();
+    client.get("/thrice/hunter2").dispatch().await;
+    assert_eq!(logbook::lines(&["thrice"]), [""; 0]);
+    log::set_max_level(log::LevelFilter::Debug);
+    client.get("/thrice/hunter2").dispatch().await;
+    let job = Replicated::fetch(client.rocket()).unwrap().read(None);
+    sqlx::query("SELECT 1").execute(&job).await.unwrap();
+    drop(job);
+    log::set_max_level(log::LevelFilter::Info);
+    let said = logbook::lines(&["thrice"]);
+    let [line] = &said[..] else { panic!("{said:?}") };
+    assert!(
+        line.starts_with("DEBUG: GET /thrice/<_secret> (`thrice`) asked database `replicated`: slave-"),
+        "{line}"
+    );
+    let millis = line.split("(read method), ").nth(1).and_then(|rest| rest.strip_suffix(" ms."));
+    assert!(millis.unwrap().parse::<f64>().unwrap() >= 6.0, "{line}");
+    assert_eq!(logbook::lines(&["DEBUG: A job asked database `replicated`: slave-"]).len(), 1);
+}
