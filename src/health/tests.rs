@@ -171,7 +171,7 @@ fn whoever_becomes_the_master_is_called_one() {
     mastership.pass_to(ServerId(1));
     assert_eq!(
         (old.to_string(), new.to_string()),
-        ("slave `db` of database `app`".into(), "master `db`".into())
+        ("slave `db` of database `app`".into(), "master `db` of database `app`".into())
     );
     assert_ne!(mastership.term(), before);
     mastership.pass_to(ServerId(0));
