@@ -267,6 +267,36 @@ support::on_every_database! {
         assert_eq!(reason(&new, &[&a_pin(&new)]), "Pinned", "after one window all is as before");
     }
 
+    /// In the two steps that cost no server of several a pin: all learn to believe the new key, then all sign with it.
+    #[test]
+    fn a_key_is_rotated_without_losing_a_pin() {
+        let lab = lab();
+        let with_keys = |key: &str, previous: &[&str]| {
+            let section = lab.section();
+            let previous: Vec<_> = previous.iter().map(|key| key.repeat(32)).collect();
+            mount(rocket(&format!(
+                "secret_key = \"{}\"\n[debug.databases.replicated]\n{section}lag_window = 60\n\
+                 pin.previous_keys = {previous:?}",
+                key.repeat(32)
+            )))
+        };
+        let (before, prepared) = (with_keys("ab", &[]), with_keys("ab", &["cd"]));
+        let (rotated, after) = (with_keys("cd", &["12", "ab"]), with_keys("cd", &[]));
+
+        let (old, new) = (a_pin(&before), a_pin(&rotated));
+        for (server, believes_old, believes_new) in
+            [(&before, true, false), (&prepared, true, true), (&rotated, true, true), (&after, false, true)]
+        {
+            let reason_of = |believed| if believed { "Pinned" } else { "ReadMethod" };
+            assert_eq!(reason(server, &[&old]), reason_of(believes_old));
+            assert_eq!(reason(server, &[&new]), reason_of(believes_new));
+        }
+        assert_eq!(reason(&before, &[&a_pin(&prepared)]), "Pinned", "nothing is signed with the new key before all know it");
+
+        let shown = format!("{:?}", Replicated::fetch(rotated.rocket()).unwrap());
+        assert!(!shown.contains("abab") && !shown.contains("cdcd"), "{shown}");
+    }
+
     #[test]
     fn a_header_carries_pins_where_there_are_no_cookies() {
         const HEADER: &str = "X-Replicated-Pin";

@@ -80,6 +80,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     const TELLS_TIMELINE: bool = false;
 
+    /// What begins a transaction that refuses writes, where that is more than the connection does by itself.
+    #[doc(hidden)]
+    const BEGIN_READ_ONLY: Option<&'static str> = None;
+
     /// What is remembered of a connection between two looks at its server, so that what never changes
     /// is asked once.
     #[doc(hidden)]

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Execute, MySql, Row};
 
 use crate::position::Gtid;
 
+use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
     Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
@@ -14,11 +15,18 @@ use super::{
 };
 
 impl Driver for MySql {
+    const BEGIN_READ_ONLY: Option<&'static str> = Some("START TRANSACTION READ ONLY");
+
     type Memory = ();
 
     /// Nothing that makes a connection read-only can be said while connecting.
     fn options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
         let options: MySqlConnectOptions = settings.url.parse_as::<Self>()?;
+        let tls = match options.get_ssl_mode() {
+            MySqlSslMode::Disabled | MySqlSslMode::Preferred => Tls::Optional,
+            MySqlSslMode::Required | MySqlSslMode::VerifyCa | MySqlSslMode::VerifyIdentity => Tls::Required,
+        };
+        check_tls(&options, tls)?;
         Ok(match settings.connect_to {
             Some(address) => options.host(&address.to_string()),
             None => options,

@@ -5,6 +5,7 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgSslMode};
 use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 
+use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
     Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
@@ -13,11 +14,17 @@ use super::{
 
 impl Driver for Postgres {
     const TELLS_TIMELINE: bool = true;
+    const BEGIN_READ_ONLY: Option<&'static str> = Some("BEGIN READ ONLY");
 
     type Memory = Memory;
 
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
         let mut options: PgConnectOptions = settings.url.parse_as::<Self>()?;
+        let tls = match options.get_ssl_mode() {
+            PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer => Tls::Optional,
+            PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => Tls::Required,
+        };
+        check_tls(&options, tls)?;
         if let Some(address) = settings.connect_to {
             options = options.host(&address.to_string());
         }

@@ -46,6 +46,40 @@ impl DatabaseUrl {
     }
 }
 
+/// What options say of TLS.
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    /// It is used where both sides can, or not at all.
+    Optional,
+    /// Without it nothing is sent.
+    Required,
+}
+
+/// Refuses options that ask for TLS which this build does not have, or for certificates that are not there. sqlx
+/// would say so, too, but at each connection.
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(super) fn check_tls(options: &impl sqlx::ConnectOptions, tls: Tls) -> Result<(), String> {
+    const KEYS: [&str; 6] = ["sslrootcert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
+
+    let is_there = cfg!(any(feature = "tls-native-tls", feature = "tls-rustls"));
+    if tls == Tls::Optional {
+        return Ok(());
+    } else if !is_there {
+        return Err("the URL asks for TLS, which is not compiled in: switch on the feature `tls-rustls` or \
+                    `tls-native-tls` of `rocket_replicated` in Cargo.toml"
+            .into());
+    }
+    for (key, value) in options.to_url_lossy().query_pairs() {
+        // What is no file is the certificate itself.
+        let Some(file) = value.strip_prefix("file: ").filter(|_| KEYS.contains(&&*key)) else { continue };
+        if let Err(error) = std::fs::File::open(file) {
+            return Err(format!("the file of the URL's `{key}` cannot be read: {error}"));
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")

@@ -116,7 +116,7 @@ impl<DB: Driver> Inner<DB> {
         position: &Position,
     ) -> Result<bool, sqlx::Error> {
         let health = checkout.pool().health().clone();
-        let (instance, opened) = (checkout.state().instance(), checkout.state().opened());
+        let (instance, opened) = (checkout.instance(), checkout.state().opened());
         let counts = &self.counts.catch_ups;
         if health.has_replayed(position, instance, opened) {
             counts.known.add_one();

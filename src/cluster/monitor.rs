@@ -2,10 +2,8 @@
 //! since a busy pool is not a sick server. What the probes mean is decided by [`Verdicts`]; here it is asked
 //! and carried out.
 
-use std::collections::HashSet;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,14 +14,15 @@ use rocket::tokio;
 use rocket::tokio::sync::{Notify, oneshot};
 use rocket::tokio::task::JoinHandle;
 use rocket::tokio::time::{Instant, sleep, sleep_until, timeout};
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use super::Servers;
 use super::discovery::{Discovery, Lookups, Resolver};
 use super::opening::Opening;
 use super::server::{Purpose, Server};
 use crate::backend::{
-    Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, ReportedRole, SessionId,
+    Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, Prepared, ReportedRole,
+    SessionId,
 };
 use crate::config::Checks;
 use crate::health::{
@@ -41,22 +40,7 @@ const TEND_INTERVAL: Duration = Duration::from_millis(500);
 /// How the monitor connects to a server, and what it is asked there.
 pub(super) struct Prober<DB: Driver> {
     pub(super) options: Options<DB>,
-    /// Whether a connection leads to one instance for its whole life: not behind a pooler that gives each
-    /// transaction the connection that is free.
-    pub(super) is_direct: bool,
     pub(super) position_requests: PositionRequests,
-    /// Whether a pooler was found to be in between all the same: then no session says anything of a connection.
-    pub(super) is_pooled: AtomicBool,
-}
-
-impl<DB: Driver> Prober<DB> {
-    fn is_pooled(&self) -> bool {
-        self.is_pooled.load(Ordering::Relaxed)
-    }
-
-    fn set_pooled(&self) {
-        self.is_pooled.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Where the log of the master stood, and which instance that was.
@@ -98,6 +82,19 @@ struct Probing<DB: Driver> {
     session: Option<SessionId>,
     memory: DB::Memory,
     opened: Instant,
+    path: Path,
+}
+
+/// What is known of the way to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    Untested,
+    /// The test has failed.
+    Unknown,
+    /// Each connection has a session of its own for its whole life.
+    Straight,
+    /// A pooler gives each transaction the session that is free.
+    Pooled,
 }
 
 /// Ends with the last handle.
@@ -181,6 +178,12 @@ async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) 
         error!("{what} has panicked: it is started again. Please report this.");
         sleep(LEAST_INTERVAL).await;
     }
+}
+
+/// What the monitor asks a server for.
+fn access<DB: Driver>(server: &Server<DB>) -> Access {
+    let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
+    if is_master { Access::ReadMaster } else { Access::ReadSlave }
 }
 
 pub(super) struct Watch<DB: Driver> {
@@ -272,8 +275,7 @@ impl<DB: Driver> Watch<DB> {
         probing: &mut Option<Probing<DB>>,
         depth: Depth,
     ) -> Result<Observation, sqlx::Error> {
-        let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
-        let access = if is_master { Access::ReadMaster } else { Access::ReadSlave };
+        let access = access(server);
         let patience = self.checks.timeout;
         let observed = timeout(patience, async {
             let probing = match probing {
@@ -282,10 +284,10 @@ impl<DB: Driver> Watch<DB> {
                     let opened = Instant::now();
                     let mut conn = server.prober.options.connect().await?;
                     let prepared = DB::prepare(&mut conn, access).await?;
-                    let instance = prepared.instance.filter(|_| server.prober.is_direct);
-                    self.arrive(server, instance);
-                    let session = prepared.session;
-                    probing.insert(Probing { conn, instance, session, memory: DB::Memory::default(), opened })
+                    let instance = prepared.instance.filter(|_| !server.health.is_pooled());
+                    let Prepared { session, .. } = prepared;
+                    let (memory, path) = (DB::Memory::default(), Path::Untested);
+                    probing.insert(Probing { conn, instance, session, memory, opened, path })
                 }
             };
             DB::observe(&mut probing.conn, access, &mut probing.memory, depth).await
@@ -294,18 +296,73 @@ impl<DB: Driver> Watch<DB> {
             let message = format!("no answer within {patience:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
         });
-        if observed.is_err() {
-            *probing = None;
+        match &observed {
+            Ok(_) => self.arrive(server, probing).await,
+            Err(_) => *probing = None,
         }
         observed
     }
 
     /// The monitor's connection to a server failed, and a new one leads to this instance. If that is another one,
-    /// the address has moved, and connections to the one before may stay silent for ever.
-    fn arrive(&self, server: &Server<DB>, instance: Option<Instance>) {
-        let Some(moved_to) = server.health.arrived(instance) else { return };
-        info!("Another instance answers as the {}: connections to the one before are closed.", server.health);
+    /// the address has moved, and connections to the one before may stay silent for ever. Behind a pooler they need
+    /// not: those lead to the new one as well.
+    async fn arrive(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) {
+        let health = &server.health;
+        let Some(Probing { instance, .. }) = probing else { return };
+        let moved = health.instance().zip(*instance).is_some_and(|(before, now)| before != now);
+        if moved && !health.is_shared() && self.path(server, probing).await == Path::Unknown {
+            return;
+        }
+        let instance = probing.as_ref().and_then(|probing| probing.instance);
+        let Some(moved_to) = health.arrived(instance) else { return };
+        info!("Another instance answers as the {health}: connections to the one before are closed.");
         server.pools.all().for_each(|pool| pool.end_other_instances(moved_to));
+    }
+
+    /// Finds out whether a pooler is in between that gives each transaction the session that is free. Behind one, a
+    /// session that is gone, or that waits for its client, says nothing of the connection that was once told its
+    /// number, which may be in the middle of a write elsewhere. There two connections are seen to have the same
+    /// session, or one of them to have several.
+    async fn path(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Path {
+        /// The other one first, as the session that the monitor has just used is the likeliest to be given out next;
+        /// then each twice in a row, for poolers that give them out in turn.
+        const TURNS: [usize; 6] = [1, 0, 0, 1, 1, 0];
+
+        let Some(known) = probing else { return Path::Unknown };
+        if matches!(known.path, Path::Straight | Path::Pooled) {
+            return known.path;
+        }
+        known.path = Path::Unknown;
+        let Ok(Ok(mut other)) = timeout(self.checks.timeout, server.prober.options.connect()).await else {
+            return Path::Unknown;
+        };
+        let tested = timeout(self.checks.timeout, async {
+            // The servers behind an address may have sessions of the same number.
+            let mut sessions = [known.session.map(|session| (known.instance, session)), None];
+            for turn in TURNS {
+                let conn = if turn == 0 { &mut known.conn } else { &mut other };
+                let Prepared { instance, session, .. } = DB::prepare(conn, access(server)).await?;
+                let session = session.map(|session| (instance, session));
+                let changed = sessions[turn].is_some_and(|before| session != Some(before));
+                sessions[turn] = session;
+                if changed || session.is_some() && sessions[0] == sessions[1] {
+                    return Ok(Path::Pooled);
+                }
+            }
+            let _ = other.close().await;
+            Ok::<_, sqlx::Error>(Path::Straight)
+        });
+        let Ok(Ok(path)) = tested.await else {
+            // It may be in the middle of an answer.
+            *probing = None;
+            return Path::Unknown;
+        };
+        known.path = path;
+        if path == Path::Pooled {
+            known.instance = None;
+            server.health.found_pooler();
+        }
+        path
     }
 
     /// Finds out which connections are dead though their server is well, as when a gateway on the way has
@@ -316,32 +373,43 @@ impl<DB: Driver> Watch<DB> {
         began: Instant,
         probing: &mut Option<Probing<DB>>,
     ) {
-        let Some(Probing { conn, instance: Some(instance), session, opened, .. }) = probing else { return };
+        if probing
+            .as_ref()
+            .is_some_and(|probing| probing.instance.is_some() && probing.path == Path::Untested)
+        {
+            self.path(server, probing).await;
+        }
+        let Some(Probing { instance: Some(instance), session, opened, .. }) = probing else { return };
+        let (instance, own) = (*instance, *session);
         let patience = (self.checks.interval + self.checks.timeout) * 2;
         // Another instance has answered lately, since this connection was opened, and this one has just answered, too.
         let lately = began.checked_sub(patience * 2).map_or(*opened, |since| since.max(*opened));
         let time = lately.into_std()..began.into_std();
-        if server.pools.all().any(|pool| pool.has_heard_of_other(*instance, time.clone())) {
+        let shared = server.pools.all().any(|pool| pool.has_heard_of_other(instance, time.clone()));
+        if shared {
             server.health.share(patience * 3);
-        } else if !server.health.is_shared() {
-            // Nothing has been heard of the others for so long that nothing will be.
-            server.pools.all().for_each(|pool| pool.end_other_instances(*instance));
         }
-
-        let sessions: Vec<_> = server.pools.all().flat_map(|pool| pool.sessions(*instance)).collect();
-        let asked: Vec<_> = sessions.iter().filter(|session| session.is_questionable(patience)).collect();
-        let Some(own) = session.filter(|_| !asked.is_empty() && !server.prober.is_pooled()) else { return };
-        // Behind a pooler that gives each transaction the connection that is free, sessions say nothing of a
-        // connection: several have the same one, and the one that asks is not the one it began with.
-        let mut seen = HashSet::from([own]);
-        if !sessions.iter().all(|session| seen.insert(session.id)) {
-            return server.prober.set_pooled();
+        // Nothing has been heard of the others for so long that nothing will be.
+        let others_are_dead = !shared
+            && !server.health.is_shared()
+            && server.pools.all().any(|pool| pool.leads_elsewhere(instance));
+        let sessions = server.pools.all().flat_map(|pool| pool.sessions(instance));
+        let asked: Vec<_> = sessions.filter(|session| session.is_questionable(patience)).collect();
+        if asked.is_empty() && !others_are_dead || self.path(server, probing).await != Path::Straight {
+            return;
+        }
+        if others_are_dead {
+            server.pools.all().for_each(|pool| pool.end_other_instances(instance));
+        }
+        let (Some(Probing { conn, .. }), Some(own)) = (&mut *probing, own) else { return };
+        if asked.is_empty() {
+            return;
         }
         let ids: Vec<_> = std::iter::once(own).chain(asked.iter().map(|session| session.id)).collect();
         match timeout(self.checks.timeout, DB::sessions(conn, &ids)).await {
             Ok(Ok(activities)) => {
                 let [Activity::Busy, activities @ ..] = &*activities else {
-                    return server.prober.set_pooled();
+                    return server.health.found_pooler();
                 };
                 let judged = asked.iter().zip(activities);
                 judged.for_each(|(session, activity)| session.judge(*activity, patience));

@@ -1,6 +1,6 @@
 //! From a configuration to servers, pools and a monitor.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sqlx::ConnectOptions;
@@ -213,10 +213,11 @@ impl Opening {
         let prober = Prober {
             // A probe each second would drown the application's statements.
             options: DB::options(&config.settings, access)?.disable_statement_logging(),
-            is_direct: config.settings.prepared_statements,
             position_requests: PositionRequests::default(),
-            is_pooled: AtomicBool::new(false),
         };
+        if !config.settings.prepared_statements {
+            health.expect_pooler();
+        }
         let number = xxh3_64(health.name().as_bytes());
         let departure = Departure::default();
         Ok(Server {

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use rocket::figment::Figment;
-use rocket::figment::value::Dict;
+use rocket::figment::value::{Dict, Value};
 use rocket::http::SameSite;
 use serde::Deserialize;
 
 use super::table::{ConfigError, DAY, Place, Table};
 use super::{Checks, Consistency, SlaveConfig};
 use crate::pin::{Cookie, PinConfig, Secret};
+
+const PREVIOUS_KEYS: &str = "previous_keys";
 
 /// What the meaning of the table depends on.
 pub(super) struct Context<'a> {
@@ -20,7 +22,7 @@ pub(super) struct Context<'a> {
 }
 
 /// The keys of the table.
-struct Keys {
+struct Keys<'a> {
     name: Option<String>,
     domain: Option<String>,
     path: String,
@@ -28,10 +30,11 @@ struct Keys {
     secure: Option<bool>,
     header: Option<String>,
     max_age: Option<Duration>,
+    previous: &'a [Value],
 }
 
-impl Keys {
-    fn read(table: &mut Table<'_>, rocket: Option<&rocket::Config>) -> Self {
+impl<'a> Keys<'a> {
+    fn read(table: &mut Table<'a>, rocket: Option<&rocket::Config>) -> Self {
         let keys = Self {
             name: table.string("name"),
             domain: table.string("domain"),
@@ -42,6 +45,7 @@ impl Keys {
             secure: table.bool("secure"),
             header: table.string("header"),
             max_age: table.seconds("max_age", 0.001..=DAY),
+            previous: table.array(PREVIOUS_KEYS, "an array of keys").unwrap_or_default(),
         };
         if keys.name.as_ref().is_some_and(|name| !is_token(name)) {
             table.refuse("name", "expected a cookie name: ASCII letters, digits, `_`, `-` and `.`");
@@ -87,6 +91,7 @@ impl Context<'_> {
         let max_age = self.max_age(place, keys.max_age)?;
         let tls = rocket.is_some_and(|rocket| rocket.tls_enabled());
         let cookie = self.cookie(place, &keys, tls, max_age)?;
+        let previous_secrets = previous_secrets(place, keys.previous)?;
         if slaves.is_empty() || lag_window.is_zero() {
             return Ok(None);
         }
@@ -100,7 +105,17 @@ impl Context<'_> {
             Consistency::Position if !checks.guard(lag_window, slaves) => max_age,
             _ => lag_window,
         };
-        Ok(Some(PinConfig { lag_window, by_time, max_age, cookie, header: keys.header, secret, insecure }))
+        let header = keys.header;
+        Ok(Some(PinConfig {
+            lag_window,
+            by_time,
+            max_age,
+            cookie,
+            header,
+            secret,
+            previous_secrets,
+            insecure,
+        }))
     }
 
     /// How long a pin is valid: one with a position outlives the lag window.
@@ -127,7 +142,7 @@ impl Context<'_> {
     fn cookie(
         &self,
         place: &Place,
-        keys: &Keys,
+        keys: &Keys<'_>,
         tls: bool,
         max_age: Duration,
     ) -> Result<Cookie, ConfigError> {
@@ -169,7 +184,8 @@ impl Context<'_> {
 
         let profile = self.figment.profile();
         let error = |problem: String| Err(Place::profile(profile).error(KEY, problem));
-        match Secret::of(self.figment) {
+        let key = self.figment.find_value(KEY).ok();
+        match key.as_ref().map_or(Ok(None), Secret::parse) {
             Ok(Some(secret)) => Ok(secret),
             Ok(None) if profile == rocket::Config::DEBUG_PROFILE => Ok(Secret::random()),
             Ok(None) => error(format!(
@@ -178,6 +194,20 @@ impl Context<'_> {
             Err(problem) => error(format!("{problem}; {GENERATE}")),
         }
     }
+}
+
+/// The secrets whose pins are believed beside those that are signed now.
+fn previous_secrets(place: &Place, keys: &[Value]) -> Result<Vec<Secret>, ConfigError> {
+    let secret = |(index, key): (usize, &Value)| {
+        let problem = match Secret::parse(key) {
+            Ok(Some(secret)) => return Ok(secret),
+            Ok(None) => "a key of zeros is no secret",
+            Err(problem) => problem,
+        };
+        let remedy = "spell it as `secret_key` was spelt when pins were signed with it, or remove it";
+        Err(place.error(&format!("{PREVIOUS_KEYS}[{index}]"), format!("{problem}; {remedy}")))
+    };
+    keys.iter().enumerate().map(secret).collect()
 }
 
 /// The names by which the pins of one database travel. Two databases of an application must not share

@@ -34,6 +34,7 @@ impl Health {
             probe_took: u64_of(&self.probe_took),
             instance: u64_of(&self.instance),
             shared_until: u64_of(&self.shared_until),
+            is_pooled: AtomicBool::new(self.is_pooled()),
             replayed: ArcSwapOption::new(self.replayed.load_full()),
             lag: u64_of(&self.lag),
             copied: self.copied.clone(),

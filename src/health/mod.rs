@@ -72,6 +72,9 @@ pub(crate) struct Health {
     instance: AtomicU64,
     /// Milliseconds since `origin` until when the address is taken for one of several servers.
     shared_until: AtomicU64,
+    /// Whether a pooler in between gives each transaction the connection that is free, so that none leads to a certain
+    /// instance or session.
+    is_pooled: AtomicBool,
     replayed: ArcSwapOption<Replayed>,
     /// Milliseconds, or [`UNKNOWN`].
     lag: AtomicU64,
@@ -112,6 +115,7 @@ impl Health {
             probe_took: AtomicU64::new(0),
             instance: AtomicU64::new(0),
             shared_until: AtomicU64::new(0),
+            is_pooled: AtomicBool::new(false),
             replayed: ArcSwapOption::empty(),
             lag: AtomicU64::new(UNKNOWN),
             copied: OnceLock::new(),
@@ -394,6 +398,27 @@ impl Health {
                  an address for each."
             );
         }
+    }
+
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.is_pooled.load(Ordering::Acquire)
+    }
+
+    /// The configuration says so.
+    pub(crate) fn expect_pooler(&self) {
+        self.is_pooled.store(true, Ordering::Release);
+    }
+
+    /// A pooler was found in between that nobody has spoken of.
+    pub(crate) fn found_pooler(&self) {
+        if self.is_pooled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        warn!(
+            "The {self} is reached through a pooler that gives each transaction the connection that is free: settings \
+             of a connection, such as that it is read-only, may be lost there. Say `prepared_statements = false`, or \
+             let it pool sessions."
+        );
     }
 
     /// A look at it that began at `seen` found this instance there.

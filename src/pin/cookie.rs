@@ -22,6 +22,8 @@ pub(crate) struct PinConfig {
     /// The name of the header that carries pins beside the cookie.
     pub(crate) header: Option<String>,
     pub(crate) secret: Secret,
+    /// Pins signed with one of these are believed, too.
+    pub(crate) previous_secrets: Vec<Secret>,
     /// Whether lift-off warns that the cookie is not `Secure`: outside the debug profile, neither
     /// `pin.secure` nor Rocket's TLS is configured.
     pub(crate) insecure: bool,
@@ -31,6 +33,7 @@ pub(crate) struct PinConfig {
 #[derive(Debug)]
 pub(crate) struct Pins {
     signer: Signer,
+    previous: Vec<Signer>,
     cookie: Cookie,
     header: Option<String>,
     database: String,
@@ -39,11 +42,12 @@ pub(crate) struct Pins {
 
 impl Pins {
     pub(crate) fn new(database: &str, config: &PinConfig) -> Self {
-        let PinConfig { lag_window, by_time, max_age, cookie, header, secret, .. } = config;
+        let PinConfig { lag_window, by_time, max_age, cookie, header, secret, previous_secrets, .. } = config;
         let lasts = Lasts { skew: *lag_window, by_time: *by_time, max_age: *max_age };
-        let signer = Signer::new(secret, database, &cookie.name, lasts);
+        let signer = |secret| Signer::new(secret, database, &cookie.name, lasts);
         Self {
-            signer,
+            signer: signer(secret),
+            previous: previous_secrets.iter().map(signer).collect(),
             cookie: cookie.clone(),
             header: header.clone(),
             database: database.into(),
@@ -61,7 +65,14 @@ impl Pins {
     }
 
     pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
-        match self.signer.read(token, now) {
+        let mut read = self.signer.read(token, now);
+        for signer in &self.previous {
+            if !matches!(read, Err(PinRefusal::Foreign)) {
+                break;
+            }
+            read = signer.read(token, now);
+        }
+        match read {
             Ok(pin) => {
                 self.counts.honoured.add_one();
                 Some(pin)

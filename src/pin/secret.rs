@@ -1,25 +1,25 @@
-//! Rocket's `secret_key`, from which the keys for pins are derived.
+//! Rocket's `secret_key` and those before it, from which the keys for pins are derived.
 
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rocket::figment::Figment;
+use rocket::figment::value::Value;
 
-/// The bytes of Rocket's `secret_key`: 32 or more.
+/// The bytes of a secret key: 32 or more.
 #[derive(Clone)]
 pub(crate) struct Secret(pub(super) Vec<u8>);
 
 impl Secret {
-    /// Reads the key from a configuration: 256 or 512 bits of base64, 256 bits of hex, or 32 bytes
-    /// and more. This is Rocket's own rule, which Rocket checks only if its feature `secrets` is on.
+    /// Reads a configured key: 256 or 512 bits of base64, 256 bits of hex, or 32 bytes and more. This is
+    /// Rocket's own rule, which Rocket checks only if its feature `secrets` is on. `None` is a key of
+    /// zeros: Rocket's default, which Rocket itself treats as "no key configured".
     /// <https://api.rocket.rs/v0.5/rocket/config/struct.SecretKey>
-    pub(crate) fn of(figment: &Figment) -> Result<Option<Self>, &'static str> {
+    pub(crate) fn parse(key: &Value) -> Result<Option<Self>, &'static str> {
         /// Printed in Rocket's documentation, and copied from there into many a configuration.
         const PUBLISHED: &str = "hPRYyVRiMyxpw5sBB1XeCMN1kFsDCqKvBi2QJxBVHQk=";
 
-        let key = rocket::Config::SECRET_KEY;
-        let bytes = if let Ok(text) = figment.extract_inner::<String>(key) {
+        let bytes = if let Ok(text) = key.deserialize::<String>() {
             match text.len() {
                 _ if text == PUBLISHED => {
                     return Err("the example key of Rocket's documentation is no secret");
@@ -28,18 +28,15 @@ impl Secret {
                 64 => decode_hex(&text).ok_or("not valid hex")?,
                 _ => return Err("expected 44 or 88 characters of base64, 64 of hex, or 32 bytes and more"),
             }
-        } else if let Ok(bytes) = figment.extract_inner::<Vec<u8>>(key) {
+        } else if let Ok(bytes) = key.deserialize::<Vec<u8>>() {
             bytes
-        } else if figment.contains(key) {
-            return Err("expected a string or an array of bytes");
         } else {
-            return Ok(None);
+            return Err("expected a string or an array of bytes");
         };
 
         if bytes.len() < 32 {
             return Err("shorter than 32 bytes");
         }
-        // Rocket's default is a key of zeros, which Rocket itself treats as "no key configured".
         Ok(bytes.iter().any(|byte| *byte != 0).then_some(Self(bytes)))
     }
 
@@ -63,12 +60,14 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use rocket::figment::Figment;
     use rocket::figment::providers::{Format, Toml};
 
     use super::*;
 
     fn secret_of(toml: &str) -> Result<Option<Vec<u8>>, &'static str> {
-        Secret::of(&Figment::from(Toml::string(toml))).map(|secret| secret.map(|Secret(bytes)| bytes))
+        let key = Figment::from(Toml::string(toml)).find_value("secret_key").unwrap();
+        Secret::parse(&key).map(|secret| secret.map(|Secret(bytes)| bytes))
     }
 
     #[test]
@@ -84,7 +83,6 @@ mod tests {
 
     #[test]
     fn a_key_that_is_none_or_no_secret() {
-        assert_eq!(secret_of(""), Ok(None));
         assert_eq!(secret_of(&format!("secret_key = \"{}\"", "0".repeat(64))), Ok(None));
         let refused = [
             "secret_key = \"abc\"",

@@ -12,7 +12,7 @@ use sqlx::pool::PoolConnection;
 
 use super::connection::{ConnectionState, Lending, OutcomeUnknown, PooledConnection};
 use super::{CloseCause, Pool, Ticket};
-use crate::backend::{Conn, Driver, Left};
+use crate::backend::{Conn, Driver, Instance, Left};
 
 /// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
 /// is closed, and its place in the pool is free at once.
@@ -40,6 +40,11 @@ impl<DB: Driver> Checkout<DB> {
 
     pub(crate) fn state(&self) -> &Arc<ConnectionState<DB>> {
         &self.held.as_ref().expect(UNTIL_IT_ENDS).conn.state
+    }
+
+    /// Which instance it leads to, if it leads to a certain one.
+    pub(crate) fn instance(&self) -> Option<Instance> {
+        self.state().instance().filter(|_| !self.pool.health().is_pooled())
     }
 
     /// The connection, and who watches over what runs on it.

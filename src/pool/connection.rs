@@ -148,7 +148,7 @@ impl<DB: Driver> PooledConnection<DB> {
             .connect_lazy_with(options);
         let mut conn = single.acquire().await?;
         let mut prepared = DB::prepare(&mut conn, pool.access()).await?;
-        if !pool.prepared_statements() {
+        if !pool.prepared_statements() || pool.health().is_pooled() {
             // Behind a pooler that gives each transaction the connection that is free, nobody knows who answers.
             prepared = Prepared { read_only: prepared.read_only, ..Prepared::default() };
         }

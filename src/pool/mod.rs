@@ -194,9 +194,14 @@ impl<DB: Driver> Pool<DB> {
         self.check_timeout
     }
 
-    /// Whether what ran here cannot have written, as far as is known.
+    /// Whether a statement that can be repeated cannot have written here, as far as is known.
     pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only.as_ref().is_some_and(ReadOnlyCheck::holds)
+        self.begin_read_only().is_some() || self.read_only.as_ref().is_some_and(ReadOnlyCheck::holds)
+    }
+
+    /// What begins the transactions of reads where a pooler in between may drop the settings of a connection.
+    pub(crate) fn begin_read_only(&self) -> Option<&'static str> {
+        DB::BEGIN_READ_ONLY.filter(|_| !self.prepared_statements && !self.access.writes())
     }
 
     /// How many connections are in use, or kept for a session.
@@ -336,7 +341,7 @@ impl<DB: Driver> Pool<DB> {
     async fn open(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
         let conn = PooledConnection::open(self, self.options.clone()).await?;
         if let Some(check) = &self.read_only {
-            check.found(conn.state.prepared().read_only);
+            check.found(conn.state.prepared().read_only, self.begin_read_only().is_some());
         }
         let open = Arc::downgrade(&conn.state);
         let mut connections = self.connections();

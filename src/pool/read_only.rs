@@ -21,11 +21,12 @@ impl ReadOnlyCheck {
         self.read_only.get().copied().unwrap_or(true)
     }
 
-    pub(super) fn found(&self, read_only: bool) {
+    pub(super) fn found(&self, read_only: bool, transactions_are: bool) {
         if self.read_only.set(read_only).is_ok() && !read_only {
+            let what = if transactions_are { "`raw_sql` or `get()`" } else { "a GET" };
             error!(
                 "The connections for reads of database `{}` to `{}` are not read-only: something in \
-                 between drops the setting, so that a GET which writes will not be refused. Connect \
+                 between drops the setting, so that {what} which writes will not be refused. Connect \
                  without it, or say `enforce_read_only = false`.",
                 self.database, self.server,
             );

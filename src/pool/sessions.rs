@@ -28,6 +28,15 @@ impl<DB: Driver> Pool<DB> {
         });
     }
 
+    /// Whether there is a connection to another instance than this one that has not been ended.
+    pub(crate) fn leads_elsewhere(&self, instance: Instance) -> bool {
+        let mut elsewhere = false;
+        self.for_each_open(|state| {
+            elsewhere |= state.instance().is_some_and(|other| other != instance) && state.ended().is_none();
+        });
+        elsewhere
+    }
+
     /// Whether a connection to another instance has answered in this time.
     pub(crate) fn has_heard_of_other(&self, instance: Instance, time: Range<Instant>) -> bool {
         let mut heard = false;

@@ -56,7 +56,8 @@ impl<DB: Driver> Transaction<DB> {
     pub(super) async fn begin(checkout: Checkout<DB>) -> Result<Self, Error> {
         let (pool, state) = (checkout.pool().clone(), checkout.state().clone());
         // Until it has begun, sqlx does not know that there is something to be rolled back.
-        let begun = pin!(sqlx::Transaction::begin(checkout.lend(Lending::Connection), None));
+        let begin = pool.begin_read_only().map(sqlx::SqlSafeStr::into_sql_str);
+        let begun = pin!(sqlx::Transaction::begin(checkout.lend(Lending::Connection), begin));
         let conn = Watch::new(&pool, &state).over_harmless(begun).await?;
         state.lend_for(Lending::Transaction);
         Ok(Self(Watched { conn, pool, state }))

@@ -40,7 +40,7 @@ impl<DB: Driver> Query<DB> {
             false => self.arguments.clone(),
         };
         let frame = match arguments {
-            Some(_) if !prepared_statements => Frame::Transaction,
+            Some(_) if !prepared_statements => Frame::Transaction(pool.begin_read_only().unwrap_or("BEGIN")),
             _ => Frame::Connection,
         };
         let attempt = Self {
@@ -81,8 +81,8 @@ impl<DB: Driver> Execute<'_, DB> for Query<DB> {
 pub(super) enum Frame {
     /// The connection.
     Connection,
-    /// A transaction: a pooler in between may give each its own connection to the server.
-    Transaction,
+    /// A transaction, by what begins it: a pooler in between may give each its own connection to the server.
+    Transaction(&'static str),
 }
 
 impl Frame {
@@ -90,7 +90,10 @@ impl Frame {
     where
         for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
     {
-        self.run::<DB>(conn, "BEGIN").await
+        match self {
+            Self::Connection => Ok(()),
+            Self::Transaction(begin) => self.run::<DB>(conn, begin).await,
+        }
     }
 
     /// Ends it as the attempt ended; one that cannot be ended has not done what it should.
@@ -114,7 +117,7 @@ impl Frame {
     where
         for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
     {
-        if self == Self::Transaction {
+        if self != Self::Connection {
             conn.execute(sqlx::raw_sql(sql)).await?;
         }
         Ok(())

@@ -359,7 +359,7 @@ impl<DB: Driver> Session<DB> {
             });
         }
         if !route.access.writes() {
-            let instance = checkout.state().instance();
+            let instance = checkout.instance();
             if route.access == Access::ReadSlave
                 && progress.reads_started > 0
                 && progress.instance != instance
@@ -373,7 +373,7 @@ impl<DB: Driver> Session<DB> {
         if progress.writes == Writes::None {
             progress.writes = Writes::Since(Instant::now());
         }
-        progress.written_at = checkout.state().instance();
+        progress.written_at = checkout.instance();
         if progress.reply == Reply::WithoutPin {
             progress.reply = Reply::Settled;
             warn!(

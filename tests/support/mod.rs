@@ -10,15 +10,21 @@ pub mod dns;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod server;
 
+#[cfg(feature = "postgres")]
+pub mod haproxy;
 #[cfg(feature = "mysql")]
 pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod pgbouncer;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "postgres")]
+pub mod proxied;
 
 pub mod lab;
 pub mod logbook;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub mod tls;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod wire;
 

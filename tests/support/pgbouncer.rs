@@ -59,6 +59,32 @@ impl PgBouncer {
     }
 }
 
+fn program() -> Command {
+    server::engine_program(&["usr/sbin"], "pgbouncer")
+}
+
+/// Major and minor.
+pub fn version() -> (u32, u32) {
+    let version = server::output(program().arg("--version")).unwrap();
+    let numbers = version.split_whitespace().nth(1).and_then(|version| {
+        let mut numbers = version.split('.').map(|number| number.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    });
+    numbers.unwrap_or_else(|| panic!("no version of pgbouncer: {version}"))
+}
+
+/// Whether it keeps the prepared statements of its clients in transaction mode.
+/// <https://www.pgbouncer.org/changelog.html#pgbouncer-121x>
+pub fn keeps_prepared_statements() -> bool {
+    version() >= (1, 21)
+}
+
+/// Whether a connection that was started as read-only is so in each of its transactions.
+/// <https://www.pgbouncer.org/changelog.html>
+pub fn keeps_read_only() -> bool {
+    version() >= (1, 26)
+}
+
 struct Pooler {
     ini: String,
 }
@@ -73,7 +99,7 @@ impl Program for Pooler {
     fn command(server: &Server<Self>) -> Command {
         let ini = server.data.with_extension("ini");
         fs::write(&ini, format!("{}listen_port = {}\n", server.program.ini, server.port())).unwrap();
-        let mut command = server::program(None, "pgbouncer");
+        let mut command = program();
         command.arg(ini);
         command
     }

@@ -67,7 +67,7 @@ impl<P: Program> Server<P> {
         self.port
     }
 
-    pub(super) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         self.data.parent().unwrap()
     }
 

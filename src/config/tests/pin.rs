@@ -125,6 +125,42 @@ fn a_debug_build_needs_none_but_refuses_a_bad_one() {
 }
 
 #[test]
+fn previous_keys_are_keys() {
+    const REMEDY: &str = "spell it as `secret_key` was spelt when pins were signed with it, or remove it";
+
+    let slaves = "slaves = [\"postgres://db-2/blog\"]";
+    let good = format!("[\"{}\", {:?}]", "ab".repeat(32), [7; 32]);
+    let pin = read(&format!("{slaves}\npin.previous_keys = {good}")).unwrap().pin.unwrap();
+    assert_eq!(pin.previous_secrets.len(), 2);
+    let shown = format!("{pin:?}");
+    assert!(!shown.contains("abab") && !shown.contains("7, 7") && !shown.contains("171"), "{shown}");
+    assert!(
+        read(&format!("{slaves}\npin.previous_keys = []")).unwrap().pin.unwrap().previous_secrets.is_empty()
+    );
+
+    refuses(
+        "pin.previous_keys = \"hunter2\"",
+        "pin.previous_keys`: expected an array of keys, found a string",
+    );
+    for (key, problem) in [
+        ("\"hunter2\"", "expected 44 or 88 characters of base64, 64 of hex, or 32 bytes and more"),
+        ("[1, 2]", "shorter than 32 bytes"),
+        ("true", "expected a string or an array of bytes"),
+        (
+            "\"hPRYyVRiMyxpw5sBB1XeCMN1kFsDCqKvBi2QJxBVHQk=\"",
+            "the example key of Rocket's documentation is no secret",
+        ),
+        (&format!("\"{}\"", "0".repeat(64)), "a key of zeros is no secret"),
+    ] {
+        // Also where nobody is pinned.
+        for slaves in [slaves, ""] {
+            let section = format!("{slaves}\npin.previous_keys = [\"{}\", {key}]", "ab".repeat(32));
+            refuses(&section, &format!("pin.previous_keys[1]`: {problem}; {REMEDY}"));
+        }
+    }
+}
+
+#[test]
 fn a_domain_is_a_name_and_nothing_else() {
     for domain in ["example.org", ".example.org", "xn--bcher-kva.example", "localhost", "3com.com", "a-b.C"] {
         let config = read(&format!("pin = {{ domain = \"{domain}\" }}\nslaves = [\"postgres://db-2/blog\"]"));

@@ -61,7 +61,7 @@ fn unknown_keys_are_refused_with_the_likely_one() {
     refuses(
         "pin = { colour = 1 }",
         "pin.colour`: unknown key: the keys here are `name`, `domain`, `path`, `same_site`, `secure`, \
-         `header`, `max_age`",
+         `header`, `max_age`, `previous_keys`",
     );
     assert!(read("ignore = [\"statement_timeout\"]\nstatement_timeout = 3").is_ok());
 }

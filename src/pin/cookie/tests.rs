@@ -18,16 +18,35 @@ fn cookie() -> Cookie {
 }
 
 fn pins() -> Pins {
+    pins_signed_with(1, &[])
+}
+
+/// With keys made of these bytes.
+fn pins_signed_with(secret: u8, previous: &[u8]) -> Pins {
     let config = PinConfig {
         by_time: WINDOW,
         max_age: Duration::from_secs(60),
         lag_window: WINDOW,
         cookie: cookie(),
         header: Some("X-Pin".into()),
-        secret: Secret(vec![1; 32]),
+        secret: Secret(vec![secret; 32]),
+        previous_secrets: previous.iter().map(|byte| Secret(vec![*byte; 32])).collect(),
         insecure: false,
     };
     Pins::new("blog", &config)
+}
+
+#[test]
+fn pins_of_previous_keys_are_believed() {
+    let new = pins_signed_with(2, &[9, 1]);
+    let of = |pins: &Pins| pins.sign(NOW, &Evidence::Nothing);
+    assert!(new.read(&of(&pins()), NOW).is_some());
+    assert!(new.read(&of(&new), NOW).is_some());
+    assert!(new.read(&of(&pins_signed_with(3, &[])), NOW).is_none());
+    assert!(pins().read(&of(&new), NOW).is_none(), "new ones are signed with the new key");
+    assert!(new.read(&of(&pins()), NOW + WINDOW).is_none(), "no longer than others");
+    let shown = format!("{new:?} {:?}", Secret(vec![77; 32]));
+    assert!(!shown.contains("77"), "{shown}");
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! HAProxy in front of PostgreSQL servers.
+
+// Each test file compiles this module for itself and uses a part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::net::TcpStream;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::postgres;
+use super::server::{self, Program, Server};
+
+/// One address for all of them.
+pub struct HaProxy {
+    server: Server<Balancer>,
+    // After the server, which is dropped first and lives in it.
+    _folder: TempDir,
+}
+
+impl HaProxy {
+    pub fn start(servers: &[&postgres::Server]) -> Self {
+        let folder = server::temporary_folder::<Balancer>();
+        let ports = servers.iter().map(|server| server.port()).collect();
+        let server = Server::launch(Balancer { ports }, folder.path().join("haproxy"));
+        Self { server, _folder: folder }
+    }
+
+    /// As the ordinary role that owns the database.
+    pub fn url(&self) -> String {
+        format!("postgres://app:secret@127.0.0.1:{}/app", self.server.port())
+    }
+}
+
+struct Balancer {
+    ports: Vec<u16>,
+}
+
+impl Program for Balancer {
+    const NAME: &str = "HAProxy";
+    const USER: &str = "nobody";
+    const PORT_TAKEN: &str = "Address already in use";
+    const STOP: i32 = libc::SIGTERM;
+    const END: i32 = libc::SIGTERM;
+
+    fn command(server: &Server<Self>) -> Command {
+        let mut config = format!(
+            "defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1h\n  timeout server 1h\n\
+             listen postgres\n  bind 127.0.0.1:{}\n  balance roundrobin\n  option redispatch\n  option pgsql-check user app\n  \
+             default-server check inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions\n",
+            server.port(),
+        );
+        for port in &server.program.ports {
+            config += &format!("  server at-{port} 127.0.0.1:{port}\n");
+        }
+        let file = server.data.with_extension("cfg");
+        fs::write(&file, config).unwrap();
+        let mut command = server::program(None, "haproxy");
+        command.arg("-db").arg("-f").arg(file);
+        command
+    }
+
+    fn answers(server: &Server<Self>) -> bool {
+        TcpStream::connect(("127.0.0.1", server.port())).is_ok()
+    }
+}

@@ -1,0 +1,210 @@
+//! What has to hold of an application whatever is in front of its servers: reads, writes, pins and faults.
+
+// Each test file compiles this module for itself and uses a part of it.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rocket::futures::future::join_all;
+use rocket::http::{Cookie, Status};
+use rocket::local::asynchronous::Client;
+use rocket::{get, post, routes, tokio};
+use rocket_replicated::postgres::{Replicated, ReplicatedDb};
+use rocket_replicated::{Cluster, Error};
+
+use super::postgres;
+use super::rocket_over;
+
+/// So many at once.
+const READERS: usize = 4;
+
+#[get("/")]
+async fn count(db: ReplicatedDb) -> Result<String, Error> {
+    // Long enough to be under way when something happens.
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM written WHERE $1 AND (SELECT pg_sleep(0.005)) IS NOT NULL")
+            .bind(true)
+            .fetch_one(&db)
+            .await?;
+    Ok(format!("{count} {:?}", db.choice().unwrap().reason()))
+}
+
+#[post("/")]
+async fn write(db: ReplicatedDb) -> Result<(), Error> {
+    sqlx::query("INSERT INTO written SELECT max(id) + $1 FROM written").bind(1).execute(&db).await?;
+    Ok(())
+}
+
+#[get("/writes")]
+async fn write_on_a_read(db: ReplicatedDb) -> Result<(), Error> {
+    sqlx::query("INSERT INTO written VALUES ($1)").bind(-1).execute(&db).await?;
+    Ok(())
+}
+
+/// With the table that the routes use.
+pub fn servers(slaves: usize) -> Arc<postgres::Cluster> {
+    let servers = postgres::Cluster::start(slaves);
+    servers.master.sql(
+        "CREATE TABLE written (id INTEGER); INSERT INTO written VALUES (1); GRANT ALL ON written TO app",
+    );
+    servers.wait_caught_up();
+    Arc::new(servers)
+}
+
+pub struct Site {
+    client: Client,
+    pub cluster: Cluster<rocket_replicated::postgres::Database>,
+    written: i64,
+}
+
+impl Site {
+    /// With pins by `consistency`, which is `window` or `position`.
+    pub async fn launch(master: &str, slave: &str, consistency: &str, keys: &str) -> Self {
+        let section = format!(
+            "url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"slave\" }}]\n\
+             consistency = \"{consistency}\"\nmax_lag = false\ncheck_interval = 0.1\ncheck_timeout = 0.5\n\
+             connect_timeout = 2\nmax_connections = 8\nmaster_read_connections = 8\n{keys}"
+        );
+        let rocket = rocket_over(&section)
+            .attach(Replicated::fairing())
+            .mount("/", routes![count, write, write_on_a_read]);
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        let count = sqlx::query_scalar("SELECT count(*) FROM written WHERE $1").bind(true);
+        let written = count.fetch_one(&cluster.write()).await.unwrap();
+        Self { client, cluster, written }
+    }
+
+    async fn write(&self) -> Result<Cookie<'static>, Status> {
+        let response = self.client.post("/").dispatch().await;
+        match response.status() {
+            Status::Ok => Ok(response.cookies().get("replicated_pin").unwrap().clone()),
+            status => Err(status),
+        }
+    }
+
+    /// How many rows it sees, and why there.
+    async fn read(&self, pin: Option<&Cookie<'static>>) -> Result<(i64, String), Status> {
+        let mut request = self.client.get("/");
+        if let Some(pin) = pin {
+            request = request.cookie(pin.clone());
+        }
+        let response = request.dispatch().await;
+        match response.status() {
+            Status::Ok => {
+                let answer = response.into_string().await.unwrap();
+                let (count, reason) = answer.split_once(' ').unwrap();
+                Ok((count.parse().unwrap(), reason.to_owned()))
+            }
+            status => Err(status),
+        }
+    }
+
+    /// As [`misses_no_own_write`](Self::misses_no_own_write), and the slaves do their part.
+    pub async fn reads_its_own_writes(&mut self, rounds: usize) {
+        assert!(self.misses_no_own_write(rounds).await > 0, "a slave that has it serves");
+    }
+
+    /// Everybody reads their own writes, and nobody fails. How many were read from a slave.
+    pub async fn misses_no_own_write(&mut self, rounds: usize) -> usize {
+        let (mut stale, mut by_slave, mut others_by_slave) = (0, 0, 0);
+        for _ in 0..rounds {
+            let pin = self.write().await.unwrap();
+            self.written += 1;
+            let own = join_all((0..READERS).map(|_| self.read(Some(&pin))));
+            let others = join_all((0..READERS).map(|_| self.read(None)));
+            let (own, others) = tokio::join!(own, others);
+            for read in own {
+                let (count, reason) = read.unwrap();
+                stale += usize::from(count < self.written);
+                by_slave += usize::from(reason == "CaughtUp");
+            }
+            for read in others {
+                others_by_slave += usize::from(read.unwrap().1 == "ReadMethod");
+            }
+        }
+        assert_eq!(stale, 0, "own reads of {}", rounds * READERS);
+        assert!(others_by_slave > rounds * READERS / 2, "{others_by_slave} reads of others at slaves");
+        by_slave
+    }
+
+    pub async fn refuses_writes_on_reads(&self) {
+        let status = self.client.get("/writes").dispatch().await.status();
+        assert_eq!(status, Status::InternalServerError);
+    }
+
+    /// While this happens, and for a while afterwards, no read fails.
+    pub async fn reads_through(&self, what: &str, fault: impl FnOnce() + Send + 'static) {
+        let fault = tokio::task::spawn_blocking(fault);
+        let reader = async || {
+            let (mut reads, mut failed, mut afterwards) = (0, 0, 0);
+            while afterwards < 50 {
+                afterwards += usize::from(fault.is_finished());
+                reads += 1;
+                failed += usize::from(self.read(None).await.is_err());
+            }
+            (reads, failed)
+        };
+        let counts = join_all((0..READERS).map(|_| reader())).await;
+        let (reads, failed): (Vec<usize>, Vec<usize>) = counts.into_iter().unzip();
+        let (reads, failed): (usize, usize) = (reads.iter().sum(), failed.iter().sum());
+        assert_eq!(failed, 0, "{what}: of {reads} reads");
+        fault.await.unwrap();
+    }
+
+    /// Until a slave serves again.
+    pub async fn is_served_by_a_slave(&self) {
+        eventually("reads from a slave", async || {
+            self.read(None).await.is_ok_and(|(_, reason)| reason == "ReadMethod")
+        })
+        .await;
+    }
+
+    /// Until a write succeeds.
+    pub async fn takes_writes(&mut self) {
+        eventually("writes", async || self.write().await.is_ok()).await;
+        eventually("the master's word", async || {
+            let pin = self.write().await.unwrap();
+            self.read(Some(&pin)).await.is_ok()
+        })
+        .await;
+        let pin = self.write().await.unwrap();
+        (self.written, _) = self.read(Some(&pin)).await.unwrap();
+    }
+
+    pub async fn takes_no_writes(&self) {
+        assert_eq!(self.write().await.unwrap_err().code / 100, 5);
+    }
+
+    /// Slaves and master go and come back.
+    pub async fn survives_faults(&mut self, servers: &Arc<postgres::Cluster>) {
+        for index in 0..servers.slaves.len() {
+            for kill in [true, false] {
+                let (down, up) = (servers.clone(), servers.clone());
+                self.reads_through("a slave goes", move || {
+                    if kill { down.slaves[index].kill() } else { down.slaves[index].stop() }
+                })
+                .await;
+                self.reads_through("a slave comes back", move || up.slaves[index].start()).await;
+                self.is_served_by_a_slave().await;
+            }
+        }
+        let (down, up) = (servers.clone(), servers.clone());
+        self.reads_through("the master goes", move || down.master.kill()).await;
+        self.takes_no_writes().await;
+        self.reads_through("the master comes back", move || up.master.start()).await;
+        self.takes_writes().await;
+        servers.wait_caught_up();
+        self.reads_its_own_writes(20).await;
+    }
+}
+
+/// Polls, and lets the background work in between.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within 20 s");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,137 @@
+//! TLS to the servers: what a URL asks for is had, or there is no connection.
+
+#![cfg(any(feature = "mysql", feature = "postgres"))]
+
+mod support;
+
+support::on_servers! {
+    use rocket::http::Status;
+    use rocket::local::asynchronous::{Client, LocalResponse};
+    use rocket::{get, post, routes};
+    use rocket_replicated::Error;
+
+    use crate::support::tls::ServesTls;
+    use crate::support::{logbook, rocket_over};
+
+    #[get("/")]
+    async fn read(db: ReplicatedDb) -> Result<String, Error> {
+        sqlx::query("SELECT 1").fetch_one(&db).await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    #[post("/")]
+    async fn write(db: ReplicatedDb) -> Result<String, Error> {
+        sqlx::query("CREATE TABLE IF NOT EXISTS written (id INTEGER)").execute(&db).await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    async fn client_of(section: &str) -> Client {
+        let rocket = rocket_over(section).attach(Replicated::fairing()).mount("/", routes![read, write]);
+        Client::untracked(rocket).await.unwrap()
+    }
+
+    async fn text(response: LocalResponse<'_>) -> String {
+        match response.status() {
+            Status::Ok => response.into_string().await.unwrap(),
+            status => status.code.to_string(),
+        }
+    }
+
+    /// What a write and a read get.
+    async fn answers(client: &Client) -> (String, String) {
+        (text(client.post("/").dispatch().await).await, text(client.get("/").dispatch().await).await)
+    }
+
+    fn section(master: &str, slave: &str) -> String {
+        format!(
+            "url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"slave\" }}]\nlag_window = 0\n\
+             connect_timeout = 2\ncheck_interval = 0.2\n",
+        )
+    }
+
+    /// With what ends launch: an error in the log with these words.
+    async fn aborts(section: &str, words: &[&str]) {
+        let launch = Client::untracked(rocket_over(section).attach(Replicated::fairing())).await;
+        let error = launch.unwrap_err();
+        assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
+        let lines = logbook::lines(&["ERROR", "Database `replicated` is misconfigured"]);
+        let line = lines.last().unwrap();
+        assert!(words.iter().all(|word| line.contains(word)) && !line.contains("secret"), "{line}");
+    }
+
+    #[cfg(any(feature = "tls-native-tls", feature = "tls-rustls"))]
+    #[rocket::async_test]
+    async fn certificates_are_verified_as_the_url_asks() {
+        use crate::support::cluster::Cluster;
+        use crate::support::tls::Authority;
+
+        let _alone = crate::ONE_AT_A_TIME.lock().await;
+        let folder = tempfile::TempDir::new().unwrap();
+        let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+        let (ours_file, other_file) = (ours.file(folder.path(), "ours"), other.file(folder.path(), "other"));
+        let cluster = Cluster::<Dbms>::start(1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        ours.certify(master, "localhost");
+        ours.certify(slave, "localhost");
+        // What has succeeded from now on was encrypted.
+        Dbms::demand(&cluster);
+
+        let at_localhost = |url: String| url.replace("127.0.0.1", "localhost");
+        let full = |url: &str, file| Dbms::url_with(url, Dbms::VERIFY_FULL, file);
+        let (master_url, slave_url) = (at_localhost(master.url()), at_localhost(slave.url()));
+        let good = (full(&master_url, &ours_file), full(&slave_url, &ours_file));
+
+        let by_slave = "slave (ReadMethod)";
+        let client = client_of(&section(&good.0, &good.1)).await;
+        let (written, read) = answers(&client).await;
+        assert!(written.ends_with(" (WriteMethod)"), "{written}");
+        assert_eq!(read, by_slave);
+
+        for (what, bad) in [
+            ("an authority that did not sign it", full(&slave_url, &other_file)),
+            ("another name for the host", full(&slave.url(), &ours_file)),
+        ] {
+            let words = ["WARN", "slave `slave` cannot be used", "certificate"];
+            let before = logbook::lines(&words).len();
+            let client = client_of(&section(&good.0, &bad)).await;
+            let (written, read) = answers(&client).await;
+            assert!(written.ends_with(" (WriteMethod)"), "{what}: {written}");
+            assert!(read.ends_with(" (SlavesUnavailable)"), "{what}: {read}");
+            assert!(logbook::lines(&words).len() > before, "{what}: {:?}", logbook::lines(&["`slave`"]));
+        }
+        for bad in [full(&master_url, &other_file), full(&master.url(), &ours_file)] {
+            let words = ["WARN", "The master `", "cannot be used", "certificate"];
+            let before = logbook::lines(&words).len();
+            let client = client_of(&section(&bad, &good.1)).await;
+            assert_eq!(answers(&client).await, ("503".into(), by_slave.into()));
+            assert!(logbook::lines(&words).len() > before, "{:?}", logbook::lines(&["master"]));
+        }
+
+        let any_host = Dbms::url_with(&master.url(), Dbms::VERIFY_CA, &ours_file);
+        let (written, read) = answers(&client_of(&section(&any_host, &good.1)).await).await;
+        assert!(written.ends_with(" (WriteMethod)"), "{written}");
+        assert_eq!(read, by_slave);
+
+        let missing = full(&master_url, &folder.path().join("missing"));
+        aborts(&section(&missing, &good.1), &["databases.replicated.url", Dbms::AUTHORITY, "cannot be read"]).await;
+        aborts(&section(&good.0, &missing), &["slaves[0]", Dbms::AUTHORITY, "cannot be read"]).await;
+    }
+
+    #[cfg(not(any(feature = "tls-native-tls", feature = "tls-rustls")))]
+    #[rocket::async_test]
+    async fn a_build_without_it_does_not_launch() {
+        const FEATURES: &str = "feature `tls-rustls` or `tls-native-tls` of `rocket_replicated`";
+
+        let _alone = crate::ONE_AT_A_TIME.lock().await;
+        let lab = Lab::new();
+        let (master, slave) = (lab.master_url(), &lab.slave_urls()[0]);
+        let _client = client_of(&section(master, slave)).await;
+        for mode in Dbms::DEMANDING {
+            aborts(&section(&format!("{master}?{mode}"), slave), &[FEATURES, "replicated.url`"]).await;
+            aborts(&section(master, &format!("{slave}?{mode}")), &[FEATURES, "slaves[0].url`"]).await;
+        }
+    }
+}
+
+/// They count lines of the log.
+static ONE_AT_A_TIME: rocket::tokio::sync::Mutex<()> = rocket::tokio::sync::Mutex::const_new(());
