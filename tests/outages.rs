@@ -512,7 +512,7 @@ async fn a_pinned_read_past_its_window_waits_for_proof_of_a_slave_on_its_way_bac
         answers.retain(|answer| answer != refused);
         answers
     };
-    assert_eq!(until_caught_up(&stale, &pins.0).await, ["slave-1 (MasterUnavailable)", caught_up]);
+    assert_eq!(until_caught_up(&stale, &pins.0).await, ["slave-1 (master unavailable)", caught_up]);
     cluster.slaves[0].kill();
     eventually("word of it", async || pinned(&fail, &pins.1).await == refused).await;
     cluster.slaves[0].start();

@@ -118,7 +118,7 @@ async fn what_is_put_back_is_as_loud_as_what_was_taken_out() {
     ] {
         assert_eq!(logbook::lines(&["WARN", said]).len(), 1, "{said}");
     }
-    for said in ["Reads of database `replicated` go to the master alone", "go to the slaves again"] {
+    for said in ["Of the reads of database `replicated`, slaves get: none", "`replicated`, slaves get: all"] {
         assert!(!logbook::lines(&["WARN", said]).is_empty(), "{said}");
     }
 }
