@@ -159,7 +159,7 @@ async fn the_writer_sees_the_post_by_a_header_and_a_stranger_does_not() {
     let new = json!({ "title": "Lag", "body": "Slaves \"lag\".\n", "tags": ["sql", "rust", "sql"] });
     let reply = ada.post("/posts", new).await;
     assert_eq!(reply.status(), StatusCode::CREATED);
-    assert!(is_of_the_master(&reply, "WriteMethod"), "{reply:?}");
+    assert!(is_of_the_master(&reply, "write method"), "{reply:?}");
     assert_eq!(cookies(&reply), ["blog_pin"]);
     assert_eq!(header(&reply, LOCATION.as_str()), Some("/posts/1"));
     let post = json!({
@@ -168,13 +168,13 @@ async fn the_writer_sees_the_post_by_a_header_and_a_stranger_does_not() {
     assert_eq!(json(reply).await, post);
 
     let mine = ada.get("/posts/1").await;
-    assert!(is_of_the_master(&mine, "Pinned"), "{mine:?}");
+    assert!(is_of_the_master(&mine, "pinned"), "{mine:?}");
     assert_eq!(json(mine).await, post);
     assert_eq!(json(ada.get("/posts").await).await, json!([post]));
 
     let theirs = stranger.get("/posts/1").await;
     assert_eq!(theirs.status(), StatusCode::NOT_FOUND);
-    assert!(is_of_a_slave(&theirs, "ReadMethod"), "{theirs:?}");
+    assert!(is_of_a_slave(&theirs, "read method"), "{theirs:?}");
     assert_eq!(json(theirs).await, json!({ "status": 404, "error": "Not Found" }));
     assert_eq!(json(stranger.get("/posts").await).await, json!([]));
     assert_eq!(stranger.pin, None, "a read sets no pin");
@@ -213,7 +213,7 @@ async fn a_search_is_served_by_a_slave_and_pins_nobody() {
     ];
     for (search, _) in &searches {
         let reply = stranger.post("/posts/search", search.clone()).await;
-        assert!(is_of_a_slave(&reply, "ReadsDatabase"), "{reply:?}");
+        assert!(is_of_a_slave(&reply, "reads database"), "{reply:?}");
         assert_eq!((cookies(&reply), &stranger.pin), (vec![], &None));
         assert_eq!(json(reply).await, json!([]), "{search}");
     }
@@ -222,7 +222,7 @@ async fn a_search_is_served_by_a_slave_and_pins_nobody() {
     blog.cluster.wait_caught_up();
     for (search, count) in searches {
         let reply = stranger.post("/posts/search", search.clone()).await;
-        assert!(is_of_a_slave(&reply, "ReadsDatabase"), "{reply:?}");
+        assert!(is_of_a_slave(&reply, "reads database"), "{reply:?}");
         assert_eq!(json(reply).await.as_array().unwrap().len(), count, "{search}");
     }
 }
@@ -238,14 +238,14 @@ async fn a_view_pins_the_reader_to_the_counts_alone() {
 
     let mut reader = blog.browser();
     let text = reader.get(&format!("{post}/text")).await;
-    assert!(is_of_a_slave(&text, "ReadMethod"), "{text:?}");
+    assert!(is_of_a_slave(&text, "read method"), "{text:?}");
     assert_eq!(cookies(&text), ["stats_pin"]);
     assert_eq!((header(&text, CACHE_CONTROL.as_str()), &reader.pin), (Some("private"), &None));
     assert_eq!(text.text().await.unwrap(), "Slaves lag.");
 
     let counts = json(reader.get(&format!("{post}/stats")).await).await;
     assert_eq!(counts["views"], 1);
-    assert!(is_of_a_slave(&reader.get(&post).await, "ReadMethod"));
+    assert!(is_of_a_slave(&reader.get(&post).await, "read method"));
     let theirs = blog.client().get(&format!("{post}/stats")).await;
     assert_ne!(json(theirs).await["views"], 1, "from a slave");
 
@@ -271,7 +271,7 @@ async fn only_authors_post() {
     assert_eq!(blog.titles(), "");
 
     let reply = blog.client().with_token(TOKEN).get("/author").await;
-    assert!(is_of_a_slave(&reply, "ReadMethod"), "{reply:?}");
+    assert!(is_of_a_slave(&reply, "read method"), "{reply:?}");
     assert_eq!(json(reply).await, json!({ "id": 1, "name": "Ada" }));
 }
 

@@ -291,7 +291,8 @@ async fn a_server_that_freezes_as_it_leaves_keeps_nobody_waiting() {
     lab.slaves[&2].freeze();
     let read = tokio::time::timeout(Duration::from_secs(30), read).await;
     let (slept, node) = read.expect("an answer of another server").unwrap();
-    assert_eq!((slept, node), (Ok("x".into()), lab.node(3)), "it has run elsewhere");
+    assert_eq!(slept, Ok("x".into()));
+    assert_ne!(node, two, "it has run elsewhere");
     lab.slaves[&2].thaw();
     eventually("no connection", || (lab.connections(2) == 0).then_some(())).await;
     assert_eq!(logbook::lines(&["WARN", &two]), Vec::<String>::new(), "it was to go");
