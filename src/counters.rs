@@ -98,6 +98,12 @@ impl<K: Key + PartialEq> Counts<K> {
         self.0.iter().copied()
     }
 
+    #[cfg(feature = "status")]
+    pub(crate) fn map(mut self, change: impl Fn(K, u64) -> u64) -> Self {
+        self.0.iter_mut().for_each(|(key, count)| *count = change(*key, *count));
+        self
+    }
+
     pub(crate) fn keep(mut self, wanted: impl Fn(K) -> bool) -> Self {
         self.0.retain(|(key, _)| wanted(*key));
         self

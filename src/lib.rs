@@ -1,6 +1,6 @@
 // A map of the crate, for whoever works on it. Each room imports from those below it, never from those above:
 //
-//     web        what Rocket sees: the fairing, the guards, the error that handlers return
+//     web        what Rocket sees: the fairing, the guards, the error that handlers return, the status page
 //     metrics    publishes that snapshot, for an exporter
 //     statistics a snapshot of what all rooms have counted
 //     request    what one request does: its handle, its session, how queries run, and what becomes of those that fail
@@ -22,14 +22,17 @@
 // `web::fairing` asks the session for the pin and `pin::cookie` sends it.
 //
 // Where to add what: a reason, in `routing::policy` and its table; a key, in `config::section` (or `slaves`, `pool`,
-// `pin`); a database, in `backend`, as another `Driver`; what operators see, in `health::state` and
-// `cluster::Cluster::status`; what is counted, next to where it happens, in `statistics` and in `metrics`; a kind of
+// `pin`); a database, in `backend`, as another `Driver`; what operators see, in `health::state`,
+// `cluster::Cluster::status` and `web::status`; what is counted, next to where it happens, in `statistics` and in `metrics`; a kind of
 // position or a pin format, in `position` and `pin::token`.
 
-// The examples there speak of all databases.
-#![cfg_attr(all(feature = "postgres", feature = "sqlite"), doc = include_str!("../README.md"))]
+// The examples there speak of all databases, and of the status page.
 #![cfg_attr(
-    not(all(feature = "postgres", feature = "sqlite")),
+    all(feature = "postgres", feature = "sqlite", feature = "status"),
+    doc = include_str!("../README.md")
+)]
+#![cfg_attr(
+    not(all(feature = "postgres", feature = "sqlite", feature = "status")),
     doc = "Master–slave replication for Rocket applications."
 )]
 // Without a driver, what drivers call is dead.
@@ -67,6 +70,8 @@ pub use sqlx;
 pub use statistics::{
     CatchUpStatistics, FormerStatistics, PinStatistics, PoolStatistics, ServerStatistics, Statistics,
 };
+#[cfg(feature = "status")]
+pub use web::StatusRoutes;
 pub use web::{ChangesDatabase, Error, Every, NotAttached, ReadsDatabase, Replicated, Scope, Writable};
 
 macro_rules! database_module {

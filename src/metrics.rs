@@ -77,13 +77,7 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
 
 /// Publishes for as long as the cluster lives.
 pub(crate) async fn publish<DB: Driver>(cluster: Weak<Inner<DB>>) {
-    for Metric { name, kind, unit, help } in ALL {
-        match kind {
-            Kind::Counter => describe_counter!(*name, *unit, *help),
-            Kind::Gauge => describe_gauge!(*name, *unit, *help),
-            Kind::Histogram => describe_histogram!(*name, *unit, *help),
-        }
-    }
+    describe();
     let mut before = None;
     loop {
         let Some(inner) = cluster.upgrade() else { return };
@@ -92,6 +86,23 @@ pub(crate) async fn publish<DB: Driver>(cluster: Weak<Inner<DB>>) {
         publish_since(before.as_ref(), &now);
         before = Some(now);
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Publishes all that was counted, once.
+#[cfg(feature = "status")]
+pub(crate) fn publish_all(now: &Statistics) {
+    describe();
+    publish_since(None, now);
+}
+
+fn describe() {
+    for Metric { name, kind, unit, help } in ALL {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *unit, *help),
+            Kind::Gauge => describe_gauge!(*name, *unit, *help),
+            Kind::Histogram => describe_histogram!(*name, *unit, *help),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The guestbook example, as its visitors meet it: the built program, over HTTP.
 
-#![cfg(feature = "sqlite")]
+#![cfg(all(feature = "sqlite", feature = "status"))]
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -97,7 +97,7 @@ fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
     let program = profile.join("examples").join(format!("guestbook{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "not built: `cargo build --example guestbook --features sqlite`");
+    assert!(program.exists(), "not built: `cargo build --example guestbook --features sqlite,status`");
     program
 }
 

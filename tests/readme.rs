@@ -78,7 +78,7 @@ fn its_table_has_every_key() {
 fn the_commands_it_names_exist() {
     let commands = snippets("sh").join("\n");
     assert!(
-        commands.contains("cargo run --example guestbook --features sqlite")
+        commands.contains("cargo run --example guestbook --features sqlite,status")
             && commands.contains("./scripts/test")
     );
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -2,11 +2,12 @@
 //! entries at the same moment, you and a stranger.
 //!
 //! ```text
-//! cargo run --example guestbook --features sqlite
+//! cargo run --example guestbook --features sqlite,status
 //! ```
 //!
 //! Nothing needs to be installed: `Rocket.toml` names a master file and a slave that follows it 2 s
-//! behind. Sign the guestbook, and watch your entry reach the stranger.
+//! behind. Sign the guestbook, and watch your entry reach the stranger; at `/status`, see how the slave follows, and
+//! take it out.
 
 mod page;
 
@@ -14,6 +15,7 @@ use maud::Markup;
 use rocket::fairing::{self, AdHoc};
 use rocket::form::{self, Form, FromForm, FromFormField, ValueField};
 use rocket::http::Status;
+use rocket::request::{FromRequest, Outcome};
 use rocket::response::Redirect;
 use rocket::{Build, Request, Rocket, catch, catchers, get, launch, post, routes, uri};
 use rocket_replicated::sqlite::{Replicated, ReplicatedDb};
@@ -53,6 +55,21 @@ async fn visit(_changes: ChangesDatabase, db: ReplicatedDb) -> Result<Redirect, 
     Ok(Redirect::to(uri!(index)))
 }
 
+/// Who may see the status page and use its drills: whoever sits at this machine. An application asks for a login.
+struct Operator;
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Operator {
+    type Error = ();
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, ()> {
+        match request.remote() {
+            Some(address) if address.ip().is_loopback() => Outcome::Success(Self),
+            _ => Outcome::Error((Status::Forbidden, ())),
+        }
+    }
+}
+
 #[catch(default)]
 fn problem(status: Status, _request: &Request<'_>) -> Markup {
     page::problem(status)
@@ -64,6 +81,7 @@ fn rocket() -> _ {
         .attach(Replicated::fairing())
         .attach(AdHoc::try_on_ignite("Guestbook Migrations", migrate))
         .mount("/", routes![index, entries, sign, visit])
+        .mount("/status", Replicated::status::<Operator>().with_drills())
         .register("/", catchers![problem])
 }
 

@@ -59,6 +59,7 @@ pub fn index(you: &View) -> Markup {
                     }
                 }
             }
+            footer { a href="/status" { "How the servers are" } }
             script { (PreEscaped(include_str!("page.js"))) }
         },
     )

@@ -258,6 +258,8 @@ impl<DB: Driver> Watch<DB> {
                 discovered.lookups.request();
             }
             self.judge(server, began, probing.as_ref().and_then(|probing| probing.instance), observed);
+            #[cfg(feature = "status")]
+            server.health.remember();
             server.health.probes.send_modify(|probes| *probes += 1);
             if failures >= FAILURES_BEFORE_FAILOVER {
                 // What is under way will never be answered.

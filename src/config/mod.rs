@@ -16,6 +16,7 @@
 //! together with `flatten`, which the keys of a pool would need, and because ranges, alternatives and
 //! redacted values would each need a type of their own to get their messages: that was longer.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -219,6 +220,13 @@ pub(crate) struct ReadMethods(Vec<Method>);
 impl ReadMethods {
     pub(crate) fn contains(&self, method: Method) -> bool {
         self.0.contains(&method)
+    }
+}
+
+impl fmt::Display for ReadMethods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|method| method.as_str()).collect();
+        f.write_str(&names.join(", "))
     }
 }
 

@@ -40,6 +40,8 @@ impl Health {
             copied: self.copied.clone(),
             lets_in: AtomicBool::new(self.lets_in.load(Ordering::Relaxed)),
             counts: Arc::default(),
+            #[cfg(feature = "status")]
+            history: std::sync::Mutex::default(),
         })
     }
 

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+#[cfg(feature = "status")]
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -18,6 +20,8 @@ use state::AtomicState;
 
 mod counts;
 mod exploring;
+#[cfg(feature = "status")]
+mod history;
 mod lateness;
 mod mastership;
 mod state;
@@ -25,6 +29,8 @@ mod verdict;
 
 pub use counts::Change;
 pub(crate) use counts::ServerCounts;
+#[cfg(feature = "status")]
+pub(crate) use history::{History, LAG_PERIOD, LagSample};
 pub(crate) use mastership::{Mastership, ServerId, Term};
 pub(crate) use state::Use;
 pub use state::{NodeState, NodeStatus, Role};
@@ -83,6 +89,8 @@ pub(crate) struct Health {
     /// Whether the latest error, if any, was something else than a login that was refused.
     lets_in: AtomicBool,
     counts: Arc<ServerCounts>,
+    #[cfg(feature = "status")]
+    history: Mutex<History>,
 }
 
 const UNKNOWN: u64 = u64::MAX;
@@ -121,6 +129,8 @@ impl Health {
             copied: OnceLock::new(),
             lets_in: AtomicBool::new(true),
             counts: Arc::default(),
+            #[cfg(feature = "status")]
+            history: Mutex::default(),
         })
     }
 
@@ -449,6 +459,18 @@ impl Health {
             UNKNOWN => None,
             ms => Some(Duration::from_millis(ms)),
         }
+    }
+
+    /// Remembers how it is now.
+    #[cfg(feature = "status")]
+    pub(crate) fn remember(&self) {
+        let lag = self.lag().filter(|_| self.role() == Role::Slave && self.state() != NodeState::Down);
+        self.history().add(Instant::now(), lag, &self.counts.choices);
+    }
+
+    #[cfg(feature = "status")]
+    pub(crate) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn follows(&self, copied: Copied) {

@@ -201,6 +201,8 @@ pub(crate) struct Attached(RwLock<Vec<Member>>);
 
 #[derive(Clone)]
 struct Member {
+    #[cfg(feature = "status")]
+    database: &'static str,
     declare: fn(&Request<'_>, Declared) -> bool,
     pin: Option<PinNames>,
 }
@@ -222,7 +224,12 @@ impl Attached {
 
     pub(crate) fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>, config: &Config) -> Rocket<Build> {
         let pin = config.pin.as_ref().map(|pin| PinNames::new(D::NAME, pin));
-        let member = Member { declare: declare::<D>, pin };
+        let member = Member {
+            #[cfg(feature = "status")]
+            database: D::NAME,
+            declare: declare::<D>,
+            pin,
+        };
         match rocket.state::<Self>() {
             Some(Self(members)) => {
                 members.write().unwrap_or_else(PoisonError::into_inner).push(member);
@@ -230,6 +237,11 @@ impl Attached {
             }
             None => rocket.manage(Self(RwLock::new(vec![member]))),
         }
+    }
+
+    #[cfg(feature = "status")]
+    pub(crate) fn has(&self, database: &str) -> bool {
+        self.members().iter().any(|member| member.database == database)
     }
 
     fn members(&self) -> Vec<Member> {

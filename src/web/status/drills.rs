@@ -1,0 +1,106 @@
+//! What an operator can do on the page: the same as by [`Cluster`]'s methods.
+
+use log::warn;
+use rocket::form::{FromForm, FromFormField};
+use rocket::http::Status;
+use rocket::{Request, response::Redirect};
+use rocket_db_pools::Database;
+
+use super::origin::{Sender, sender_of};
+use crate::backend::Backend;
+use crate::cluster::Cluster;
+use crate::config::ReadShare;
+
+/// Whether the page has drills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drills {
+    Off,
+    On,
+}
+
+/// The form's fields.
+#[derive(Debug, FromForm)]
+pub(super) struct Order<'r> {
+    drill: Drill,
+    /// Its name, for drills with one slave.
+    slave: Option<&'r str>,
+    /// Of the clients, in percent.
+    share: Option<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromFormField)]
+pub(super) enum Drill {
+    #[field(value = "take_out")]
+    TakeOut,
+    #[field(value = "put_back")]
+    PutBack,
+    #[field(value = "read_share")]
+    ReadShare,
+    #[field(value = "read_from_master")]
+    ReadFromMaster,
+    #[field(value = "read_from_slaves")]
+    ReadFromSlaves,
+}
+
+impl Drill {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::TakeOut => "take_out",
+            Self::PutBack => "put_back",
+            Self::ReadShare => "read_share",
+            Self::ReadFromMaster => "read_from_master",
+            Self::ReadFromSlaves => "read_from_slaves",
+        }
+    }
+}
+
+/// Refuses what another site sends in the name of an operator.
+pub(super) fn check_sender(request: &Request<'_>, database: &str) -> Result<(), Status> {
+    match sender_of(request) {
+        Sender::OwnPage => Ok(()),
+        Sender::Elsewhere => {
+            let by = name_of_client(request);
+            warn!(
+                "A drill of database `{database}` was refused: {by} sent it from another site than the status page."
+            );
+            Err(Status::Forbidden)
+        }
+    }
+}
+
+fn name_of_client(request: &Request<'_>) -> String {
+    request.client_ip().map_or_else(|| "an unknown client".into(), |ip| ip.to_string())
+}
+
+impl Order<'_> {
+    /// Does it. A slave that nobody knows is a form that cannot be processed.
+    pub(super) fn carry_out<D: Database<Pool: Backend>>(
+        &self,
+        cluster: &Cluster<D>,
+        request: &Request<'_>,
+        page: String,
+    ) -> Result<Redirect, Status> {
+        let Self { drill, slave, share } = self;
+        let by = name_of_client(request);
+        let of = slave.map(|slave| format!(" of slave `{}`", slave.escape_debug())).unwrap_or_default();
+        let of = share.map_or(of, |share| format!(" with {share} % of the clients"));
+        warn!(
+            "Drill `{}`{of} of database `{}`, ordered on the status page by {by}.",
+            drill.as_str(),
+            D::NAME
+        );
+        let named = || slave.ok_or(Status::UnprocessableEntity);
+        let unknown = |_| Status::UnprocessableEntity;
+        match drill {
+            Drill::TakeOut => cluster.take_out(named()?).map_err(unknown)?,
+            Drill::PutBack => cluster.put_back(named()?).map_err(unknown)?,
+            Drill::ReadShare => {
+                let share = share.filter(|share| *share <= 100).ok_or(Status::UnprocessableEntity)?;
+                cluster.read_share(ReadShare::of_clients(f64::from(share) / 100.0));
+            }
+            Drill::ReadFromMaster => cluster.read_from_master(),
+            Drill::ReadFromSlaves => cluster.read_from_slaves(),
+        }
+        Ok(Redirect::to(page))
+    }
+}

@@ -1,0 +1,320 @@
+//! How it looks.
+
+use maud::{DOCTYPE, Markup, html};
+use time::OffsetDateTime;
+
+use super::Outlet;
+use super::chart::chart;
+use super::drills::{Drill, Drills};
+use super::snapshot::{ServerSnapshot, Snapshot, timestamp};
+use crate::counters::Counts;
+use crate::health::{NodeState, Role};
+use crate::routing::Reason;
+
+pub(super) const SCRIPT: &str = include_str!("status.js");
+pub(super) const STYLE: &str = include_str!("status.css");
+
+/// What the page may need besides what it shows.
+struct Context<'a> {
+    base: &'a str,
+    drills: Drills,
+}
+
+pub(super) fn page(snapshot: &Snapshot, base: &str, drills: Drills) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "Status of " (snapshot.database) }
+                link rel="icon" href={ (base.trim_end_matches('/')) "/icon.svg" };
+                link rel="stylesheet" href=(Outlet::Style.link(base));
+                script src=(Outlet::Script.link(base)) defer {}
+            }
+            body data-events=(Outlet::Events.link(base)) {
+                a.skip href="#servers" { "Skip to the servers" }
+                header {
+                    h1 { "Database " span.name { (snapshot.database) } }
+                    p #live hidden {}
+                }
+                // Read out when a state changes; the script fills it.
+                p #news.unseen role="status" aria-live="polite" {}
+                (content(snapshot, base, drills))
+                footer {
+                    p {
+                        "rocket_replicated " (snapshot.version) " · "
+                        a href=(Outlet::Json.link(base)) { "JSON" } " · "
+                        a href=(Outlet::Health.link(base)) { "Health" }
+                        @if cfg!(feature = "metrics") { " · " a href=(Outlet::Metrics.link(base)) { "Metrics" } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is kept up to date.
+pub(super) fn content(snapshot: &Snapshot, base: &str, drills: Drills) -> Markup {
+    let context = Context { base, drills };
+    html! {
+        main {
+            (summary(snapshot))
+            section #servers tabindex="-1" aria-labelledby="servers-title" {
+                h2 #servers-title { "Servers" }
+                div.cards {
+                    @for server in &snapshot.servers { (card(server, snapshot, &context)) }
+                }
+            }
+            (reads(snapshot, &context))
+            (changes(snapshot))
+            (settings(snapshot))
+        }
+    }
+}
+
+fn summary(snapshot: &Snapshot) -> Markup {
+    let servers = &snapshot.servers;
+    let (up, all) = (servers.iter().filter(|server| mood(server.state) == WELL).count(), servers.len());
+    let is_well = up == all && snapshot.health.reads && snapshot.health.writes;
+    let (reads, writes) = (snapshot.health.reads, snapshot.health.writes);
+    let what = match (reads, writes) {
+        (true, true) => "Reads and writes are served.",
+        (true, false) => "Reads are served, writes are not: the master is gone.",
+        (false, true) => "Writes are served, reads are not.",
+        (false, false) => "Neither reads nor writes are served.",
+    };
+    let mood = if is_well {
+        WELL
+    } else if reads && writes {
+        "partly"
+    } else {
+        "ill"
+    };
+    html! {
+        p.summary.(mood) {
+            strong { @if all == 1 { "The server is " (servers[0].state) ". " } @else { (up) " of " (all) " servers are up. " } }
+            (what)
+            @if snapshot.reads_from_slaves != snapshot.configured_share {
+                " By order of an operator, reads that go to slaves: " (snapshot.reads_from_slaves) "."
+            }
+        }
+        p.as-of { "As of " (time(snapshot.at)) }
+    }
+}
+
+fn card(server: &ServerSnapshot, snapshot: &Snapshot, context: &Context<'_>) -> Markup {
+    let title = format!("server-{}", server.name);
+    html! {
+        article.card aria-labelledby=(title) data-server=(server.name) data-state=(server.state) {
+            h3 #(title) { (server.name) }
+            p.badges {
+                span.badge.(server.role) { (server.role) } " "
+                span.badge.(mood(server.state)) { (server.state) }
+            }
+            @if let Some(address) = &server.address { p.address { code { (address) } } }
+            p.meaning { (meaning(server)) }
+            @if server.role == Role::Slave { (chart(server.lag, &lags(server), snapshot.max_lag)) }
+            p.chosen {
+                @let chosen = server.latest_choices.total();
+                "Chosen " strong { (chosen) } @if chosen == 1 { " time" } @else { " times" } " in the last minute"
+            }
+            table {
+                caption { "Connections" }
+                thead {
+                    tr {
+                        th scope="col" { "For" }
+                        th scope="col" { "In use" }
+                        th scope="col" { "Waiting" }
+                        th scope="col" { "At most" }
+                    }
+                }
+                tbody {
+                    @for pool in &server.connections {
+                        tr {
+                            th scope="row" { (pool.used_for) }
+                            td { (pool.in_use) }
+                            td.alert[pool.waiting > 0] { (pool.waiting) }
+                            td { (pool.max) }
+                        }
+                    }
+                }
+            }
+            @if context.drills == Drills::On && server.is_slave {
+                @match server.state {
+                    NodeState::TakenOut => (drill(context, Drill::PutBack, Some(&server.name))),
+                    _ => (drill(context, Drill::TakeOut, Some(&server.name))),
+                }
+            }
+        }
+    }
+}
+
+fn lags(server: &ServerSnapshot) -> Vec<crate::health::LagSample> {
+    server.lags.iter().map(|lag| lag.sample).collect()
+}
+
+fn drill(context: &Context<'_>, drill: Drill, slave: Option<&str>) -> Markup {
+    let label = match (drill, slave) {
+        (Drill::TakeOut, Some(slave)) => format!("Take {slave} out"),
+        (Drill::PutBack, Some(slave)) => format!("Put {slave} back"),
+        (Drill::ReadFromSlaves, _) => "As configured again".into(),
+        _ => "Send all reads to the master".into(),
+    };
+    html! {
+        form.drill method="post" action=(Outlet::Drills.link(context.base)) {
+            input type="hidden" name="drill" value=(drill.as_str());
+            @if let Some(slave) = slave { input type="hidden" name="slave" value=(slave); }
+            button id={ "drill-" (slave.unwrap_or(drill.as_str())) } { (label) }
+        }
+    }
+}
+
+/// Where reads go, whatever the configuration says.
+fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
+    html! {
+        div.drills {
+            (drill(context, Drill::ReadFromMaster, None))
+            form.drill method="post" action=(Outlet::Drills.link(context.base)) {
+                input type="hidden" name="drill" value=(Drill::ReadShare.as_str());
+                label for="share" { "Clients read from slaves" }
+                select #share name="share" {
+                    @for percent in [0, 1, 5, 10, 25, 50, 75, 100] { option value=(percent) selected[percent == 50] { (percent) " %" } }
+                }
+                button #drill-share { "Set" }
+            }
+            @if snapshot.reads_from_slaves != snapshot.configured_share {
+                (drill(context, Drill::ReadFromSlaves, None))
+            }
+        }
+    }
+}
+
+fn reads(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
+    let is_read = |reason: &Reason| !reason.writes();
+    let sum = |counts: &Counts<Reason>, of: &dyn Fn(&Reason) -> bool| -> u64 {
+        counts.iter().filter(|(reason, _)| of(reason)).map(|(_, count)| count).sum()
+    };
+    let (latest, all) = (&snapshot.latest_choices, &snapshot.choices);
+    let (reads_of_late, reads) = (sum(latest, &is_read), sum(all, &is_read));
+    let (writes_of_late, writes) = (latest.total() - reads_of_late, all.total() - reads);
+    html! {
+        section aria-labelledby="reads-title" {
+            h2 #reads-title { "Reads by reason" }
+            @if context.drills == Drills::On && snapshot.servers.len() > 1 { (share_drills(snapshot, context)) }
+            div.scroll tabindex="0" role="region" aria-labelledby="reads-title" {
+                table.reads {
+                    caption { "Requests that read, by why they were served where" }
+                    thead {
+                        tr {
+                            th scope="col" { "Reason" }
+                            th scope="col" { "Served by" }
+                            th scope="col" { "Last minute" }
+                            th.share scope="col" { "Share" }
+                            th scope="col" { "Since launch" }
+                        }
+                    }
+                    tbody {
+                        @for (reason, count) in all.iter().filter(|(reason, count)| is_read(reason) && *count > 0) {
+                            @let percent = percent(latest.get(reason), reads_of_late);
+                            tr data-reason=(reason) {
+                                th scope="row" { (reason) }
+                                td { (reason.role()) }
+                                td { (latest.get(reason)) }
+                                td.share {
+                                    (percent) " %"
+                                    svg.bar.(reason.role().as_str()) viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true" focusable="false" {
+                                        rect width=(percent) height="4" {}
+                                    }
+                                }
+                                td { (count) }
+                            }
+                        }
+                        @if reads == 0 { tr { td colspan="5" { "None yet" } } }
+                    }
+                }
+            }
+            p.quiet { "Requests that write: " (writes_of_late) " in the last minute, " (writes) " since launch." }
+        }
+    }
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    (part * 100 + whole / 2).checked_div(whole).unwrap_or_default()
+}
+
+fn changes(snapshot: &Snapshot) -> Markup {
+    html! {
+        section aria-labelledby="changes-title" {
+            h2 #changes-title { "Latest changes of state" }
+            @if snapshot.changes.is_empty() { p.quiet { "None since launch" } }
+            ol #changes {
+                @for change in &snapshot.changes {
+                    li data-server=(change.server) data-state=(change.state) {
+                        (time(change.at)) " " span.what { strong { (change.server) } ": " (change.state) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn settings(snapshot: &Snapshot) -> Markup {
+    html! {
+        section aria-labelledby="settings-title" {
+            h2 #settings-title { "Configuration in force" }
+            dl.settings {
+                @for setting in &snapshot.settings {
+                    div { dt { (setting.key) } dd { (setting.value) } }
+                }
+            }
+        }
+    }
+}
+
+fn time(at: OffsetDateTime) -> Markup {
+    let timestamp = timestamp(at);
+    html! {
+        time datetime=(timestamp) { (timestamp.replace('T', " ").replace('Z', " UTC")) }
+    }
+}
+
+const WELL: &str = "well";
+
+fn mood(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Up | NodeState::MasterItself => WELL,
+        NodeState::New
+        | NodeState::Suspect
+        | NodeState::Behind
+        | NodeState::LagUnknown
+        | NodeState::NotCopied
+        | NodeState::TakenOut => "partly",
+        NodeState::Down
+        | NodeState::SecondMaster
+        | NodeState::Contested
+        | NodeState::Stranger
+        | NodeState::Standby => "ill",
+    }
+}
+
+/// In one line; the documentation of each state says what to do about it.
+fn meaning(server: &ServerSnapshot) -> &'static str {
+    match server.state {
+        NodeState::Up if server.role == Role::Master => "It takes the writes.",
+        NodeState::Up => "It serves reads.",
+        NodeState::New => "It was just discovered: it is being looked at.",
+        NodeState::Suspect => "A connection to it failed: it is being looked at.",
+        NodeState::Down => "It does not answer, or lets nobody in. The log has the error.",
+        NodeState::Behind => "It is further behind than max_lag: left out until it has caught up.",
+        NodeState::LagUnknown => "Its lag cannot be known: left out. The log says why.",
+        NodeState::NotCopied => "It has not been copied from its master yet.",
+        NodeState::SecondMaster => "It takes writes, but is not the master: left out.",
+        NodeState::Contested => "Another server takes writes, too: nothing is written until only one does.",
+        NodeState::MasterItself => "Its address leads to the master, which is read from as such.",
+        NodeState::Stranger => "It replicates another system than the master: left out.",
+        NodeState::Standby => "It is in recovery, and takes no writes.",
+        NodeState::TakenOut => "An operator has taken it out of use.",
+    }
+}

@@ -1,0 +1,454 @@
+//! The status page: who may see it, what it says and does not say, and what operators can do there.
+
+#![cfg(feature = "status")]
+
+mod support;
+
+use rocket::http::uri::Host;
+use rocket::http::{ContentType, Header, Status};
+use rocket::local::asynchronous::{Client, LocalResponse};
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::tokio::io::AsyncReadExt;
+
+/// Whoever says so.
+struct Admin;
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Admin {
+    type Error = ();
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, ()> {
+        match request.headers().get_one("Admin") {
+            Some(_) => Outcome::Success(Self),
+            None => Outcome::Error((Status::Forbidden, ())),
+        }
+    }
+}
+
+fn admin() -> Header<'static> {
+    Header::new("Admin", "yes")
+}
+
+const STYLE: &str = concat!("/status/", env!("CARGO_PKG_VERSION"), "/status.css");
+const SCRIPT: &str = concat!("/status/", env!("CARGO_PKG_VERSION"), "/status.js");
+
+async fn get<'c>(client: &'c Client, path: &'c str) -> LocalResponse<'c> {
+    client.get(path).header(admin()).dispatch().await
+}
+
+async fn text(client: &Client, path: &str) -> String {
+    get(client, path).await.into_string().await.unwrap()
+}
+
+async fn json(client: &Client, path: &str) -> serde_json::Value {
+    serde_json::from_str(&text(client, path).await).unwrap()
+}
+
+/// The first thing that a listener is told.
+async fn first_event(events: &mut LocalResponse<'_>) -> String {
+    let mut told = Vec::new();
+    while !told.ends_with(b"\n\n") {
+        assert_ne!(events.read_buf(&mut told).await.unwrap(), 0, "ended: {}", String::from_utf8_lossy(&told));
+    }
+    String::from_utf8(told).unwrap()
+}
+
+/// What the page's form sends.
+async fn post<'c>(
+    client: &'c Client,
+    form: &'c str,
+    headers: &[(&'static str, &'static str)],
+) -> LocalResponse<'c> {
+    let mut request = client.post("/status/drills").header(ContentType::Form).header(admin()).body(form);
+    for (name, value) in headers {
+        match *name {
+            // Rocket's local client has it from elsewhere than from the headers.
+            "Host" => request.inner_mut().set_host(Host::parse(value).unwrap()),
+            name => request = request.header(Header::new(name, *value)),
+        }
+    }
+    request.dispatch().await
+}
+
+support::on_every_database! {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use rocket::figment::providers::{Format, Toml};
+    use rocket::tokio::time::timeout;
+    use rocket::{Build, Rocket, post as route_post, routes};
+    use rocket_replicated::{Cluster, Error, NodeState, Role};
+
+    use super::{Admin, SCRIPT, STYLE, admin, first_event, get, json, post, text};
+    use crate::support::{logbook, rocket_over};
+    use rocket::http::{Header, Status};
+    use rocket::local::asynchronous::Client;
+
+    #[route_post("/notes")]
+    async fn write(db: ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'written')").execute(&db).await?;
+        Ok(())
+    }
+
+    fn rocket(lab: &Lab) -> Rocket<Build> {
+        rocket_over(&lab.section()).attach(Replicated::fairing()).mount("/", routes![write])
+    }
+
+    async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
+        let rocket = rocket(lab).mount("/status", Replicated::status::<Admin>().with_drills());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    #[rocket::async_test]
+    async fn whoever_the_guard_refuses_sees_nothing_but_the_health() {
+        let lab = Lab::new();
+        let (client, cluster) = launch(&lab).await;
+        for path in ["/status", "/status/events", "/status/status.json", STYLE, SCRIPT] {
+            assert_eq!(client.get(path).dispatch().await.status(), Status::Forbidden, "{path}");
+            assert_eq!(get(&client, path).await.status(), Status::Ok, "{path}");
+        }
+        let order = client
+            .post("/status/drills")
+            .header(rocket::http::ContentType::Form)
+            .header(Header::new("Sec-Fetch-Site", "same-origin"))
+            .body("drill=take_out&slave=slave-1");
+        assert_eq!(order.dispatch().await.status(), Status::Forbidden);
+        assert!(cluster.status().iter().all(|node| node.state == NodeState::Up));
+
+        let health = client.get("/status/health").dispatch().await;
+        assert_eq!(health.status(), Status::Ok);
+        assert_eq!(health.into_string().await.unwrap(), r#"{"reads":true,"writes":true}"#);
+    }
+
+    #[rocket::async_test]
+    async fn one_that_is_open_to_everybody_is_for_the_debug_profile() {
+        let lab = Lab::new();
+        let open = rocket(&lab).mount("/status", Replicated::status_open_to_everybody());
+        let client = Client::untracked(open).await.unwrap();
+        assert_eq!(client.get("/status").dispatch().await.status(), Status::Ok);
+
+        let key = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+        let release = || {
+            logbook::open();
+            let section = format!("[release]\nsecret_key = \"{key}\"\n[release.databases.replicated]\n{}", lab.section());
+            let figment = rocket::figment::Figment::from(rocket::Config::release_default())
+                .merge(Toml::string(&section).nested())
+                .select("release");
+            rocket::custom(figment).attach(Replicated::fairing())
+        };
+        let open = release().mount("/status", Replicated::status_open_to_everybody());
+        let error = Client::untracked(open).await.unwrap_err();
+        assert!(matches!(error.kind(), rocket::error::ErrorKind::SentinelAborts(_)), "{error}");
+        let line = ["ERROR", "open to everybody, in profile `release`", "Mount `Replicated::status::<Admin>()` instead"];
+        assert!(!logbook::lines(&line).is_empty());
+
+        let guarded = release().mount("/status", Replicated::status::<Admin>());
+        let client = Client::untracked(guarded).await.unwrap();
+        assert_eq!(client.get("/status").dispatch().await.status(), Status::Forbidden);
+    }
+
+    #[rocket::async_test]
+    async fn without_its_database_it_does_not_launch() {
+        let lab = Lab::new();
+        let rocket = rocket_over(&lab.section()).mount("/status", Replicated::status::<Admin>());
+        let error = Client::untracked(rocket).await.unwrap_err();
+        assert!(matches!(error.kind(), rocket::error::ErrorKind::SentinelAborts(_)), "{error}");
+        assert!(!logbook::lines(&["ERROR", "status page", "the database is not attached"]).is_empty());
+    }
+
+    #[rocket::async_test]
+    async fn it_says_how_the_servers_are_and_why_who_served() {
+        let lab = Lab::new();
+        let (client, cluster) = launch(&lab).await;
+        for _ in 0..4 {
+            sqlx::query("SELECT id FROM notes").fetch_all(&cluster.read(None)).await.unwrap();
+        }
+        cluster.take_out("slave-2").unwrap();
+
+        let page = text(&client, "/status").await;
+        for text in ["slave-1", "slave-2", "taken out", "reads database", "max_connections", "2 of 3 servers are up"] {
+            assert!(page.contains(text), "{text}: {page}");
+        }
+        let status = json(&client, "/status/status.json").await;
+        let servers = status["servers"].as_array().unwrap();
+        let is = |of: &str| servers.iter().map(|server| server[of].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        assert_eq!(is("role"), ["master", "slave", "slave"]);
+        assert_eq!(is("state"), ["up", "up", "taken out"]);
+        assert_eq!(status["choices"]["reads database"], 4);
+        assert_eq!(status["latest_choices"]["reads database"], 4);
+        assert_eq!(status["changes"][0]["server"], "slave-2");
+        assert_eq!(status["changes"][0]["state"], "taken out");
+        assert_eq!(status["database"], "replicated");
+        assert!(servers[0]["connections"].as_array().unwrap().len() >= 2, "{servers:?}");
+    }
+
+    #[cfg(feature = "metrics")]
+    #[rocket::async_test]
+    async fn it_has_all_metrics() {
+        let lab = Lab::new();
+        let (client, cluster) = launch(&lab).await;
+        assert_eq!(client.get("/status/metrics").dispatch().await.status(), Status::Forbidden);
+        for expected in 2..4 {
+            sqlx::query("SELECT id FROM notes").fetch_all(&cluster.write()).await.unwrap();
+            let reply = get(&client, "/status/metrics").await;
+            let kind = reply.content_type().unwrap();
+            assert_eq!(kind.to_string(), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+            let text = reply.into_string().await.unwrap();
+            for name in rocket_replicated::internals::metrics() {
+                assert!(text.contains(&format!("# TYPE {}", name.replace('.', "_"))), "{name}: {text}");
+            }
+            let count = expected - 1;
+            let choices = format!("role=\"master\",reason=\"changes database\"}} {count}\n");
+            assert!(text.contains(&choices), "each scrape has all since launch: {text}");
+            assert!(text.contains("db_client_connection_wait_time_seconds_bucket{") && text.ends_with("# EOF\n"), "{text}");
+        }
+    }
+
+    #[rocket::async_test]
+    async fn nothing_in_it_comes_from_elsewhere_or_is_inline() {
+        let lab = Lab::new();
+        let (client, _) = launch(&lab).await;
+        let page = get(&client, "/status").await;
+        let policy = page.headers().get_one("Content-Security-Policy").unwrap().to_owned();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"), "{policy}");
+        assert!(!policy.contains("unsafe") && policy.contains("frame-ancestors 'none'"), "{policy}");
+        let page = page.into_string().await.unwrap();
+        for inline in ["<style", " style=", "<script>", " onclick=", "javascript:", "http://", "https://", "//"] {
+            assert!(!page.contains(inline), "{inline}: {page}");
+        }
+        for asset in [STYLE, SCRIPT, "/status/icon.svg"] {
+            assert!(page.contains(&format!("\"{asset}\"")), "{asset}: {page}");
+            assert_eq!(get(&client, asset).await.status(), Status::Ok, "{asset}");
+        }
+    }
+
+    #[rocket::async_test]
+    async fn no_password_no_key_and_no_pin_is_in_any_outlet() {
+        let lab = Lab::new();
+        let key = "c2VjcmV0LWtleS1vZi10aGlzLXRlc3Qtb2YtdGhlLXN0YXR1cy1wYWdlLTEyMzQ1Njc4OTAxMjM0NTY3ODkwMQ==";
+        let previous = "0ff1ce11".repeat(8);
+        let section = format!("{}pin = {{ header = \"X-Pin\", previous_keys = [\"{previous}\"] }}\n", lab.section());
+        let rocket = crate::support::rocket(&format!("secret_key = \"{key}\"\n[debug.databases.replicated]\n{section}"))
+            .attach(Replicated::fairing())
+            .mount("/", routes![write])
+            .mount("/status", Replicated::status::<Admin>().with_drills());
+        let client = Client::untracked(rocket).await.unwrap();
+        let written = client.post("/notes").dispatch().await;
+        let pin = written.headers().get_one("X-Pin").unwrap().to_owned();
+
+        let mut events = client.get("/status/events").header(admin()).header(Header::new("X-Pin", pin.clone())).dispatch().await;
+        let mut outlets = vec![("events", first_event(&mut events).await)];
+        let metrics = cfg!(feature = "metrics").then_some("/status/metrics");
+        for path in ["/status", "/status/status.json", "/status/health", STYLE, SCRIPT].into_iter().chain(metrics) {
+            let reply = client.get(path).header(admin()).header(Header::new("X-Pin", pin.clone())).dispatch().await;
+            let headers = format!("{:?}", reply.headers());
+            outlets.push((path, headers + &reply.into_string().await.unwrap()));
+        }
+        for (outlet, text) in outlets {
+            // The password of all test servers.
+            for secret in ["secret", &key[..20], &previous, &pin] {
+                assert!(!text.contains(secret), "{outlet} has {secret}: {text}");
+            }
+        }
+    }
+
+    #[rocket::async_test]
+    async fn listeners_are_told_each_second_and_are_not_too_many() {
+        let lab = Lab::new();
+        let (client, cluster) = launch(&lab).await;
+        let mut listeners = Vec::new();
+        for number in 0..16 {
+            let listener = get(&client, "/status/events").await;
+            assert_eq!(listener.status(), Status::Ok, "listener {number}");
+            listeners.push(listener);
+        }
+        assert_eq!(get(&client, "/status/events").await.status(), Status::ServiceUnavailable);
+        listeners.pop();
+        let mut listener = get(&client, "/status/events").await;
+        assert_eq!(listener.status(), Status::Ok, "as one has gone");
+
+        assert!(first_event(&mut listener).await.contains("3 of 3 servers are up"));
+        cluster.take_out("slave-1").unwrap();
+        assert!(first_event(&mut listener).await.contains("2 of 3 servers are up"));
+
+        client.rocket().shutdown().notify();
+        listeners.push(listener);
+        for mut listener in listeners {
+            let mut rest = Vec::new();
+            let end = rocket::tokio::io::AsyncReadExt::read_to_end(&mut listener, &mut rest);
+            timeout(Duration::from_secs(10), end).await.expect("the shutdown ends listeners").unwrap();
+        }
+    }
+
+    async fn readers(cluster: &Cluster<Database>) -> BTreeSet<String> {
+        let mut readers = BTreeSet::new();
+        for _ in 0..40 {
+            let db = cluster.read(None);
+            sqlx::query("SELECT id FROM notes").execute(&db).await.unwrap();
+            let choice = db.choice().unwrap();
+            readers.insert(if choice.role() == Role::Master { "master" } else { choice.node() }.to_owned());
+        }
+        readers
+    }
+
+    fn set<const N: usize>(readers: [&str; N]) -> BTreeSet<String> {
+        readers.map(str::to_owned).into()
+    }
+
+    const OWN: &[(&str, &str)] = &[("Sec-Fetch-Site", "same-origin")];
+
+    #[rocket::async_test]
+    async fn drills_do_what_they_say() {
+        let lab = Lab::new();
+        let (client, cluster) = launch(&lab).await;
+        assert_eq!(readers(&cluster).await, set(["slave-1", "slave-2"]));
+        for (form, then) in [
+            ("drill=take_out&slave=slave-1", set(["slave-2"])),
+            ("drill=take_out&slave=slave-2", set(["master"])),
+            ("drill=put_back&slave=slave-1", set(["slave-1"])),
+            ("drill=put_back&slave=slave-2", set(["slave-1", "slave-2"])),
+            ("drill=read_from_master", set(["master"])),
+            ("drill=read_share&share=100", set(["slave-1", "slave-2"])),
+            ("drill=read_from_master", set(["master"])),
+            ("drill=read_from_slaves", set(["slave-1", "slave-2"])),
+        ] {
+            let reply = post(&client, form, OWN).await;
+            assert_eq!(reply.status(), Status::SeeOther, "{form}");
+            assert_eq!(reply.headers().get_one("Location"), Some("/status"));
+            assert_eq!(readers(&cluster).await, then, "{form}");
+        }
+        assert!(!logbook::lines(&["WARN", "Drill `take_out` of slave `slave-1` of database `replicated`"]).is_empty());
+        for wrong in ["drill=take_out&slave=slave-3", "drill=take_out", "drill=destroy", "", "drill=read_share", "drill=read_share&share=101", "drill=put_back&slave=%0a"] {
+            assert_eq!(post(&client, wrong, OWN).await.status(), Status::UnprocessableEntity, "{wrong}");
+        }
+        assert_eq!(readers(&cluster).await, set(["slave-1", "slave-2"]));
+    }
+
+    #[rocket::async_test]
+    async fn other_sites_cannot_order_drills() {
+        let lab = Lab::new();
+        let (client, cluster) = launch(&lab).await;
+        let form = "drill=take_out&slave=slave-1";
+        for headers in [
+            &[("Sec-Fetch-Site", "cross-site")][..],
+            &[("Sec-Fetch-Site", "same-site"), ("Host", "db.example"), ("Origin", "http://db.example")],
+            &[("Host", "db.example"), ("Origin", "http://evil.example")],
+            &[("Host", "db.example"), ("Origin", "null")],
+            &[],
+        ] {
+            assert_eq!(post(&client, form, headers).await.status(), Status::Forbidden, "{headers:?}");
+        }
+        assert!(cluster.status().iter().all(|node| node.state == NodeState::Up));
+        assert!(!logbook::lines(&["WARN", "was refused", "another site than the status page"]).is_empty());
+
+        let own = [("Host", "db.example"), ("Origin", "http://db.example")];
+        assert_eq!(post(&client, form, &own).await.status(), Status::SeeOther);
+        assert_eq!(cluster.status()[1].state, NodeState::TakenOut);
+    }
+
+    #[rocket::async_test]
+    async fn there_are_no_drills_unless_they_are_switched_on() {
+        let lab = Lab::new();
+        let rocket = rocket(&lab).mount("/status", Replicated::status::<Admin>());
+        let client = Client::untracked(rocket).await.unwrap();
+        assert_eq!(post(&client, "drill=read_from_master", OWN).await.status(), Status::NotFound);
+        let page = text(&client, "/status").await;
+        assert!(!page.contains("<form") && !page.contains("<button"), "{page}");
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod outages {
+    use std::time::{Duration, Instant};
+
+    use rocket::http::Status;
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio::time::sleep;
+    use rocket_replicated::postgres::Replicated;
+
+    use super::{Admin, json, text};
+    use crate::support::postgres::Cluster;
+    use crate::support::rocket_over;
+
+    async fn health(client: &Client, path: &str) -> (Status, String) {
+        let reply = client.get(path).dispatch().await;
+        (reply.status(), reply.into_string().await.unwrap())
+    }
+
+    async fn eventually(client: &Client, path: &str, wanted: Status, body: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (status, told) = health(client, path).await;
+            if status == wanted && told == body {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{path}: {status}, {told}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn health_tells_load_balancers_what_can_be_served() {
+        let servers = Cluster::start(1);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\n",
+            servers.master.url(),
+            servers.slaves[0].url()
+        );
+        let rocket = rocket_over(&section)
+            .attach(Replicated::fairing())
+            .mount("/status", Replicated::status::<Admin>());
+        let client = Client::untracked(rocket).await.unwrap();
+        let (well, readable) = (r#"{"reads":true,"writes":true}"#, r#"{"reads":true,"writes":false}"#);
+        assert_eq!(health(&client, "/status/health").await, (Status::Ok, well.into()));
+        assert_eq!(health(&client, "/status/health?writes").await, (Status::Ok, well.into()));
+        assert_eq!(health(&client, "/status/health?writes=perhaps").await.0, Status::BadRequest);
+
+        servers.master.kill();
+        eventually(&client, "/status/health?writes", Status::ServiceUnavailable, readable).await;
+        assert_eq!(health(&client, "/status/health").await, (Status::Ok, readable.into()));
+        assert_eq!(health(&client, "/status/health?writes=false").await.0, Status::Ok);
+        let page = text(&client, "/status").await;
+        assert!(page.contains("Reads are served, writes are not"), "{page}");
+        assert_eq!(json(&client, "/status/status.json").await["servers"][0]["state"], "down");
+
+        servers.slaves[0].kill();
+        let nothing = r#"{"reads":false,"writes":false}"#;
+        eventually(&client, "/status/health", Status::ServiceUnavailable, nothing).await;
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod names {
+    use rocket_replicated::{Database, Replicated, sqlite};
+
+    use super::{Admin, first_event, get, text};
+    use rocket::local::asynchronous::Client;
+
+    #[derive(Database)]
+    #[database("<i>&")]
+    struct Odd(sqlite::Pool);
+
+    #[rocket::async_test]
+    async fn whatever_a_name_has_in_it_is_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("<b>'&");
+        std::fs::create_dir(&file).unwrap();
+        let url = format!("sqlite://{}/db", file.display());
+        let rocket = crate::support::rocket(&format!(
+            "[debug.databases.\"<i>&\"]\nurl = \"{url}\"\npin.name = \"odd\"\n"
+        ))
+        .attach(Replicated::<Odd>::fairing())
+        .mount("/status", Replicated::<Odd>::status::<Admin>());
+        let client = Client::untracked(rocket).await.unwrap();
+        let page = text(&client, "/status").await;
+        let event = first_event(&mut get(&client, "/status/events").await).await;
+        assert!(page.contains("&lt;i&gt;&amp;"), "{page}");
+        for html in [page, event] {
+            assert!(html.contains("&lt;b&gt;'&amp;/db"), "{html}");
+            assert!(!html.contains("<i>") && !html.contains("<b>"), "{html}");
+        }
+    }
+}
