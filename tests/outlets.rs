@@ -1,13 +1,13 @@
 //! What leaves a process for its operators holds no password, no secret key and no pin.
 
-#![cfg(all(feature = "metrics", feature = "postgres"))]
+#![cfg(all(feature = "metrics", feature = "postgres", feature = "status"))]
 
 mod support;
 
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use rocket::http::{Cookie, Header};
+use rocket::http::{Cookie, Header, Status};
 use rocket::local::asynchronous::{Client, LocalResponse};
 use rocket::tokio::time::sleep;
 use rocket::{get, post, routes};
@@ -76,7 +76,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     let url = |url: String, password: &str| url.replace(":secret@", &format!(":{password}@"));
     let section = format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"well\" }}, {{ url = \"{}\", name = \"locked\" }}]\n\
-         max_connections = 1\nconnect_timeout = 0.2\ncheck_interval = 0.05\nconsistency = \"position\"\npin.header = \"X-Pin\"",
+         max_connections = 1\nconnect_timeout = 1\ncheck_interval = 0.05\nconsistency = \"position\"\npin.header = \"X-Pin\"",
         url(servers.master.url(), PASSWORD),
         url(servers.slaves[0].url(), PASSWORD),
         url(servers.slaves[1].url(), WRONG),
@@ -86,7 +86,8 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     let rocket = rocket
         .configure(figment)
         .attach(Replicated::fairing())
-        .mount("/", routes![read, write, careless, crowded, writable]);
+        .mount("/", routes![read, write, careless, crowded, writable])
+        .mount("/status", Replicated::status_open_to_everybody().with_drills());
     log::set_max_level(log::LevelFilter::Debug);
     let client = Client::untracked(rocket).await.unwrap();
     let cluster = Replicated::fetch(client.rocket()).unwrap();
@@ -107,6 +108,11 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
         }
     }
     said.push(said_by(client.post("/crowded").dispatch().await).await);
+    for path in ["/status", "/status/status.json", "/status/health?writes", "/status/metrics"] {
+        let reply = client.get(path).header(Header::new("X-Pin", pin.clone())).dispatch().await;
+        assert_eq!(reply.status(), Status::Ok, "{path}");
+        said.push(said_by(reply).await);
+    }
     // An outage, with all that it makes everybody say.
     servers.slaves[0].kill();
     let deadline = Instant::now() + Duration::from_secs(20);
