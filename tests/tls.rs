@@ -91,7 +91,7 @@ support::on_servers! {
             ("an authority that did not sign it", full(&slave_url, &other_file)),
             ("another name for the host", full(&slave.url(), &ours_file)),
         ] {
-            let words = ["WARN", "slave `slave` cannot be used", "certificate"];
+            let words = ["WARN", "slave `slave`", "cannot be used", "certificate"];
             let before = logbook::lines(&words).len();
             let client = client_of(&section(&good.0, &bad)).await;
             let (written, read) = answers(&client).await;
