@@ -81,10 +81,10 @@ support::on_servers! {
         let (master_url, slave_url) = (at_localhost(master.url()), at_localhost(slave.url()));
         let good = (full(&master_url, &ours_file), full(&slave_url, &ours_file));
 
-        let by_slave = "slave (ReadMethod)";
+        let by_slave = "slave (read method)";
         let client = client_of(&section(&good.0, &good.1)).await;
         let (written, read) = answers(&client).await;
-        assert!(written.ends_with(" (WriteMethod)"), "{written}");
+        assert!(written.ends_with(" (write method)"), "{written}");
         assert_eq!(read, by_slave);
 
         for (what, bad) in [
@@ -95,8 +95,8 @@ support::on_servers! {
             let before = logbook::lines(&words).len();
             let client = client_of(&section(&good.0, &bad)).await;
             let (written, read) = answers(&client).await;
-            assert!(written.ends_with(" (WriteMethod)"), "{what}: {written}");
-            assert!(read.ends_with(" (SlavesUnavailable)"), "{what}: {read}");
+            assert!(written.ends_with(" (write method)"), "{what}: {written}");
+            assert!(read.ends_with(" (slaves unavailable)"), "{what}: {read}");
             assert!(logbook::lines(&words).len() > before, "{what}: {:?}", logbook::lines(&["`slave`"]));
         }
         for bad in [full(&master_url, &other_file), full(&master.url(), &ours_file)] {
@@ -109,7 +109,7 @@ support::on_servers! {
 
         let any_host = Dbms::url_with(&master.url(), Dbms::VERIFY_CA, &ours_file);
         let (written, read) = answers(&client_of(&section(&any_host, &good.1)).await).await;
-        assert!(written.ends_with(" (WriteMethod)"), "{written}");
+        assert!(written.ends_with(" (write method)"), "{written}");
         assert_eq!(read, by_slave);
 
         let missing = full(&master_url, &folder.path().join("missing"));
