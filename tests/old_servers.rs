@@ -14,7 +14,7 @@ mod mariadb {
     use crate::support::mysql::Cluster;
     use crate::support::{eventually, logbook, rocket_over};
 
-    const NEEDED: &str = "MariaDB 10.4.34-MariaDB is too old, MariaDB 10.5 or newer is needed";
+    const NEEDED: &str = "version 10.4.34-MariaDB is too old, MariaDB 10.5 or newer is needed";
 
     #[rocket::get("/")]
     async fn read(db: ReplicatedDb) -> Result<String, Error> {

@@ -19,14 +19,14 @@ impl Software {
     /// | MariaDB 10.5 | the oldest that has been tried |
     /// | MySQL 8.0 | names of variables; `SHOW REPLICA STATUS` |
     /// | PostgreSQL 14 | `client_connection_check_interval` |
-    fn oldest(self) -> (u32, u32) {
+    fn oldest(self) -> ((u32, u32), &'static str) {
         match self {
             #[cfg(any(feature = "mysql", test))]
-            Self::MariaDb => (10, 5),
+            Self::MariaDb => ((10, 5), "MariaDB 10.5"),
             #[cfg(any(feature = "mysql", test))]
-            Self::MySql => (8, 0),
+            Self::MySql => ((8, 0), "MySQL 8.0"),
             #[cfg(any(feature = "postgres", test))]
-            Self::PostgreSql => (14, 0),
+            Self::PostgreSql => ((14, 0), "PostgreSQL 14"),
         }
     }
 
@@ -36,34 +36,25 @@ impl Software {
         let mut numbers =
             version.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
         let (Some(major), minor) = (numbers.next(), numbers.next().unwrap_or(0)) else { return Ok(()) };
-        if (major, minor) >= self.oldest() {
+        let (oldest, needed) = self.oldest();
+        if (major, minor) >= oldest {
             return Ok(());
         }
         // No fault of a query: whatever is asked there fails, and may be asked elsewhere.
-        let too_old = TooOld { software: self, version: version.to_owned() };
+        let too_old = TooOld { version: version.to_owned(), needed };
         Err(io::Error::new(io::ErrorKind::Unsupported, too_old).into())
     }
 }
 
 #[derive(Debug)]
 struct TooOld {
-    software: Software,
     version: String,
+    needed: &'static str,
 }
 
 impl fmt::Display for TooOld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { software, version } = self;
-        let (major, minor) = software.oldest();
-        let name = match software {
-            #[cfg(any(feature = "mysql", test))]
-            Software::MariaDb => "MariaDB",
-            #[cfg(any(feature = "mysql", test))]
-            Software::MySql => "MySQL",
-            #[cfg(any(feature = "postgres", test))]
-            Software::PostgreSql => "PostgreSQL",
-        };
-        write!(f, "{name} {version} is too old, {name} {major}.{minor} or newer is needed")
+        write!(f, "the server's version {} is too old, {} or newer is needed", self.version, self.needed)
     }
 }
 
@@ -89,8 +80,8 @@ mod tests {
             (MySql, "9.7.4-2", None),
             (MySql, "", None),
             (MySql, "Proxy", None),
-            (PostgreSql, "13.22", Some("14.0")),
-            (PostgreSql, "9.6", Some("14.0")),
+            (PostgreSql, "13.22", Some("14")),
+            (PostgreSql, "9.6", Some("14")),
             (PostgreSql, "14.0", None),
             (PostgreSql, "18.6", None),
             (PostgreSql, "19beta1", None),
