@@ -327,7 +327,10 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
 
     std::fs::create_dir(&missing).unwrap();
     let master = rusqlite::Connection::open(missing.join("master.db")).unwrap();
-    master.execute_batch("CREATE TABLE notes (id INTEGER); INSERT INTO notes VALUES (1)").unwrap();
+    // At once: a copy that is made in between has no row.
+    master
+        .execute_batch("BEGIN; CREATE TABLE notes (id INTEGER); INSERT INTO notes VALUES (1); COMMIT")
+        .unwrap();
     eventually("its copy", async || state() == rocket_replicated::NodeState::Up).await;
     assert_eq!(count(cluster).await.unwrap(), 1);
 }
