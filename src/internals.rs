@@ -27,7 +27,7 @@ pub fn choose<D: Database<Pool: Backend>>(db: &ReplicatedDb<D>) {
 pub fn read_from<D: Database<Pool: Backend>>(cluster: &Cluster<D>, address: IpAddr) -> ReplicatedDb<D> {
     let client = Client::of(Some(address));
     let session = Session::new(cluster.0.clone(), MethodKind::Read, client, None);
-    ReplicatedDb::new(Arc::new(session), None)
+    ReplicatedDb::new(Arc::new(session))
 }
 
 /// The pin that a write leaves now.

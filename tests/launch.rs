@@ -149,7 +149,7 @@ support::on_every_database! {
             &["reads at the master: 5 connections, 1 of them for pinned reads"],
             &["health: each server is asked every 1s, and has 1s to answer"],
             &["lag: a slave more than 5.25s behind is left out"],
-            &["at most 24 connections to "],
+            &["at most 25 connections to "],
         ] {
             assert!(!logbook::lines(line).is_empty(), "{line:?}");
         }

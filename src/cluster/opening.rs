@@ -113,13 +113,8 @@ impl Opening {
         while servers.all().iter().any(|server| **server.health.name() == *config.name) {
             config.name.push_str("-2");
         }
-        let health = Health::discovered(
-            self.next_id(),
-            self.database,
-            Arc::from(config.name.as_str()),
-            entry.log,
-            self.mastership.clone(),
-        );
+        let health = self.health(&config, entry.log);
+        health.is_new();
         let server = self.slave(&config, entry.weight, health)?;
         Ok(Server { discovered: Some(discovered), ..server })
     }
@@ -151,17 +146,8 @@ impl Opening {
     }
 
     fn health(&self, server: &ServerConfig, log: SlaveLog) -> Arc<Health> {
-        Health::new(
-            self.next_id(),
-            self.database,
-            Arc::from(server.name.as_str()),
-            log,
-            self.mastership.clone(),
-        )
-    }
-
-    fn next_id(&self) -> ServerId {
-        ServerId(self.opened.fetch_add(1, Ordering::Relaxed))
+        let id = ServerId(self.opened.fetch_add(1, Ordering::Relaxed));
+        Health::new(id, self.database, Arc::from(server.name.as_str()), log, self.mastership.clone())
     }
 
     fn pool<DB: Driver>(

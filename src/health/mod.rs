@@ -134,17 +134,9 @@ impl Health {
         })
     }
 
-    /// Of a server that was discovered at run time.
-    pub(crate) fn discovered(
-        id: ServerId,
-        database: &'static str,
-        name: Arc<str>,
-        log: SlaveLog,
-        mastership: Arc<Mastership>,
-    ) -> Arc<Self> {
-        let health = Self::new(id, database, name, log, mastership);
-        health.state.turn(NodeState::New);
-        health
+    /// It was discovered at run time, and serves after one good probe.
+    pub(crate) fn is_new(&self) {
+        self.state.turn(NodeState::New);
     }
 
     pub(crate) fn id(&self) -> ServerId {

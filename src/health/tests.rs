@@ -124,7 +124,9 @@ fn a_server_that_goes_down_begins_a_generation_and_a_suspect_does_not() {
 fn a_slave_that_was_discovered_serves_after_one_good_probe() {
     let new = || {
         let mastership = Arc::new(Mastership::new(ServerId(0)));
-        Health::discovered(ServerId(1), "app", Arc::from("db"), SlaveLog::Masters, mastership)
+        let health = Health::new(ServerId(1), "app", Arc::from("db"), SlaveLog::Masters, mastership);
+        health.is_new();
+        health
     };
     let slave = new();
     assert!(!slave.is_usable() && !slave.answers(Use::Reads));

@@ -53,7 +53,7 @@ fn opens_transaction<DB: Driver>(query: &Query<DB>) -> Result<Opens, Error> {
 
 impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     fn attempts(&self) -> Attempts<'_, Db<D>> {
-        Attempts::new(&self.session, self.handler())
+        Attempts::new(&self.session)
     }
 
     /// Runs what returns nothing until it ends.

@@ -1,6 +1,5 @@
 //! [`ReplicatedDb`]: what handlers and jobs ask the database with.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,9 +12,6 @@ use crate::backend::Backend;
 use crate::cluster::{Cluster, Db};
 use crate::pin::Pin;
 use crate::routing::{Choice, Client, Declared, MethodKind};
-
-/// How messages call code that is no handler.
-pub(super) const UNNAMED: &str = "this code";
 
 /// The database of a request: reads go to a slave, writes to the master.
 ///
@@ -47,15 +43,11 @@ pub(super) const UNNAMED: &str = "this code";
 /// aborts launch where the guard is a parameter of a mounted route.
 pub struct ReplicatedDb<D: Database<Pool: Backend>> {
     pub(crate) session: Arc<Session<Db<D>>>,
-    handler: Option<Cow<'static, str>>,
 }
 
 impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
-    pub(crate) fn new(session: Arc<Session<Db<D>>>, handler: Option<Cow<'static, str>>) -> Self {
-        if handler.is_some() {
-            session.set_handler(handler.clone());
-        }
-        Self { session, handler }
+    pub(crate) fn new(session: Arc<Session<Db<D>>>) -> Self {
+        Self { session }
     }
 
     /// Checks out a connection of the request's node.
@@ -75,7 +67,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     ///
     /// As [`get`](Self::get), and those of `BEGIN` itself.
     pub async fn begin(&self) -> Result<Transaction<Db<D>>, sqlx::Error> {
-        let mut attempts = Attempts::new(&self.session, self.handler());
+        let mut attempts = Attempts::new(&self.session);
         loop {
             let (checkout, route) = self.session.check_out().await?;
             let pool = checkout.pool().clone();
@@ -103,11 +95,6 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     pub async fn pin(&self) -> Option<String> {
         self.session.pin().await
     }
-
-    /// The name of the handler, for messages.
-    pub(crate) fn handler(&self) -> &str {
-        self.handler.as_deref().unwrap_or(UNNAMED)
-    }
 }
 
 impl<D: Database<Pool: Backend>> Drop for ReplicatedDb<D> {
@@ -118,16 +105,13 @@ impl<D: Database<Pool: Backend>> Drop for ReplicatedDb<D> {
 
 impl<D: Database<Pool: Backend>> Clone for ReplicatedDb<D> {
     fn clone(&self) -> Self {
-        Self::new(self.session.clone(), self.handler.clone())
+        Self::new(self.session.clone())
     }
 }
 
 impl<D: Database<Pool: Backend>> fmt::Debug for ReplicatedDb<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplicatedDb")
-            .field("handler", &self.handler)
-            .field("session", &self.session)
-            .finish()
+        f.debug_struct("ReplicatedDb").field("session", &self.session).finish()
     }
 }
 
@@ -164,6 +148,6 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     fn handle(&self, method: MethodKind, declared: Declared, pin: Option<Pin>) -> ReplicatedDb<D> {
         let session = Session::new(self.0.clone(), method, Client::of(None), pin);
         session.declare(declared);
-        ReplicatedDb::new(Arc::new(session), None)
+        ReplicatedDb::new(Arc::new(session))
     }
 }

@@ -8,7 +8,6 @@ use log::warn;
 use sqlx::error::{DatabaseError, ErrorKind};
 
 use super::counts::RetryCause;
-use super::handle::UNNAMED;
 use super::session::Session;
 use crate::backend::{Access, Driver, Fault};
 use crate::config::RefusedWrite;
@@ -27,14 +26,13 @@ pub(crate) enum Repeatable {
 /// The attempts at one query. A query fails at most once at each server, so that they end.
 pub(crate) struct Attempts<'a, DB: Driver> {
     session: &'a Session<DB>,
-    handler: &'a str,
     /// A first failure at the master may be that of an old connection; a second one is not.
     failed_at_master: bool,
 }
 
 impl<'a, DB: Driver> Attempts<'a, DB> {
-    pub(crate) fn new(session: &'a Session<DB>, handler: &'a str) -> Self {
-        Self { session, handler, failed_at_master: false }
+    pub(crate) fn new(session: &'a Session<DB>) -> Self {
+        Self { session, failed_at_master: false }
     }
 
     /// Judges an attempt on a connection of `pool` that ended with `error`: `Ok` means to try again.
@@ -90,10 +88,12 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         error: sqlx::Error,
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
-        let Self { session, handler, .. } = *self;
+        let session = self.session;
+        let handler = session.handler();
+        let remedy = Remedy::of(session.method(), session.declared(), handler.as_deref());
+        let handler = handler.as_deref().unwrap_or("this code");
         let cluster = &session.cluster;
         if cluster.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
-            let remedy = Remedy::of(session.method(), session.declared(), handler);
             return Err(Refused::explain(error, handler, &route.choice(), cluster.database, remedy));
         }
         if cluster.rerouted.is_news(handler) {
@@ -102,7 +102,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
                  again, on the master. Instead, {}.",
                 route.choice(),
                 cluster.database,
-                Remedy::of(session.method(), session.declared(), handler).0,
+                remedy.0,
             );
         }
         cluster.counts.rerouted.add_one();
@@ -116,9 +116,9 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
 struct Remedy(&'static str);
 
 impl Remedy {
-    fn of(method: MethodKind, declared: Declared, handler: &str) -> Self {
+    fn of(method: MethodKind, declared: Declared, handler: Option<&str>) -> Self {
         Self(match (declared, method) {
-            (Declared::Reads, _) if handler == UNNAMED => {
+            (Declared::Reads, _) if handler.is_none() => {
                 "ask `Cluster::write`, or a handler's own `ReplicatedDb`, for it"
             }
             (Declared::Reads, MethodKind::Write) => "remove its `ReadsDatabase` guard",

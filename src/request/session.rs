@@ -28,6 +28,10 @@ pub(crate) struct Session<DB: Driver> {
     method: MethodKind,
     client: Client,
     pin: Option<Pin>,
+    /// By what connections and their pools know it.
+    asker: Asker,
+    /// How long it has waited, if anybody wants to know.
+    clock: Option<Arc<Clock>>,
     progress: Mutex<Progress<DB>>,
 }
 
@@ -50,16 +54,6 @@ struct Progress<DB: Driver> {
     handler: Option<Cow<'static, str>>,
     /// Its method and route, where it may still ask after its reply.
     request: Option<String>,
-    /// Once it has asked for a connection.
-    user: Option<User>,
-}
-
-/// By what connections and their pools know a session.
-#[derive(Clone)]
-struct User {
-    asker: Asker,
-    /// If anybody wants to know how long it has waited.
-    clock: Option<Arc<Clock>>,
 }
 
 impl<DB: Driver> Progress<DB> {
@@ -125,9 +119,18 @@ impl<DB: Driver> Session<DB> {
             service: Service::default(),
             handler: None,
             request: None,
-            user: None,
         };
-        Self { cluster, method, client, pin, progress: Mutex::new(progress) }
+        let is_timed = cluster.config.server_timing == ServerTiming::Sent
+            || log::log_enabled!(target: TARGET, log::Level::Debug);
+        Self {
+            cluster,
+            method,
+            client,
+            pin,
+            asker: Asker::new(),
+            clock: is_timed.then(Arc::default),
+            progress: Mutex::new(progress),
+        }
     }
 
     /// Raises the intent; it never sinks.
@@ -137,8 +140,12 @@ impl<DB: Driver> Session<DB> {
     }
 
     /// Which handler asks from now on, for messages.
-    pub(crate) fn set_handler(&self, handler: Option<Cow<'static, str>>) {
-        self.progress().handler = handler;
+    pub(crate) fn set_handler(&self, handler: Cow<'static, str>) {
+        self.progress().handler = Some(handler);
+    }
+
+    pub(crate) fn handler(&self) -> Option<Cow<'static, str>> {
+        self.progress().handler.clone()
     }
 
     pub(crate) fn declared(&self) -> Declared {
@@ -149,11 +156,10 @@ impl<DB: Driver> Session<DB> {
         self.method
     }
 
-    /// Whom it asks, why, and for how long it has waited so far, if it has asked.
+    /// Whom it asks, why, and for how long it has waited so far, if it has asked and anybody wants to know.
     pub(crate) fn report(&self) -> Option<(Choice, Duration)> {
-        let progress = self.progress();
-        let took = progress.user.as_ref()?.clock.as_ref().map(|clock| clock.read());
-        Some((progress.route.as_ref()?.choice(), took.unwrap_or_default()))
+        let took = self.clock.as_ref()?.read();
+        Some((self.choice()?, took))
     }
 
     /// The server and the reason, once there is one.
@@ -197,14 +203,13 @@ impl<DB: Driver> Session<DB> {
     /// Checks out a connection to the session's server; at the first time, or if that server lets it
     /// down, to one chosen now.
     pub(crate) async fn check_out(&self) -> Result<(Checkout<DB>, Route<DB>), sqlx::Error> {
-        let User { asker, clock } = self.user();
-        let _ticking = Ticking::new(clock.as_ref());
+        let _ticking = Ticking::new(self.clock.as_ref());
         let retries = &self.cluster.counts.retries;
         loop {
             let (route, kept) = self.next();
             let mut checkout = match kept.and_then(Sticky::claim) {
                 Some(checkout) => checkout,
-                None => match route.check_out(asker).await {
+                None => match route.check_out(self.asker).await {
                     Ok(checkout) => checkout,
                     Err(failure) => {
                         let cause = match failure {
@@ -240,15 +245,6 @@ impl<DB: Driver> Session<DB> {
                 }
             }
         }
-    }
-
-    fn user(&self) -> User {
-        let user = || {
-            let is_timed = self.cluster.config.server_timing == ServerTiming::Sent
-                || log::log_enabled!(target: TARGET, log::Level::Debug);
-            User { asker: Asker::new(), clock: is_timed.then(Arc::default) }
-        };
-        self.progress().user.get_or_insert_with(user).clone()
     }
 
     /// Keeps the connection of a query that ended well for the next one.
@@ -351,13 +347,11 @@ impl<DB: Driver> Session<DB> {
     /// of them only: another one could be behind what the client has just seen.
     fn start(&self, route: &Route<DB>, checkout: &Checkout<DB>) -> bool {
         let mut progress = self.progress();
-        if let Some(User { asker, clock }) = &progress.user {
-            checkout.state().take_for(*asker, || Holder {
-                asker: *asker,
-                handler: progress.handler.clone(),
-                clock: clock.clone(),
-            });
-        }
+        checkout.state().take_for(self.asker, || Holder {
+            asker: self.asker,
+            handler: progress.handler.clone(),
+            clock: self.clock.clone(),
+        });
         if !route.access.writes() {
             let instance = checkout.instance();
             if route.access == Access::ReadSlave
@@ -413,6 +407,7 @@ impl<DB: Driver> fmt::Debug for Session<DB> {
         f.debug_struct("Session")
             .field("database", &self.cluster.database)
             .field("method", &self.method)
+            .field("handler", &self.handler())
             .field("pin", &self.pin)
             .field("choice", &self.choice())
             .finish_non_exhaustive()

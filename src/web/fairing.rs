@@ -286,7 +286,11 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     }
 }
 
-/// How many connections each server may have to bear: those of its pools, and one for the monitor.
+/// Of the monitor: the one by which it looks at a server, and one more for a moment, by which it finds out whether a
+/// pooler is in between.
+const MONITOR_CONNECTIONS: u32 = 2;
+
+/// How many connections each server may have to bear: those of its pools, and the monitor's.
 fn connections(config: &Config) -> Vec<(String, u32)> {
     let Config { master, master_reads, slaves, checks, .. } = config;
     let reads = |node: &ServerConfig| (node.address.to_string(), node.settings.max_connections);
@@ -307,7 +311,7 @@ fn connections(config: &Config) -> Vec<(String, u32)> {
     for (address, connections) in pools {
         match sums.iter_mut().find(|(other, _)| *other == address) {
             Some((_, sum)) => *sum += connections,
-            None => sums.push((address, 1 + connections)),
+            None => sums.push((address, MONITOR_CONNECTIONS + connections)),
         }
     }
     sums

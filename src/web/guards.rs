@@ -25,8 +25,10 @@ impl<'r, D: Database<Pool: Backend>> FromRequest<'r> for ReplicatedDb<D> {
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, NotAttached> {
         match session::<D>(request) {
             Some(session) => {
-                let handler = request.route().and_then(|route| route.name.clone());
-                Outcome::Success(Self::new(session.clone(), handler))
+                if let Some(handler) = request.route().and_then(|route| route.name.clone()) {
+                    session.set_handler(handler);
+                }
+                Outcome::Success(Self::new(session.clone()))
             }
             None => Outcome::Error((Status::InternalServerError, NotAttached)),
         }
