@@ -94,7 +94,7 @@ impl<DB: Driver> Inner<DB> {
         if !pin::fits(&cut) {
             self.oversized.call_once(|| {
                 warn!(
-                    "The position of database `{}` is too large for pins, which carry only the time until it has been                      watched for {:?}, or if that does not help.",
+                    "The position of database `{}` is too large for pins, which carry only the time until it has been watched for {:?}, or if that does not help.",
                     self.database,
                     pins.longest() * 2,
                 );

@@ -18,6 +18,10 @@ struct Source {
     tag: String,
 }
 
+/// Characters: <https://dev.mysql.com/doc/refman/9.7/en/replication-gtids-concepts.html>
+#[cfg(any(feature = "mysql", test))]
+const MAX_TAG: usize = 32;
+
 /// Consecutive transactions.
 ///
 /// INVARIANT: those of one source are in order, and there is a gap between any two of them.
@@ -40,7 +44,7 @@ impl GtidSet {
             parts.peek()?;
             while let Some(part) = parts.next() {
                 if part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-                    parts.peek()?;
+                    parts.peek().filter(|_| part.len() <= MAX_TAG)?;
                     source.tag = part.to_ascii_lowercase();
                     continue;
                 }
@@ -91,7 +95,7 @@ impl GtidSet {
     pub(super) fn encode(&self, bytes: &mut Vec<u8>) {
         for (Source { uuid, tag }, spans) in &self.0 {
             bytes.extend(uuid.to_be_bytes());
-            bytes.push(u8::try_from(tag.len()).expect("a tag has 32 characters at most"));
+            bytes.push(u8::try_from(tag.len()).expect("a tag that was parsed has 32 characters at most"));
             bytes.extend(tag.as_bytes());
             push_number(bytes, spans.len() as u64);
             let mut end = 0;

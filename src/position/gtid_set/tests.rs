@@ -40,6 +40,7 @@ fn sets_are_read_as_servers_write_them() {
         &format!("{A}:tag"),
         &format!("{A}:1:tag"),
         &format!("{A}:1-x"),
+        &format!("{A}:{}:1", "t".repeat(33)),
     ] {
         assert_eq!(GtidSet::parse(text), None, "{text:?}");
     }
