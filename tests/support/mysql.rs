@@ -26,6 +26,8 @@ pub type Cluster = cluster::Cluster<MySql>;
 struct Software {
     server: &'static str,
     client: &'static str,
+    /// For the client. Where it would verify a certificate, even on the Unix socket, it does not know our authorities.
+    without_tls: &'static str,
     settings: &'static str,
     /// Makes the folder `fresh` for data in the folder of the settings. Root has no password where only
     /// `localhost`, the Unix socket, is its host.
@@ -139,7 +141,13 @@ impl Dbms for MySql {
         let mut client = server::engine_program(&["usr/bin"], software().client);
         client.args(["--no-defaults", "--user=root", "--default-character-set=utf8mb4"]);
         // A frozen server takes the connection and then says nothing.
-        client.args(["--connect-timeout=10", "--batch", "--raw", "--skip-column-names"]);
+        client.args([
+            "--connect-timeout=10",
+            "--batch",
+            "--raw",
+            "--skip-column-names",
+            software().without_tls,
+        ]);
         client.arg(option("socket", &socket(server)));
         output(client.args(["-D", database, "-e", sql]))
     }

@@ -6,6 +6,7 @@ use crate::support::server::{Program, as_user, output};
 pub(super) const MARIADB: Software = Software {
     server: "mariadbd",
     client: "mariadb",
+    without_tls: "--skip-ssl",
     settings: "
 [mariadbd]
 bind_address = 127.0.0.1

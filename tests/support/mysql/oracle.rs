@@ -7,6 +7,7 @@ use crate::support::server::{Program, as_user, output};
 pub(super) const MYSQL: Software = Software {
     server: "mysqld",
     client: "mysql",
+    without_tls: "--ssl-mode=DISABLED",
     settings: "
 [mysqld]
 bind_address = 127.0.0.1
