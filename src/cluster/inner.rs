@@ -16,7 +16,7 @@ use super::monitor::Monitor;
 use super::server::{Purpose, Server};
 use super::{ClusterCounts, Servers};
 use crate::backend::{Access, Driver, Follower, Instance, catch_up};
-use crate::config::{Config, Consistency, ReadShare};
+use crate::config::{Affinity, Config, Consistency, ReadShare};
 use crate::health::{Mastership, NodeStatus, Role, Use};
 use crate::pin::{self, Evidence, Pin, Pins};
 use crate::pool::Checkout;
@@ -169,6 +169,11 @@ impl<DB: Driver> Inner<DB> {
             server.is_slave() || server.may_be_slave() && server.health.role() == Role::Slave
         });
         slaves.find(|server| **server.health.name() == *name).cloned()
+    }
+
+    /// Whether a choice depends on who asks.
+    pub(crate) fn tells_clients_apart(&self) -> bool {
+        self.config.affinity == Affinity::Address || self.read_share().is_partial()
     }
 
     pub(crate) fn read_share(&self) -> ReadShare {

@@ -32,6 +32,11 @@ impl ReadShare {
         drawn + 1 < u128::from(self.0)
     }
 
+    /// Whether it has some clients and others not.
+    pub(crate) fn is_partial(self) -> bool {
+        Self::ASKED < self && self < Self::ALL
+    }
+
     pub(crate) fn to_bits(self) -> u32 {
         self.0
     }
@@ -76,6 +81,8 @@ mod tests {
         for (number, end) in [(-1.0, ReadShare::ASKED), (f64::NAN, ReadShare::ASKED), (7.0, ReadShare::ALL)] {
             assert_eq!(ReadShare::of_clients(number), end, "{number}");
         }
+        assert_eq!(shares.map(ReadShare::is_partial), [false, true, true, true, false]);
+        assert!(!ReadShare::NONE.is_partial());
         assert_eq!(shares[1].to_string(), "those of 10 % of the clients");
     }
 

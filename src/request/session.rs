@@ -120,17 +120,23 @@ impl<DB: Driver> Session<DB> {
             handler: None,
             request: None,
         };
-        let is_timed = cluster.config.server_timing == ServerTiming::Sent
-            || log::log_enabled!(target: TARGET, log::Level::Debug);
         Self {
             cluster,
             method,
             client,
             pin,
             asker: Asker::new(),
-            clock: is_timed.then(Arc::default),
+            clock: None,
             progress: Mutex::new(progress),
         }
+    }
+
+    /// It is of a request, whose reply or log line tells how long it has waited.
+    pub(crate) fn of_request(mut self) -> Self {
+        let is_timed = self.cluster.config.server_timing == ServerTiming::Sent
+            || log::log_enabled!(target: TARGET, log::Level::Debug);
+        self.clock = is_timed.then(Arc::default);
+        self
     }
 
     /// Raises the intent; it never sinks.

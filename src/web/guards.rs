@@ -150,8 +150,9 @@ fn session<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> Option<&
             false => MethodKind::Write,
         };
         let pin = inner.pins.as_ref().and_then(|pins| pins.find(request, OffsetDateTime::now_utc()));
-        let client = Client::of(request.client_ip());
-        Arc::new(Session::new(inner.clone(), method, client, pin))
+        // Only where it matters: the address may have to be read from a header.
+        let client = Client::of(inner.tells_clients_apart().then(|| request.client_ip()).flatten());
+        Arc::new(Session::new(inner.clone(), method, client, pin).of_request())
     }))
 }
 
