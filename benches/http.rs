@@ -3,12 +3,6 @@
 //! A real PostgreSQL pair; one server at a time under `wrk`; rounds interleaved, so that what else
 //! the machine does falls on all alike. Prints the tables of `docs/benchmarks.md`.
 
-#[path = "../tests/support/cluster.rs"]
-mod cluster;
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
-#[path = "../tests/support/server.rs"]
-mod server;
 mod spread;
 
 use std::fs;
@@ -16,7 +10,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use postgres::Cluster;
+use rocket_replicated_testing::Servers;
+use rocket_replicated_testing::postgres::Postgres;
 use spread::Spread;
 
 const CONNECTIONS: &str = "32";
@@ -196,7 +191,7 @@ fn main() {
     let form = scripts.path().join("form.lua");
     fs::write(&form, FORM).unwrap();
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     cluster.master.sql(
         "CREATE TABLE messages (id INTEGER PRIMARY KEY, body TEXT NOT NULL); \
          CREATE TABLE notes (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body TEXT NOT NULL); \

@@ -4,14 +4,8 @@
 //! mode; clients that read at once, as by following a redirect, and again and again until they have all
 //! but left. Prints the tables of `docs/benchmarks.md` and draws `docs/lag.svg`.
 
-#[path = "../tests/support/cluster.rs"]
-mod cluster;
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
 #[path = "../tests/program/mod.rs"]
 mod program;
-#[path = "../tests/support/server.rs"]
-mod server;
 
 use std::error::Error;
 use std::path::Path;
@@ -25,8 +19,9 @@ use rocket::tokio;
 use rocket::tokio::time::{sleep, sleep_until};
 use serde::Deserialize;
 
-use postgres::Cluster;
 use program::Website;
+use rocket_replicated_testing::postgres::{Postgres, client};
+use rocket_replicated_testing::{Server, Servers};
 
 const CLIENTS: usize = 16;
 
@@ -104,13 +99,13 @@ impl Drop for Writing {
 }
 
 impl Others {
-    fn start(&self, master: &postgres::Server, folder: &Path) -> Option<Writing> {
+    fn start(&self, master: &Server<Postgres>, folder: &Path) -> Option<Writing> {
         if self.script.is_empty() {
             return None;
         }
         let script = folder.join("others.sql");
         fs::write(&script, format!("{};\n", self.script)).unwrap();
-        let mut pgbench = postgres::client(master, "pgbench");
+        let mut pgbench = client(master, "pgbench");
         pgbench.args(["--no-vacuum", "--time=3600"]).args(self.options).arg("-f").arg(script).arg("app");
         Some(Writing(pgbench.spawn().unwrap()))
     }
@@ -179,7 +174,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let lasts = Duration::from_secs(env::var("SECONDS_EACH").map_or(Ok(6), |seconds| seconds.parse())?);
     let tables = env::var("TABLES").unwrap_or_else(|_| "12".to_owned());
-    let cluster = Cluster::start(2);
+    let cluster = Servers::start(Postgres, 2);
     for sql in [
         "CREATE TABLE registers (register INTEGER PRIMARY KEY, value BIGINT NOT NULL)",
         "CREATE TABLE writes (register INTEGER NOT NULL, value BIGINT NOT NULL)",
@@ -202,7 +197,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// For each lag, for each mode.
-async fn measure_all(cluster: &Cluster, lasts: Duration) -> Vec<[Measured; 3]> {
+async fn measure_all(cluster: &Servers<Postgres>, lasts: Duration) -> Vec<[Measured; 3]> {
     println!("\n### Slaves that replay late\n");
     println!("| lag | mode | {SHARES_AND_TIMES} |");
     println!("|---|---|---|---|---|---|---|---|---|");
@@ -222,7 +217,7 @@ async fn measure_all(cluster: &Cluster, lasts: Duration) -> Vec<[Measured; 3]> {
 }
 
 /// In position mode, beside others that write to the same master.
-async fn measure_beside_others(cluster: &Cluster, lasts: Duration) {
+async fn measure_beside_others(cluster: &Servers<Postgres>, lasts: Duration) {
     println!("\n### Others that write\n");
     println!("| others | {SHARES_AND_TIMES} |");
     println!("|---|---|---|---|---|---|---|---|");
@@ -254,14 +249,14 @@ fn say_how_many<'a>(rows: impl Iterator<Item = &'a Measured>) {
     println!("\nReads in each row: {} to {}; times in ms.", reads[0], reads[reads.len() - 1]);
 }
 
-fn delay_replay(cluster: &Cluster, lag: Duration) {
+fn delay_replay(cluster: &Servers<Postgres>, lag: Duration) {
     for slave in &cluster.slaves {
         slave.sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = {}", lag.as_millis()));
         slave.sql("SELECT pg_reload_conf()");
     }
 }
 
-async fn launch(cluster: &Cluster, keys: &str) -> Website {
+async fn launch(cluster: &Servers<Postgres>, keys: &str) -> Website {
     let slaves: Vec<_> = cluster.slaves.iter().map(|slave| format!("\"{}\"", slave.url())).collect();
     let (master, slaves) = (cluster.master.url(), slaves.join(","));
     let section = format!("{{replicated={{url=\"{master}\",slaves=[{slaves}],{keys}}}}}");

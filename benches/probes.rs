@@ -4,19 +4,15 @@
 //! interleaved, so that what else the machine does falls on all alike. Prints the table of
 //! `docs/benchmarks.md`.
 
-#[path = "../tests/support/cluster.rs"]
-mod cluster;
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
-#[path = "../tests/support/server.rs"]
-mod server;
 mod spread;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use postgres::{Cluster, Server};
 use rocket_replicated::internals::postgres::{CATCH_UP, FULL_PROBE, PROBE_OF_MASTER, PROBE_OF_SLAVE};
+use rocket_replicated_testing::postgres::{Postgres, client};
+use rocket_replicated_testing::server::output;
+use rocket_replicated_testing::{Server, Servers};
 use spread::Spread;
 
 const ROW: (&str, &str) = ("a row by primary key", "SELECT id, body FROM messages WHERE id = 500");
@@ -35,7 +31,7 @@ const OF_SLAVE: [(&str, &str); 4] = [
 struct Measured<'a> {
     statement: &'static str,
     at: &'static str,
-    server: &'a Server,
+    server: &'a Server<Postgres>,
     script: PathBuf,
     rounds: Vec<f64>,
 }
@@ -48,7 +44,7 @@ fn main() {
     let setting = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.into());
     let (rounds, seconds) = (setting("ROUNDS", "7").parse::<usize>().unwrap(), setting("SECONDS_EACH", "3"));
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     cluster.master.sql(
         "CREATE TABLE messages (id INTEGER PRIMARY KEY, body TEXT NOT NULL); GRANT ALL ON messages TO app; \
          INSERT INTO messages SELECT id, 'message ' || id FROM generate_series(1, 1000) id; ANALYZE messages",
@@ -87,10 +83,10 @@ fn main() {
 }
 
 /// As an ordinary role, by the simple protocol, as this crate asks.
-fn measure(server: &Server, script: &Path, seconds: &str) -> f64 {
-    let mut pgbench = postgres::client(server, "pgbench");
+fn measure(server: &Server<Postgres>, script: &Path, seconds: &str) -> f64 {
+    let mut pgbench = client(server, "pgbench");
     pgbench.args(["--no-vacuum", "--client=2", "--time", seconds, "--username=app", "--protocol=simple"]);
-    let text = server::output(pgbench.arg("-f").arg(script).arg("app")).unwrap();
+    let text = output(pgbench.arg("-f").arg(script).arg("app")).unwrap();
     let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     tps.unwrap_or_else(|| panic!("{text}"))
 }

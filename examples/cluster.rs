@@ -8,29 +8,21 @@
 //!
 //! What it prints is for `Rocket.toml`; what it reads are commands that make slaves lag and nodes fail.
 
-// The servers of the tests, which use more of them.
-#[path = "../tests/support"]
-mod support {
-    pub mod cluster;
-    pub mod mysql;
-    pub mod postgres;
-    pub mod server;
-}
-
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rocket::tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use rocket::tokio::signal::unix::{SignalKind, signal};
 use rocket::tokio::{runtime, select};
 
-use support::cluster::{Cluster, Dbms, Replay};
-use support::mysql::MySql;
-use support::postgres::Postgres;
-use support::server::Server;
+use rocket_replicated_testing::Server;
+use rocket_replicated_testing::mysql::MySql;
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::{Dbms, Replay, Servers};
 
 const HELP: &str = "\
 lag SECONDS    slaves replay so much later what is written
@@ -57,8 +49,9 @@ fn main() -> ExitCode {
 
     let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let ended = match kind.as_str() {
-        "mariadb" => runtime.block_on(run::<MySql>(databases)),
-        "postgres" => runtime.block_on(run::<Postgres>(databases)),
+        "mariadb" => runtime.block_on(run(MySql::mariadb(), databases)),
+        "mysql" => runtime.block_on(run(MySql::oracle(), databases)),
+        "postgres" => runtime.block_on(run(Postgres, databases)),
         _ => return usage(),
     };
     // A line that is still being waited for cannot be given up.
@@ -73,7 +66,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: ./scripts/cluster mariadb|postgres [DATABASE]…");
+    eprintln!("usage: ./scripts/cluster mariadb|mysql|postgres [DATABASE]…");
     ExitCode::from(2)
 }
 
@@ -98,10 +91,10 @@ fn a_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// Starts servers, prints the sections, and obeys commands until it is told to end.
-async fn run<D: Dbms>(names: &[String]) -> io::Result<()> {
+async fn run<D: Dbms>(kind: D, names: &[String]) -> io::Result<()> {
     // Before there is a server: no signal leaves one behind.
     let mut signal = pin!(a_signal()?);
-    let cluster = Cluster::<D>::start(SLAVES.len());
+    let cluster = Servers::start(kind, SLAVES.len());
     let databases: Vec<_> =
         names.iter().map(|name| Database { name, urls: cluster.database(name) }).collect();
 
@@ -196,13 +189,12 @@ enum State {
 }
 
 impl<'a, D: Dbms> Nodes<'a, D> {
-    fn new(cluster: &'a Cluster<D>) -> Self {
-        let servers = std::iter::once(&cluster.master).chain(&cluster.slaves);
+    fn new(cluster: &'a Servers<D>) -> Self {
         let names = std::iter::once(MASTER).chain(SLAVES);
         let part = |name| if name == MASTER { Part::Master } else { Part::Slave };
         let node = |(name, server)| Node { name, server, state: State::Running, part: part(name) };
-        let nodes = names.zip(servers).map(node);
-        Self { nodes: nodes.collect(), replay: Replay { lag: 0, paused: false } }
+        let nodes = names.zip(cluster.all()).map(node);
+        Self { nodes: nodes.collect(), replay: Replay::default() }
     }
 
     /// Does what a line says; what to reply.
@@ -212,8 +204,9 @@ impl<'a, D: Dbms> Nodes<'a, D> {
             ["help"] => return Ok(HELP.to_owned()),
             ["status"] => {}
             ["lag", seconds] => {
-                let lag = seconds.parse().map_err(|_| "the lag is a whole number of seconds, up to 65535")?;
-                self.delay(Replay { lag, ..self.replay })?;
+                let seconds: u16 =
+                    seconds.parse().map_err(|_| "the lag is a whole number of seconds, up to 65535")?;
+                self.delay(Replay { lag: Duration::from_secs(seconds.into()), ..self.replay })?;
             }
             ["pause"] => self.delay(Replay { paused: true, ..self.replay })?,
             ["resume"] => self.delay(Replay { paused: false, ..self.replay })?,
@@ -234,7 +227,7 @@ impl<'a, D: Dbms> Nodes<'a, D> {
         if !node.is_running_slave() {
             return Err(format!("{name} is no slave that runs"));
         }
-        D::promote(node.server).map_err(|error| format!("{name}: {error}"))?;
+        node.server.promote().map_err(|error| format!("{name}: {error}"))?;
         node.part = Part::Promoted;
         Ok(())
     }
@@ -287,7 +280,7 @@ impl<'a, D: Dbms> Nodes<'a, D> {
             status += &format!("{}  127.0.0.1:{}  {}{age}\n", node.name, node.server.port(), node.state);
         }
         let Replay { lag, paused } = self.replay;
-        status + &format!("lag {lag} s{}", if paused { ", paused" } else { "" })
+        status + &format!("lag {} s{}", lag.as_secs(), if paused { ", paused" } else { "" })
     }
 }
 

@@ -6,17 +6,16 @@
 mod program;
 mod support;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use reqwest::header::{AUTHORIZATION, CACHE_CONTROL, LOCATION, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, Response, StatusCode};
-use rocket::tokio::sync::{Mutex, MutexGuard};
 use rocket::tokio::time::sleep;
 use serde_json::{Value, json};
 
 use program::{DEADLINE, PAUSE, Website};
-use support::postgres::Cluster;
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::{Lab, OnServers};
 
 /// What the migrations give to Ada.
 const TOKEN: &str = "ada-s-token";
@@ -27,33 +26,24 @@ const NEVER: u32 = 3600;
 /// A blog with databases of its own. Both slaves have the tables, and replay nothing after them.
 struct Blog {
     website: Website,
-    cluster: &'static Cluster,
-    database: String,
-    _turn: MutexGuard<'static, ()>,
+    posts: Lab<OnServers<Postgres>>,
+    _stats: Lab<OnServers<Postgres>>,
 }
 
 impl Blog {
     async fn open() -> Self {
-        // Replay stops for all databases of a server: one blog at a time.
-        static TURN: Mutex<()> = Mutex::const_new(());
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-
-        let turn = TURN.lock().await;
-        let cluster = Cluster::shared(2);
-        cluster.slaves.iter().for_each(|slave| slave.resume_replay());
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let section = |name: &str| {
-            let (master, slaves) = cluster.database(&format!("{name}{number}"));
-            let [first, second] = &slaves[..] else { panic!("{slaves:?}") };
+        let posts = Lab::postgres();
+        let stats = posts.beside();
+        let section = |name: &str, lab: &Lab<OnServers<Postgres>>| {
+            let (master, [first, second]) = (lab.master_url(), lab.slave_urls()) else { panic!("{lab:?}") };
             format!(
                 r#"{name}={{url="{master}",lag_window={NEVER},slaves=[{{url="{first}",name="slave-1"}},{{url="{second}",name="slave-2"}}]}}"#
             )
         };
-        let databases = format!("{{{},{}}}", section("blog"), section("stats"));
+        let databases = format!("{{{},{}}}", section("blog", &posts), section("stats", &stats));
         let website = Website::launch("blog", "examples/blog/Rocket.toml", &databases).await;
-        cluster.wait_caught_up();
-        cluster.slaves.iter().for_each(|slave| slave.pause_replay());
-        Self { website, cluster, database: format!("blog{number}"), _turn: turn }
+        posts.pause();
+        Self { website, posts, _stats: stats }
     }
 
     /// Somebody whose client keeps no cookies, but the last pin of a header.
@@ -73,7 +63,7 @@ impl Blog {
 
     /// As the master has them.
     fn titles(&self) -> String {
-        self.cluster.master.psql(&self.database, "SELECT title FROM posts ORDER BY id").unwrap()
+        self.posts.sql("SELECT title FROM posts ORDER BY id")
     }
 }
 
@@ -218,8 +208,7 @@ async fn a_search_is_served_by_a_slave_and_pins_nobody() {
         assert_eq!(json(reply).await, json!([]), "{search}");
     }
 
-    blog.cluster.slaves.iter().for_each(|slave| slave.resume_replay());
-    blog.cluster.wait_caught_up();
+    blog.posts.resume();
     for (search, count) in searches {
         let reply = stranger.post("/posts/search", search.clone()).await;
         assert!(is_of_a_slave(&reply, "reads database"), "{reply:?}");
@@ -232,9 +221,8 @@ async fn a_view_pins_the_reader_to_the_counts_alone() {
     let blog = Blog::open().await;
     let mut ada = blog.client().with_token(TOKEN);
     let post = ada.publish("Lag", "Slaves lag.", &[]).await;
-    blog.cluster.slaves.iter().for_each(|slave| slave.resume_replay());
-    blog.cluster.wait_caught_up();
-    blog.cluster.slaves.iter().for_each(|slave| slave.pause_replay());
+    blog.posts.resume();
+    blog.posts.pause();
 
     let mut reader = blog.browser();
     let text = reader.get(&format!("{post}/text")).await;

@@ -80,7 +80,7 @@ async fn no_more_round_trips_than_a_pool_that_does_not_ping_at_checkout() {
     let lab = Lab::new();
     let through = async |url: &str| {
         let trips = RoundTrips::default();
-        let slave = &lab.cluster.slaves[0];
+        let slave = &lab.servers().slaves[0];
         let port = trips.relay(slave.port()).await;
         // The relay reads what is sent.
         let url = url.replace(&slave.port().to_string(), &port.to_string());

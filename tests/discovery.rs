@@ -14,16 +14,16 @@ use rocket::tokio::{self, task::JoinHandle};
 use rocket_replicated::postgres::{Database, Replicated};
 use rocket_replicated::{Cluster, NodeState, Reason, Role};
 
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::{Server, Servers};
 use support::dns::{Answer, Dns, loopback};
-use support::postgres::{self, Postgres, Server};
-use support::server::lock;
 use support::{logbook, rocket_over};
 
 /// A master at 127.0.0.1, slaves at other addresses, all on one port, and a name server.
 struct Lab {
     // Before the cluster, in whose folder they live.
-    slaves: BTreeMap<u8, Server>,
-    cluster: postgres::Cluster,
+    slaves: BTreeMap<u8, Server<Postgres>>,
+    cluster: Servers<Postgres>,
     dns: Dns,
     /// Of its own, so that lines in the log can be told apart.
     host: &'static str,
@@ -31,7 +31,7 @@ struct Lab {
 
 impl Lab {
     fn new(host: &'static str, slaves: &[u8], found: &[u8]) -> Self {
-        let cluster = support::cluster::Cluster::<Postgres>::start(0);
+        let cluster = Servers::start(Postgres, 0);
         cluster.master.sql("CREATE TABLE notes (id INTEGER PRIMARY KEY); GRANT ALL ON notes TO app");
         let slaves: BTreeMap<_, _> =
             slaves.iter().map(|last| (*last, cluster.master.start_slave_at(loopback(*last)))).collect();
@@ -120,11 +120,11 @@ impl Load {
                     for _ in 0..2 {
                         let read = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM notes, pg_sleep(0.02)");
                         if let Err(error) = read.fetch_one(&db).await {
-                            return lock(&failures).push(error.to_string());
+                            return failures.lock().unwrap().push(error.to_string());
                         }
                     }
                     let node = db.choice().unwrap().node().to_owned();
-                    *lock(&reads).entry(node).or_default() += 1;
+                    *reads.lock().unwrap().entry(node).or_default() += 1;
                 }
             })
         });
@@ -134,7 +134,7 @@ impl Load {
 
     /// How many requests have been led there.
     fn reads(&self, node: &str) -> usize {
-        lock(&self.reads).get(node).copied().unwrap_or_default()
+        self.reads.lock().unwrap().get(node).copied().unwrap_or_default()
     }
 
     async fn end(self) {
@@ -142,8 +142,8 @@ impl Load {
         for task in self.tasks {
             task.await.unwrap();
         }
-        assert_eq!(*lock(&self.failures), Vec::<String>::new());
-        assert!(lock(&self.reads).values().sum::<usize>() > 100);
+        assert_eq!(*self.failures.lock().unwrap(), Vec::<String>::new());
+        assert!(self.reads.lock().unwrap().values().sum::<usize>() > 100);
     }
 }
 

@@ -62,10 +62,10 @@ support::on_servers! {
     async fn a_slave_too_far_behind_is_left_out_until_it_has_caught_up() {
         let lab = Lab::new();
         // A name that the log of other tests does not have.
-        let name = format!("late-{}", <Dbms as crate::support::cluster::Dbms>::SCHEME);
+        let name = format!("late-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
         let (_client, cluster) = launch(&lab.section().replace("slave-1", &name)).await;
-        let late = &lab.cluster.slaves[0];
-        lab.cluster.wait_caught_up();
+        let late = &lab.servers().slaves[0];
+        lab.servers().wait_caught_up();
         late.pause_replay();
         let mut number = 0;
         eventually("its absence", || {
@@ -115,7 +115,7 @@ support::on_servers! {
 
     #[rocket::async_test]
     async fn without_a_master_nobody_is_behind() {
-        let cluster = crate::support::cluster::Cluster::<Dbms>::start(1);
+        let cluster = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 1);
         let section = format!(
             "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\n",
             cluster.master.url(),
@@ -133,7 +133,7 @@ support::on_servers! {
 
     #[rocket::async_test]
     async fn where_nobody_else_is_left_a_slave_that_is_behind_serves_if_stale_will_do() {
-        let cluster = crate::support::cluster::Cluster::<Dbms>::start(1);
+        let cluster = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 1);
         cluster.master.sql("CREATE TABLE counts (count INTEGER NOT NULL)");
         cluster.wait_caught_up();
         let section = |keys: &str| {
@@ -174,8 +174,9 @@ mod postgresql {
 
     use super::{KEYS, eventually, states, status_of};
     use crate::support::lab::postgres::Lab;
-    use crate::support::postgres::{self, Server};
     use crate::support::{logbook, rocket_over};
+    use rocket_replicated_testing::postgres::Postgres;
+    use rocket_replicated_testing::{Server, Servers};
 
     async fn launch(section: &str) -> (Client, Cluster<Database>) {
         let rocket = rocket_over(&format!("{section}{KEYS}")).attach(Replicated::fairing());
@@ -184,7 +185,7 @@ mod postgresql {
         (client, cluster)
     }
 
-    fn section(master: &Server, slave: &Server) -> String {
+    fn section(master: &Server<Postgres>, slave: &Server<Postgres>) -> String {
         format!(
             "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\n",
             master.url(),
@@ -195,7 +196,7 @@ mod postgresql {
     /// Replayed is all that was received, but received is nothing any more.
     #[rocket::async_test]
     async fn a_slave_that_receives_nothing_is_behind() {
-        let cluster = postgres::Cluster::start(1);
+        let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         let (_client, nodes) = launch(&section(master, slave)).await;
         eventually("the slave", || states(&nodes) == [NodeState::Up; 2]).await;
@@ -211,7 +212,7 @@ mod postgresql {
 
     #[rocket::async_test]
     async fn a_slave_of_another_system_is_left_out() {
-        let (ours, theirs) = (postgres::Cluster::start(0), postgres::Cluster::start(1));
+        let (ours, theirs) = (Servers::start(Postgres, 0), Servers::start(Postgres, 1));
         let (_client, nodes) = launch(&section(&ours.master, &theirs.slaves[0])).await;
         assert_eq!(states(&nodes), [NodeState::Up, NodeState::Stranger]);
         let db = nodes.read(None);
@@ -222,7 +223,7 @@ mod postgresql {
     /// A lag about the limit, under writes: the slave is left out once, and stays out until it is well below.
     #[rocket::async_test]
     async fn a_slave_whose_lag_hovers_about_the_limit_does_not_flap() {
-        let cluster = postgres::Cluster::start(1);
+        let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("CREATE TABLE steps (step SERIAL); INSERT INTO steps DEFAULT VALUES; GRANT SELECT ON steps TO app");
         cluster.wait_caught_up();
@@ -267,7 +268,7 @@ mod postgresql {
     /// As readers are that have no log of their own.
     #[rocket::async_test]
     async fn a_slave_that_hides_its_log_serves_where_lags_do_not_guard_the_window_or_it_is_told_to() {
-        let cluster = postgres::Cluster::start(1);
+        let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
         cluster.wait_caught_up();
@@ -301,7 +302,7 @@ mod postgresql {
     /// Nobody is left out because nothing is known of a master that is gone.
     #[rocket::async_test]
     async fn a_slave_of_unknown_lag_serves_while_the_master_is_gone() {
-        let cluster = postgres::Cluster::start(1);
+        let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
         cluster.wait_caught_up();
@@ -316,7 +317,7 @@ mod postgresql {
 
     #[rocket::async_test]
     async fn of_a_slave_that_hides_its_log_the_role_is_known() {
-        let cluster = postgres::Cluster::start(1);
+        let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
         cluster.wait_caught_up();
@@ -351,12 +352,13 @@ mod mariadb {
     use rocket_replicated::mysql::Replicated;
 
     use super::{KEYS, eventually, states};
-    use crate::support::mysql::Cluster;
     use crate::support::rocket_over;
+    use rocket_replicated_testing::Servers;
+    use rocket_replicated_testing::mysql::MySql;
 
     #[rocket::async_test]
     async fn a_slave_that_writes_and_replays_no_more_is_left_out() {
-        let cluster = Cluster::start(1);
+        let cluster = Servers::start(MySql::default(), 1);
         let slave = &cluster.slaves[0];
         let section = format!(
             "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\n{KEYS}",

@@ -526,7 +526,8 @@ mod a_session_that_the_server_ended {
     /// 40001, with FATAL: not only a query that is to be run again.
     #[rocket::async_test]
     async fn for_being_in_the_way_of_replay_costs_nobody_else_anything() {
-        let servers = crate::support::postgres::Cluster::start(1);
+        let servers =
+            rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 1);
         let (master, slave) = (&servers.master, &servers.slaves[0]);
         master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
         servers.wait_caught_up();

@@ -8,18 +8,20 @@ use rocket::local::asynchronous::Client;
 use rocket_replicated::postgres::{Database, Replicated};
 use rocket_replicated::{Cluster, NodeState, Reason};
 
-use support::postgres::{self, Server};
-use support::{logbook, rocket_over, server};
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::server::wait_for;
+use rocket_replicated_testing::{Server, Servers};
+use support::{logbook, rocket_over};
 
 /// A publisher with a table `notes`, and a subscriber that has it too.
 struct Pair {
-    publisher: postgres::Cluster,
-    subscriber: postgres::Cluster,
+    publisher: Servers<Postgres>,
+    subscriber: Servers<Postgres>,
 }
 
 impl Pair {
     fn start() -> Self {
-        let (publisher, subscriber) = (postgres::Cluster::start(0), postgres::Cluster::start(0));
+        let (publisher, subscriber) = (Servers::start(Postgres, 0), Servers::start(Postgres, 0));
         publisher.master.sql("ALTER SYSTEM SET wal_level = logical");
         publisher.master.stop();
         publisher.master.start();
@@ -38,17 +40,17 @@ impl Pair {
         pair
     }
 
-    fn master(&self) -> &Server {
+    fn master(&self) -> &Server<Postgres> {
         &self.publisher.master
     }
 
-    fn slave(&self) -> &Server {
+    fn slave(&self) -> &Server<Postgres> {
         &self.subscriber.master
     }
 
     fn wait_replicated(&self, id: i32) {
         let there = format!("SELECT count(*) FROM notes WHERE id = {id}");
-        server::wait_for("a replicated note", || self.slave().sql(&there) == "1");
+        wait_for("a replicated note", || self.slave().sql(&there) == "1");
     }
 
     async fn launch(&self, name: &str, slave: &str, keys: &str) -> (Client, Cluster<Database>) {

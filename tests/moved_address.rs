@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use rocket::tokio;
 
-use support::cluster::Dbms;
-use support::server::Server;
+use rocket_replicated_testing::Dbms;
+use rocket_replicated_testing::Server;
 
 /// So many connections, and more writers than that.
 const CONNECTIONS: usize = 16;
@@ -46,7 +46,7 @@ trait Slow: Dbms {
 }
 
 #[cfg(feature = "mysql")]
-impl Slow for support::mysql::MySql {
+impl Slow for rocket_replicated_testing::mysql::MySql {
     const TABLE: &str = "CREATE TABLE writes (id BIGINT NOT NULL, port INTEGER NOT NULL)";
 
     fn insert(seconds: f64) -> String {
@@ -70,7 +70,7 @@ impl Slow for support::mysql::MySql {
 }
 
 #[cfg(feature = "postgres")]
-impl Slow for support::postgres::Postgres {
+impl Slow for rocket_replicated_testing::postgres::Postgres {
     const TABLE: &str =
         "CREATE TABLE writes (id BIGINT NOT NULL, port INTEGER NOT NULL); GRANT ALL ON writes TO app";
 
@@ -177,7 +177,7 @@ support::on_servers! {
     use sqlx::AssertSqlSafe;
 
     use crate::support::rocket_over;
-    use crate::support::wire::Wire;
+    use rocket_replicated_testing::Wire;
     use crate::*;
 
     /// What writes of a load take: long enough for all connections to be in use.
@@ -194,7 +194,7 @@ support::on_servers! {
     fn behind_a_wire(keys: &str) -> (Lab, Wire, String) {
         let lab = Lab::new();
         lab.sql(<Dbms as Slow>::TABLE);
-        let wire = Wire::to(lab.cluster.master.port());
+        let wire = Wire::to(lab.servers().master.port());
         let section = format!("url = \"{}\"\n{keys}\n", wire.url(lab.master_url()));
         (lab, wire, section)
     }
@@ -262,7 +262,7 @@ support::on_servers! {
         let (lab, wire, section) = behind_a_wire(&format!("max_connections = {CONNECTIONS}"));
         let (_client, cluster) = launch(&section).await;
         let load = Load::start(&cluster);
-        let master = &lab.cluster.master;
+        let master = &lab.servers().master;
         eventually("the load", async || running(master, WRITE).len() > CONNECTIONS / 2).await;
 
         wire.silence_open();
@@ -331,7 +331,7 @@ support::on_servers! {
     /// The section of a lab whose first slave is behind a wire, and the only one.
     fn slave_behind_a_wire(keys: &str) -> (Lab, Wire, String) {
         let lab = Lab::new();
-        let wire = Wire::to(lab.cluster.slaves[0].port());
+        let wire = Wire::to(lab.servers().slaves[0].port());
         let slave = wire.url(&lab.slave_urls()[0]);
         let section = format!(
             "url = \"{}\"\nslaves = [{{ url = \"{slave}\", name = \"behind-a-wire\" }}]\n\
@@ -357,7 +357,7 @@ support::on_servers! {
 
         let (lab, wire, section) = slave_behind_a_wire("slave_timeout = 15");
         let (_client, cluster) = launch(&section).await;
-        let slave = &lab.cluster.slaves[0];
+        let slave = &lab.servers().slaves[0];
         let readers = (0..CONNECTIONS).map(|_| {
             let db = cluster.read(None);
             tokio::spawn(async move {
@@ -402,7 +402,7 @@ support::on_servers! {
         let (lab, wire, section) = behind_a_wire("");
         let (_client, cluster) = launch(&section).await;
         let count = || rows(&lab.sql(ROWS)).len();
-        is_done_once(&lab.cluster.master, count, &cluster, async || {
+        is_done_once(&lab.servers().master, count, &cluster, async || {
             wire.hold();
             after(Instant::now(), MEANTIME).await;
             wire.pass();
@@ -412,7 +412,7 @@ support::on_servers! {
 
     #[rocket::async_test]
     async fn a_long_write_survives_a_freeze() {
-        let servers = crate::support::cluster::Cluster::<Dbms>::start(0);
+        let servers = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 0);
         let master = &servers.master;
         master.sql(<Dbms as Slow>::TABLE);
         let (_client, cluster) = launch(&format!("url = \"{}\"\n", master.url())).await;
@@ -432,7 +432,7 @@ support::on_servers! {
 
         let (lab, wire, section) = behind_a_wire("");
         let (_client, cluster) = launch(&section).await;
-        let master = &lab.cluster.master;
+        let master = &lab.servers().master;
         let (forgotten, remembered) = (cluster.write(), cluster.write());
         let forgotten = async {
             eventually("the long write", async || running(master, REMEMBERED).len() == 1).await;
@@ -464,7 +464,7 @@ support::on_servers! {
 
         let (lab, wire, section) = behind_a_wire("max_connections = 2");
         let (_client, cluster) = launch(&section).await;
-        let master = &lab.cluster.master;
+        let master = &lab.servers().master;
         let (one, other) = (cluster.write(), cluster.write());
         let held = [
             tokio::spawn(async move {
@@ -498,7 +498,7 @@ support::on_servers! {
     }
 
     fn end_session(lab: &Lab, client_port: u16) {
-        <Dbms as Sessions>::end(&lab.cluster.master, client_port);
+        <Dbms as Sessions>::end(&lab.servers().master, client_port);
     }
 }
 
@@ -508,7 +508,7 @@ trait Sessions: Dbms {
 }
 
 #[cfg(feature = "mysql")]
-impl Sessions for support::mysql::MySql {
+impl Sessions for rocket_replicated_testing::mysql::MySql {
     fn end(server: &Server<Self>, client_port: u16) {
         let id = format!("SELECT id FROM information_schema.processlist WHERE host LIKE '%:{client_port}'");
         let id = server.sql(&id);
@@ -517,7 +517,7 @@ impl Sessions for support::mysql::MySql {
 }
 
 #[cfg(feature = "postgres")]
-impl Sessions for support::postgres::Postgres {
+impl Sessions for rocket_replicated_testing::postgres::Postgres {
     fn end(server: &Server<Self>, client_port: u16) {
         server.sql(&format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_port = {client_port}"
@@ -531,14 +531,15 @@ mod to_a_promoted_standby {
     use rocket::local::asynchronous::Client;
     use rocket_replicated::postgres::Replicated;
 
-    use crate::support::postgres::{Cluster, Postgres};
     use crate::support::rocket_over;
-    use crate::support::wire::Wire;
     use crate::*;
+    use rocket_replicated_testing::Servers;
+    use rocket_replicated_testing::Wire;
+    use rocket_replicated_testing::postgres::Postgres;
 
     #[rocket::async_test]
     async fn under_load_all_writes_succeed_soon_after_and_none_is_run_twice() {
-        let servers = Cluster::start(1);
+        let servers = Servers::start(Postgres, 1);
         let (old, new) = (&servers.master, &servers.slaves[0]);
         old.sql(<Postgres as Slow>::TABLE);
         servers.wait_caught_up();

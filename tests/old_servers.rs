@@ -11,8 +11,9 @@ mod mariadb {
     use rocket_replicated::mysql::{Replicated, ReplicatedDb};
     use rocket_replicated::{Error, NodeState};
 
-    use crate::support::mysql::Cluster;
     use crate::support::{eventually, logbook, rocket_over};
+    use rocket_replicated_testing::Servers;
+    use rocket_replicated_testing::mysql::MySql;
 
     const NEEDED: &str = "version 10.4.34-MariaDB is too old, MariaDB 10.5 or newer is needed";
 
@@ -30,7 +31,7 @@ mod mariadb {
 
     #[test]
     fn that_is_a_slave_serves_nobody_and_a_master_takes_no_writes() {
-        let servers = Cluster::start(1);
+        let servers = Servers::start(MySql::default(), 1);
         let (new, old) = (&servers.master, &servers.slaves[0]);
         old.restart_with("version = 10.4.34-MariaDB");
         let section = |master: &str, slave: &str| {

@@ -14,8 +14,9 @@ use rocket::{Build, Rocket, get, post, routes};
 use rocket_replicated::postgres::{Replicated, ReplicatedDb};
 use rocket_replicated::{Error, Reason};
 
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::{Server, Servers};
 use support::lab::postgres::Lab;
-use support::postgres::{Cluster, Server};
 use support::{logbook, rocket_over};
 
 #[get("/")]
@@ -106,7 +107,7 @@ async fn a_slave_that_refuses_costs_one_read() {
     one_read_pays(&section_with_bad_slave(&lab, closed_port(), 1), "good (read method)").await;
     one_read_pays(
         &section_with_bad_slave(&lab, closed_port(), 0),
-        &format!("127.0.0.1-{} (slaves unavailable)", lab.cluster.master.port()),
+        &format!("127.0.0.1-{} (slaves unavailable)", lab.servers().master.port()),
     )
     .await;
     assert!(!logbook::lines(&["WARN", "slave `bad`", "Connection refused"]).is_empty());
@@ -120,8 +121,8 @@ async fn a_slave_that_says_nothing_costs_one_read() {
     one_read_pays(&section_with_bad_slave(&lab, port, 1), "good (read method)").await;
 }
 
-fn section_of(cluster: &Cluster) -> String {
-    let slave = |(index, slave): (usize, &Server)| {
+fn section_of(cluster: &Servers<Postgres>) -> String {
+    let slave = |(index, slave): (usize, &Server<Postgres>)| {
         format!("{{ url = \"{}\", name = \"slave-{}\" }}", slave.url(), index + 1)
     };
     let slaves: Vec<_> = cluster.slaves.iter().enumerate().map(slave).collect();
@@ -130,7 +131,7 @@ fn section_of(cluster: &Cluster) -> String {
 
 #[rocket::async_test]
 async fn a_slave_that_is_killed_is_not_noticed_and_comes_back() {
-    let cluster = Cluster::start(2);
+    let cluster = Servers::start(Postgres, 2);
     let client = client(&section_of(&cluster)).await;
     eventually("reads from both", async || get(&client).await == "slave-1 (read method)").await;
     eventually("reads from both", async || get(&client).await == "slave-2 (read method)").await;
@@ -164,7 +165,7 @@ async fn a_slave_that_dies_during_a_query_is_not_noticed() {
         Ok(db.choice().unwrap().to_string())
     }
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let client = Client::untracked(app(&section_of(&cluster)).mount("/", routes![sleep])).await.unwrap();
     let kill = async {
         eventually("the query", async || cluster.slaves[0].sql(SLEEPING) == "1").await;
@@ -228,7 +229,7 @@ async fn a_slave_that_freezes_during_a_query_is_given_up() {
         Ok(db.choice().unwrap().to_string())
     }
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let slave = &cluster.slaves[0];
     let rocket = app(&format!("{}{FROZEN}", section_of(&cluster))).mount("/", routes![sleep, stream]);
     let client = Client::untracked(rocket).await.unwrap();
@@ -257,7 +258,7 @@ async fn a_slave_that_freezes_during_a_query_is_given_up() {
 async fn a_statement_is_prepared_elsewhere_than_at_a_frozen_slave() {
     use sqlx::Executor;
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let slave = &cluster.slaves[0];
     let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
     let nodes = Replicated::fetch(client.rocket()).unwrap();
@@ -281,7 +282,7 @@ async fn a_statement_is_prepared_elsewhere_than_at_a_frozen_slave() {
 
 #[rocket::async_test]
 async fn a_transaction_under_way_at_a_frozen_slave_is_given_up() {
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let slave = &cluster.slaves[0];
     let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
     let db = Replicated::fetch(client.rocket()).unwrap().read(None);
@@ -326,7 +327,7 @@ async fn a_transaction_for_reads_that_cannot_begin_at_a_frozen_slave_begins_else
         Ok(db.choice().unwrap().to_string())
     }
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let slave = &cluster.slaves[0];
     let rocket = app(&format!("{}{FROZEN}", section_of(&cluster))).mount("/", routes![begin]);
     let client = Client::untracked(rocket).await.unwrap();
@@ -343,7 +344,7 @@ async fn a_connection_that_breaks_breaks_no_other() {
     use rocket::futures::TryStreamExt;
 
     let lab = Lab::new();
-    let slave = &lab.cluster.slaves[0];
+    let slave = &lab.servers().slaves[0];
     let client = client(&only_slave(&lab, "max_connections = 2").replace("only", "wounded")).await;
     let cluster = Replicated::fetch(client.rocket()).unwrap();
 
@@ -378,7 +379,7 @@ async fn a_connection_that_breaks_breaks_no_other() {
 
 #[rocket::async_test]
 async fn a_master_that_freezes_costs_writers_no_patience() {
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
     let pinned = pin(&client).await;
     cluster.master.freeze();
@@ -418,7 +419,7 @@ async fn what_makes_sense_with_a_master_alone_is_forwarded_or_refused_without_on
         "a form"
     }
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let rocket = app(&format!("{}{FROZEN}", section_of(&cluster)));
     let client = Client::untracked(rocket.mount("/", routes![edit, cannot_edit, new])).await.unwrap();
     let replies = async || {
@@ -434,7 +435,7 @@ async fn what_makes_sense_with_a_master_alone_is_forwarded_or_refused_without_on
 
 #[rocket::async_test]
 async fn the_master_dies_and_reads_go_on() {
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let section = format!("{}lag_window = 3600\nconnect_timeout = 2\n", section_of(&cluster));
     let stale = client(&section).await;
     let fail = client(&format!("{section}pinned_without_master = \"fail\"")).await;
@@ -473,7 +474,7 @@ async fn the_master_dies_and_reads_go_on() {
 async fn a_pinned_read_past_its_window_waits_for_proof_of_a_slave_on_its_way_back() {
     const WINDOW: Duration = Duration::from_secs(1);
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     // Time to ask while the slave is on its way back: it takes two probes.
     let section = format!(
         "{}consistency = \"position\"\nlag_window = {}\ncheck_interval = 2\nslave_timeout = 0.2\n",
@@ -544,7 +545,7 @@ async fn a_busy_slave_is_not_dead() {
     let held = holder.get().await.unwrap();
     assert_eq!(holder.choice().unwrap().node(), "busy");
 
-    let master = format!("127.0.0.1-{} (slaves unavailable)", lab.cluster.master.port());
+    let master = format!("127.0.0.1-{} (slaves unavailable)", lab.servers().master.port());
     assert_eq!(get(&client).await, master);
     drop(held);
     eventually("a read from it", async || get(&client).await == "busy (read method)").await;
@@ -554,7 +555,7 @@ async fn a_busy_slave_is_not_dead() {
 #[rocket::async_test]
 async fn a_query_that_is_given_up_frees_its_place_and_its_server() {
     let lab = Lab::new();
-    let slave = &lab.cluster.slaves[0];
+    let slave = &lab.servers().slaves[0];
     let section = format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\", max_connections = 1 }}]\nslave_timeout = 5\n",
         lab.master_url(),
@@ -589,7 +590,7 @@ async fn a_crowd_without_slaves_cannot_lock_out_who_has_just_written() {
 
     assert_eq!(get(&client).await, "503 Some(\"1\")");
     let pinned = text(client.get("/").cookie(pin).dispatch().await).await;
-    assert_eq!(pinned, format!("127.0.0.1-{} (pinned)", lab.cluster.master.port()));
+    assert_eq!(pinned, format!("127.0.0.1-{} (pinned)", lab.servers().master.port()));
     drop(held);
     eventually("room", async || get(&client).await.ends_with("(slaves unavailable)")).await;
 }
@@ -603,7 +604,7 @@ async fn a_read_cancelled_by_recovery_runs_elsewhere() {
         Ok(db.choice().unwrap().to_string())
     }
 
-    let cluster = Cluster::start(1);
+    let cluster = Servers::start(Postgres, 1);
     let (master, slave) = (&cluster.master, &cluster.slaves[0]);
     master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app; INSERT INTO notes VALUES (1)");
     cluster.wait_caught_up();
@@ -666,7 +667,7 @@ async fn a_server_that_is_full_keeps_what_it_has() {
     // sqlx may try to connect while a connection is on its way back, and then insists.
     eventually("a write", async || sqlx::query("SELECT 1").execute(&writer).await.is_ok()).await;
     assert_eq!(
-        logbook::lines(&["WARN", "Leaving it alone", &format!("-{}`", lab.cluster.master.port())]),
+        logbook::lines(&["WARN", "Leaving it alone", &format!("-{}`", lab.servers().master.port())]),
         Vec::<String>::new()
     );
 }
@@ -732,7 +733,7 @@ async fn queries_at_the_same_time_never_ask_two_slaves() {
 #[rocket::async_test]
 async fn what_may_have_written_does_not_run_twice() {
     let lab = Lab::new();
-    let slave = &lab.cluster.slaves[0];
+    let slave = &lab.servers().slaves[0];
     let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
     let sql = "SELECT pg_sleep(CASE WHEN pg_is_in_recovery() THEN 60 ELSE 0 END)";
     for (keys, is_run_again) in [("enforce_read_only = true", true), ("enforce_read_only = false", false)] {

@@ -14,7 +14,8 @@ use rocket::{get, post, routes};
 use rocket_replicated::postgres::{Replicated, ReplicatedDb};
 use rocket_replicated::{Error, NodeState, Writable, postgres};
 
-use support::postgres::Cluster;
+use rocket_replicated_testing::Servers;
+use rocket_replicated_testing::postgres::Postgres;
 use support::{logbook, rocket_over};
 
 const PASSWORD: &str = "correct-horse-battery";
@@ -69,7 +70,7 @@ async fn said_by(response: LocalResponse<'_>) -> String {
 #[rocket::async_test]
 async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     let recorder = PrometheusBuilder::new().install_recorder().unwrap();
-    let servers = Cluster::start(2);
+    let servers = Servers::start(Postgres, 2);
     servers.master.sql(&format!("ALTER ROLE app PASSWORD '{PASSWORD}'"));
     servers.master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
     servers.wait_caught_up();

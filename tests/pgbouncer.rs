@@ -54,7 +54,7 @@ async fn a_setting_that_is_dropped_without_a_word_is_noticed() {
     let lab = Lab::new();
     let dropped = usize::from(!pgbouncer::keeps_read_only());
     for mode in [PoolMode::Session, PoolMode::Transaction] {
-        let pooler = PgBouncer::start(&lab.cluster.master, mode, ignore());
+        let pooler = PgBouncer::start(&lab.servers().master, mode, ignore());
         let before = complaints();
         let (_client, cluster) = through(&pooler, "prepared_statements = false").await;
         queries_at_once(&cluster).await.unwrap();
@@ -70,7 +70,7 @@ async fn a_setting_that_is_dropped_without_a_word_is_noticed() {
 #[rocket::async_test]
 async fn in_transaction_mode_old_ones_need_prepared_statements_to_be_off() {
     let lab = Lab::new();
-    let pooler = PgBouncer::start(&lab.cluster.master, PoolMode::Transaction, ignore());
+    let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
     let (_client, cluster) = through(&pooler, "enforce_read_only = false").await;
     let queried = queries_at_once(&cluster).await;
     if pgbouncer::keeps_prepared_statements() {
@@ -88,7 +88,7 @@ async fn in_transaction_mode_old_ones_need_prepared_statements_to_be_off() {
 #[rocket::async_test]
 async fn in_session_mode_they_may_be_on() {
     let lab = Lab::new();
-    let pooler = PgBouncer::start(&lab.cluster.master, PoolMode::Session, ignore());
+    let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Session, ignore());
     let (_client, cluster) = through(&pooler, "enforce_read_only = false").await;
     queries_at_once(&cluster).await.unwrap();
 }
@@ -123,7 +123,7 @@ async fn all_holds_in_transaction_mode() {
 
 /// A cluster without slaves, over a pooler in transaction mode that has nothing of the read-only setting.
 async fn alone(lab: &Lab, keys: &str) -> (PgBouncer, Client, Cluster<Database>) {
-    let pooler = PgBouncer::start(&lab.cluster.master, PoolMode::Transaction, ignore());
+    let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
     let keys = format!("prepared_statements = false\nenforce_read_only = false\n{keys}");
     let (client, cluster) = through(&pooler, &keys).await;
     (pooler, client, cluster)
@@ -132,7 +132,7 @@ async fn alone(lab: &Lab, keys: &str) -> (PgBouncer, Client, Cluster<Database>) 
 #[rocket::async_test]
 async fn in_transaction_mode_reads_refuse_writes_by_transactions_of_their_own() {
     let lab = Lab::new();
-    lab.cluster.master.sql("CREATE TABLE refusing (id INTEGER); GRANT ALL ON refusing TO app");
+    lab.servers().master.sql("CREATE TABLE refusing (id INTEGER); GRANT ALL ON refusing TO app");
     let (_pooler, _client, cluster) = alone(&lab, "").await;
     let code = |error: sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
     let insert = || sqlx::query("INSERT INTO refusing VALUES ($1)").bind(1);
@@ -147,8 +147,8 @@ async fn in_transaction_mode_reads_refuse_writes_by_transactions_of_their_own() 
 
     let (_pooler, _client, cluster) = alone(&lab, "refused_write = \"reroute\"").await;
     insert().execute(&cluster.read(None)).await.unwrap();
-    assert_eq!(lab.cluster.master.sql("SELECT count(*) FROM refusing"), "2");
-    lab.cluster.master.sql("DROP TABLE refusing");
+    assert_eq!(lab.servers().master.sql("SELECT count(*) FROM refusing"), "2");
+    lab.servers().master.sql("DROP TABLE refusing");
 }
 
 #[rocket::async_test]
@@ -163,7 +163,7 @@ async fn in_transaction_mode_reads_run_once_more() {
         let read = sqlx::query("SELECT $1, pg_sleep(1)").bind(1).execute(&db);
         let end = async {
             let end = format!("SELECT count(pg_terminate_backend(pid)) {SLEEPING}");
-            proxied::eventually("a read", async || lab.cluster.master.sql(&end) == "1").await;
+            proxied::eventually("a read", async || lab.servers().master.sql(&end) == "1").await;
         };
         let (read, ()) = rocket::tokio::join!(read, end);
         read.unwrap();
@@ -179,7 +179,7 @@ async fn a_write_is_not_given_up_for_what_another_session_does() {
 
     let _alone = ONE_AT_A_TIME.lock().await;
     let lab = Lab::new();
-    let pooler = PgBouncer::start(&lab.cluster.master, PoolMode::Transaction, ignore());
+    let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
     let mut others = Vec::new();
     for _ in 0..3 {
         others.push(sqlx::PgConnection::connect(&pooler.url()).await.unwrap());
@@ -202,7 +202,7 @@ async fn a_write_is_not_given_up_for_what_another_session_does() {
     run(third, "BEGIN").await;
     let write = sqlx::raw_sql("SELECT pg_sleep(4)").execute(&db);
     let free = async {
-        proxied::eventually("the write", async || lab.cluster.master.sql(SLEEPING) == "1").await;
+        proxied::eventually("the write", async || lab.servers().master.sql(SLEEPING) == "1").await;
         run(first, "COMMIT").await;
         run(third, "COMMIT").await;
         run(second, "COMMIT").await;

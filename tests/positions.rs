@@ -135,8 +135,9 @@ mod postgresql {
     use rocket::local::asynchronous::Client;
 
     use crate::support::lab::postgres::Lab;
-    use crate::support::postgres;
     use crate::support::rocket_over;
+    use rocket_replicated_testing::postgres::Postgres;
+    use rocket_replicated_testing::{Server, Servers};
 
     const KEYS: &str =
         "consistency = \"position\"\nmax_lag = false\ncheck_interval = 0.1\ncatch_up_timeout = 10\n";
@@ -188,9 +189,9 @@ mod postgresql {
     async fn the_end_of_a_page_is_caught_up_with() {
         const PAGE: u64 = 8192;
 
-        let servers = postgres::Cluster::start(1);
+        let servers = Servers::start(Postgres, 1);
         let url =
-            |server: &postgres::Server| format!("{}?options=-csynchronous_commit%3Doff", server.admin_url());
+            |server: &Server<Postgres>| format!("{}?options=-csynchronous_commit%3Doff", server.admin_url());
         let section =
             format!("url = \"{}\"\nslaves = [\"{}\"]\n", url(&servers.master), servers.slaves[0].url());
         let (_client, cluster) = launch(&section).await;
@@ -261,7 +262,7 @@ mod postgresql {
 
     #[rocket::async_test]
     async fn a_position_that_is_not_known_in_time_leaves_a_window() {
-        let servers = postgres::Cluster::start(1);
+        let servers = Servers::start(Postgres, 1);
         let (master, slave) = (&servers.master, &servers.slaves[0]);
         master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
         servers.wait_caught_up();
@@ -296,8 +297,9 @@ mod many_sources_on_mysql {
     use rocket_replicated::mysql::{Replicated, ReplicatedDb};
     use rocket_replicated::{Error, Reason};
 
-    use crate::support::mysql::Cluster;
     use crate::support::{logbook, rocket_over};
+    use rocket_replicated_testing::Servers;
+    use rocket_replicated_testing::mysql::MySql;
 
     #[post("/")]
     async fn write(db: ReplicatedDb) -> Result<(), Error> {
@@ -327,7 +329,7 @@ mod many_sources_on_mysql {
     /// As on a cluster that has had a hundred masters.
     #[rocket::async_test]
     async fn a_pin_carries_what_was_written_lately() {
-        let servers = Cluster::start(1);
+        let servers = Servers::start(MySql::default(), 1);
         servers.master.sql("CREATE TABLE notes (id INTEGER)");
         servers.master.write_from_many_sources();
         servers.wait_caught_up();

@@ -11,9 +11,10 @@ use rocket::tokio;
 use rocket_replicated::backend::{Access, Depth, Driver, Observation, ReportedRole};
 use rocket_replicated::postgres::{Database, Replicated};
 use rocket_replicated::{NodeState, Role};
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::{Connection, PgConnection};
 
-use support::postgres::Cluster;
+use rocket_replicated_testing::Servers;
+use rocket_replicated_testing::postgres::Postgres;
 use support::{logbook, rocket_over};
 
 type Nodes = rocket_replicated::Cluster<Database>;
@@ -22,9 +23,9 @@ const KEYS: &str = "lag_window = 3600\nconsistency = \"position\"\nmax_lag = 1\n
                     check_interval = 0.1\ncheck_timeout = 2\n";
 
 /// The slaves are named after what becomes of them, and after their test.
-async fn launch(cluster: &Cluster, test: &str, keys: &str) -> (Client, Nodes) {
+async fn launch(cluster: &Servers<Postgres>, test: &str, keys: &str) -> (Client, Nodes) {
     let slave = |(index, name)| {
-        let server: &support::postgres::Server = &cluster.slaves[index];
+        let server: &rocket_replicated_testing::Server<Postgres> = &cluster.slaves[index];
         format!("{{ url = \"{}\", name = \"{name}-{test}\" }}", server.url())
     };
     let slaves: Vec<_> = [(0, "promoted"), (1, "left")].map(slave).into();
@@ -62,8 +63,8 @@ async fn read(nodes: &Nodes, pin: &str) -> (i64, String) {
     (count, reader.choice().unwrap().to_string())
 }
 
-fn start() -> Cluster {
-    let cluster = Cluster::start(2);
+fn start() -> Servers<Postgres> {
+    let cluster = Servers::start(Postgres, 2);
     cluster.master.sql("CREATE TABLE notes (id SERIAL); GRANT ALL ON notes, notes_id_seq TO app");
     cluster.wait_caught_up();
     cluster
@@ -147,10 +148,10 @@ async fn nobody_is_followed_unless_that_is_wanted() {
 /// A probe asks a master for one thing and a slave for another, by what it remembers of the connection.
 #[rocket::async_test]
 async fn a_short_look_over_an_old_connection_tells_a_new_role() {
-    type Memory = <Postgres as Driver>::Memory;
+    type Memory = <sqlx::Postgres as Driver>::Memory;
 
     async fn look(conn: &mut PgConnection, memory: &mut Memory) -> Observation {
-        Postgres::observe(conn, Access::ReadSlave, memory, Depth::Light).await.unwrap()
+        sqlx::Postgres::observe(conn, Access::ReadSlave, memory, Depth::Light).await.unwrap()
     }
     let timeline = |observed: &Observation, role: ReportedRole| {
         assert_eq!(observed.role, role);

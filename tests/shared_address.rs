@@ -5,7 +5,7 @@
 
 mod support;
 
-use support::cluster::Dbms;
+use rocket_replicated_testing::Dbms;
 
 trait CountsNotes: Dbms {
     /// How many notes there are, and at which port that is.
@@ -13,12 +13,12 @@ trait CountsNotes: Dbms {
 }
 
 #[cfg(feature = "mysql")]
-impl CountsNotes for support::mysql::MySql {
+impl CountsNotes for rocket_replicated_testing::mysql::MySql {
     const COUNT: &str = "SELECT count(*), CAST(@@port AS SIGNED) FROM notes";
 }
 
 #[cfg(feature = "postgres")]
-impl CountsNotes for support::postgres::Postgres {
+impl CountsNotes for rocket_replicated_testing::postgres::Postgres {
     const COUNT: &str = "SELECT count(*), inet_server_port()::bigint FROM notes";
 }
 
@@ -31,7 +31,7 @@ support::on_servers! {
     use crate::CountsNotes;
     use crate::support::logbook;
     use crate::support::rocket_over;
-    use crate::support::wire::Wire;
+    use rocket_replicated_testing::Wire;
 
     /// How many notes a handle sees, and at which port.
     async fn seen(db: &ReplicatedDb) -> (i64, i64) {
@@ -48,7 +48,7 @@ support::on_servers! {
 
         let lab = Lab::new();
         let name = format!("shared-{}", lab.master_url().split_once(':').unwrap().0);
-        let slaves = &lab.cluster.slaves;
+        let slaves = &lab.servers().slaves;
         let wire = Wire::to_each(&[slaves[0].port(), slaves[1].port()]);
         let section = format!(
             "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"{name}\" }}]\n\
@@ -64,7 +64,7 @@ support::on_servers! {
         let (mut stale, mut by_slave) = (0, 0);
         // Whichever it is that probes look at.
         for paused in slaves {
-            lab.cluster.wait_caught_up();
+            lab.servers().wait_caught_up();
             paused.pause_replay();
             let mut strangers_at = BTreeSet::new();
             for _ in 0..ROUNDS {

@@ -13,8 +13,9 @@ use rocket::{Build, Rocket, get, post, routes};
 use rocket_replicated::postgres::{Replicated, ReplicatedDb};
 use rocket_replicated::{Database, Error, NodeState, ReadsDatabase, postgres};
 
+use rocket_replicated_testing::Servers;
+use rocket_replicated_testing::postgres::Postgres;
 use support::lab::postgres::Lab;
-use support::postgres::Cluster;
 use support::{logbook, rocket, rocket_over};
 
 async fn eventually(what: &str, is: impl AsyncFn() -> bool) {
@@ -181,7 +182,7 @@ async fn a_login_that_is_refused_at_launch_is_no_outage() {
 
 #[rocket::async_test]
 async fn a_login_that_is_refused_later_is_no_outage() {
-    let servers = Cluster::start(1);
+    let servers = Servers::start(Postgres, 1);
     let (master, slave) = (&servers.master, &servers.slaves[0]);
     master.sql("CREATE ROLE moody LOGIN PASSWORD 'secret'");
     servers.wait_caught_up();
@@ -215,7 +216,7 @@ async fn a_login_that_is_refused_later_is_no_outage() {
 
 #[rocket::async_test]
 async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
-    let servers = Cluster::start(1);
+    let servers = Servers::start(Postgres, 1);
     let client = client(&format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"quiet\" }}]\ncheck_interval = 0.05",
         servers.master.url(),

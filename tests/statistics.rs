@@ -174,8 +174,9 @@ mod outages {
     use rocket_replicated::postgres::{Database, Replicated};
     use rocket_replicated::{CloseCause, Cluster, NodeState, PoolUse, Reason, RetryCause, Statistics};
 
-    use crate::support::postgres::Cluster as Servers;
     use crate::support::rocket_over;
+    use rocket_replicated_testing::Servers;
+    use rocket_replicated_testing::postgres::Postgres;
 
     async fn eventually(
         what: &str,
@@ -195,7 +196,7 @@ mod outages {
 
     #[rocket::async_test]
     async fn of_a_slave_that_dies_and_a_master_that_is_cut_off() {
-        let servers = Servers::start(1);
+        let servers = Servers::start(Postgres, 1);
         let section = format!(
             "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\nconsistency = \"position\"\n\
              catch_up_timeout = 0.02",

@@ -369,8 +369,9 @@ mod outages {
     use rocket_replicated::postgres::Replicated;
 
     use super::{Admin, json, text};
-    use crate::support::postgres::Cluster;
     use crate::support::rocket_over;
+    use rocket_replicated_testing::Servers;
+    use rocket_replicated_testing::postgres::Postgres;
 
     async fn health(client: &Client, path: &str) -> (Status, String) {
         let reply = client.get(path).dispatch().await;
@@ -391,7 +392,7 @@ mod outages {
 
     #[rocket::async_test]
     async fn health_tells_load_balancers_what_can_be_served() {
-        let servers = Cluster::start(1);
+        let servers = Servers::start(Postgres, 1);
         let section = format!(
             "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\n",
             servers.master.url(),

@@ -14,7 +14,8 @@ use rocket::{post, routes, tokio};
 use rocket_replicated::postgres::{Database, Replicated, ReplicatedDb};
 use rocket_replicated::{Error, NodeState, NodeStatus, Role};
 
-use support::postgres::{Cluster, Server};
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::{Server, Servers};
 use support::{logbook, rocket_over};
 
 type Nodes = rocket_replicated::Cluster<Database>;
@@ -33,17 +34,18 @@ async fn write_over_http(db: ReplicatedDb) -> Result<(), Error> {
     Ok(())
 }
 
-fn start() -> Cluster {
-    let cluster = Cluster::start(2);
+fn start() -> Servers<Postgres> {
+    let cluster = Servers::start(Postgres, 2);
     cluster.master.sql(TABLE);
     cluster.wait_caught_up();
     cluster
 }
 
 /// The servers are named after what becomes of them, and after their test.
-async fn launch(cluster: &Cluster, test: &str) -> (Client, Nodes) {
-    let server =
-        |name: &str, server: &Server| format!("url = \"{}\", name = \"{name}-{test}\"", server.url());
+async fn launch(cluster: &Servers<Postgres>, test: &str) -> (Client, Nodes) {
+    let server = |name: &str, server: &Server<Postgres>| {
+        format!("url = \"{}\", name = \"{name}-{test}\"", server.url())
+    };
     let section = format!(
         "url = \"{}\"\nslaves = [{{ {} }}, {{ {} }}]\n{KEYS}",
         cluster.master.url(),
@@ -57,7 +59,7 @@ async fn launch(cluster: &Cluster, test: &str) -> (Client, Nodes) {
 }
 
 /// What the master is called that the section gives no name.
-fn configured(cluster: &Cluster) -> String {
+fn configured(cluster: &Servers<Postgres>) -> String {
     format!("127.0.0.1-{}", cluster.master.port())
 }
 
@@ -107,13 +109,13 @@ async fn write_alone(db: &ReplicatedDb) -> Result<u16, sqlx::Error> {
 }
 
 /// Those whom a server calls its own.
-fn written_at(server: &Server) -> usize {
+fn written_at(server: &Server<Postgres>) -> usize {
     let count = format!("SELECT count(*) FROM writes WHERE port = {}", server.port());
     server.sql(&count).parse().unwrap()
 }
 
 /// The master dies, the first slave takes its place, and the old master comes back and takes writes.
-async fn promote_and_return(cluster: &Cluster, nodes: &Nodes, test: &str) {
+async fn promote_and_return(cluster: &Servers<Postgres>, nodes: &Nodes, test: &str) {
     cluster.master.kill();
     cluster.slaves[0].sql("SELECT pg_promote()");
     let promoted = format!("promoted-{test}");
@@ -212,7 +214,7 @@ async fn after_a_promotion_each_server_is_shown_and_called_what_it_is() {
 }
 
 /// Two masters of one system at launch: nobody is written to, whoever asks, and the log says so.
-async fn start_with_two_masters(test: &str) -> (Cluster, Client, Nodes) {
+async fn start_with_two_masters(test: &str) -> (Servers<Postgres>, Client, Nodes) {
     let cluster = start();
     cluster.slaves[0].sql("SELECT pg_promote()");
     eventually("a second master", async || cluster.slaves[0].sql("SELECT pg_is_in_recovery()") == "f").await;

@@ -62,14 +62,14 @@ support::on_servers! {
     #[cfg(any(feature = "tls-native-tls", feature = "tls-rustls"))]
     #[rocket::async_test]
     async fn certificates_are_verified_as_the_url_asks() {
-        use crate::support::cluster::Cluster;
+        use rocket_replicated_testing::Servers;
         use crate::support::tls::Authority;
 
         let _alone = crate::ONE_AT_A_TIME.lock().await;
         let folder = tempfile::TempDir::new().unwrap();
         let (ours, other) = (Authority::new("ours"), Authority::new("other"));
         let (ours_file, other_file) = (ours.file(folder.path(), "ours"), other.file(folder.path(), "other"));
-        let cluster = Cluster::<Dbms>::start(1);
+        let cluster = Servers::<Dbms>::start(Default::default(), 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         ours.certify(master, "localhost");
         ours.certify(slave, "localhost");

@@ -26,9 +26,9 @@ use clients::{Clients, SPARE};
 use nemesis::{Fault, Wires};
 use operation::{Operation, Outcome, Spell, Work, Write};
 use program::Website;
-use support::cluster::{Cluster, Dbms};
-use support::mysql::MySql;
-use support::postgres::Postgres;
+use rocket_replicated_testing::mysql::MySql;
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::{Dbms, Servers};
 
 /// An application under test.
 struct Application {
@@ -62,7 +62,7 @@ const CHECKS: &str = "check_interval=0.5,check_timeout=2.5";
 /// Like the guestbook, but with registers.
 const EXAMPLE: &str = "registers";
 
-fn section<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, application: &Application, keys: &str) -> String {
+fn section<D: Dbms>(cluster: &Servers<D>, wires: &Wires, application: &Application, keys: &str) -> String {
     let url = wires.master.url(&cluster.master.url());
     let (slave1, slave2) = (cluster.slaves[0].url(), wires.slave2.url(&cluster.slaves[1].url()));
     let slaves = [(slave1, "slave1"), (slave2, "slave2")];
@@ -82,7 +82,7 @@ fn seed() -> u64 {
 }
 
 /// What the master's log of writes has in the end.
-fn writes<D: Dbms>(master: &support::server::Server<D>) -> Vec<Write> {
+fn writes<D: Dbms>(master: &rocket_replicated_testing::Server<D>) -> Vec<Write> {
     let write = |line: &str| {
         let (register, value) = line.split_once(['|', '\t']).unwrap();
         Write { register: register.parse().unwrap(), value: value.parse().unwrap() }
@@ -128,12 +128,12 @@ async fn run<D: Dbms + Send + Sync>(
     kind: &str,
     keys: &str,
     schema: &[&str],
-    last_act: impl FnOnce(&Cluster<D>, Instant, &dyn Fn()) -> LastAct<D> + Send + 'static,
+    last_act: impl FnOnce(&Servers<D>, Instant, &dyn Fn()) -> LastAct<D> + Send + 'static,
 ) {
     let seed = seed();
     println!("HISTORY_SEED={seed}");
     let plan = nemesis::plan(seed, lasts());
-    let cluster = Arc::new(tokio::task::spawn_blocking(|| Cluster::<D>::start(2)).await.unwrap());
+    let cluster = Arc::new(tokio::task::spawn_blocking(|| Servers::start(D::default(), 2)).await.unwrap());
     for sql in schema {
         cluster.master.sql(sql);
     }
@@ -203,7 +203,7 @@ struct LastAct<D: Dbms> {
     /// The time without one.
     spell: Option<Spell>,
     /// What happens once writes succeed again.
-    epilogue: fn(&Cluster<D>),
+    epilogue: fn(&Servers<D>),
 }
 
 fn summarize(application: &Application, operations: &[Operation]) {
@@ -230,7 +230,7 @@ const SCHEMA: [&str; 3] = [
 #[rocket::async_test]
 async fn on_postgresql() {
     let grant = "GRANT ALL ON registers, writes TO app";
-    let promote = |cluster: &Cluster<Postgres>, origin, settled: &dyn Fn()| LastAct {
+    let promote = |cluster: &Servers<Postgres>, origin, settled: &dyn Fn()| LastAct {
         spell: Some(nemesis::promote(cluster, origin, settled)),
         master: 1,
         epilogue: nemesis::bring_back,

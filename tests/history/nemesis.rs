@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use super::operation::Spell;
-use super::support::cluster::{Cluster, Dbms, Replay};
-use super::support::postgres::Postgres;
-use super::support::server::wait_for;
-use super::support::wire::Wire;
+use rocket_replicated_testing::Wire;
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::server::wait_for;
+use rocket_replicated_testing::{Dbms, Replay, Servers};
 
 #[derive(Clone, Debug)]
 pub struct Fault {
@@ -46,8 +46,8 @@ pub struct Wires {
 }
 
 impl Wires {
-    pub fn to<D: Dbms>(cluster: &Cluster<D>) -> Self {
-        let Cluster { master, slaves, .. } = cluster;
+    pub fn to<D: Dbms>(cluster: &Servers<D>) -> Self {
+        let Servers { master, slaves, .. } = cluster;
         Self { master: Wire::to(master.port()), slave2: Wire::to(slaves[1].port()) }
     }
 }
@@ -90,7 +90,7 @@ pub fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
 /// Carries a plan out, one fault at a time: each begins once all is `settled` after the one before. The times
 /// without a master.
 pub fn run<D: Dbms>(
-    cluster: &Cluster<D>,
+    cluster: &Servers<D>,
     wires: &Wires,
     plan: &[Fault],
     origin: Instant,
@@ -111,8 +111,8 @@ pub fn run<D: Dbms>(
     without_master
 }
 
-fn strike<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, kind: Kind) {
-    let Cluster { master, slaves, .. } = cluster;
+fn strike<D: Dbms>(cluster: &Servers<D>, wires: &Wires, kind: Kind) {
+    let Servers { master, slaves, .. } = cluster;
     match kind {
         Kind::Pause { slave } => slaves[slave].pause_replay(),
         Kind::PauseAll => slaves.iter().for_each(|slave| slave.pause_replay()),
@@ -135,8 +135,8 @@ fn strike<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, kind: Kind) {
     }
 }
 
-fn heal<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, kind: Kind) {
-    let Cluster { master, slaves, .. } = cluster;
+fn heal<D: Dbms>(cluster: &Servers<D>, wires: &Wires, kind: Kind) {
+    let Servers { master, slaves, .. } = cluster;
     match kind {
         Kind::Pause { slave } => slaves[slave].resume_replay(),
         Kind::PauseAll => slaves.iter().for_each(|slave| slave.resume_replay()),
@@ -154,7 +154,8 @@ fn heal<D: Dbms>(cluster: &Cluster<D>, wires: &Wires, kind: Kind) {
     }
 }
 
-fn replay_all<D: Dbms>(cluster: &Cluster<D>, lag: u16) {
+fn replay_all<D: Dbms>(cluster: &Servers<D>, seconds: u16) {
+    let lag = Duration::from_secs(seconds.into());
     for slave in &cluster.slaves {
         D::replay(slave, Replay { lag, paused: false }).unwrap();
     }
@@ -162,8 +163,8 @@ fn replay_all<D: Dbms>(cluster: &Cluster<D>, lag: u16) {
 
 /// The master dies and the first slave takes its place, without the loss of anything acknowledged: the
 /// time without a master.
-pub fn promote(cluster: &Cluster<Postgres>, origin: Instant, settled: &dyn Fn()) -> Spell {
-    let Cluster { master, slaves, .. } = cluster;
+pub fn promote(cluster: &Servers<Postgres>, origin: Instant, settled: &dyn Fn()) -> Spell {
+    let Servers { master, slaves, .. } = cluster;
     slaves[0].sql("ALTER SYSTEM SET cluster_name = 'slave1'");
     slaves[0].stop();
     slaves[0].start();
@@ -179,7 +180,7 @@ pub fn promote(cluster: &Cluster<Postgres>, origin: Instant, settled: &dyn Fn())
 }
 
 /// The old master is there again, with the role it had, and takes the writes of whoever still asks it.
-pub fn bring_back(cluster: &Cluster<Postgres>) {
+pub fn bring_back(cluster: &Servers<Postgres>) {
     cluster.master.start();
     cluster.master.sql("ALTER SYSTEM RESET synchronous_standby_names");
     cluster.master.sql("SELECT pg_reload_conf()");

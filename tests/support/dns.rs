@@ -18,8 +18,6 @@ use rocket::futures::future::BoxFuture;
 use rocket::tokio;
 use rocket_replicated::internals::{Resolve, Resolver};
 
-use super::server::lock;
-
 /// What becomes of a query.
 #[derive(Clone, Debug)]
 pub enum Answer {
@@ -49,7 +47,7 @@ impl Dns {
             let mut buffer = [0; 512];
             while let Ok((length, client)) = socket.recv_from(&mut buffer) {
                 let query = Message::from_vec(&buffer[..length]).unwrap();
-                let answer = lock(&answer).clone();
+                let answer = answer.lock().unwrap().clone();
                 if let Some(reply) = reply(&query, answer) {
                     socket.send_to(&reply.to_vec().unwrap(), client).unwrap();
                 }
@@ -64,7 +62,7 @@ impl Dns {
     }
 
     pub fn answer(&self, answer: Answer) {
-        *lock(&self.answer) = answer;
+        *self.answer.lock().unwrap() = answer;
     }
 
     /// How many there have been.

@@ -9,8 +9,9 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::postgres;
-use super::server::{self, Program, Server};
+use rocket_replicated_testing::Server;
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::server::{self, Program};
 
 /// One address for all of them.
 pub struct HaProxy {
@@ -20,7 +21,7 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    pub fn start(servers: &[&postgres::Server]) -> Self {
+    pub fn start(servers: &[&Server<Postgres>]) -> Self {
         let folder = server::temporary_folder::<Balancer>();
         let ports = servers.iter().map(|server| server.port()).collect();
         let server = Server::launch(Balancer { ports }, folder.path().join("haproxy"));
@@ -33,12 +34,14 @@ impl HaProxy {
     }
 }
 
+#[derive(Debug)]
 struct Balancer {
     ports: Vec<u16>,
 }
 
 impl Program for Balancer {
     const NAME: &str = "HAProxy";
+    const INSTALL: &str = "install HAProxy, as by `apt install haproxy`";
     const USER: &str = "nobody";
     const PORT_TAKEN: &str = "Address already in use";
     const STOP: i32 = libc::SIGTERM;
@@ -51,12 +54,12 @@ impl Program for Balancer {
              default-server check inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions\n",
             server.port(),
         );
-        for port in &server.program.ports {
+        for port in &server.program().ports {
             config += &format!("  server at-{port} 127.0.0.1:{port}\n");
         }
-        let file = server.data.with_extension("cfg");
+        let file = server.data().with_extension("cfg");
         fs::write(&file, config).unwrap();
-        let mut command = server::program(None, "haproxy");
+        let mut command = server::server_program::<Self>(&["/usr/sbin".into()], "haproxy");
         command.arg("-db").arg("-f").arg(file);
         command
     }

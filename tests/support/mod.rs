@@ -1,23 +1,15 @@
-//! What the integration tests share: real databases to replicate, Rockets over them, and the log.
+//! What the integration tests share, beside the servers of `rocket_replicated_testing`: a lab with a table of notes,
+//! Rockets over it, and the log.
 
 // Each test file compiles this module for itself and uses a part of it.
 #![allow(dead_code, unused_macros, unused_imports)]
 
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-pub mod cluster;
 #[cfg(feature = "postgres")]
 pub mod dns;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-pub mod server;
-
 #[cfg(feature = "postgres")]
 pub mod haproxy;
-#[cfg(feature = "mysql")]
-pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod pgbouncer;
-#[cfg(feature = "postgres")]
-pub mod postgres;
 #[cfg(feature = "postgres")]
 pub mod proxied;
 
@@ -25,8 +17,6 @@ pub mod lab;
 pub mod logbook;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod tls;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-pub mod wire;
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +52,7 @@ macro_rules! on_servers {
         #[allow(unused_imports)]
         mod mysql {
             use crate::support::lab::mysql::{DriverError, Lab, REFUSED, has_returning, sql};
-            use crate::support::mysql::MySql as Dbms;
+            use rocket_replicated_testing::mysql::MySql as Dbms;
             use rocket_replicated::mysql::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*
@@ -72,7 +62,7 @@ macro_rules! on_servers {
         #[allow(unused_imports)]
         mod postgres {
             use crate::support::lab::postgres::{DriverError, Lab, REFUSED, has_returning, sql};
-            use crate::support::postgres::Postgres as Dbms;
+            use rocket_replicated_testing::postgres::Postgres as Dbms;
             use rocket_replicated::postgres::{Database, Pool, Replicated, ReplicatedDb};
 
             $($test)*

@@ -8,8 +8,9 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::postgres;
-use super::server::{self, Program, Server};
+use rocket_replicated_testing::Server;
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::server::{self, Program};
 
 /// When a client's server connection goes to the next client.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub struct PgBouncer {
 
 impl PgBouncer {
     /// With more lines for the section `[pgbouncer]` of its ini file.
-    pub fn start(postgres: &postgres::Server, mode: PoolMode, lines: &str) -> Self {
+    pub fn start(postgres: &Server<Postgres>, mode: PoolMode, lines: &str) -> Self {
         let folder = server::temporary_folder::<Pooler>();
         let users = folder.path().join("users");
         // The plain password serves for clients, and for PostgreSQL.
@@ -60,7 +61,7 @@ impl PgBouncer {
 }
 
 fn program() -> Command {
-    server::engine_program(&["usr/sbin"], "pgbouncer")
+    server::server_program::<Pooler>(&["/usr/sbin".into()], "pgbouncer")
 }
 
 /// Major and minor.
@@ -85,20 +86,22 @@ pub fn keeps_read_only() -> bool {
     version() >= (1, 26)
 }
 
+#[derive(Debug)]
 struct Pooler {
     ini: String,
 }
 
 impl Program for Pooler {
     const NAME: &str = "pgbouncer";
-    const USER: &str = postgres::Postgres::USER;
+    const INSTALL: &str = "install pgbouncer, as by `apt install pgbouncer`";
+    const USER: &str = Postgres::USER;
     const PORT_TAKEN: &str = "Address already in use";
     const STOP: i32 = libc::SIGTERM;
     const END: i32 = libc::SIGTERM;
 
     fn command(server: &Server<Self>) -> Command {
-        let ini = server.data.with_extension("ini");
-        fs::write(&ini, format!("{}listen_port = {}\n", server.program.ini, server.port())).unwrap();
+        let ini = server.data().with_extension("ini");
+        fs::write(&ini, format!("{}listen_port = {}\n", server.program().ini, server.port())).unwrap();
         let mut command = program();
         command.arg(ini);
         command

@@ -13,8 +13,9 @@ use rocket::{get, post, routes, tokio};
 use rocket_replicated::postgres::{Replicated, ReplicatedDb};
 use rocket_replicated::{Cluster, Error};
 
-use super::postgres;
 use super::rocket_over;
+use rocket_replicated_testing::Servers;
+use rocket_replicated_testing::postgres::Postgres;
 
 /// So many at once.
 const READERS: usize = 4;
@@ -43,8 +44,8 @@ async fn write_on_a_read(db: ReplicatedDb) -> Result<(), Error> {
 }
 
 /// With the table that the routes use.
-pub fn servers(slaves: usize) -> Arc<postgres::Cluster> {
-    let servers = postgres::Cluster::start(slaves);
+pub fn servers(slaves: usize) -> Arc<Servers<Postgres>> {
+    let servers = Servers::start(Postgres, slaves);
     servers.master.sql(
         "CREATE TABLE written (id INTEGER); INSERT INTO written VALUES (1); GRANT ALL ON written TO app",
     );
@@ -178,7 +179,7 @@ impl Site {
     }
 
     /// Slaves and master go and come back.
-    pub async fn survives_faults(&mut self, servers: &Arc<postgres::Cluster>) {
+    pub async fn survives_faults(&mut self, servers: &Arc<Servers<Postgres>>) {
         for index in 0..servers.slaves.len() {
             for kill in [true, false] {
                 let (down, up) = (servers.clone(), servers.clone());

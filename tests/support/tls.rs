@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-use super::cluster::{Cluster, Dbms};
-use super::server::{Server, output, wait_for};
+use rocket_replicated_testing::server::{output, wait_for};
+use rocket_replicated_testing::{Dbms, Server, Servers};
 
 /// Signs certificates; nobody else knows it.
 pub struct Authority {
@@ -41,7 +41,7 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let write = |ending: &str, text: String| {
-            let file = server.data.with_extension(ending);
+            let file = server.data().with_extension(ending);
             fs::write(&file, text).unwrap();
             // Servers refuse a key that others can read.
             fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
@@ -65,7 +65,7 @@ pub trait ServesTls: Dbms {
     fn serve(server: &Server<Self>, certificate: &Path, key: &Path);
 
     /// Lets the role `app` in by TLS only.
-    fn demand(cluster: &Cluster<Self>);
+    fn demand(cluster: &Servers<Self>);
 
     fn url_with(url: &str, mode: &str, authority: &Path) -> String {
         format!("{url}?{mode}&{}={}", Self::AUTHORITY, authority.display())
@@ -73,7 +73,7 @@ pub trait ServesTls: Dbms {
 }
 
 #[cfg(feature = "postgres")]
-impl ServesTls for super::postgres::Postgres {
+impl ServesTls for rocket_replicated_testing::postgres::Postgres {
     const VERIFY_FULL: &str = "sslmode=verify-full";
     const VERIFY_CA: &str = "sslmode=verify-ca";
     const AUTHORITY: &str = "sslrootcert";
@@ -91,13 +91,13 @@ impl ServesTls for super::postgres::Postgres {
         wait_for("PostgreSQL with TLS", || server.sql("SHOW ssl") == "on");
     }
 
-    fn demand(cluster: &Cluster<Self>) {
+    fn demand(cluster: &Servers<Self>) {
         for server in std::iter::once(&cluster.master).chain(&cluster.slaves) {
-            let hba = server.data.join("pg_hba.conf");
+            let hba = server.data().join("pg_hba.conf");
             let rules = fs::read_to_string(&hba).unwrap();
             fs::write(&hba, format!("hostnossl all app all reject\n{rules}")).unwrap();
             server.sql("SELECT pg_reload_conf()");
-            let mut plain = super::postgres::client(server, "psql");
+            let mut plain = rocket_replicated_testing::postgres::client(server, "psql");
             plain.args(["-c", "SELECT 1", "-d", &format!("{}?sslmode=disable", server.url())]);
             wait_for("rejection of those without TLS", || output(&mut plain).is_err());
         }
@@ -105,7 +105,7 @@ impl ServesTls for super::postgres::Postgres {
 }
 
 #[cfg(feature = "mysql")]
-impl ServesTls for super::mysql::MySql {
+impl ServesTls for rocket_replicated_testing::mysql::MySql {
     const VERIFY_FULL: &str = "ssl-mode=VERIFY_IDENTITY";
     const VERIFY_CA: &str = "ssl-mode=VERIFY_CA";
     const AUTHORITY: &str = "ssl-ca";
@@ -122,7 +122,7 @@ impl ServesTls for super::mysql::MySql {
         fs::write(&file, settings).unwrap();
     }
 
-    fn demand(cluster: &Cluster<Self>) {
+    fn demand(cluster: &Servers<Self>) {
         cluster.master.sql("ALTER USER app REQUIRE SSL");
         cluster.wait_caught_up();
     }

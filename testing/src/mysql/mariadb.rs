@@ -1,7 +1,8 @@
 use std::path::Path;
 
-use super::{MySql, Replay, Server, Software, option, program};
-use crate::support::server::{Program, as_user, output};
+use super::{MySql, Replay, Server, Software, option, program, whole_seconds};
+use crate::process::{as_user, output};
+use crate::server::Program;
 
 pub(super) const MARIADB: Software = Software {
     server: "mariadbd",
@@ -35,7 +36,7 @@ gtid_strict_mode = on
              MASTER_CONNECT_RETRY = 1, MASTER_USE_GTID = slave_pos; START SLAVE"
         )
     },
-    is_replicating: |slave: &Server| {
+    is_replicating: |slave: &Server<MySql>| {
         slave.sql_in("mysql", "SHOW STATUS LIKE 'Slave_running'").unwrap().ends_with("ON")
     },
     position: "SELECT @@gtid_binlog_pos",
@@ -50,7 +51,7 @@ gtid_strict_mode = on
     promote: "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
-        format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {lag}; START SLAVE {threads}")
+        format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {}; START SLAVE {threads}", whole_seconds(lag))
     },
 };
 

@@ -1,8 +1,4 @@
-//! A wire to a server: a TCP proxy on a port of its own that a test can lead elsewhere, hold up and cut
-//! while connections are open.
-
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
+//! A wire to a server: a TCP proxy that fails as networks do.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,10 +13,14 @@ use rocket::tokio::net::{TcpListener, TcpSocket, TcpStream};
 use rocket::tokio::sync::{mpsc as commands, watch};
 use rocket::tokio::{self, runtime};
 
-/// Ends with its owner, and closes all of its connections then.
+/// A wire to a server: a TCP proxy on a port of its own that a test can lead elsewhere, hold up and cut while connections
+/// are open.
+///
+/// It ends with its owner, and closes all of its connections then.
 ///
 /// What is changed has its effect when the call returns. Calls block for a moment, as the wire has a thread
 /// of its own: it works below blocking and asynchronous tests.
+#[derive(Debug)]
 pub struct Wire {
     port: u16,
     commands: Option<commands::UnboundedSender<Command>>,
@@ -35,7 +35,7 @@ struct Command {
     done: mpsc::Sender<()>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Counts {
     accepted: AtomicUsize,
     open: AtomicUsize,
@@ -92,6 +92,7 @@ impl Wire {
         Self { port: port.recv().unwrap(), commands: Some(commands), counts, thread: Some(thread) }
     }
 
+    /// On 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }

@@ -1,8 +1,9 @@
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{MySql, Replay, Server, Software, option, program};
-use crate::support::server::{Program, as_user, output};
+use super::{MySql, Replay, Server, Software, option, program, whole_seconds};
+use crate::process::{as_user, output, server_program};
+use crate::server::Program;
 
 pub(super) const MYSQL: Software = Software {
     server: "mysqld",
@@ -40,7 +41,7 @@ enforce_gtid_consistency = on
              SOURCE_CONNECT_RETRY = 1, SOURCE_RETRY_COUNT = 86400, SOURCE_AUTO_POSITION = 1; START REPLICA"
         )
     },
-    is_replicating: |slave: &Server| {
+    is_replicating: |slave: &Server<MySql>| {
         // Of the thread that receives, and of the one that replays.
         slave.sql_in("mysql", "SHOW REPLICA STATUS").unwrap().contains("\tYes\tYes\t")
     },
@@ -60,11 +61,19 @@ enforce_gtid_consistency = on
     promote: "STOP REPLICA; RESET REPLICA ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
-        format!("STOP REPLICA; CHANGE REPLICATION SOURCE TO SOURCE_DELAY = {lag}; START REPLICA {threads}")
+        format!(
+            "STOP REPLICA; CHANGE REPLICATION SOURCE TO SOURCE_DELAY = {}; START REPLICA {threads}",
+            whole_seconds(lag)
+        )
     },
 };
 
 fn install(folder: &Path) {
+    let version =
+        output(server_program::<MySql>(&MySql::SERVER_FOLDERS.map(PathBuf::from), "mysqld").arg("--version"))
+            .unwrap_or_default();
+    // Where MariaDB is installed, it often goes by this name as well.
+    assert!(!version.contains("MariaDB"), "`mysqld` is MariaDB's: {}", MySql::INSTALL);
     let mut install = program("mysqld", folder);
     let data = folder.join("fresh");
     install.arg(option("datadir", &data)).arg("--initialize-insecure");

@@ -1,16 +1,14 @@
 //! PostgreSQL (14 or newer) with streaming replication.
 
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
-
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::cluster::{self, Dbms, Replay};
-use super::server::{self, Program, as_user, output, wait_for};
+use crate::process::{self, as_user, output, server_program, system_program, wait_for};
+use crate::server::{Program, Server};
+use crate::servers::{Dbms, Replay, Servers};
 
 const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
@@ -30,28 +28,27 @@ max_standby_streaming_delay = 30s
 autovacuum = off
 ";
 
+/// PostgreSQL, 14 or newer, with streaming replication.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Postgres;
-
-/// A postmaster and its backends.
-pub type Server = server::Server<Postgres>;
-
-pub type Cluster = cluster::Cluster<Postgres>;
 
 impl Program for Postgres {
     const NAME: &str = "PostgreSQL";
+    const INSTALL: &str = "install PostgreSQL's server and client, as by `apt install postgresql`, \
+                           `dnf install postgresql-server` or `brew install postgresql`";
     const USER: &str = "postgres";
     const PORT_TAKEN: &str = "could not create any TCP/IP sockets";
     const STOP: i32 = libc::SIGINT;
     const END: i32 = libc::SIGQUIT;
 
-    fn command(server: &Server) -> Command {
+    fn command(server: &Server<Self>) -> Command {
         let mut command = program("postgres");
-        command.args(["-p", &server.port().to_string(), "-D"]).arg(&server.data);
+        command.args(["-p", &server.port().to_string(), "-D"]).arg(server.data());
         command.arg("-k").arg(server.folder());
         command
     }
 
-    fn answers(server: &Server) -> bool {
+    fn answers(server: &Server<Self>) -> bool {
         output(&mut client(server, "pg_isready")).is_ok()
     }
 }
@@ -60,7 +57,7 @@ impl Dbms for Postgres {
     const SCHEME: &str = "postgres";
     const ADMIN: &str = "postgres";
 
-    fn start_master(folder: &Path) -> Server {
+    fn start_master(self, folder: &Path) -> Server<Self> {
         let data = folder.join("master");
         let mut initdb = program("initdb");
         initdb.args(["--no-sync", "--username=postgres", "--wal-segsize=1"]);
@@ -77,12 +74,12 @@ impl Dbms for Postgres {
             "CREATE ROLE app LOGIN PASSWORD 'secret'",
             "CREATE DATABASE app OWNER app",
         ] {
-            master.psql("postgres", sql).unwrap();
+            master.sql_in("postgres", sql).unwrap();
         }
         master
     }
 
-    fn start_slave(master: &Server, number: usize) -> Server {
+    fn start_slave(master: &Server<Self>, number: usize) -> Server<Self> {
         let name = format!("slave{number}");
         let data = master.folder().join(&name);
         let mut copy = client(master, "pg_basebackup");
@@ -93,60 +90,59 @@ impl Dbms for Postgres {
         Server::launch(Self, data)
     }
 
-    fn is_replicating(cluster: &Cluster) -> bool {
+    fn is_replicating(servers: &Servers<Self>) -> bool {
         let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
-        cluster.master.sql(streaming) == cluster.slaves.len().to_string()
+        servers.master.sql(streaming) == servers.slaves.len().to_string()
     }
 
-    fn position(master: &Server) -> String {
+    fn position(master: &Server<Self>) -> String {
         // Not the written position: what is not flushed is not sent.
         master.sql("SELECT pg_current_wal_flush_lsn()")
     }
 
-    fn has_replayed(slave: &Server, position: &str) -> bool {
+    fn has_replayed(slave: &Server<Self>, position: &str) -> bool {
         slave.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t"
     }
 
-    fn pause_replay(slave: &Server) {
-        slave.sql("SELECT pg_wal_replay_pause()");
+    fn pause_replay(slave: &Server<Self>) -> Result<(), String> {
+        slave.try_sql("SELECT pg_wal_replay_pause()")?;
         let state = "SELECT pg_get_wal_replay_pause_state()";
         wait_for("paused replay", || slave.sql(state) == "paused");
+        Ok(())
     }
 
-    fn resume_replay(slave: &Server) {
-        slave.sql("SELECT pg_wal_replay_resume()");
+    fn resume_replay(slave: &Server<Self>) -> Result<(), String> {
+        slave.try_sql("SELECT pg_wal_replay_resume()").map(drop)
     }
 
-    fn promote(slave: &Server) -> Result<(), String> {
+    fn promote(slave: &Server<Self>) -> Result<(), String> {
         slave.try_sql("SELECT pg_promote()").map(drop)
     }
 
-    fn replay(slave: &Server, Replay { lag, paused }: Replay) -> Result<(), String> {
-        let verb = if paused { "pause" } else { "resume" };
+    fn replay(slave: &Server<Self>, Replay { lag, paused }: Replay) -> Result<(), String> {
         // One by one: together they would be a transaction, which takes no ALTER SYSTEM.
-        slave.try_sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = '{lag} s'"))?;
+        slave.try_sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = '{} ms'", lag.as_millis()))?;
         slave.try_sql("SELECT pg_reload_conf()")?;
-        slave.try_sql(&format!("SELECT pg_wal_replay_{verb}()"))?;
-        Ok(())
+        if paused { Self::pause_replay(slave) } else { Self::resume_replay(slave) }
     }
 
     fn create_database(name: &str) -> String {
         format!("CREATE DATABASE {name} OWNER app")
     }
 
-    fn sql_in(server: &Server, database: &str, sql: &str) -> Result<String, String> {
+    fn sql_as(server: &Server<Self>, role: &str, database: &str, sql: &str) -> Result<String, String> {
         let mut psql = client(server, "psql");
         // A frozen server takes the connection and then says nothing.
-        psql.env("PGCONNECT_TIMEOUT", "10").args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
+        psql.env("PGUSER", role).env("PGCONNECT_TIMEOUT", "10").args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
         output(psql.args(["-d", database, "-c", sql]))
     }
 }
 
-impl Server {
+impl Server<Postgres> {
     /// A slave of this master at another address, and on the same port.
-    pub fn start_slave_at(&self, address: Ipv4Addr) -> Server {
+    pub fn start_slave_at(&self, address: Ipv4Addr) -> Self {
         let folder = self.folder().join(address.to_string());
-        let mut mkdir = server::program(None, "mkdir");
+        let mut mkdir = system_program("mkdir");
         as_user(&mut mkdir, Postgres::USER, self.folder());
         output(mkdir.arg(&folder)).unwrap();
         let data = folder.join("data");
@@ -158,16 +154,12 @@ impl Server {
         let config = data.join("postgresql.conf");
         let listen = format!("\nlisten_addresses = '{address}'\n");
         fs::write(&config, fs::read_to_string(&config).unwrap() + &listen).unwrap();
-        server::Server::launch_on(self.port(), Postgres, data)
-    }
-
-    pub fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
-        self.sql_in(database, sql)
+        Self::launch_on(self.port(), Postgres, data)
     }
 }
 
 /// A client program on the Unix socket, which trusts whoever can reach it.
-pub fn client(server: &Server, name: &str) -> Command {
+pub fn client(server: &Server<Postgres>, name: &str) -> Command {
     let mut command = program(name);
     command.env("PGHOST", server.folder()).env("PGPORT", server.port().to_string());
     command.env("PGUSER", "postgres");
@@ -178,12 +170,14 @@ pub fn client(server: &Server, name: &str) -> Command {
 fn program(name: &str) -> Command {
     static DEBIAN: OnceLock<Option<PathBuf>> = OnceLock::new();
     let debian = DEBIAN.get_or_init(|| {
-        let root = server::engine().unwrap_or(Path::new("/"));
-        let versions = fs::read_dir(root.join("usr/lib/postgresql")).ok()?.flatten();
-        let bin = versions.map(|version| version.path().join("bin"));
-        let number = |bin: &PathBuf| bin.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
-        bin.max_by_key(number)
+        let versions = Path::new("/usr/lib/postgresql");
+        let there = process::root().unwrap_or(Path::new("/")).join("usr/lib/postgresql");
+        let newest = fs::read_dir(there)
+            .ok()?
+            .flatten()
+            .filter_map(|version| version.file_name().to_str()?.parse::<u32>().ok())
+            .max()?;
+        Some(versions.join(newest.to_string()).join("bin"))
     });
-    assert!(debian.is_some() || server::engine().is_none(), "PostgreSQL is missing in the engine's folder");
-    server::program(debian.as_deref(), name)
+    server_program::<Postgres>(debian.as_slice(), name)
 }

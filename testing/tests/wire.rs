@@ -1,16 +1,12 @@
 //! The wire of the tests does what their faults are made of.
 
-#![cfg(any(feature = "mysql", feature = "postgres"))]
-
-mod support;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::eventually;
-use support::wire::Wire;
+use rocket_replicated_testing::Wire;
+use rocket_replicated_testing::server::wait_for;
 
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -86,9 +82,9 @@ fn what_is_silent_stays_so_while_new_connections_pass() {
         wire.pass();
         is_silent(&old);
         wire.cut();
-        eventually("the end of it", || ask(&old).err().filter(|error| *error != ErrorKind::WouldBlock));
+        wait_for("the end of it", || ask(&old).is_err_and(|error| error != ErrorKind::WouldBlock));
     }
-    eventually("the end of all", || (wire.open() == 0).then_some(()));
+    wait_for("the end of all", || wire.open() == 0);
 }
 
 #[test]
@@ -115,5 +111,5 @@ fn it_refuses_holds_and_delays_until_it_passes_again() {
     assert_eq!(answers(&connect(&wire)), b'a');
     assert!(begun.elapsed() > 2 * PAUSE);
     drop(wire);
-    eventually("the end of it", || ask(&client).err().filter(|error| *error != ErrorKind::WouldBlock));
+    wait_for("the end of it", || ask(&client).is_err_and(|error| error != ErrorKind::WouldBlock));
 }

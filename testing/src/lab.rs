@@ -1,0 +1,270 @@
+//! A database of a test's own, with slaves whose lag the test controls.
+
+use std::fmt;
+#[cfg(feature = "sqlite")]
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rocket::figment::Figment;
+use rocket::tokio;
+
+use crate::mysql::MySql;
+use crate::postgres::Postgres;
+use crate::process::{PATIENCE, wait_for};
+use crate::section::Section;
+use crate::server::Server;
+use crate::servers::{Dbms, Replay, Servers, Taken};
+#[cfg(feature = "sqlite")]
+use crate::sqlite::InFiles;
+
+/// A database of a test's own, with slaves whose lag the test controls.
+///
+/// Where methods say nothing else, they block until what they name has happened, and panic with what a server says if
+/// it does not happen within 20 s. They work below blocking and below asynchronous tests, of which they stop one thread
+/// for some milliseconds.
+#[derive(Debug)]
+pub struct Lab<D: Deployment> {
+    deployment: D,
+}
+
+/// What a [`Lab`] is on: [servers](OnServers), or files of SQLite.
+pub trait Deployment: fmt::Debug + Send + Sync {
+    /// Of the master and of the slaves.
+    fn urls(&self) -> (&str, &[String]);
+
+    /// At the master, as the application's own role.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn sql(&self, sql: &str) -> Result<String, String>;
+
+    /// How all slaves replay from now on.
+    fn replay(&self, replay: Replay);
+
+    /// What the master has committed.
+    fn position(&self) -> String;
+
+    /// Whether all slaves have.
+    fn has_replayed(&self, position: &str) -> bool;
+}
+
+impl Lab<OnServers<Postgres>> {
+    /// On PostgreSQL servers that it shares with the other tests of this process: a master and two slaves. It is
+    /// theirs again when the lab is dropped, until when they wait.
+    pub fn postgres() -> Self {
+        Self::shared(Postgres)
+    }
+}
+
+impl Lab<OnServers<MySql>> {
+    /// As [`postgres`](Lab::postgres), on MariaDB.
+    pub fn mariadb() -> Self {
+        Self::shared(MySql::mariadb())
+    }
+
+    /// As [`postgres`](Lab::postgres), on MySQL.
+    pub fn mysql() -> Self {
+        Self::shared(MySql::oracle())
+    }
+}
+
+#[cfg(feature = "sqlite")]
+impl Lab<InFiles> {
+    /// In files of its own: a master, and two slaves that are copies of it.
+    pub fn sqlite() -> Self {
+        Self { deployment: InFiles::new() }
+    }
+
+    /// The file of the `master`, of `slave-1` or of `slave-2`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.deployment.file(name)
+    }
+}
+
+impl<D: Dbms> Lab<OnServers<D>> {
+    /// On the servers that all tests of this process share, of this kind.
+    pub fn shared(kind: D) -> Self {
+        let (servers, turn) = Servers::shared(kind);
+        Self { deployment: OnServers::new(Held::Shared(servers, Arc::new(turn))) }
+    }
+
+    /// On servers that others do not use, as [`Servers::start`] starts them, and as many.
+    pub fn on(servers: impl Into<Arc<Servers<D>>>) -> Self {
+        Self { deployment: OnServers::new(Held::Own(servers.into())) }
+    }
+
+    /// Another database on the same servers, for an application that has several: what one lab does to replay and to
+    /// servers concerns both.
+    pub fn beside(&self) -> Self {
+        Self { deployment: OnServers::new(self.deployment.servers.clone()) }
+    }
+
+    /// Those that it is on, to break them: [`kill`](Server::kill), [`freeze`](Server::freeze),
+    /// [`promote`](Server::promote). Shared ones are mended before the next test has them.
+    pub fn servers(&self) -> &Servers<D> {
+        self.deployment.servers()
+    }
+
+    /// The server that takes writes.
+    pub fn master(&self) -> &Server<D> {
+        &self.servers().master
+    }
+
+    /// The `number`th slave, from 1, which the section calls `slave-<number>`.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer.
+    #[track_caller]
+    pub fn slave(&self, number: usize) -> &Server<D> {
+        &self.servers().slaves[number - 1]
+    }
+
+    /// The name of its database, on all servers.
+    pub fn database(&self) -> &str {
+        &self.deployment.database
+    }
+}
+
+impl<D: Deployment> Lab<D> {
+    /// For `rocket::custom`: Rocket's defaults for the debug profile, a `secret_key`, and the [`section`](Self::section)
+    /// of the database `replicated`.
+    pub fn figment(&self) -> Figment {
+        Figment::from(rocket::Config::debug_default()).merge(self.section("replicated"))
+    }
+
+    /// The section `[global.databases.<name>]`, to be merged into a figment, as into that of `Rocket.toml`:
+    /// `rocket::Config::figment().merge(lab.section("blog"))`. It takes precedence over what is in there.
+    pub fn section(&self, name: &str) -> Section {
+        let (master, slaves) = self.deployment.urls();
+        Section::new(name, master, slaves)
+    }
+
+    /// The URL of the master's database.
+    pub fn master_url(&self) -> &str {
+        self.deployment.urls().0
+    }
+
+    /// The URLs of the slaves' databases.
+    pub fn slave_urls(&self) -> &[String] {
+        self.deployment.urls().1
+    }
+
+    /// Runs at the master, past the application and as its role, and returns the rows: columns are separated by `|`, on
+    /// MariaDB and MySQL by a tab.
+    ///
+    /// # Panics
+    ///
+    /// If the database refuses.
+    #[track_caller]
+    pub fn sql(&self, sql: &str) -> String {
+        self.deployment.sql(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// From now on, slaves replay nothing. They have all that was committed before.
+    #[track_caller]
+    pub fn pause(&self) {
+        self.blocking_catch_up();
+        self.deployment.replay(Replay { paused: true, ..Replay::default() });
+    }
+
+    /// From now on, slaves replay what is committed so much later. MariaDB and MySQL know whole seconds: it is rounded
+    /// up.
+    pub fn lag(&self, lag: Duration) {
+        self.deployment.replay(Replay { lag, paused: false });
+    }
+
+    /// Ends [`pause`](Self::pause) and [`lag`](Self::lag), and waits until slaves have caught up.
+    #[track_caller]
+    pub fn resume(&self) {
+        self.deployment.replay(Replay::default());
+        self.blocking_catch_up();
+    }
+
+    /// Until every slave has replayed what the master has committed by now. It changes nothing about how slaves replay:
+    /// with a [`lag`](Self::lag), it takes as long as that.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than 20 s, as when replay is [paused](Self::pause).
+    pub async fn catch_up(&self) {
+        let (position, deadline) = (self.deployment.position(), Instant::now() + PATIENCE);
+        while !self.deployment.has_replayed(&position) {
+            assert!(
+                Instant::now() < deadline,
+                "slaves have not caught up within {PATIENCE:?}: is replay paused?"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// As [`catch_up`](Self::catch_up), in tests that are not asynchronous.
+    #[track_caller]
+    pub fn blocking_catch_up(&self) {
+        let position = self.deployment.position();
+        wait_for("slaves that have caught up (is replay paused?)", || {
+            self.deployment.has_replayed(&position)
+        });
+    }
+}
+
+/// What a [`Lab`] is on that has servers: a database of its own on each of them.
+#[derive(Debug)]
+pub struct OnServers<D: Dbms> {
+    servers: Held<D>,
+    database: String,
+    master_url: String,
+    slave_urls: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Held<D: Dbms> {
+    Own(Arc<Servers<D>>),
+    Shared(
+        &'static Servers<D>,
+        #[expect(dead_code, reason = "held until the last lab on them is dropped")] Arc<Taken>,
+    ),
+}
+
+impl<D: Dbms> OnServers<D> {
+    fn new(servers: Held<D>) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+
+        let database = format!("lab{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut lab = Self { servers, database, master_url: String::new(), slave_urls: Vec::new() };
+        (lab.master_url, lab.slave_urls) = lab.servers().database(&lab.database);
+        lab
+    }
+
+    fn servers(&self) -> &Servers<D> {
+        match &self.servers {
+            Held::Own(servers) => servers,
+            Held::Shared(servers, _) => servers,
+        }
+    }
+}
+
+impl<D: Dbms> Deployment for OnServers<D> {
+    fn urls(&self) -> (&str, &[String]) {
+        (&self.master_url, &self.slave_urls)
+    }
+
+    fn sql(&self, sql: &str) -> Result<String, String> {
+        D::sql_as(&self.servers().master, "app", &self.database, sql)
+    }
+
+    fn replay(&self, replay: Replay) {
+        self.servers().replay(replay).unwrap();
+    }
+
+    fn position(&self) -> String {
+        D::position(&self.servers().master)
+    }
+
+    fn has_replayed(&self, position: &str) -> bool {
+        self.servers().slaves.iter().all(|slave| D::has_replayed(slave, position))
+    }
+}

@@ -1,0 +1,35 @@
+#![doc = include_str!("../README.md")]
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+
+// A map, each room importing from those below it:
+//
+//     lab        a test's database, with lag and a section for Rocket; `section`, `reply`
+//     sqlite     labs in files
+//     postgres, mysql   what these kinds of server have of their own
+//     servers    a master and its slaves
+//     server     one server program
+//     guard      ends and removes what a killed test leaves behind
+//     process    programs and processes of this machine
+//     wire       a proxy that fails as networks do; it knows none of the others
+
+mod guard;
+mod lab;
+pub mod mysql;
+pub mod postgres;
+mod process;
+mod reply;
+mod section;
+pub mod server;
+mod servers;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod wire;
+
+pub use lab::{Deployment, Lab, OnServers};
+pub use reply::{Reply, Served, assert_served_by, assert_served_by_slave, served_by};
+pub use section::Section;
+pub use server::Server;
+pub use servers::{Dbms, Replay, Servers};
+#[cfg(feature = "sqlite")]
+pub use sqlite::InFiles;
+pub use wire::Wire;

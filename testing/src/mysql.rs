@@ -1,0 +1,231 @@
+//! MySQL's kind of server: MariaDB, or MySQL itself if the engine under test has it. Both replicate by GTID.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::process::{as_user, find_server_program, output, root, server_program, system_program};
+use crate::server::{Program, Server};
+use crate::servers::{Dbms, Replay, Servers};
+
+mod mariadb;
+mod oracle;
+
+/// MariaDB, or MySQL itself. Both replicate by GTID.
+#[derive(Clone, Copy, Debug)]
+pub struct MySql {
+    software: &'static Software,
+    /// That of the master is 1, and those of its slaves are the next ones.
+    server_id: usize,
+}
+
+/// What MariaDB and MySQL do in ways of their own.
+#[derive(Debug)]
+struct Software {
+    server: &'static str,
+    client: &'static str,
+    /// For the client. Where it would verify a certificate, even on the Unix socket, it does not know our authorities.
+    without_tls: &'static str,
+    settings: &'static str,
+    /// Makes the folder `fresh` for data in the folder of the settings. Root has no password where only
+    /// `localhost`, the Unix socket, is its host.
+    install: fn(&Path),
+    /// What a slave is told of its master at this port.
+    replicate: fn(u16) -> String,
+    is_replicating: fn(&Server<MySql>) -> bool,
+    position: &'static str,
+    has_replayed: fn(&str) -> String,
+    /// One transaction of each of so many sources, as of a cluster that has had many masters.
+    many_sources: fn(usize) -> String,
+    pause_replay: &'static str,
+    resume_replay: &'static str,
+    /// Makes a server of its own of a slave.
+    promote: &'static str,
+    replay: fn(Replay) -> String,
+}
+
+impl MySql {
+    const SERVER_FOLDERS: [&str; 2] = ["/usr/sbin", "/usr/bin"];
+
+    /// MariaDB, 10.5 or newer.
+    pub fn mariadb() -> Self {
+        Self { software: &mariadb::MARIADB, server_id: 1 }
+    }
+
+    /// MySQL, 8.0 or newer.
+    pub fn oracle() -> Self {
+        Self { software: &oracle::MYSQL, server_id: 1 }
+    }
+
+    /// Whether it is MariaDB.
+    pub fn is_mariadb(self) -> bool {
+        self.software.server == mariadb::MARIADB.server
+    }
+}
+
+/// What is installed; MariaDB, if that is both or none.
+impl Default for MySql {
+    fn default() -> Self {
+        let folders = Self::SERVER_FOLDERS.map(PathBuf::from);
+        let has = |software: &Software| find_server_program(&folders, software.server).is_some();
+        match !has(&mariadb::MARIADB) && has(&oracle::MYSQL) {
+            true => Self::oracle(),
+            false => Self::mariadb(),
+        }
+    }
+}
+
+impl Program for MySql {
+    const NAME: &str = "MySQL";
+    const INSTALL: &str = "install the server and the client, of MariaDB as by \
+                           `apt install mariadb-server-core mariadb-client-core`, `dnf install mariadb-server` or \
+                           `brew install mariadb`, of MySQL as by `brew install mysql` or from https://dev.mysql.com/downloads/mysql/";
+    const USER: &str = "nobody";
+    const PORT_TAKEN: &str = "Bind on TCP/IP port";
+    const STOP: i32 = libc::SIGTERM;
+    const END: i32 = libc::SIGKILL;
+
+    fn command(server: &Server<Self>) -> Command {
+        let mut command = program(server.program().software.server, server.folder());
+        command.arg(option("datadir", server.data()));
+        command.arg(option("socket", &socket(server)));
+        command.arg(option("tmpdir", server.folder()));
+        command.arg(format!("--port={}", server.port()));
+        let server_id = server.program().server_id;
+        command.arg(format!("--server-id={server_id}"));
+        command.arg(format!("--read-only={}", u8::from(server_id > 1)));
+        command
+    }
+
+    fn answers(server: &Server<Self>) -> bool {
+        server.sql_in("mysql", "SELECT 1").is_ok()
+    }
+}
+
+impl Dbms for MySql {
+    const SCHEME: &str = "mysql";
+    const ADMIN: &str = "root";
+
+    fn start_master(self, folder: &Path) -> Server<Self> {
+        fs::write(folder.join("my.cnf"), self.software.settings).unwrap();
+        (self.software.install)(folder);
+        let master = self.start(folder, "master");
+        let create = "
+            CREATE USER replication IDENTIFIED BY 'secret';
+            GRANT REPLICATION SLAVE ON *.* TO replication;
+            DROP USER IF EXISTS root@'127.0.0.1';
+            CREATE USER root@'127.0.0.1' IDENTIFIED BY 'secret';
+            GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;
+            CREATE USER app IDENTIFIED BY 'secret'; ";
+        master.sql_in("mysql", &(create.to_owned() + &Self::create_database("app"))).unwrap();
+        master
+    }
+
+    fn start_slave(master: &Server<Self>, number: usize) -> Server<Self> {
+        let kind = Self { server_id: number + 1, ..*master.program() };
+        let slave = kind.start(master.folder(), &format!("slave{number}"));
+        slave.sql_in("mysql", &(kind.software.replicate)(master.port())).unwrap();
+        slave
+    }
+
+    fn is_replicating(servers: &Servers<Self>) -> bool {
+        servers.slaves.iter().all(servers.master.program().software.is_replicating)
+    }
+
+    fn position(master: &Server<Self>) -> String {
+        master.sql(master.program().software.position)
+    }
+
+    fn has_replayed(slave: &Server<Self>, position: &str) -> bool {
+        slave.sql_in("mysql", &(slave.program().software.has_replayed)(position)).unwrap() == "1"
+    }
+
+    // In a database that a slave has before it has replayed anything.
+    fn pause_replay(slave: &Server<Self>) -> Result<(), String> {
+        slave.sql_in("mysql", slave.program().software.pause_replay).map(drop)
+    }
+
+    fn resume_replay(slave: &Server<Self>) -> Result<(), String> {
+        slave.sql_in("mysql", slave.program().software.resume_replay).map(drop)
+    }
+
+    fn promote(slave: &Server<Self>) -> Result<(), String> {
+        slave.sql_in("mysql", slave.program().software.promote).map(drop)
+    }
+
+    fn replay(slave: &Server<Self>, replay: Replay) -> Result<(), String> {
+        slave.sql_in("mysql", &(slave.program().software.replay)(replay)).map(drop)
+    }
+
+    fn create_database(name: &str) -> String {
+        format!("CREATE DATABASE {name}; GRANT ALL ON {name}.* TO app")
+    }
+
+    fn sql_as(server: &Server<Self>, role: &str, database: &str, sql: &str) -> Result<String, String> {
+        let mut client = server_program::<Self>(&["/usr/bin".into()], server.program().software.client);
+        client.args(["--no-defaults", "--default-character-set=utf8mb4"]).arg(format!("--user={role}"));
+        // Root has none.
+        if role != Self::ADMIN {
+            client.env("MYSQL_PWD", "secret");
+        }
+        // A frozen server takes the connection and then says nothing.
+        client.args([
+            "--connect-timeout=10",
+            "--batch",
+            "--raw",
+            "--skip-column-names",
+            server.program().software.without_tls,
+        ]);
+        client.arg(option("socket", &socket(server)));
+        output(client.args(["-D", database, "-e", sql]))
+    }
+}
+
+impl Server<MySql> {
+    /// A position of so many sources is too large for a pin.
+    pub fn write_from_many_sources(&self) {
+        self.sql(&(self.program().software.many_sources)(100));
+    }
+
+    /// Stops, and starts again with one more line of settings.
+    pub fn restart_with(&self, setting: &str) {
+        self.stop();
+        let file = self.folder().join("my.cnf");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + setting + "\n").unwrap();
+        self.start();
+    }
+}
+
+impl MySql {
+    /// On a copy of the fresh data.
+    fn start(self, folder: &Path, name: &str) -> Server<Self> {
+        let mut copy = system_program("cp");
+        as_user(&mut copy, MySql::USER, folder);
+        output(copy.args(["-R", "fresh", name])).unwrap();
+        Server::launch(self, folder.join(name))
+    }
+}
+
+/// With the settings in the folder.
+fn program(name: &str, folder: &Path) -> Command {
+    let mut command = server_program::<MySql>(&MySql::SERVER_FOLDERS.map(PathBuf::from), name);
+    command.arg(option("defaults-file", &folder.join("my.cnf")));
+    if let Some(root) = root() {
+        command.arg(option("basedir", &root.join("usr")));
+    }
+    command
+}
+
+fn socket(server: &Server<MySql>) -> PathBuf {
+    server.data().with_extension("sock")
+}
+
+fn option(name: &str, path: &Path) -> String {
+    format!("--{name}={}", path.display())
+}
+
+/// Rounded up.
+fn whole_seconds(lag: Duration) -> u64 {
+    lag.as_secs() + u64::from(lag.subsec_nanos() > 0)
+}

@@ -1,0 +1,184 @@
+//! Programs of this machine, and the processes that they are.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use tempfile::TempDir;
+
+use crate::guard;
+use crate::server::Program;
+
+/// How long tests wait for what servers do, before they panic.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The folder that the environment variable `LAB_SERVERS` names: it is laid out like `/`, and server programs are
+/// taken from there and from nowhere else.
+pub(crate) fn root() -> Option<&'static Path> {
+    static ROOT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    ROOT.get_or_init(|| env::var_os("LAB_SERVERS").map(PathBuf::from)).as_deref()
+}
+
+/// A program of this kind of server: from one of these folders or PATH; if `LAB_SERVERS` names a folder that is laid
+/// out like `/`, from these folders in there.
+///
+/// # Panics
+///
+/// If it is missing, with what to install.
+pub fn server_program<P: Program>(folders: &[PathBuf], name: &str) -> Command {
+    find_server_program(folders, name).unwrap_or_else(|| match root() {
+        Some(root) => panic!("`{name}` is missing in {}, which LAB_SERVERS names", root.display()),
+        None => panic!("`{name}` is missing: {}", P::INSTALL),
+    })
+}
+
+pub(crate) fn find_server_program(folders: &[PathBuf], name: &str) -> Option<Command> {
+    let Some(root) = root() else { return find(folders, name).map(|file| command(&file)) };
+    let mut files =
+        folders.iter().map(|folder| root.join(folder.strip_prefix("/").unwrap_or(folder)).join(name));
+    files.find(|file| file.is_file()).map(|file| command(&file))
+}
+
+pub(crate) fn system_program(name: &str) -> Command {
+    let file = find(&[], name);
+    command(
+        &file.unwrap_or_else(|| {
+            panic!("`{name}` is missing: install coreutils and procps, or your system's own")
+        }),
+    )
+}
+
+/// Also where servers are, and ordinary users do not look.
+fn find(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let hidden = ["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from);
+    let mut files =
+        folders.iter().cloned().chain(env::split_paths(&path)).chain(hidden).map(|folder| folder.join(name));
+    files.find(|file| file.is_file())
+}
+
+/// Clean of the caller's environment, in which variables such as PG*, MYSQL_* and LC_* would have effects.
+fn command(file: &Path) -> Command {
+    let mut command = Command::new(file);
+    command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// In the folder, and as that user if this process is root's.
+pub fn as_user(command: &mut Command, user: &str, folder: &Path) {
+    command.current_dir(folder);
+    if let Some((uid, gid)) = ids(user) {
+        command.uid(uid).gid(gid);
+    }
+}
+
+/// The user and group to change to, if this process is root's.
+fn ids(user: &str) -> Option<(u32, u32)> {
+    // SAFETY: it has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return None;
+    }
+    // Not with getpwnam, which is not thread-safe.
+    let id = |option: &str| {
+        let id = output(system_program("id").args([option, user]));
+        id.unwrap_or_else(|error| panic!("{error}: root's servers run as `{user}`, whom its package creates"))
+            .parse()
+            .unwrap()
+    };
+    Some((id("-u"), id("-g")))
+}
+
+/// What it prints, without white space around it, or what it says of its failure.
+///
+/// # Panics
+///
+/// If it cannot be started.
+pub fn output(command: &mut Command) -> Result<String, String> {
+    let output =
+        command.stdout(Stdio::piped()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    let ok = output.status.success();
+    if ok { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// For the data of a kind of server, whose user owns it. Whatever ends this process, it is removed.
+pub fn temporary_folder<P: Program>() -> TempDir {
+    // Without `ps` no server could be ended: fail before there is one.
+    processes();
+    let prefix = format!("{}-", P::NAME.to_lowercase());
+    let folder = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
+    if let Some((uid, gid)) = ids(P::USER) {
+        chown(folder.path(), Some(uid), Some(gid)).unwrap();
+    }
+    guard::folder(folder.path());
+    folder
+}
+
+/// Removes it before its owner is dropped, which statics never are.
+pub(crate) fn remove(folder: &TempDir) {
+    let _ = fs::remove_dir_all(folder.path());
+}
+
+/// Process id, parent and state of everything that runs on this machine.
+fn processes() -> Vec<(i32, i32, char)> {
+    let list = output(system_program("ps").args(["-A", "-o", "pid=", "-o", "ppid=", "-o", "stat="]));
+    let process = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (pid, parent) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some((pid, parent, words.next()?.chars().next()?))
+    };
+    list.unwrap().lines().filter_map(process).collect()
+}
+
+/// Each child may lead a process group of its own: only the parent tells where it belongs.
+pub(crate) fn family(parent: i32) -> Vec<i32> {
+    let mut processes = processes();
+    processes.retain(|&(pid, its_parent, _)| pid == parent || its_parent == parent);
+    processes.into_iter().map(|(pid, ..)| pid).collect()
+}
+
+pub(crate) fn send(pids: &[i32], signal: i32) {
+    for &pid in pids {
+        // An error says that the process is gone.
+        // SAFETY: it has no preconditions.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// For each of the processes to be in one of the states or gone.
+pub(crate) fn wait_for_state(states: &str, pids: &[i32]) {
+    let there = |(pid, _, state)| !pids.contains(&pid) || states.contains(state);
+    wait_for(&format!("state {states} of {pids:?}"), || processes().into_iter().all(there));
+}
+
+pub(crate) fn within(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !done() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// Polls until it is done. Blocks.
+///
+/// # Panics
+///
+/// If it takes longer than [`PATIENCE`].
+#[track_caller]
+pub fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    assert!(within(PATIENCE, done), "no {what} within {PATIENCE:?}");
+}
+
+/// A panic elsewhere does not break what these mutexes hold.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

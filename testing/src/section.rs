@@ -1,0 +1,51 @@
+//! What a lab is in `Rocket.toml`'s terms.
+
+use rocket::figment::value::{Dict, Map, Value};
+use rocket::figment::{Error, Metadata, Profile, Provider};
+
+/// A section of a database, for a figment: the servers of a lab, called `master`, `slave-1`, `slave-2`, and so on.
+///
+/// Three keys differ from what an application has by default, so that a slow machine does not change who serves in a
+/// test: `lag_window` is a minute, `max_lag` is `false`, and `server_timing` is `true`, by which
+/// [`served_by`](crate::served_by) tells. [`with`](Self::with) sets them, and others.
+#[derive(Clone, Debug)]
+pub struct Section {
+    database: String,
+    keys: Dict,
+}
+
+impl Section {
+    pub(crate) fn new(database: &str, master: &str, slaves: &[String]) -> Self {
+        let slave = |(number, url): (usize, &String)| server(&format!("slave-{number}"), url);
+        let slaves: Vec<Value> = (1..).zip(slaves).map(slave).map(Value::from).collect();
+        let section = Self { database: database.to_owned(), keys: server("master", master) };
+        section
+            .with("slaves", slaves)
+            .with("lag_window", 60)
+            .with("max_lag", false)
+            .with("server_timing", true)
+    }
+
+    /// With this value of a key; tables are values, too.
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.keys.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+fn server(name: &str, url: &str) -> Dict {
+    Dict::from([("name".to_owned(), name.into()), ("url".to_owned(), url.into())])
+}
+
+/// In the global profile, which takes precedence in all others.
+impl Provider for Section {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(format!("the lab of the database `{}`", self.database))
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        let section = Dict::from([(self.database.clone(), self.keys.clone().into())]);
+        let databases = Dict::from([("databases".to_owned(), section.into())]);
+        Ok(Map::from([(Profile::Global, databases)]))
+    }
+}

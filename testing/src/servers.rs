@@ -1,0 +1,313 @@
+//! A master and the slaves that replicate it, whichever their database servers.
+
+use std::any::Any;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{lock, remove, wait_for, within};
+use crate::server::{Program, Server, at_exit, temporary_folder};
+
+/// What one kind of database server has of its own.
+///
+/// On all of them, the role `app` has the password `secret`, and owns the databases; so has the role
+/// [`ADMIN`](Self::ADMIN), which may do everything.
+pub trait Dbms: Program + Copy + Default {
+    /// Of its URLs.
+    const SCHEME: &str;
+    /// The role that may do everything.
+    const ADMIN: &str;
+
+    /// With both roles, and the database `app`.
+    fn start_master(self, folder: &Path) -> Server<Self>;
+
+    /// The `number`th, from 1.
+    fn start_slave(master: &Server<Self>, number: usize) -> Server<Self>;
+
+    /// Whether all slaves are connected to their master.
+    fn is_replicating(servers: &Servers<Self>) -> bool;
+
+    /// What the master has committed.
+    fn position(master: &Server<Self>) -> String;
+
+    /// Whether a slave has all of it.
+    fn has_replayed(slave: &Server<Self>, position: &str) -> bool;
+
+    /// It receives, and replays nothing any more.
+    ///
+    /// # Errors
+    ///
+    /// What it says, if it is no slave, or does not answer.
+    fn pause_replay(slave: &Server<Self>) -> Result<(), String>;
+
+    /// It replays again.
+    ///
+    /// # Errors
+    ///
+    /// What it says, if it is no slave, or does not answer.
+    fn resume_replay(slave: &Server<Self>) -> Result<(), String>;
+
+    /// How this slave replays from now on.
+    ///
+    /// # Errors
+    ///
+    /// What it says, if it is no slave, or does not answer.
+    fn replay(slave: &Server<Self>, replay: Replay) -> Result<(), String>;
+
+    /// Makes a slave take writes of its own. The others go on replicating the master.
+    ///
+    /// # Errors
+    ///
+    /// What it says, if it is no slave, or does not answer.
+    fn promote(slave: &Server<Self>) -> Result<(), String>;
+
+    /// SQL for a database of the role `app`.
+    fn create_database(name: &str) -> String;
+
+    /// Runs it on the Unix socket. Columns are separated by `|` or a tab, rows by line breaks.
+    ///
+    /// # Errors
+    ///
+    /// What the server says.
+    fn sql_as(server: &Server<Self>, role: &str, database: &str, sql: &str) -> Result<String, String>;
+}
+
+/// How a slave replays what it receives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replay {
+    /// So much later than it was committed. MariaDB and MySQL know whole seconds: it is rounded up.
+    pub lag: Duration,
+    /// Not at all, for the time being.
+    pub paused: bool,
+}
+
+impl<D: Dbms> Server<D> {
+    /// As the ordinary role that owns the database.
+    pub fn url(&self) -> String {
+        self.url_of("app", "app")
+    }
+
+    /// As the role that may do everything.
+    pub fn admin_url(&self) -> String {
+        self.url_of(D::ADMIN, "app")
+    }
+
+    pub(crate) fn url_of(&self, role: &str, database: &str) -> String {
+        let (scheme, port) = (D::SCHEME, self.port());
+        format!("{scheme}://{role}:secret@127.0.0.1:{port}/{database}")
+    }
+
+    /// Runs as the role that may do everything, in the database `app`.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    #[track_caller]
+    pub fn sql(&self, sql: &str) -> String {
+        let result = self.try_sql(sql);
+        result.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// As [`sql`](Self::sql), if the server may refuse.
+    ///
+    /// # Errors
+    ///
+    /// What it says.
+    pub fn try_sql(&self, sql: &str) -> Result<String, String> {
+        self.sql_in("app", sql)
+    }
+
+    /// As [`try_sql`](Self::try_sql), in another database.
+    ///
+    /// # Errors
+    ///
+    /// What the server says.
+    pub fn sql_in(&self, database: &str, sql: &str) -> Result<String, String> {
+        D::sql_as(self, D::ADMIN, database, sql)
+    }
+
+    /// Of a slave: it receives, and replays nothing.
+    ///
+    /// # Panics
+    ///
+    /// If it is none, as for [`resume_replay`](Self::resume_replay).
+    #[track_caller]
+    pub fn pause_replay(&self) {
+        D::pause_replay(self).unwrap();
+    }
+
+    /// Takes [`pause_replay`](Self::pause_replay) back.
+    #[track_caller]
+    pub fn resume_replay(&self) {
+        D::resume_replay(self).unwrap();
+    }
+
+    /// Makes a slave take writes of its own. The others go on replicating the master.
+    ///
+    /// # Errors
+    ///
+    /// What it says, if it is no slave.
+    pub fn promote(&self) -> Result<(), String> {
+        D::promote(self)
+    }
+}
+
+/// A master and its slaves, which end when they are dropped.
+#[derive(Debug)]
+pub struct Servers<D: Dbms> {
+    /// The only one that takes writes.
+    pub master: Server<D>,
+    /// They replicate it.
+    pub slaves: Vec<Server<D>>,
+    // After the servers, which are dropped first and live in it.
+    folder: TempDir,
+    turn: Turn,
+    /// Not for other tests any more.
+    spent: AtomicBool,
+    /// Told to replay late.
+    is_late: AtomicBool,
+}
+
+impl<D: Dbms> Servers<D> {
+    /// Starts them, in a second or two.
+    ///
+    /// # Panics
+    ///
+    /// If programs are missing, with what to install; if they do not start, with their log.
+    pub fn start(kind: D, slaves: usize) -> Self {
+        let folder = temporary_folder::<D>();
+        let master = kind.start_master(folder.path());
+        let slaves = thread::scope(|scope| {
+            let master = &master;
+            let start = |number| scope.spawn(move || D::start_slave(master, number));
+            let threads: Vec<_> = (1..=slaves).map(start).collect();
+            let joined = threads.into_iter().map(|thread| thread.join().unwrap());
+            joined.collect::<Vec<_>>()
+        });
+        let servers = Self {
+            master,
+            slaves,
+            folder,
+            turn: Turn::default(),
+            spent: false.into(),
+            is_late: false.into(),
+        };
+        wait_for("replicating slaves", || D::is_replicating(&servers));
+        servers
+    }
+
+    /// Those that the tests of this process share, two slaves, and the right to use them alone: replay stops, and
+    /// servers fail, for all databases of a server.
+    pub(crate) fn shared(kind: D) -> (&'static Self, Taken) {
+        loop {
+            let servers = Self::leaked(kind);
+            let turn = servers.turn.take();
+            if !servers.spent.load(Ordering::Acquire) && servers.mend() {
+                return (servers, turn);
+            }
+            // They are somebody's until the process ends, but nobody else's any more.
+            servers.spent.store(true, Ordering::Release);
+        }
+    }
+
+    fn leaked(kind: D) -> &'static Self {
+        // Of every kind: it is the same for all `D`.
+        static SHARED: Mutex<Vec<&'static (dyn Any + Send + Sync)>> = Mutex::new(Vec::new());
+
+        let mut shared = lock(&SHARED);
+        let mut all = shared.iter().filter_map(|servers| servers.downcast_ref::<Self>());
+        if let Some(servers) = all.find(|servers| !servers.spent.load(Ordering::Acquire)) {
+            return servers;
+        }
+        let servers: &Self = Box::leak(Box::new(Self::start(kind, 2)));
+        shared.push(servers);
+        at_exit(|| {
+            servers.all().for_each(Server::end);
+            remove(&servers.folder);
+        });
+        servers
+    }
+
+    /// Takes back what a test did, which may have ended by a panic. Whether they can be used again: a slave that was
+    /// promoted is none any more.
+    fn mend(&self) -> bool {
+        for server in self.all() {
+            match server.has_ended() {
+                true => server.start(),
+                false => server.thaw(),
+            }
+        }
+        let mended = match self.is_late.load(Ordering::Acquire) {
+            true => self.replay(Replay::default()),
+            false => self.slaves.iter().try_for_each(D::resume_replay),
+        };
+        mended.is_ok() && within(Duration::from_secs(5), || D::is_replicating(self))
+    }
+
+    /// How all slaves replay from now on.
+    pub(crate) fn replay(&self, replay: Replay) -> Result<(), String> {
+        // It is quicker, as it does not start replication anew.
+        if replay == (Replay { paused: true, ..Replay::default() }) {
+            return self.slaves.iter().try_for_each(D::pause_replay);
+        }
+        self.is_late.store(replay.lag > Duration::ZERO, Ordering::Release);
+        self.slaves.iter().try_for_each(|slave| D::replay(slave, replay))
+    }
+
+    /// The master first.
+    pub fn all(&self) -> impl Iterator<Item = &Server<D>> {
+        std::iter::once(&self.master).chain(&self.slaves)
+    }
+
+    /// Until every slave has replayed what the master has committed. Blocks.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than 20 s, as when replay is paused.
+    #[track_caller]
+    pub fn wait_caught_up(&self) {
+        let position = D::position(&self.master);
+        for slave in &self.slaves {
+            wait_for("replay on a slave", || D::has_replayed(slave, &position));
+        }
+    }
+
+    /// A fresh database of the role `app`, which every slave has too: the URLs of the master
+    /// and of the slaves.
+    pub fn database(&self, name: &str) -> (String, Vec<String>) {
+        self.master.sql(&D::create_database(name));
+        self.wait_caught_up();
+        let slaves = self.slaves.iter().map(|slave| slave.url_of("app", name));
+        (self.master.url_of("app", name), slaves.collect())
+    }
+}
+
+/// A lock that any thread may give back: a lab goes where its test goes.
+#[derive(Debug, Default)]
+struct Turn {
+    is_taken: Mutex<bool>,
+    given_back: Condvar,
+}
+
+/// Given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Taken(&'static Turn);
+
+impl Turn {
+    fn take(&'static self) -> Taken {
+        let free = self.given_back.wait_while(lock(&self.is_taken), |is_taken| *is_taken);
+        *free.unwrap_or_else(PoisonError::into_inner) = true;
+        Taken(self)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        *lock(&self.0.is_taken) = false;
+        self.0.given_back.notify_one();
+    }
+}

@@ -1,0 +1,140 @@
+//! Servers end with the process that started them, however that ends; and what is missing is named.
+//!
+//! Each test starts this program again, as one that runs a part of it.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rocket_replicated_testing::mysql::MySql;
+use rocket_replicated_testing::postgres::Postgres;
+use rocket_replicated_testing::server::wait_for;
+use rocket_replicated_testing::{Dbms, Lab, Servers};
+
+const PART: &str = "PART_OF_TEST";
+
+/// Runs this test in a process of its own, with this variable.
+fn again(test: &str, part: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(PART, part).stdout(Stdio::piped());
+    command
+}
+
+fn part() -> Option<String> {
+    std::env::var(PART).ok()
+}
+
+/// What it prints of its servers: their folder, and the number of each process.
+fn tell(servers: &Servers<impl Dbms>) {
+    println!("FOLDER {}", servers.master.folder().display());
+}
+
+/// Those whose arguments have this folder.
+fn processes(folder: &str) -> Vec<String> {
+    let ps = Command::new("ps").args(["-A", "-o", "pid=", "-o", "args="]).output().unwrap();
+    let lines = String::from_utf8(ps.stdout).unwrap();
+    lines.lines().filter(|line| line.contains(folder)).map(str::to_owned).collect()
+}
+
+fn folder_of(child: &mut Child) -> String {
+    let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    let mut folders =
+        lines.map_while(Result::ok).filter_map(|line| Some(line.split_once("FOLDER ")?.1.to_owned()));
+    folders.next().expect("a process that has started servers")
+}
+
+fn are_gone(folder: &str) {
+    wait_for(&format!("end of {:?}", processes(folder)), || processes(folder).is_empty());
+    wait_for("removal of their folder", || !Path::new(folder).exists());
+}
+
+#[test]
+fn servers_end_with_a_process_that_is_killed_outright() {
+    match part().as_deref() {
+        Some("postgres") => stay(Lab::postgres().servers()),
+        Some("frozen") => {
+            let lab = Lab::postgres();
+            lab.servers().all().for_each(|server| server.freeze());
+            stay(lab.servers());
+        }
+        Some("own") => stay(&Servers::start(Postgres, 1)),
+        Some("mysql") => stay(Lab::shared(MySql::default()).servers()),
+        _ => {
+            for part in ["postgres", "frozen", "own", "mysql"] {
+                let mut child =
+                    again("servers_end_with_a_process_that_is_killed_outright", part).spawn().unwrap();
+                let folder = folder_of(&mut child);
+                assert!(processes(&folder).len() > 1, "{part}");
+                child.kill().unwrap();
+                child.wait().unwrap();
+                are_gone(&folder);
+            }
+        }
+    }
+}
+
+fn stay(servers: &Servers<impl Dbms>) {
+    tell(servers);
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn servers_end_with_a_test_that_panics() {
+    match part().as_deref() {
+        Some("shared") => {
+            let lab = Lab::postgres();
+            lab.slave(1).kill();
+            tell(lab.servers());
+            panic!("as tests do");
+        }
+        Some("own") => {
+            let servers = Servers::start(Postgres, 1);
+            servers.master.freeze();
+            tell(&servers);
+            panic!("as tests do");
+        }
+        _ => {
+            for part in ["shared", "own"] {
+                let mut child = again("servers_end_with_a_test_that_panics", part).spawn().unwrap();
+                let folder = folder_of(&mut child);
+                assert!(!child.wait().unwrap().success());
+                are_gone(&folder);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    match part().as_deref() {
+        Some("postgres") => drop(Lab::postgres()),
+        Some("mariadb") => drop(Lab::mariadb()),
+        Some("mysql") => drop(Lab::mysql()),
+        _ => {
+            let nowhere = tempfile::tempdir().unwrap();
+            for (part, words) in [
+                ("postgres", ["`initdb` is missing in ", "LAB_SERVERS"]),
+                ("mariadb", ["`mariadb-install-db` is missing in ", "LAB_SERVERS"]),
+                ("mysql", ["`mysqld` is missing in ", "LAB_SERVERS"]),
+            ] {
+                let said = says(again("what_is_missing_is_named", part).env("LAB_SERVERS", nowhere.path()));
+                assert!(words.iter().all(|word| said.contains(word)), "{said}");
+            }
+            // What the system has is MariaDB, which may be there by the name of `mysqld` as well.
+            if MySql::default().is_mariadb() {
+                let said = says(again("what_is_missing_is_named", "mysql").env_remove("LAB_SERVERS"));
+                for word in ["`mysqld` is ", ": install", "https://dev.mysql.com/downloads/mysql/"] {
+                    assert!(said.contains(word), "{said}");
+                }
+            }
+        }
+    }
+}
+
+fn says(command: &mut Command) -> String {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap() + &String::from_utf8(output.stdout).unwrap()
+}
