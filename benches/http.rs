@@ -30,6 +30,8 @@ struct Table {
     what: What,
     /// The letters of their rows.
     rivals: &'static str,
+    /// The letters of those that all are compared with.
+    beside: &'static str,
 }
 
 /// What the requests of a table do.
@@ -62,30 +64,41 @@ impl What {
     }
 }
 
-const TABLES: [Table; 4] = [
+const TABLES: [Table; 5] = [
     Table {
         title: "One row by primary key, as JSON",
         path: "/messages/500",
         what: What::Read,
         rivals: "abcdefg",
+        beside: "ce",
     },
     Table {
         title: "A page of five queries, one after the other",
         path: "/pages/500",
         what: What::Read,
         rivals: "abcdefg",
+        beside: "ce",
     },
     Table {
         title: "Writes: a form with one `INSERT`, window mode",
         path: "/notes",
         what: What::Write(Mode::Window),
         rivals: "abcdef",
+        beside: "ce",
     },
     Table {
         title: "Writes: a form with one `INSERT`, position mode",
         path: "/notes",
         what: What::Write(Mode::Position),
         rivals: "abcdef",
+        beside: "ce",
+    },
+    Table {
+        title: "What it costs to be seen: one row by primary key",
+        path: "/messages/500",
+        what: What::Read,
+        rivals: "ahi",
+        beside: "a",
     },
 ];
 
@@ -244,10 +257,22 @@ fn main() {
             name: "g: a, with `get()` for the request",
             program: "bench_replicated",
             server: "replicated_get",
+            section: replicated.clone(),
+        },
+        Rival {
+            name: "h: a, with `server_timing`",
+            program: "bench_replicated",
+            server: "replicated",
+            section: format!("{replicated},server_timing=true"),
+        },
+        Rival {
+            name: "i: a, with a recorder for `metrics`",
+            program: "bench_replicated",
+            server: "replicated_recorded",
             section: replicated,
         },
     ];
-    for (number, Table { title, path, what, rivals: in_it }) in (1..).zip(TABLES) {
+    for (number, Table { title, path, what, rivals: in_it, beside }) in (1..).zip(TABLES) {
         if !tables.is_empty() && !tables.contains(&number.to_string()) {
             continue;
         }
@@ -277,11 +302,12 @@ fn main() {
         let method = what.method();
         println!("\n### {title}\n");
         println!("`{method} {path}`, {rounds} rounds of {seconds} s, {pool} connections:\n");
-        println!("| server | requests/s: median (least–most) | p99 in ms | × c | × e |");
-        println!("|---|---|---|---|---|");
-        let of = |letter: &str| rivals.iter().position(|rival| rival.name.starts_with(letter));
+        let columns: String = beside.chars().map(|letter| format!(" × {letter} |")).collect();
+        println!("| server | requests/s: median (least–most) | p99 in ms |{columns}");
+        println!("|---|---|---|{}", "---|".repeat(beside.len()));
+        let of = |letter: char| rivals.iter().position(|rival| rival.name.starts_with(letter));
         for (rival, rounds) in rivals.iter().zip(&results) {
-            let by_round = |letter: &str| {
+            let by_round = |letter| {
                 of(letter).map_or("–".to_owned(), |other| {
                     let pairs = rounds.iter().zip(&results[other]);
                     Spread::of(
@@ -290,13 +316,12 @@ fn main() {
                     .to_string()
                 })
             };
+            let ratios: String = beside.chars().map(|letter| format!(" {} |", by_round(letter))).collect();
             println!(
-                "| {} | {} | {} | {} | {} |",
+                "| {} | {} | {} |{ratios}",
                 rival.name,
                 Spread::of(rounds.iter().map(|round| round.requests_per_second)),
                 Spread::of(rounds.iter().map(|round| round.p99)),
-                by_round("c"),
-                by_round("e"),
             );
         }
     }

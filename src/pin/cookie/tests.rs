@@ -46,7 +46,8 @@ fn pins_of_previous_keys_are_believed() {
     assert!(pins().read(&of(&new), NOW).is_none(), "new ones are signed with the new key");
     assert!(new.read(&of(&pins()), NOW + WINDOW).is_none(), "no longer than others");
     let shown = format!("{new:?} {:?}", Secret(vec![77; 32]));
-    assert!(!shown.contains("77"), "{shown}");
+    // Alone, it may be a part of a time.
+    assert!(!shown.contains("77, 77"), "{shown}");
 }
 
 #[test]

@@ -109,6 +109,10 @@ async fn rocket() -> Rocket<Build> {
     };
     match &*std::env::var("SERVER").unwrap() {
         "replicated" => rocket.attach(Replicated::fairing()).mount("/", replicated::routes()),
+        "replicated_recorded" => {
+            metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().unwrap();
+            rocket.attach(Replicated::fairing()).mount("/", replicated::routes())
+        }
         "replicated_get" => rocket.attach(Replicated::fairing()).mount("/", replicated_get::routes()),
         "sqlx" => {
             let pool = bare(true);
