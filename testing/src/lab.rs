@@ -52,8 +52,13 @@ pub trait Deployment: fmt::Debug + Send + Sync {
 }
 
 impl Lab<OnServers<Postgres>> {
-    /// On PostgreSQL servers that it shares with the other tests of this process: a master and two slaves. It is
-    /// theirs again when the lab is dropped, until when they wait.
+    /// On PostgreSQL servers that it shares with the other tests of this process: a master and two slaves. They wait
+    /// until this lab is dropped.
+    ///
+    /// # Panics
+    ///
+    /// If this test has such a lab already: a second database is [`beside`](Self::beside) it. If another test has had one
+    /// for ten minutes.
     pub fn postgres() -> Self {
         Self::shared(Postgres)
     }

@@ -4,13 +4,16 @@ use std::any::Any;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::process::{lock, remove, wait_for, within};
 use crate::server::{Program, Server, at_exit, temporary_folder};
+
+/// How long a test waits for its turn at most.
+const LONGEST_TEST: Duration = Duration::from_secs(600);
 
 /// What one kind of database server has of its own.
 ///
@@ -289,7 +292,7 @@ impl<D: Dbms> Servers<D> {
 /// A lock that any thread may give back: a lab goes where its test goes.
 #[derive(Debug, Default)]
 struct Turn {
-    is_taken: Mutex<bool>,
+    holder: Mutex<Option<Thread>>,
     given_back: Condvar,
 }
 
@@ -298,16 +301,31 @@ struct Turn {
 pub(crate) struct Taken(&'static Turn);
 
 impl Turn {
+    /// The thread of a test has its name.
+    #[track_caller]
     fn take(&'static self) -> Taken {
-        let free = self.given_back.wait_while(lock(&self.is_taken), |is_taken| *is_taken);
-        *free.unwrap_or_else(PoisonError::into_inner) = true;
+        let me = thread::current();
+        let is_taken = |holder: &mut Option<Thread>| {
+            // Nothing would ever end this wait.
+            assert!(
+                holder.as_ref().is_none_or(|holder| holder.id() != me.id()),
+                "this test has a lab on these servers: `lab.beside()` is another one, and dropping it gives them back",
+            );
+            holder.is_some()
+        };
+        let waited = self.given_back.wait_timeout_while(lock(&self.holder), LONGEST_TEST, is_taken);
+        let (mut holder, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if let Some(holder) = &*holder {
+            panic!("a lab has been held for {LONGEST_TEST:?}, by {:?}", holder.name());
+        }
+        *holder = Some(me);
         Taken(self)
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        *lock(&self.0.is_taken) = false;
+        *lock(&self.0.holder) = None;
         self.0.given_back.notify_one();
     }
 }

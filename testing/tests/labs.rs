@@ -220,3 +220,10 @@ fn an_assertion_that_fails_says_who_served() {
     let client = blocking::Client::tracked(rocket).unwrap();
     assert_served_by(&client.get("/").dispatch(), "master");
 }
+
+#[test]
+#[should_panic(expected = "`lab.beside()` is another one")]
+fn a_second_lab_of_one_test_does_not_wait_for_the_first() {
+    let _lab = Lab::postgres();
+    Lab::postgres();
+}
