@@ -1,4 +1,4 @@
-//! A small blog on one SQLite file, over `rocket_replicated`. `../before` is the same blog over `rocket_db_pools`.
+//! A small blog on one SQLite file, before coming over from `rocket_db_pools` and after.
 
 use rocket::fairing::{self, AdHoc};
 use rocket::response::status::Created;
