@@ -97,7 +97,9 @@ fn it_has_the_messages_of_the_compiler() {
     for message in ["is not a pool that rocket_replicated can open", "is not a driver of rocket_replicated"] {
         assert!(sources.contains(message) && README.contains(message), "{message}");
     }
-    assert!(sources.contains("Coming from rocket_db_pools") && README.contains("## Coming from rocket_db_pools"));
+    assert!(
+        sources.contains("Coming from rocket_db_pools") && README.contains("## Coming from rocket_db_pools")
+    );
 }
 
 #[test]

@@ -166,7 +166,8 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     ///   the new one. Whoever has kept one gets [`sqlx::Error::PoolClosed`], and has to ask again; what is
     ///   under way there ends as its connection does. The pool of a slave that became the master stays read-only.
     /// * While two servers take writes ([`NodeState::Contested`](crate::NodeState::Contested)), one that writes gives no
-    ///   connection: [`sqlx::Error::PoolTimedOut`]. At shutdown all are closed.
+    ///   connection: [`sqlx::Error::PoolTimedOut`]. At shutdown all are closed, and that of a discovered slave is when its
+    ///   address is gone.
     /// * `prepared_statements = false` means nothing to it: behind a pooler that keeps no prepared statements, it cannot
     ///   be used.
     /// * With SQLite it is a second writer, which waits for the other one for up to `connect_timeout`.
@@ -194,10 +195,12 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
                 Role::Slave => self.read(None),
             };
             let Route { server, access, .. } = handle.session.route();
-            // INVARIANT: only servers with a pool for it are chosen.
-            let pool = server.pool(access).map(|pool| pool.plain());
-            // One that is opened in its master's term is closed after it: the term ends first.
-            if let Some(pool) = pool.filter(|_| self.0.mastership.term() == term) {
+            let Some(pool) = server.pool(access) else {
+                unreachable!("only servers with a pool for it are chosen")
+            };
+            let pool = pool.plain();
+            // A term ends before the pools of its master are closed: one that is there before it ends is closed, too.
+            if self.0.mastership.term() == term {
                 return pool;
             }
         }
