@@ -59,12 +59,10 @@ async fn show(id: i64, db: ReplicatedDb<Blog>) -> Result<Json<Post>> {
 
 #[post("/posts", data = "<draft>")]
 async fn create(draft: Json<Draft>, db: ReplicatedDb<Blog>) -> Result<Created<Json<Post>>> {
-    let post: Post = sqlx::query_as("INSERT INTO posts (title, body) VALUES (?, ?) RETURNING *")
-        .bind(&draft.title)
-        .bind(&draft.body)
-        .fetch_one(&db)
-        .await?;
-    Ok(Created::new(uri!(show(post.id)).to_string()).body(Json(post)))
+    let Draft { title, body } = draft.into_inner();
+    let insert = sqlx::query("INSERT INTO posts (title, body) VALUES (?, ?)").bind(&title).bind(&body);
+    let id = insert.execute(&db).await?.last_insert_rowid();
+    Ok(Created::new(uri!(show(id)).to_string()).body(Json(Post { id, title, body })))
 }
 
 /// All of them, or none.
