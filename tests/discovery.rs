@@ -272,6 +272,19 @@ async fn a_server_that_fails_is_looked_up_soon_and_may_come_back() {
     load.end().await;
 }
 
+/// sqlx's own pool of a server goes with it.
+#[rocket::async_test]
+async fn the_pool_of_a_server_that_is_gone_is_closed() {
+    let lab = Lab::new("pool.test", &[2, 3], &[2]);
+    let (_client, cluster) = lab.launch("").await;
+    let pool = cluster.slave_pool(&lab.node(2)).unwrap();
+    sqlx::query("SELECT 1").execute(&pool).await.unwrap();
+    lab.dns.set(&[3]);
+    eventually("its end", || pool.is_closed().then_some(())).await;
+    assert!(cluster.slave_pool(&lab.node(2)).is_err(), "it is no slave any more");
+    eventually("no connection", || (lab.connections(2) == 0).then_some(())).await;
+}
+
 /// A pod that is deleted is gone from the name, and soon after that it says nothing any more.
 #[rocket::async_test]
 async fn a_server_that_freezes_as_it_leaves_keeps_nobody_waiting() {

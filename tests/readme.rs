@@ -74,6 +74,34 @@ fn its_table_has_every_key() {
     assert_eq!(keys, known.union(&of_slaves).copied().collect());
 }
 
+/// Without the ways in which it is broken into lines.
+fn words() -> String {
+    README.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn coming_over_takes_as_many_lines_as_it_says() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/coming_over");
+    let [before, after] = ["before", "after"].map(|side| folder.join(side).join("src/main.rs"));
+    let diff = std::process::Command::new("diff").args([&before, &after]).output().unwrap();
+    let diff = String::from_utf8(diff.stdout).unwrap();
+    let changed = diff.lines().filter(|line| line.starts_with('>')).count();
+    let all = std::fs::read_to_string(before).unwrap().lines().count();
+    let says = format!("{changed} lines of {all} change");
+    assert!(words().contains(&says), "{says}");
+}
+
+#[test]
+fn it_has_the_messages_of_the_compiler() {
+    let sources = [include_str!("../src/backend/mod.rs"), include_str!("../src/web/guards.rs")].concat();
+    for message in ["is not a pool that rocket_replicated can open", "is not a driver of rocket_replicated"] {
+        assert!(sources.contains(message) && README.contains(message), "{message}");
+    }
+    assert!(
+        sources.contains("Coming from rocket_db_pools") && README.contains("## Coming from rocket_db_pools")
+    );
+}
+
 #[test]
 fn the_commands_it_names_exist() {
     let commands = snippets("sh").join("\n");

@@ -150,6 +150,33 @@ async fn a_handle_from_before_a_promotion_writes_to_whoever_was_promoted() {
     assert_eq!(written_at(&cluster.master), before);
 }
 
+/// Of sqlx's pools, which know nothing of terms.
+#[rocket::async_test]
+async fn a_pool_from_before_a_promotion_is_closed_and_nobody_is_given_it_again() {
+    let cluster = start();
+    let (_client, nodes) = launch(&cluster, "pool").await;
+    both_slaves_are_seen(&nodes).await;
+    let ask = async |pool: &sqlx::PgPool| sqlx::query_scalar::<_, i32>(WRITE).fetch_one(pool).await;
+    let master = nodes.pool(Role::Master);
+    assert_eq!(ask(&master).await.unwrap(), i32::from(cluster.master.port()));
+    let slave = nodes.slave_pool("promoted-pool").unwrap();
+    sqlx::query("SELECT 1").execute(&slave).await.unwrap();
+    let before = written_at(&cluster.master);
+    promote_and_return(&cluster, &nodes, "pool").await;
+
+    let error = ask(&master).await.unwrap_err();
+    assert!(matches!(error, sqlx::Error::PoolClosed), "{error}");
+    for _ in 0..20 {
+        let written = ask(&nodes.pool(Role::Master)).await.unwrap();
+        assert_eq!(written, i32::from(cluster.slaves[0].port()));
+    }
+    assert_eq!(written_at(&cluster.master), before);
+    // Whoever holds the pool of a slave that was promoted goes on reading.
+    sqlx::query("SELECT 1").execute(&slave).await.unwrap();
+    let error = ask(&slave).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("25006"));
+}
+
 #[rocket::async_test]
 async fn a_handle_with_an_open_stream_writes_to_whoever_was_promoted() {
     let cluster = start();
@@ -235,6 +262,8 @@ async fn start_with_two_masters(test: &str) -> (Servers<Postgres>, Client, Nodes
         assert_eq!(response.status(), Status::ServiceUnavailable);
         assert!(response.headers().contains("Retry-After"));
     }
+    let foreign = sqlx::query(WRITE).execute(&nodes.pool(Role::Master)).await;
+    assert!(matches!(foreign, Err(sqlx::Error::PoolTimedOut)), "{foreign:?}");
     assert_eq!((written_at(&cluster.master), written_at(&cluster.slaves[0])), (0, 0));
     let lines = logbook::lines(&words);
     assert_eq!(lines.len(), 1, "{lines:?}");

@@ -54,6 +54,13 @@ use follower::Millis;
 pub type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
 /// A pool this crate can replicate over. Sealed: implemented by [`Pool`] for every [`Driver`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pool that rocket_replicated can open",
+    label = "this database is over another pool",
+    note = "name the pool of this crate: `#[derive(Database)] struct …(rocket_replicated::postgres::Pool);`, or that of \
+            `mysql` or `sqlite`",
+    note = "the pools of rocket_db_pools are over sqlx 0.7: see \"Coming from rocket_db_pools\" in this crate's README"
+)]
 pub trait Backend: rocket_db_pools::Pool<Connection = PoolConnection<Self::Db>> + sealed::Sealed {
     /// The driver behind the pool.
     type Db: Driver;
@@ -63,6 +70,12 @@ pub trait Backend: rocket_db_pools::Pool<Connection = PoolConnection<Self::Db>> 
 pub(crate) type Conn<DB> = <DB as Database>::Connection;
 
 /// A database's own ways. Sealed: one per feature of this crate.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a driver of rocket_replicated",
+    label = "expected `sqlx::Postgres`, `sqlx::MySql` or `sqlx::Sqlite` of sqlx 0.9, with this crate's feature for it",
+    note = "a handler asks for `ReplicatedDb<{Self}>`, which stands for the `Connection<{Self}>` of rocket_db_pools, and runs \
+            its queries over `&db`"
+)]
 pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// Whether one connection at a time may write, so that a larger pool would only wait on itself.
     #[doc(hidden)]
@@ -168,6 +181,11 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         Box::pin(async { Ok(vec![Activity::Hidden; sessions.len()]) })
     }
 
+    /// The connection as what runs statements. Not a bound on `&mut Connection` for all lifetimes: each generic impl would
+    /// have to repeat it, and the compiler, asked about a type without `Executor`, would look for it without end.
+    #[doc(hidden)]
+    fn executor(conn: &mut Conn<Self>) -> impl Executor<'_, Database = Self>;
+
     /// Fetches the first row, and reads on to the end of the answer; gives up after a few more rows where
     /// `rest` allows it. Whether the connection is left clean.
     #[doc(hidden)]
@@ -175,9 +193,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         conn: &'a mut Conn<Self>,
         query: impl Execute<'q, Self> + 'q,
         rest: Rest,
-    ) -> BoxFuture<'a, Result<FirstRow<Self>, sqlx::Error>>
-    where
-        for<'c> &'c mut Conn<Self>: Executor<'c, Database = Self>;
+    ) -> BoxFuture<'a, Result<FirstRow<Self>, sqlx::Error>>;
 
     /// Whether this statement leaves a transaction open behind it. `simple` says that it goes over the simple
     /// protocol, which takes several statements at once.
@@ -259,16 +275,13 @@ fn fetch_first<'a, 'q: 'a, DB: Driver>(
     conn: &'a mut Conn<DB>,
     query: impl Execute<'q, DB> + 'q,
     rest: Rest,
-) -> BoxFuture<'a, Result<FirstRow<DB>, sqlx::Error>>
-where
-    for<'c> &'c mut Conn<DB>: Executor<'c, Database = DB>,
-{
+) -> BoxFuture<'a, Result<FirstRow<DB>, sqlx::Error>> {
     use rocket::futures::TryStreamExt;
 
     /// So many rows cost less to read than a new connection.
     const CHEAP_REST: usize = 64;
 
-    let mut steps = conn.fetch_many(query);
+    let mut steps = DB::executor(conn).fetch_many(query);
     Box::pin(async move {
         let (mut first, mut unwanted) = (None, 0);
         while let Some(step) = steps.try_next().await? {

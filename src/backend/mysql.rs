@@ -127,6 +127,10 @@ impl Driver for MySql {
         })
     }
 
+    fn executor(conn: &mut MySqlConnection) -> impl sqlx::Executor<'_, Database = Self> {
+        conn
+    }
+
     fn fetch_optional<'a, 'q: 'a>(
         conn: &'a mut MySqlConnection,
         query: impl Execute<'q, Self> + 'q,

@@ -164,6 +164,10 @@ impl Driver for Postgres {
         })
     }
 
+    fn executor(conn: &mut PgConnection) -> impl sqlx::Executor<'_, Database = Self> {
+        conn
+    }
+
     fn fetch_optional<'a, 'q: 'a>(
         conn: &'a mut PgConnection,
         query: impl Execute<'q, Self> + 'q,

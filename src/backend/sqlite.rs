@@ -96,6 +96,10 @@ impl Driver for Sqlite {
         Box::pin(async { Ok(None) })
     }
 
+    fn executor(conn: &mut SqliteConnection) -> impl Executor<'_, Database = Self> {
+        conn
+    }
+
     /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more.
     fn fetch_optional<'a, 'q: 'a>(
         conn: &'a mut SqliteConnection,

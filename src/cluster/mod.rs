@@ -87,8 +87,8 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         self.0.status()
     }
 
-    fn slave(&self, name: &str) -> Result<Arc<Server<Db<D>>>, UnknownSlave> {
-        self.0.slave(name).ok_or_else(|| UnknownSlave { name: name.to_owned() })
+    pub(crate) fn slave(&self, name: &str) -> Result<Arc<Server<Db<D>>>, UnknownSlave> {
+        self.0.slave(name).ok_or_else(|| UnknownSlave::new(name))
     }
 }
 
@@ -96,6 +96,12 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownSlave {
     name: String,
+}
+
+impl UnknownSlave {
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.to_owned() }
+    }
 }
 
 impl fmt::Display for UnknownSlave {

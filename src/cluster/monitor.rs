@@ -516,6 +516,9 @@ impl<DB: Driver> Watch<DB> {
             // Whatever comes back from the old master, nothing is written on it.
             old.health.next_generation();
             old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
+            old.pools_with_read_way()
+                .filter(|pool| pool.role() == Role::Master)
+                .for_each(|pool| pool.close_plain());
         }
         for (id, state, why) in &verdict.states {
             if let Some(server) = self.servers.get(*id) {

@@ -167,6 +167,11 @@ impl Health {
         }
     }
 
+    /// Whether it is the master, and the only one that takes writes.
+    pub(crate) fn takes_writes(&self) -> bool {
+        self.role() == Role::Master && self.state.load() != NodeState::Contested
+    }
+
     /// Whether to choose it for a read.
     pub(crate) fn is_usable(&self) -> bool {
         self.state.load() == NodeState::Up && !self.is_taken_out()

@@ -27,6 +27,7 @@ mod checkout;
 mod connection;
 mod counts;
 mod holder;
+mod plain;
 mod read_only;
 mod sessions;
 mod upkeep;
@@ -83,6 +84,8 @@ pub(crate) struct Pool<DB: Driver> {
     /// One for each connection that is in use, kept, or being opened.
     permits: Arc<Semaphore>,
     connections: Mutex<Connections<DB>>,
+    /// For crates that ask for a pool of sqlx's own, once one did.
+    plain: Mutex<Option<sqlx::Pool<DB>>>,
     opened: Instant,
     /// Milliseconds since `opened`, and one: when a full pool was last complained about.
     warned: AtomicU64,
@@ -144,6 +147,7 @@ impl<DB: Driver> Pool<DB> {
                 tickets: 0,
                 open: Vec::new(),
             }),
+            plain: Mutex::default(),
             health,
             counts: Arc::default(),
             opened: Instant::now(),

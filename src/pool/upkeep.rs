@@ -119,6 +119,7 @@ impl<DB: Driver> Pool<DB> {
     /// Lets nobody check out a connection any more.
     pub(crate) fn close(&self) {
         self.permits.close();
+        self.close_plain();
     }
 
     pub(super) fn open_connections(&self) -> u32 {

@@ -114,7 +114,6 @@ impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
 impl<'c, DB: Driver, C> Executor<'c> for &'c mut Watched<DB, C>
 where
     C: DerefMut<Target = Conn<DB>> + Send,
-    for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
 {
     type Database = DB;
 
@@ -125,7 +124,7 @@ where
     {
         Box::pin(async move {
             let query = Query::take(query)?;
-            self.run(query.opens_transaction(), |conn| conn.execute(query)).await
+            self.run(query.opens_transaction(), |conn| DB::executor(conn).execute(query)).await
         })
     }
 
@@ -143,7 +142,7 @@ where
             let opens = query.opens_transaction();
             let before = self.state.left();
             let (conn, watch) = self.parts();
-            let mut steps = conn.fetch_many(query);
+            let mut steps = DB::executor(conn).fetch_many(query);
             while let Some(step) = watch.over(pin!(async { steps.next().await.transpose() })).await? {
                 yield step;
             }
@@ -177,8 +176,10 @@ where
     {
         Box::pin(async move {
             let parameters = parameters.to_vec();
-            self.run(Opens::Never, |conn| Box::pin(async move { conn.prepare_with(sql, &parameters).await }))
-                .await
+            self.run(Opens::Never, |conn| {
+                Box::pin(async move { DB::executor(conn).prepare_with(sql, &parameters).await })
+            })
+            .await
         })
     }
 
@@ -186,7 +187,7 @@ where
     where
         'c: 'e,
     {
-        Box::pin(async move { self.run(Opens::Never, |conn| conn.describe(sql)).await })
+        Box::pin(async move { self.run(Opens::Never, |conn| DB::executor(conn).describe(sql)).await })
     }
 }
 

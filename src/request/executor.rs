@@ -62,10 +62,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         query: Result<Query<Db<D>>, Error>,
         run: Run<Db<D>, T>,
         leaves: Leaves<T>,
-    ) -> Result<T, Error>
-    where
-        for<'a> &'a mut Conn<Db<D>>: Executor<'a, Database = Db<D>>,
-    {
+    ) -> Result<T, Error> {
         let mut query = query?;
         let repeatable = query.repeatable();
         let opens = opens_transaction(&query)?;
@@ -150,10 +147,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     }
 }
 
-impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D>
-where
-    for<'a> &'a mut Conn<Db<D>>: Executor<'a, Database = Db<D>>,
-{
+impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
     type Database = Db<D>;
 
     fn execute<'e, 'q: 'e, E>(
@@ -164,7 +158,7 @@ where
         'c: 'e,
         E: 'q + Execute<'q, Db<D>>,
     {
-        Box::pin(self.run(Query::take(query), |conn, query, _| conn.execute(query), clean))
+        Box::pin(self.run(Query::take(query), |conn, query, _| Db::<D>::executor(conn).execute(query), clean))
     }
 
     fn fetch_all<'e, 'q: 'e, E>(
@@ -175,7 +169,11 @@ where
         'c: 'e,
         E: 'q + Execute<'q, Db<D>>,
     {
-        Box::pin(self.run(Query::take(query), |conn, query, _| conn.fetch_all(query), clean))
+        Box::pin(self.run(
+            Query::take(query),
+            |conn, query, _| Db::<D>::executor(conn).fetch_all(query),
+            clean,
+        ))
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(
@@ -213,7 +211,7 @@ where
                 let done = match opened {
                     Err(error) => Err(error),
                     Ok(()) => {
-                        let mut steps = conn.fetch_many(attempt);
+                        let mut steps = Db::<D>::executor(conn).fetch_many(attempt);
                         let done = loop {
                             match watch.over(pin!(async { steps.next().await.transpose() })).await {
                                 Ok(Some(step)) => {
@@ -252,7 +250,7 @@ where
     {
         Box::pin(self.prepare(move |conn| {
             let (sql, parameters) = (sql.clone(), parameters.to_vec());
-            Box::pin(async move { conn.prepare_with(sql, &parameters).await })
+            Box::pin(async move { Db::<D>::executor(conn).prepare_with(sql, &parameters).await })
         }))
     }
 
@@ -260,7 +258,7 @@ where
     where
         'c: 'e,
     {
-        Box::pin(self.prepare(move |conn| conn.describe(sql.clone())))
+        Box::pin(self.prepare(move |conn| Db::<D>::executor(conn).describe(sql.clone())))
     }
 }
 

@@ -8,10 +8,11 @@ use rocket_db_pools::Database;
 use super::connection::{Connection, Transaction};
 use super::retry::{Attempts, Repeatable};
 use super::session::Session;
-use crate::backend::Backend;
-use crate::cluster::{Cluster, Db};
+use crate::backend::{Access, Backend};
+use crate::cluster::{Cluster, Db, UnknownSlave};
+use crate::health::Role;
 use crate::pin::Pin;
-use crate::routing::{Choice, Client, Declared, MethodKind};
+use crate::routing::{Choice, Client, Declared, MethodKind, Route};
 
 /// The database of a request: reads go to a slave, writes to the master.
 ///
@@ -143,6 +144,82 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     pub fn read(&self, pin: Option<&str>) -> ReplicatedDb<D> {
         let pin = pin.and_then(|token| self.0.read_pin(token));
         self.handle(MethodKind::Read, Declared::Reads, pin)
+    }
+
+    /// sqlx's own pool, for crates that ask for one: past pins, retries, promotions and counts, and past the choice of a
+    /// server for each request.
+    ///
+    /// [`Role::Master`] is a pool that writes, [`Role::Slave`] a read-only one of the server that [`read`](Self::read)
+    /// would ask now: a slave, or the master where there is none to ask, as on a laptop or before
+    /// lift-off. The same server always gives the same pool; [`slave_pool`](Self::slave_pool) names one.
+    ///
+    /// What is done over it:
+    ///
+    /// * Its connections come in addition, up to `max_connections` (of the master's reads
+    ///   `master_read_connections`) for each server and purpose; neither the log at lift-off nor any count has them.
+    ///   They are read-only, and wait as long, as those of this crate.
+    /// * A write pins nobody: whoever has to see it at once writes over `&db`, or over [`write`](Self::write), which has
+    ///   a [`pin`](ReplicatedDb::pin).
+    /// * Nothing moves elsewhere. A pool of a slave goes on when that falls behind, is taken out or dies; then
+    ///   its queries fail. Ask for a pool when you need one, and do not keep it where that can be helped.
+    /// * After a promotion (`follow_promotion`), the pools of the former master are closed, and this method gives those of
+    ///   the new one. Whoever has kept one gets [`sqlx::Error::PoolClosed`], and has to ask again; what is
+    ///   under way there ends as its connection does. The pool of a slave that became the master stays read-only.
+    /// * While two servers take writes ([`NodeState::Contested`](crate::NodeState::Contested)), one that writes gives no
+    ///   connection: [`sqlx::Error::PoolTimedOut`]. At shutdown all are closed, and that of a discovered slave is when its
+    ///   address is gone.
+    /// * `prepared_statements = false` means nothing to it: behind a pooler that keeps no prepared statements, it cannot
+    ///   be used.
+    /// * With SQLite it is a second writer, which waits for the other one for up to `connect_timeout`.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod outside {
+    /// use rocket_replicated::sqlite::Database;
+    /// use rocket_replicated::{Cluster, Role};
+    ///
+    /// # mod sessions { pub async fn sweep(_: &sqlx::SqlitePool) {} }
+    /// async fn sweep(cluster: &Cluster<Database>) {
+    ///     sessions::sweep(&cluster.pool(Role::Master)).await;
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn pool(&self, role: Role) -> sqlx::Pool<Db<D>> {
+        loop {
+            let term = self.0.mastership.term();
+            let handle = match role {
+                Role::Master => self.write(),
+                Role::Slave => self.read(None),
+            };
+            let Route { server, access, .. } = handle.session.route();
+            let Some(pool) = server.pool(access) else {
+                unreachable!("only servers with a pool for it are chosen")
+            };
+            let pool = pool.plain();
+            // A term ends before the pools of its master are closed: one that is there before it ends is closed, too.
+            if self.0.mastership.term() == term {
+                return pool;
+            }
+        }
+    }
+
+    /// As [`pool`](Self::pool), of the slave with this name, however that is: read-only.
+    ///
+    /// # Errors
+    ///
+    /// If no slave has this name.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn slave_pool(&self, slave: &str) -> Result<sqlx::Pool<Db<D>>, UnknownSlave> {
+        let server = self.slave(slave)?;
+        // INVARIANT: whoever can be found as a slave has a pool for it.
+        let pool = server.pool(Access::ReadSlave).map(|pool| pool.plain());
+        pool.ok_or_else(|| UnknownSlave::new(slave))
     }
 
     fn handle(&self, method: MethodKind, declared: Declared, pin: Option<Pin>) -> ReplicatedDb<D> {

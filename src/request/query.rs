@@ -86,10 +86,7 @@ pub(super) enum Frame {
 }
 
 impl Frame {
-    pub(super) async fn open<DB: Driver>(self, conn: &mut Conn<DB>) -> Result<(), Error>
-    where
-        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
-    {
+    pub(super) async fn open<DB: Driver>(self, conn: &mut Conn<DB>) -> Result<(), Error> {
         match self {
             Self::Connection => Ok(()),
             Self::Transaction(begin) => self.run::<DB>(conn, begin).await,
@@ -101,10 +98,7 @@ impl Frame {
         self,
         conn: &mut Conn<DB>,
         done: Result<T, Error>,
-    ) -> Result<T, Error>
-    where
-        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
-    {
+    ) -> Result<T, Error> {
         // Whatever prevents a rollback has broken the connection, and so the transaction.
         match &done {
             Ok(_) => self.run::<DB>(conn, "COMMIT").await?,
@@ -113,12 +107,9 @@ impl Frame {
         done
     }
 
-    async fn run<DB: Driver>(self, conn: &mut Conn<DB>, sql: &'static str) -> Result<(), Error>
-    where
-        for<'a> &'a mut Conn<DB>: Executor<'a, Database = DB>,
-    {
+    async fn run<DB: Driver>(self, conn: &mut Conn<DB>, sql: &'static str) -> Result<(), Error> {
         if self != Self::Connection {
-            conn.execute(sqlx::raw_sql(sql)).await?;
+            DB::executor(conn).execute(sqlx::raw_sql(sql)).await?;
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ use crate::routing::Choice;
 ///
 /// A configuration that is wrong aborts launch. A server that is down does not: connections are
 /// made when they are needed.
-pub struct Replicated<D>(PhantomData<fn() -> D>);
+pub struct Replicated<D: Database<Pool: Backend>>(PhantomData<fn() -> D>);
 
 impl<D: Database<Pool: Backend>> Replicated<D> {
     /// The fairing to attach.
@@ -60,7 +60,7 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
     }
 }
 
-impl<D> fmt::Debug for Replicated<D> {
+impl<D: Database<Pool: Backend>> fmt::Debug for Replicated<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Replicated<{}>", type_name::<D>())
     }

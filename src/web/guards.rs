@@ -176,6 +176,11 @@ fn declare<D: Database<Pool: Backend>>(request: &Request<'_>, declared: Declared
 pub enum Every {}
 
 /// The databases that a [`ChangesDatabase`] or [`ReadsDatabase`] speaks of: one, or [`Every`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a database of rocket_replicated",
+    label = "a guard speaks of one database, or without a parameter of all",
+    note = "name the struct that has `#[derive(Database)]`, over a pool of this crate"
+)]
 pub trait Scope: Send + Sync + 'static {
     #[doc(hidden)]
     fn declare(request: &Request<'_>, declared: Declaration) -> bool;
@@ -189,6 +194,7 @@ pub trait Scope: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration(pub(crate) Declared);
 
+#[diagnostic::do_not_recommend]
 impl<D: Database<Pool: Backend>> Scope for D {
     fn declare(request: &Request<'_>, declared: Declaration) -> bool {
         declare::<D>(request, declared.0)

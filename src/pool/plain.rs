@@ -1,0 +1,74 @@
+//! Pools of sqlx's own, for crates that ask for one. They lie beside [`Pool`], with its options, and know little of
+//! what it knows: sqlx pings what it hands out, and closes what is old.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use rocket::tokio;
+use sqlx::pool::PoolOptions;
+
+use super::Pool;
+use crate::backend::{Access, Driver};
+use crate::health::Health;
+
+/// Whether sqlx may hand out a connection: not for writes where this crate would not write either.
+fn may_serve(health: &Health, access: Access) -> bool {
+    !access.writes() || health.takes_writes()
+}
+
+impl<DB: Driver> Pool<DB> {
+    /// The sqlx pool beside this one: always the same, until it is closed.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(crate) fn plain(&self) -> sqlx::Pool<DB> {
+        let mut plain = self.lock_plain();
+        if let Some(plain) = plain.as_ref().filter(|plain| !plain.is_closed()) {
+            return plain.clone();
+        }
+        let opened = self.open_plain();
+        if self.permits.is_closed() {
+            // The application has shut down.
+            drop(opened.close());
+        }
+        plain.insert(opened).clone()
+    }
+
+    fn open_plain(&self) -> sqlx::Pool<DB> {
+        let (opened, kept): (Arc<Health>, Arc<Health>) = (self.health.clone(), self.health.clone());
+        let access = self.access;
+        PoolOptions::new()
+            .max_connections(self.max_connections)
+            .acquire_timeout(self.timeout)
+            .idle_timeout(self.idle_timeout)
+            .after_connect(move |conn, _| {
+                let may_serve = may_serve(&opened, access);
+                Box::pin(async move {
+                    if !may_serve {
+                        let refused = "writes are not possible at this server now";
+                        return Err(sqlx::Error::Configuration(refused.into()));
+                    }
+                    DB::prepare(conn, access).await.map(drop)
+                })
+            })
+            .before_acquire(move |_, _| {
+                let may_serve = may_serve(&kept, access);
+                Box::pin(async move { Ok(may_serve) })
+            })
+            .connect_lazy_with(self.options.clone())
+    }
+
+    /// Lets nobody have another connection of the sqlx pool, if there is one. What is in use is closed when it comes
+    /// back: sqlx gives nobody a way to it.
+    pub(crate) fn close_plain(&self) {
+        let Some(plain) = self.lock_plain().take() else { return };
+        // sqlx refuses from here on, whoever waits for the rest. The server may be gone, and never take leave.
+        let patience = self.check_timeout;
+        drop(plain.close());
+        tokio::spawn(async move { tokio::time::timeout(patience, plain.close()).await });
+    }
+
+    fn lock_plain(&self) -> MutexGuard<'_, Option<sqlx::Pool<DB>>> {
+        self.plain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

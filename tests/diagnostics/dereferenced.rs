@@ -1,0 +1,13 @@
+// `&mut **db`, as it was. No trait of ours is asked here: the README has the remedy.
+//~ type `ReplicatedDb<rocket_replicated::sqlite::Database>` cannot be dereferenced
+
+use rocket_replicated::Error;
+use rocket_replicated::sqlite::ReplicatedDb;
+
+#[rocket::get("/")]
+async fn handler(mut db: ReplicatedDb) -> Result<(), Error> {
+    sqlx::query("SELECT 1").execute(&mut **db).await?;
+    Ok(())
+}
+
+fn main() {}
