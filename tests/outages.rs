@@ -656,7 +656,7 @@ async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
 #[rocket::async_test]
 async fn a_server_that_is_full_keeps_what_it_has() {
     let lab = Lab::new();
-    lab.sql("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 3");
+    lab.master().sql("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 3");
     let url = lab.master_url().replace("//app:", "//limited:");
     let section = format!("url = \"{url}\"\nmax_connections = 5\nconnect_timeout = 0.5\n");
     let client = client(&section).await;
@@ -774,7 +774,7 @@ async fn reads_at_the_master_cannot_take_the_connections_of_writers() {
 #[rocket::async_test]
 async fn reads_at_the_master_take_a_way_of_their_own() {
     let lab = Lab::new();
-    lab.sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'secret'");
+    lab.master().sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'secret'");
     let url = lab.master_url().replace("//app:", "//reader:");
     let client = client(&format!("url = \"{}\"\nread_url = \"{url}\"\n", lab.master_url())).await;
     let cluster = Replicated::fetch(client.rocket()).unwrap();
