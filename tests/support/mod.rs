@@ -5,7 +5,7 @@
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod cluster;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod dns;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod server;

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,6 +17,7 @@ mod oracle;
 /// One whose `server_id` is that of the master (1), or the next ones, of its slaves.
 pub struct MySql {
     server_id: usize,
+    address: Ipv4Addr,
 }
 
 pub type Server = server::Server<MySql>;
@@ -68,7 +70,8 @@ impl Program for MySql {
         command.arg(option("socket", &socket(server)));
         command.arg(option("tmpdir", server.folder()));
         command.arg(format!("--port={}", server.port()));
-        let server_id = server.program.server_id;
+        let MySql { server_id, address } = server.program;
+        command.arg(format!("--bind-address={address}"));
         command.arg(format!("--server-id={server_id}"));
         command.arg(format!("--read-only={}", u8::from(server_id > 1)));
         command
@@ -154,6 +157,16 @@ impl Dbms for MySql {
 }
 
 impl Server {
+    /// A slave of this master at another address, and on the same port.
+    pub fn start_slave_at(&self, address: Ipv4Addr) -> Server {
+        let last = address.octets()[3];
+        let data = copy_fresh(self.folder(), &format!("slave-at-{last}"));
+        let program = MySql { server_id: last.into(), address };
+        let slave = server::Server::launch_on(self.port(), program, data);
+        slave.sql_in("mysql", &(software().replicate)(self.port())).unwrap();
+        slave
+    }
+
     /// A position of so many sources is too large for a pin.
     pub fn write_from_many_sources(&self) {
         self.sql(&(software().many_sources)(100));
@@ -170,10 +183,15 @@ impl Server {
 
 /// On a copy of the fresh data.
 fn start(folder: &Path, name: &str, server_id: usize) -> Server {
+    let program = MySql { server_id, address: Ipv4Addr::LOCALHOST };
+    Server::launch(program, copy_fresh(folder, name))
+}
+
+fn copy_fresh(folder: &Path, name: &str) -> PathBuf {
     let mut copy = server::program(None, "cp");
     as_user(&mut copy, MySql::USER, folder);
     output(copy.args(["-R", "fresh", name])).unwrap();
-    Server::launch(MySql { server_id }, folder.join(name))
+    folder.join(name)
 }
 
 /// With the settings in the folder.

@@ -9,7 +9,6 @@ pub(super) const MARIADB: Software = Software {
     without_tls: "--skip-ssl",
     settings: "
 [mariadbd]
-bind_address = 127.0.0.1
 skip_name_resolve
 max_connections = 100
 character_set_server = utf8mb4

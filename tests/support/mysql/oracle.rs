@@ -10,7 +10,6 @@ pub(super) const MYSQL: Software = Software {
     without_tls: "--ssl-mode=DISABLED",
     settings: "
 [mysqld]
-bind_address = 127.0.0.1
 skip_name_resolve
 mysqlx = off
 secure_file_priv = NULL
