@@ -451,6 +451,8 @@ impl<DB: Driver> Watch<DB> {
                         .ok()
                         .filter(|observed| observed.role != ReportedRole::Slave)
                         .and_then(|observed| observed.position)
+                        // Every slave has what is in an empty log: such a pin would not lead to what was written.
+                        .filter(|position| !position.is_empty())
                         .map(|position| Seen { position, instance });
                     for answer in waiting {
                         let _ = answer.send(seen.clone());

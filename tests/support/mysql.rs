@@ -45,6 +45,9 @@ struct Software {
     resume_replay: &'static str,
     /// Makes a server of its own of a slave.
     promote: &'static str,
+    stop_replication: &'static str,
+    /// Has a server forget that it has ever logged or replayed anything.
+    reset: &'static str,
     replay: fn(Replay) -> String,
 }
 
@@ -156,6 +159,20 @@ impl Dbms for MySql {
     }
 }
 
+impl Cluster {
+    /// As if nothing had been logged or replayed yet, whatever data there is.
+    pub fn forget_logs(&self) {
+        let sql = |server: &Server, sql| server.sql_in("mysql", sql).unwrap();
+        self.slaves.iter().for_each(|slave| drop(sql(slave, software().stop_replication)));
+        self.master.reset_log();
+        for slave in &self.slaves {
+            slave.reset_log();
+            sql(slave, software().resume_replay);
+        }
+        server::wait_for("replicating slaves", || MySql::is_replicating(self));
+    }
+}
+
 impl Server {
     /// A slave of this master at another address, and on the same port.
     pub fn start_slave_at(&self, address: Ipv4Addr) -> Server {
@@ -165,6 +182,11 @@ impl Server {
         let slave = server::Server::launch_on(self.port(), program, data);
         slave.sql_in("mysql", &(software().replicate)(self.port())).unwrap();
         slave
+    }
+
+    /// From now on it has logged nothing, whatever data it has.
+    pub fn reset_log(&self) {
+        self.sql_in("mysql", software().reset).unwrap();
     }
 
     /// A position of so many sources is too large for a pin.

@@ -46,6 +46,8 @@ gtid_strict_mode = on
     },
     pause_replay: "STOP SLAVE SQL_THREAD",
     resume_replay: "START SLAVE",
+    stop_replication: "STOP SLAVE",
+    reset: "RESET MASTER; SET GLOBAL gtid_slave_pos = ''",
     promote: "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
