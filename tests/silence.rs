@@ -131,6 +131,21 @@ struct Blog(postgres::Pool);
 #[database("shop")]
 struct Shop(postgres::Pool);
 
+#[get("/fails/<shop>")]
+async fn fails(
+    shop: bool,
+    of_blog: rocket_replicated::ReplicatedDb<Blog>,
+    of_shop: rocket_replicated::ReplicatedDb<Shop>,
+) -> Result<(), Error> {
+    let query = sqlx::query("SELECT missing");
+    if shop {
+        query.execute(&of_shop).await?
+    } else {
+        query.execute(&of_blog).await?
+    };
+    Ok(())
+}
+
 #[rocket::async_test]
 async fn with_two_databases_every_line_names_its_own() {
     let lab = Lab::new();
@@ -144,13 +159,23 @@ async fn with_two_databases_every_line_names_its_own() {
     };
     let rocket = rocket(&format!("{}{}", section("blog"), section("shop")))
         .attach(rocket_replicated::Replicated::<Blog>::fairing())
-        .attach(rocket_replicated::Replicated::<Shop>::fairing());
+        .attach(rocket_replicated::Replicated::<Shop>::fairing())
+        .mount("/two", routes![fails]);
     let client = Client::untracked(rocket).await.unwrap();
     for database in ["blog", "shop"] {
         let said =
             logbook::lines(&["WARN", &format!("slave `twin` of database `{database}` cannot be used")]);
         assert_eq!(said.len(), 1, "{said:?}");
     }
+    for (path, database) in [("/two/fails/false", "blog"), ("/two/fails/true", "shop")] {
+        client.get(path).dispatch().await;
+        let said = logbook::lines(&["ERROR", &format!("GET {path} (database `{database}`): "), "missing"]);
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+    let cluster = rocket_replicated::Replicated::<Shop>::fetch(client.rocket()).unwrap();
+    sqlx::query("SELECT 'of the shop', pg_sleep(1.01)").execute(&cluster.write()).await.unwrap();
+    let said = logbook::lines(&["WARN", "low statement", "'of the shop'"]);
+    assert!(said.len() == 1 && said[0].contains("of database `shop`"), "{said:?}");
     drop(client);
     let is_anonymous = |line: &&String| !line.contains("database `");
     let of_servers = logbook::lines(&["slave `"]).into_iter().chain(logbook::lines(&["master `"]));
