@@ -239,6 +239,34 @@ async fn a_login_that_is_refused_later_is_no_outage() {
 }
 
 #[rocket::async_test]
+async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
+    let servers = Cluster::start(1);
+    let (master, slave) = (&servers.master, &servers.slaves[0]);
+    master.sql("CREATE ROLE fickle NOLOGIN PASSWORD 'secret'");
+    servers.wait_caught_up();
+    let client = client(&format!(
+        "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"fickle\" }}]\ncheck_interval = 0.05",
+        master.url(),
+        slave.url().replace("//app:", "//fickle:")
+    ))
+    .await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    assert_eq!(cluster.status()[1].state, NodeState::Down);
+    let lines =
+        |level, words| logbook::lines(&[level, "slave `fickle` of database `replicated`", words]).len();
+    assert_eq!((lines("ERROR", "lets nobody in"), lines("WARN", "cannot be used")), (1, 0));
+
+    // The role may log in by the time at which its server is back.
+    master.sql("ALTER ROLE fickle LOGIN");
+    slave.kill();
+    eventually("an outage", async || lines("WARN", "cannot be used for another reason now") == 1).await;
+    assert_eq!(lines("WARN", "is back"), 0);
+    slave.start();
+    eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
+    assert_eq!(lines("WARN", "is back"), 1);
+}
+
+#[rocket::async_test]
 async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
     let servers = Cluster::start(1);
     let client = client(&format!(
