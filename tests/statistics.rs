@@ -102,7 +102,7 @@ support::on_every_database! {
     #[rocket::async_test]
     async fn connections_and_those_who_wait_for_them() {
         let lab = Lab::new();
-        let section = format!("{}max_connections = 1\nconnect_timeout = 0.2\n", lab.section_alone());
+        let section = format!("{}max_connections = 1\nconnect_timeout = 1\n", lab.section_alone());
         let (client, cluster) = launch(&section).await;
         let writer = cluster.write();
         let held = writer.get().await.unwrap();
