@@ -515,6 +515,8 @@ impl<DB: Driver> Watch<DB> {
                 old.health, new.health
             );
             self.mastership.pass_to(new.id());
+            old.health.changed_role();
+            new.health.changed_role();
             // Whatever comes back from the old master, nothing is written on it.
             old.health.next_generation();
             old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));

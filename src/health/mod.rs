@@ -160,6 +160,11 @@ impl Health {
         if self.mastership.term().master == self.id { Role::Master } else { Role::Slave }
     }
 
+    /// It plays another part from now on.
+    pub(crate) fn changed_role(&self) {
+        self.counts.became(self.role(), self.state());
+    }
+
     pub(crate) fn state(&self) -> NodeState {
         match self.state.load() {
             NodeState::Up if self.is_taken_out() => NodeState::TakenOut,
