@@ -423,3 +423,59 @@ mod promotion {
         assert_eq!(logbook::lines(&["INFO", "leaves", &two]), Vec::<String>::new());
     }
 }
+
+/// The machine's own resolver, in a process that has names of its own: <https://cwrap.org/nss_wrapper.html>. Nobody
+/// answers at their addresses.
+#[cfg(feature = "postgres")]
+mod machine {
+    use std::path::Path;
+    use std::process::Command;
+    use std::time::{Duration, SystemTime};
+    use std::{env, fs};
+
+    use rocket::local::asynchronous::Client;
+    use rocket_replicated::postgres::Replicated;
+
+    use super::{eventually, states};
+    use crate::support::rocket_over;
+
+    const HOSTS: &str = "NSS_WRAPPER_HOSTS";
+
+    /// The file is read again when the second of its last change is another one.
+    fn write(hosts: &Path, day: u64, addresses: &[&str]) {
+        let lines = addresses.iter().map(|address| format!("{address} machine.test\n"));
+        fs::write(hosts, lines.collect::<String>()).unwrap();
+        let file = fs::File::options().append(true).open(hosts).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(day * 86_400)).unwrap();
+    }
+
+    #[test]
+    fn all_addresses_that_the_machine_knows_are_servers() {
+        let folder = tempfile::tempdir().unwrap();
+        let hosts = folder.path().join("hosts");
+        write(&hosts, 1, &["127.0.0.2", "::1", "127.0.0.3"]);
+        let mut test = Command::new(env::current_exe().unwrap());
+        test.args(["--exact", "machine::in_a_process_of_its_own", "--ignored", "--nocapture"]);
+        let done = test.env("LD_PRELOAD", "libnss_wrapper.so").env(HOSTS, &hosts).output().unwrap();
+        let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[rocket::async_test]
+    #[ignore = "all_addresses_that_the_machine_knows_are_servers runs it"]
+    async fn in_a_process_of_its_own() {
+        let hosts = env::var(HOSTS).unwrap();
+        let section = "url = \"postgres://app@127.0.0.1:1/app\"\ncheck_timeout = 0.2\ncheck_interval = 0.2\n\
+                       slaves = [{ url = \"postgres://app@machine.test:1/app\", discover = \"dns\" }]";
+        let rocket = rocket_over(section).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let names = || states(cluster).into_keys().collect::<Vec<_>>();
+        assert_eq!(names(), ["machine.test-127.0.0.2", "machine.test-127.0.0.3"]);
+        write(hosts.as_ref(), 2, &["127.0.0.3", "127.0.0.4"]);
+        eventually("the other addresses", || {
+            (names() == ["machine.test-127.0.0.3", "machine.test-127.0.0.4"]).then_some(())
+        })
+        .await;
+    }
+}
