@@ -326,11 +326,12 @@ async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more
 #[rocket::async_test]
 async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_the_caller() {
     let lab = Lab::new();
-    let section = format!("{}max_connections = 1\nconnect_timeout = 0.3\n", lab.section_alone());
+    let section =
+        format!("{}name = \"crowded\"\nmax_connections = 1\nconnect_timeout = 0.3\n", lab.section_alone());
     let client = client(&section).await;
     let error = text(client.post("/entangled").dispatch().await).await;
     for part in [
-        "no connection for writes to the master `",
+        "no connection for writes to the master `crowded",
         "of database `replicated` became free within 300ms: 1 of 1 are in use, one of them by `entangled` for ",
         "0 more wait",
         "The request that waits holds one itself, by `get()` or `begin()`",
@@ -350,6 +351,8 @@ async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_th
     assert!(errors.iter().all(|error| error.contains("1 of 1 are in use, one of them for ")), "{errors:?}");
     assert!(errors.iter().any(|error| error.contains("; 2 more wait")), "the first one: {errors:?}");
     assert!(!errors.iter().any(|error| error.contains("holds one itself")), "{errors:?}");
+    let said = logbook::lines(&["WARN", "No connection for writes to the master `crowded`"]);
+    assert_eq!(said.len(), 1, "once in ten seconds: {said:?}");
 }
 
 #[rocket::async_test]
