@@ -276,7 +276,7 @@ impl<DB: Driver> Drop for Stopwatch<'_, DB> {
         if took < SLOW {
             return;
         }
-        let health = &self.pool.health();
+        let health = self.pool.health();
         let handler = self.state.holder().handler;
         let handler = handler.map(|handler| format!(", asked by `{handler}`")).unwrap_or_default();
         warn!(
