@@ -162,6 +162,7 @@ impl Dbms for MySql {
 impl Cluster {
     /// As if nothing had been logged or replayed yet, whatever data there is.
     pub fn forget_logs(&self) {
+        self.wait_caught_up();
         let sql = |server: &Server, sql| server.sql_in("mysql", sql).unwrap();
         self.slaves.iter().for_each(|slave| drop(sql(slave, software().stop_replication)));
         self.master.reset_log();

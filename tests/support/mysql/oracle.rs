@@ -57,7 +57,7 @@ enforce_gtid_consistency = on
     pause_replay: "STOP REPLICA SQL_THREAD",
     resume_replay: "START REPLICA",
     stop_replication: "STOP REPLICA",
-    reset: "RESET BINARY LOGS AND GTIDS",
+    reset: "RESET REPLICA; RESET BINARY LOGS AND GTIDS",
     promote: "STOP REPLICA; RESET REPLICA ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
