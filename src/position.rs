@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 mod gtid_set;
 
-use gtid_set::GtidSet;
+pub(crate) use gtid_set::GtidSet;
 
 /// A place in a replication log.
 #[doc(hidden)]
@@ -40,6 +40,15 @@ pub struct Gtid {
 }
 
 impl Position {
+    /// Of a log that nothing was ever written to, or that was reset.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Gtids(gtids) => gtids.is_empty(),
+            Self::GtidSet(set) => set.is_empty(),
+            Self::Lsn { .. } | Self::Time(_) => false,
+        }
+    }
+
     /// MariaDB's notation: `0-10-8,1-10-3`. `None` if nothing is logged.
     #[cfg(any(feature = "mysql", test))]
     pub(crate) fn parse_gtids(text: &str) -> Option<Self> {
@@ -66,6 +75,8 @@ impl Position {
     pub(crate) fn shares_history(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Lsn { timeline: ours, .. }, Self::Lsn { timeline: theirs, .. }) => ours == theirs,
+            // Nothing is where every history begins.
+            (Self::Gtids(ours), Self::Gtids(_)) if ours.is_empty() => true,
             (Self::Gtids(ours), Self::Gtids(theirs)) => {
                 theirs.iter().all(|b| ours.iter().any(|a| (a.domain, a.server) == (b.domain, b.server)))
             }
@@ -250,18 +261,24 @@ impl History {
         self.seen.iter().rev().find(|seen| seen.since < time).map(|seen| &seen.position)
     }
 
-    /// `None` while nothing is known of the master.
+    /// `None` while nothing is known of the master, or where an empty log says nothing: a slave that has replayed what
+    /// its master has no trace of may lack what the master's log had before it was reset; and one that has replayed
+    /// nothing may have been made from a copy of all that there is.
     pub(crate) fn lag(&self, replayed: &Position) -> Option<Lag> {
         let latest = self.seen.back()?;
+        if latest.position.is_empty() && !replayed.is_empty() {
+            return None;
+        }
         if let (Position::Time(master), Position::Time(slave)) = (&latest.position, replayed) {
             return Some(Lag::AtMost(Duration::from_millis(master.saturating_sub(*slave))));
         }
         let behind = |seen: &Seen| latest.until - seen.until;
         let reached = self.seen.iter().rev().find(|seen| replayed.reaches(&seen.position));
-        Some(match reached {
-            Some(reached) => Lag::AtMost(behind(reached)),
-            None => Lag::MoreThan(behind(&self.seen[0])),
-        })
+        match reached {
+            Some(reached) => Some(Lag::AtMost(behind(reached))),
+            None if replayed.is_empty() => None,
+            None => Some(Lag::MoreThan(behind(&self.seen[0]))),
+        }
     }
 
     /// The master's latest position.

@@ -65,7 +65,7 @@ pub struct ServerStatistics {
     pub choices: Counts<Reason>,
     /// How often its state has changed, by what it changed to.
     pub changes: Counts<NodeState>,
-    /// The latest of these changes, the latest first.
+    /// The latest of these changes, and of the part that it plays: the latest first.
     pub latest_changes: Vec<Change>,
     /// Its connections, by what they are for.
     pub pools: Vec<PoolStatistics>,

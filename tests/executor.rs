@@ -265,12 +265,40 @@ support::on_every_database! {
 #[cfg(feature = "postgres")]
 #[rocket::async_test]
 async fn a_statement_that_takes_longer_than_a_second_is_reported() {
-    use rocket_replicated::postgres::Replicated;
+    use rocket::{get, routes};
+    use rocket_replicated::Error;
+    use rocket_replicated::postgres::{Replicated, ReplicatedDb};
+
+    #[get("/patient")]
+    async fn patient(db: ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("SELECT 'long',\n pg_sleep(1.01)").execute(&db).await?;
+        let mut connection = db.get().await?;
+        sqlx::query("SELECT 'held', pg_sleep(1.01)").fetch_one(&mut *connection).await?;
+        drop(connection);
+        let mut transaction = db.begin().await?;
+        sqlx::query("SELECT 'begun', pg_sleep(1.01)").fetch_all(&mut *transaction).await?;
+        sqlx::query("SELECT 'short'").execute(&mut *transaction).await?;
+        Ok(())
+    }
 
     let lab = support::lab::postgres::Lab::new();
-    let rocket = support::rocket_over(&lab.section()).attach(Replicated::fairing());
-    let client = rocket::local::asynchronous::Client::untracked(rocket).await.unwrap();
-    let cluster = Replicated::fetch(client.rocket()).unwrap();
-    sqlx::query("SELECT 'long', pg_sleep(1.01)").execute(&cluster.read(None)).await.unwrap();
-    assert_eq!(support::logbook::lines(&["WARN: slow statement", "'long'"]).len(), 1);
+    let section = lab.section().replace("slave-1", "slow-1").replace("slave-2", "slow-2");
+    let rocket = support::rocket_over(&section).attach(Replicated::fairing());
+    let client =
+        rocket::local::asynchronous::Client::untracked(rocket.mount("/", routes![patient])).await.unwrap();
+    client.get("/patient").dispatch().await;
+    let job = Replicated::fetch(client.rocket()).unwrap().read(None);
+    sqlx::query("SELECT 'streamed', pg_sleep(1.01)").fetch_all(&job).await.unwrap();
+    for (word, handler) in
+        [("'long', pg", "`patient`"), ("'held'", "`patient`"), ("'begun'", "`patient`"), ("'streamed'", "")]
+    {
+        let lines = support::logbook::lines(&["WARN", "low statement", word]);
+        let [line] = &lines[..] else { panic!("{word}: {lines:?}") };
+        assert!(
+            line.contains("on the slave `slow-") && line.contains("` of database `replicated`"),
+            "{line}"
+        );
+        assert!(line.contains(handler) && line.contains(": 1.0 s for SELECT "), "{line}");
+    }
+    assert_eq!(support::logbook::lines(&["WARN", "'short'"]), [""; 0]);
 }

@@ -345,6 +345,105 @@ mod postgresql {
     }
 }
 
+/// Of servers that have logged nothing: MariaDB or MySQL.
+#[cfg(feature = "mysql")]
+mod fresh_mysql {
+    use std::time::{Duration, Instant};
+
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket_replicated::mysql::{Database, Replicated};
+    use rocket_replicated::{Cluster, NodeState, Reason};
+
+    use super::{A_WHILE, KEYS, eventually, states};
+    use crate::support::rocket_over;
+    use rocket_replicated_testing::mysql::MySql;
+    use rocket_replicated_testing::{Dbms, Replay, Server, Servers};
+
+    async fn launch(
+        master: &Server<MySql>,
+        slave: &Server<MySql>,
+        keys: &str,
+    ) -> (Client, Cluster<Database>) {
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\n{KEYS}{keys}",
+            master.url(),
+            slave.url()
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    async fn stays(nodes: &Cluster<Database>, expected: [NodeState; 2]) {
+        let begun = Instant::now();
+        while begun.elapsed() < A_WHILE {
+            assert_eq!(states(nodes), expected);
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn a_slave_that_has_replayed_nothing_of_nothing_serves() {
+        let cluster = Servers::start(MySql::default(), 1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        cluster.forget_logs();
+        let (_client, nodes) = launch(master, slave, "").await;
+        assert_eq!(states(&nodes), [NodeState::Up; 2]);
+        let db = nodes.read(None);
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        assert_eq!(db.choice().unwrap().reason(), Reason::ReadsDatabase);
+
+        // Its lag is known from the first write on.
+        MySql::replay(slave, Replay { lag: Duration::from_secs(60), paused: false }).unwrap();
+        eventually("the slave", || states(&nodes) == [NodeState::Up; 2]).await;
+        master.sql("CREATE TABLE notes (id INTEGER)");
+        eventually("its absence", || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
+        MySql::replay(slave, Replay::default()).unwrap();
+        eventually("its return", || states(&nodes) == [NodeState::Up; 2]).await;
+    }
+
+    /// A pin by an empty log would lead to any slave.
+    #[rocket::async_test]
+    async fn a_write_that_is_not_logged_pins_to_the_master() {
+        let cluster = Servers::start(MySql::default(), 1);
+        cluster.forget_logs();
+        let (_client, nodes) =
+            launch(&cluster.master, &cluster.slaves[0], "consistency = \"position\"\n").await;
+        let writer = nodes.write();
+        sqlx::query("SELECT 1").execute(&writer).await.unwrap();
+        let reader = nodes.read(writer.pin().await.as_deref());
+        sqlx::query("SELECT 1").execute(&reader).await.unwrap();
+        assert_eq!(reader.choice().unwrap().reason(), Reason::Pinned);
+    }
+
+    /// Its position is empty as well, whatever it writes.
+    #[rocket::async_test]
+    async fn a_master_that_logs_nothing_tells_no_lag() {
+        let (ours, theirs) = (Servers::start(MySql::default(), 0), Servers::start(MySql::default(), 1));
+        ours.master.restart_with("skip_log_bin");
+        // A slave of another one, so that it replicates.
+        theirs.forget_logs();
+        let (_client, nodes) = launch(&ours.master, &theirs.slaves[0], "").await;
+        assert_eq!(states(&nodes), [NodeState::Up, NodeState::LagUnknown]);
+        ours.master.sql("CREATE TABLE notes (id INTEGER)");
+        stays(&nodes, [NodeState::Up, NodeState::LagUnknown]).await;
+    }
+
+    /// What the log had before it was reset, the slave may lack.
+    #[rocket::async_test]
+    async fn a_master_whose_log_was_reset_tells_no_lag() {
+        let cluster = Servers::start(MySql::default(), 1);
+        cluster.forget_logs();
+        cluster.master.sql("CREATE TABLE notes (id INTEGER)");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&cluster.master, &cluster.slaves[0], "").await;
+        assert_eq!(states(&nodes), [NodeState::Up; 2]);
+        cluster.master.reset_log();
+        eventually("its absence", || states(&nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
+    }
+}
+
 #[cfg(feature = "mysql")]
 mod mariadb {
     use rocket::local::asynchronous::Client;
@@ -370,5 +469,25 @@ mod mariadb {
         eventually("the slave", || states(nodes) == [NodeState::Up; 2]).await;
         slave.sql("STOP SLAVE; SET GLOBAL read_only = 0; CREATE TABLE app.mine (id INT)");
         eventually("its absence", || states(nodes) == [NodeState::Up, NodeState::SecondMaster]).await;
+    }
+
+    /// It has replayed nothing, as a server that has nothing to do with the master.
+    #[rocket::async_test]
+    async fn a_slave_that_replicates_nobody_has_no_position() {
+        let cluster = Cluster::start(1);
+        let slave = &cluster.slaves[0];
+        cluster.forget_logs();
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\n{KEYS}",
+            cluster.master.url(),
+            slave.url()
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let nodes = Replicated::fetch(client.rocket()).unwrap();
+        assert_eq!(states(nodes), [NodeState::Up; 2]);
+        slave.sql("STOP SLAVE");
+        eventually("its absence", || states(nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
+        slave.sql("START SLAVE");
+        eventually("its return", || states(nodes) == [NodeState::Up; 2]).await;
     }
 }

@@ -50,6 +50,20 @@ async fn scrape(port: u16) -> Option<String> {
     reply.text().await.ok()
 }
 
+/// What there is once all of these samples are in it.
+async fn published(port: u16, awaited: &[&str]) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = scrape(port).await.unwrap_or_default();
+        let has_sample = |wanted: &&&str| text.lines().any(|line| same_series(line, wanted));
+        match awaited.iter().find(|wanted| !has_sample(wanted)) {
+            None => return text,
+            Some(missing) => assert!(Instant::now() < deadline, "{missing} in {text}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// The metric families that a text has samples of.
 fn families(text: &str) -> BTreeSet<&str> {
     let declared = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
@@ -83,16 +97,37 @@ async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
         "rocket_replicated_state_changes_total{database=\"replicated\",server=\"slave-2\",state=\"taken out\"} 1",
         "db_client_connection_max{database=\"replicated\",server=\"db-1\",db_client_connection_pool_name=\"db-1/writes\"} 1",
     ];
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let text = loop {
-        let text = scrape(port).await.unwrap_or_default();
-        let has_sample = |wanted: &&str| text.lines().any(|line| same_series(line, wanted));
-        match awaited.iter().find(|wanted| !has_sample(wanted)) {
-            None => break text,
-            Some(missing) => assert!(Instant::now() < deadline, "{missing} in {text}"),
-        }
-        sleep(Duration::from_millis(50)).await;
+    published(port, &awaited).await;
+
+    // What was published once is not published again: this changes nothing but the number of refused pins.
+    cluster.read(Some("forged"));
+    let marker = "rocket_replicated_pins_refused_total{database=\"replicated\",cause=\"forged\"} 2";
+    let text = published(port, &[marker]).await;
+    let statistics = cluster.statistics();
+    let is_told = |series: &str, labels: &str, value: u64| {
+        let wanted = format!("{series}{{database=\"replicated\"{labels}}} {value}");
+        assert!(text.lines().any(|line| same_series(line, &wanted)), "{wanted} in {text}");
     };
+    is_told("rocket_replicated_pins_made_total", "", 1);
+    is_told("rocket_replicated_pins_honoured_total", "", 1);
+    for server in &statistics.servers {
+        for pool in &server.pools {
+            let (server, used_for) = (&server.name, pool.used_for);
+            let labels =
+                format!(",server=\"{server}\",db_client_connection_pool_name=\"{server}/{used_for}\"");
+            for (state, count) in [("used", pool.in_use), ("idle", pool.idle)] {
+                let labels = format!("{labels},db_client_connection_state=\"{state}\"");
+                is_told("db_client_connection_count", &labels, count.into());
+            }
+            is_told("db_client_connection_timeouts_total", &labels, pool.timed_out);
+            for (metric, times) in [("wait_time", &pool.checkouts), ("create_time", &pool.opened)] {
+                if times.count() > 0 {
+                    let series = format!("db_client_connection_{metric}_seconds_count");
+                    is_told(&series, &labels, times.count());
+                }
+            }
+        }
+    }
 
     // Reads are spread over two slaves.
     let reads: u64 = (text.lines())
@@ -116,6 +151,17 @@ async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
     assert_eq!(foreign, [&""; 0]);
 
     // The labels are from fixed sets.
+    let samples = text.lines().filter(|line| line.contains('{'));
+    for (label, value) in samples.flat_map(|line| labels_of(line).unwrap()) {
+        let is_known = match label {
+            "database" => value == "replicated",
+            "server" => ["db-1", "slave-1", "slave-2"].contains(&value),
+            "role" | "reason" | "cause" | "state" | "outcome" | "le" => true,
+            "db_client_connection_pool_name" | "db_client_connection_state" => true,
+            _ => false,
+        };
+        assert!(is_known, "{label}=\"{value}\" in {text}");
+    }
     for secret in [&*pin, "hunter2", "GET", "notes"] {
         assert!(!text.contains(secret), "{secret} in {text}");
     }
@@ -156,6 +202,12 @@ fn same_series(line: &str, wanted: &str) -> bool {
         Some((name.to_owned(), labels, value.parse::<f64>().ok()?))
     };
     parts(line).is_some() && parts(line) == parts(wanted)
+}
+
+/// The labels of a sample, and their values, which have no quotes.
+fn labels_of(line: &str) -> Option<Vec<(&str, &str)>> {
+    let (labels, _) = line.split_once('{')?.1.rsplit_once('}')?;
+    labels.trim_end_matches('"').split("\",").map(|label| label.split_once("=\"")).collect()
 }
 
 /// The queries of all panels.

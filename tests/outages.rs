@@ -656,7 +656,8 @@ async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
 #[rocket::async_test]
 async fn a_server_that_is_full_keeps_what_it_has() {
     let lab = Lab::new();
-    lab.master().sql("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 3");
+    lab.master()
+        .sql("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 3");
     let url = lab.master_url().replace("//app:", "//limited:");
     let section = format!("url = \"{url}\"\nmax_connections = 5\nconnect_timeout = 0.5\n");
     let client = client(&section).await;

@@ -132,6 +132,21 @@ struct Blog(postgres::Pool);
 #[database("shop")]
 struct Shop(postgres::Pool);
 
+#[get("/fails/<shop>")]
+async fn fails(
+    shop: bool,
+    of_blog: rocket_replicated::ReplicatedDb<Blog>,
+    of_shop: rocket_replicated::ReplicatedDb<Shop>,
+) -> Result<(), Error> {
+    let query = sqlx::query("SELECT missing");
+    if shop {
+        query.execute(&of_shop).await?
+    } else {
+        query.execute(&of_blog).await?
+    };
+    Ok(())
+}
+
 #[rocket::async_test]
 async fn with_two_databases_every_line_names_its_own() {
     let lab = Lab::new();
@@ -145,13 +160,23 @@ async fn with_two_databases_every_line_names_its_own() {
     };
     let rocket = rocket(&format!("{}{}", section("blog"), section("shop")))
         .attach(rocket_replicated::Replicated::<Blog>::fairing())
-        .attach(rocket_replicated::Replicated::<Shop>::fairing());
+        .attach(rocket_replicated::Replicated::<Shop>::fairing())
+        .mount("/two", routes![fails]);
     let client = Client::untracked(rocket).await.unwrap();
     for database in ["blog", "shop"] {
         let said =
             logbook::lines(&["WARN", &format!("slave `twin` of database `{database}` cannot be used")]);
         assert_eq!(said.len(), 1, "{said:?}");
     }
+    for (path, database) in [("/two/fails/false", "blog"), ("/two/fails/true", "shop")] {
+        client.get(path).dispatch().await;
+        let said = logbook::lines(&["ERROR", &format!("GET {path} (database `{database}`): "), "missing"]);
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+    let cluster = rocket_replicated::Replicated::<Shop>::fetch(client.rocket()).unwrap();
+    sqlx::query("SELECT 'of the shop', pg_sleep(1.01)").execute(&cluster.write()).await.unwrap();
+    let said = logbook::lines(&["WARN", "low statement", "'of the shop'"]);
+    assert!(said.len() == 1 && said[0].contains("of database `shop`"), "{said:?}");
     drop(client);
     let is_anonymous = |line: &&String| !line.contains("database `");
     let of_servers = logbook::lines(&["slave `"]).into_iter().chain(logbook::lines(&["master `"]));
@@ -215,6 +240,34 @@ async fn a_login_that_is_refused_later_is_no_outage() {
 }
 
 #[rocket::async_test]
+async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
+    let servers = Cluster::start(1);
+    let (master, slave) = (&servers.master, &servers.slaves[0]);
+    master.sql("CREATE ROLE fickle NOLOGIN PASSWORD 'secret'");
+    servers.wait_caught_up();
+    let client = client(&format!(
+        "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"fickle\" }}]\ncheck_interval = 0.05",
+        master.url(),
+        slave.url().replace("//app:", "//fickle:")
+    ))
+    .await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    assert_eq!(cluster.status()[1].state, NodeState::Down);
+    let lines =
+        |level, words| logbook::lines(&[level, "slave `fickle` of database `replicated`", words]).len();
+    assert_eq!((lines("ERROR", "lets nobody in"), lines("WARN", "cannot be used")), (1, 0));
+
+    // The role may log in by the time at which its server is back.
+    master.sql("ALTER ROLE fickle LOGIN");
+    slave.kill();
+    eventually("an outage", async || lines("WARN", "cannot be used for another reason now") == 1).await;
+    assert_eq!(lines("WARN", "is back"), 0);
+    slave.start();
+    eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
+    assert_eq!(lines("WARN", "is back"), 1);
+}
+
+#[rocket::async_test]
 async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
     let servers = Servers::start(Postgres, 1);
     let client = client(&format!(
@@ -274,11 +327,12 @@ async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more
 #[rocket::async_test]
 async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_the_caller() {
     let lab = Lab::new();
-    let section = format!("{}max_connections = 1\nconnect_timeout = 0.3\n", lab.section_alone());
+    let section =
+        format!("{}name = \"crowded\"\nmax_connections = 1\nconnect_timeout = 0.3\n", lab.section_alone());
     let client = client(&section).await;
     let error = text(client.post("/entangled").dispatch().await).await;
     for part in [
-        "no connection for writes to the master `",
+        "no connection for writes to the master `crowded",
         "of database `replicated` became free within 300ms: 1 of 1 are in use, one of them by `entangled` for ",
         "0 more wait",
         "The request that waits holds one itself, by `get()` or `begin()`",
@@ -298,6 +352,8 @@ async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_th
     assert!(errors.iter().all(|error| error.contains("1 of 1 are in use, one of them for ")), "{errors:?}");
     assert!(errors.iter().any(|error| error.contains("; 2 more wait")), "the first one: {errors:?}");
     assert!(!errors.iter().any(|error| error.contains("holds one itself")), "{errors:?}");
+    let said = logbook::lines(&["WARN", "No connection for writes to the master `crowded`"]);
+    assert_eq!(said.len(), 1, "once in ten seconds: {said:?}");
 }
 
 #[rocket::async_test]

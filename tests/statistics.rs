@@ -102,7 +102,7 @@ support::on_every_database! {
     #[rocket::async_test]
     async fn connections_and_those_who_wait_for_them() {
         let lab = Lab::new();
-        let section = format!("{}max_connections = 1\nconnect_timeout = 0.2\n", lab.section_alone());
+        let section = format!("{}max_connections = 1\nconnect_timeout = 1\n", lab.section_alone());
         let (client, cluster) = launch(&section).await;
         let writer = cluster.write();
         let held = writer.get().await.unwrap();
@@ -120,10 +120,12 @@ support::on_every_database! {
         assert_eq!((now.max, now.in_use, now.idle), (1, 1, 0));
         assert!(in_vain.await.unwrap());
         drop(held);
+        // The first one may wait until it is known what was left on the connection; the second one finds it idle.
+        client.post("/").dispatch().await;
         client.post("/").dispatch().await;
 
         let now = writes(&cluster.statistics());
-        assert_eq!((now.timed_out, now.waiting, now.opened.count(), now.checkouts.count()), (1, 0, 1, 2));
+        assert_eq!((now.timed_out, now.waiting, now.opened.count(), now.checkouts.count()), (1, 0, 1, 3));
         assert!(now.checkouts.sum() >= now.opened.sum() && now.opened.sum() > Duration::ZERO);
         assert_eq!(now.closed.total(), 0);
 
@@ -192,6 +194,30 @@ mod outages {
             assert!(Instant::now() < deadline, "{what}: {statistics:#?}");
             sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[rocket::async_test]
+    async fn of_a_connection_that_its_server_ends() {
+        let servers = Servers::start(Postgres, 1);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]",
+            servers.master.url(),
+            servers.slaves[0].url()
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let reader = cluster.read(None);
+        sqlx::query("SELECT 'ended'").execute(&reader).await.unwrap();
+        let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \
+                   WHERE query LIKE '%ended%' AND pid <> pg_backend_pid()";
+        assert_eq!(servers.slaves[0].sql(end), "t");
+        sqlx::query("SELECT 1").execute(&reader).await.unwrap();
+        let statistics = cluster.statistics();
+        let counted: Vec<_> = statistics.retries.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counted, [(RetryCause::Broken, 1)]);
+        let reads = statistics.servers[1].pools.iter().find(|pool| pool.used_for == PoolUse::SlaveReads);
+        let closed: Vec<_> = reads.unwrap().closed.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(closed, [(CloseCause::Failed, 1)]);
     }
 
     #[rocket::async_test]

@@ -419,6 +419,55 @@ mod outages {
         let nothing = r#"{"reads":false,"writes":false}"#;
         eventually(&client, "/status/health", Status::ServiceUnavailable, nothing).await;
     }
+
+    #[rocket::async_test]
+    async fn a_promotion_is_among_the_latest_changes() {
+        let servers = Servers::start(Postgres, 1);
+        let section = format!(
+            "url = \"{}\"\nname = \"first\"\nslaves = [{{ url = \"{}\", name = \"second\" }}]\n\
+             check_interval = 0.05\nfollow_promotion = true\n",
+            servers.master.url(),
+            servers.slaves[0].url()
+        );
+        let rocket = rocket_over(&section)
+            .attach(Replicated::fairing())
+            .mount("/status", Replicated::status::<Admin>());
+        let client = Client::untracked(rocket).await.unwrap();
+        assert!(!text(&client, "/status").await.contains("promoted"));
+        servers.master.kill();
+        servers.slaves[0].sql("SELECT pg_promote()");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let changes = loop {
+            let status = json(&client, "/status/status.json").await;
+            let changes: Vec<_> = status["changes"].as_array().unwrap().clone();
+            if status["servers"][0]["name"] == "second" && status["servers"][0]["state"] == "up" {
+                break changes;
+            }
+            assert!(Instant::now() < deadline, "{status}");
+            sleep(Duration::from_millis(20)).await;
+        };
+        let became = |server: &str| {
+            let of_it =
+                changes.iter().filter(|change| change["server"] == server && !change["became"].is_null());
+            of_it.map(|change| change["became"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!((became("first"), became("second")), (vec!["slave".into()], vec!["master".into()]));
+        let page = text(&client, "/status").await;
+        for entry in [
+            "<strong>second</strong>: promoted, writes go there",
+            "<strong>first</strong>: the master no longer",
+        ] {
+            assert_eq!(page.matches(entry).count(), 1, "{entry}: {page}");
+        }
+        for server in Replicated::fetch(client.rocket()).unwrap().statistics().servers {
+            let of_state = server.latest_changes.iter().filter(|change| change.became.is_none()).count();
+            assert_eq!(
+                server.changes.total(),
+                of_state as u64,
+                "a promotion is no change of state: {server:?}"
+            );
+        }
+    }
 }
 
 #[cfg(feature = "sqlite")]

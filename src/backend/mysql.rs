@@ -5,7 +5,7 @@ use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlSslMode};
 use sqlx::{AssertSqlSafe, Execute, MySql, Row};
 
-use crate::position::Gtid;
+use crate::position::{Gtid, GtidSet};
 
 use super::settings::{Tls, check_tls};
 use super::version::Software;
@@ -74,10 +74,11 @@ impl Driver for MySql {
         Box::pin(async move {
             let logs = Logs::of(&mut *conn).await?;
             // A slave that has written after what it has replayed, and replays no more.
-            let promoted =
-                access == Access::ReadSlave && logs.current != logs.replayed && !is_replicating(conn).await?;
+            let promoted = access == Access::ReadSlave
+                && logs.current != logs.replayed
+                && !is_replicating(&mut *conn).await?;
             let role = if promoted { ReportedRole::Master } else { ReportedRole::Unknown };
-            Ok(Observation { role, system: None, position: logs.position(access) })
+            Ok(Observation { role, system: None, position: logs.position(conn, access).await? })
         })
     }
 
@@ -85,7 +86,10 @@ impl Driver for MySql {
         conn: &'a mut MySqlConnection,
         _known: Option<&'a Position>,
     ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
-        Box::pin(async move { Ok(Logs::of(conn).await?.position(Access::ReadSlave)) })
+        Box::pin(async move {
+            let logs = Logs::of(&mut *conn).await?;
+            logs.position(conn, Access::ReadSlave).await
+        })
     }
 
     /// It looks at the numbers alone, so that nobody must ask for a position of another history.
@@ -200,11 +204,14 @@ const IDENTITY: &str = identity!();
 
 const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
 
-/// What was written, what replayed, the later of the two, and by which software: each has a comment that
-/// it alone reads. <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
+/// What was written, what replayed, the later of the two, by which software, and whether that logs all that is written:
+/// each has a comment that it alone reads.
+/// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
 const LOGS: &str = "SELECT
-    /*!80000 @@global.gtid_executed, '', '', 'MySQL' */
-    /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB' */";
+    /*!80000 @@global.gtid_executed, '', '', 'MySQL',
+        IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some') */
+    /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
+        IF(@@global.log_bin, 'all', 'some') */";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flavour {
@@ -225,6 +232,8 @@ struct Logs {
     replayed: String,
     /// The later of the two.
     current: String,
+    /// Whether all that is written there is logged, and has a GTID.
+    complete: bool,
 }
 
 impl Logs {
@@ -232,15 +241,32 @@ impl Logs {
         let row = sqlx::raw_sql(LOGS).fetch_one(conn).await?;
         let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
         let flavour = Flavour::of(&text(3));
-        Ok(Self { flavour, written: text(0), replayed: text(1), current: text(2) })
+        let complete = text(4) == "all";
+        Ok(Self { flavour, written: text(0), replayed: text(1), current: text(2), complete })
     }
 
-    fn position(&self, access: Access) -> Option<Position> {
-        match (self.flavour, access) {
-            (Flavour::MariaDb, Access::ReadSlave) => Position::parse_gtids(&self.replayed),
-            (Flavour::MariaDb, _) => Position::parse_gtids(&self.written),
-            (Flavour::MySql, _) => Position::parse_gtid_set(&self.written),
-        }
+    /// An empty log is a position as well, where it means that nothing was done: not at a master that does not log what
+    /// it writes, or that has data of another one; nor at a MariaDB that replicates nobody.
+    async fn position(
+        &self,
+        conn: &mut MySqlConnection,
+        access: Access,
+    ) -> Result<Option<Position>, sqlx::Error> {
+        let Self { flavour, written, replayed, current, complete } = self;
+        Ok(match (flavour, access) {
+            (Flavour::MariaDb, Access::ReadSlave) if replayed.is_empty() => {
+                is_replicating(conn).await?.then(|| Position::Gtids(Vec::new()))
+            }
+            (Flavour::MariaDb, Access::ReadSlave) => Position::parse_gtids(replayed),
+            (Flavour::MariaDb, _) if written.is_empty() => {
+                (*complete && current.is_empty()).then(|| Position::Gtids(Vec::new()))
+            }
+            (Flavour::MariaDb, _) => Position::parse_gtids(written),
+            (Flavour::MySql, _) if written.is_empty() => {
+                complete.then(|| Position::GtidSet(GtidSet::default()))
+            }
+            (Flavour::MySql, _) => Position::parse_gtid_set(written),
+        })
     }
 }
 

@@ -451,6 +451,8 @@ impl<DB: Driver> Watch<DB> {
                         .ok()
                         .filter(|observed| observed.role != ReportedRole::Slave)
                         .and_then(|observed| observed.position)
+                        // Every slave has what is in an empty log: such a pin would not lead to what was written.
+                        .filter(|position| !position.is_empty())
                         .map(|position| Seen { position, instance });
                     for answer in waiting {
                         let _ = answer.send(seen.clone());
@@ -513,6 +515,8 @@ impl<DB: Driver> Watch<DB> {
                 old.health, new.health
             );
             self.mastership.pass_to(new.id());
+            old.health.changed_role();
+            new.health.changed_role();
             // Whatever comes back from the old master, nothing is written on it.
             old.health.next_generation();
             old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use time::OffsetDateTime;
 
-use super::NodeState;
+use super::{NodeState, Role};
 use crate::counters::{Tally, key};
 
 key!(NodeState);
@@ -23,22 +23,33 @@ pub(crate) struct ServerCounts {
     latest: Mutex<VecDeque<Change>>,
 }
 
-/// A change of a node's state.
+/// A change of a node's state, or of the part that it plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
     /// When it was noticed.
     pub at: OffsetDateTime,
-    /// What the node has been since then.
+    /// What the node has been since then; as before, where its part has changed.
     pub state: NodeState,
+    /// The part that it plays since then, if that has changed: writes followed a promotion.
+    pub became: Option<Role>,
 }
 
 impl ServerCounts {
     pub(super) fn changed(&self, state: NodeState) {
         self.changes.add(state);
+        self.remember(state, None);
+    }
+
+    /// No change of state: it counts as none.
+    pub(super) fn became(&self, role: Role, state: NodeState) {
+        self.remember(state, Some(role));
+    }
+
+    fn remember(&self, state: NodeState, became: Option<Role>) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         latest.truncate(REMEMBERED - 1);
-        latest.push_front(Change { at: OffsetDateTime::now_utc(), state });
+        latest.push_front(Change { at: OffsetDateTime::now_utc(), state, became });
     }
 
     /// The latest first.

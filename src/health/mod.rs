@@ -160,6 +160,11 @@ impl Health {
         if self.mastership.term().master == self.id { Role::Master } else { Role::Slave }
     }
 
+    /// It plays another part from now on.
+    pub(crate) fn changed_role(&self) {
+        self.counts.became(self.role(), self.state());
+    }
+
     pub(crate) fn state(&self) -> NodeState {
         match self.state.load() {
             NodeState::Up if self.is_taken_out() => NodeState::TakenOut,
@@ -244,11 +249,20 @@ impl Health {
 
     fn fail(&self, state: NodeState, error: &sqlx::Error) {
         let lets_in = !is_login_refused(error);
-        if self.lets_in.swap(lets_in, Ordering::AcqRel) && !lets_in {
-            error!(
+        let did_let_in = self.lets_in.swap(lets_in, Ordering::AcqRel);
+        match (did_let_in, lets_in) {
+            _ if self.is_leaving.load(Ordering::Acquire) => {}
+            (true, false) => error!(
                 "The {self} is there, but lets nobody in: {error}. This is no outage: correct user, password or database \
                  in its URL, or its own rules."
-            );
+            ),
+            // Its state stays the same, so that nothing else would say so.
+            (false, true) => {
+                warn!(
+                    "The {self} cannot be used for another reason now: {error}. Leaving it alone until it answers."
+                )
+            }
+            (true, true) | (false, false) => {}
         }
         self.doubt_connections();
         self.successes.store(0, Ordering::Release);
@@ -296,15 +310,15 @@ impl Health {
         if before != state {
             self.counts.changed(self.state());
         }
+        if !matches!(state, NodeState::Suspect | NodeState::Down) {
+            self.lets_in.store(true, Ordering::Release);
+        }
         match state {
             _ if before == state || self.is_leaving.load(Ordering::Acquire) => {}
             NodeState::Up if before == NodeState::New => info!("The {self} serves."),
             NodeState::Down if before == NodeState::Suspect => {}
             // As loud as what it takes back: Rocket's level `critical` shows warnings, and nothing below.
-            NodeState::Up => {
-                self.lets_in.store(true, Ordering::Release);
-                warn!("The {self} is back.");
-            }
+            NodeState::Up => warn!("The {self} is back."),
             // It has been said what is wrong, and that it is no outage.
             NodeState::Suspect | NodeState::Down if !self.lets_in.load(Ordering::Acquire) => {}
             NodeState::Suspect | NodeState::Down => {

@@ -3,8 +3,10 @@
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use log::warn;
 use rocket::tokio::runtime::Handle;
 use rocket::tokio::sync::OwnedSemaphorePermit;
 use rocket::tokio::time::timeout;
@@ -204,6 +206,14 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         Self { pool, state }
     }
 
+    /// Warns of a statement if it takes long, until the answer is there or nobody waits for it.
+    pub(crate) fn stopwatch<'s>(&self, sql: &'s str) -> Stopwatch<'s, DB>
+    where
+        'a: 's,
+    {
+        Stopwatch { pool: self.pool, state: self.state, sql, began: Instant::now() }
+    }
+
     /// Pinned in place, not moved along: the future of a query is as large as its parts.
     ///
     /// # Errors
@@ -246,6 +256,53 @@ impl<'a, DB: Driver> Watch<'a, DB> {
     }
 }
 
+/// A statement that takes longer is warned of.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// No more of a statement is logged: it may hold a thousand rows.
+const MAX_SHOWN: usize = 500;
+
+/// The time that a statement takes. sqlx would warn, too, but it knows neither the database nor the handler.
+pub(crate) struct Stopwatch<'s, DB: Driver> {
+    pool: &'s Pool<DB>,
+    state: &'s ConnectionState<DB>,
+    sql: &'s str,
+    began: Instant,
+}
+
+impl<DB: Driver> Drop for Stopwatch<'_, DB> {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        if took < SLOW {
+            return;
+        }
+        let health = self.pool.health();
+        let handler = self.state.holder().handler;
+        let handler = handler.map(|handler| format!(", asked by `{handler}`")).unwrap_or_default();
+        warn!(
+            "Slow statement on the {health}{handler}: {:.1} s for {}",
+            took.as_secs_f64(),
+            in_one_line(self.sql)
+        );
+    }
+}
+
+fn in_one_line(sql: &str) -> String {
+    let mut line = String::new();
+    for word in sql.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if let Some((end, _)) = line.char_indices().nth(MAX_SHOWN) {
+            line.truncate(end);
+            line.push('…');
+            break;
+        }
+    }
+    line
+}
+
 /// Whether this crate made it, and has said all there is to say.
 fn is_ours(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotConnected)
@@ -277,5 +334,19 @@ impl<DB: Driver> Drop for Sticky<DB> {
         if let Some(held) = self.ticket.and_then(|ticket| self.pool.claim(ticket)) {
             Checkout::new(self.pool.clone(), held).put_back();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_is_shown_in_one_line_that_ends() {
+        assert_eq!(in_one_line("\n  SELECT id\n    FROM notes\n"), "SELECT id FROM notes");
+        let long = in_one_line(&format!("INSERT INTO notes VALUES {}", "('ä'), ".repeat(1000)));
+        assert_eq!(long.chars().count(), MAX_SHOWN + 1);
+        assert!(long.starts_with("INSERT INTO notes VALUES ('ä'), ('ä'), ") && long.ends_with('…'));
+        assert_eq!(in_one_line(&"ä".repeat(600)).chars().count(), MAX_SHOWN + 1);
     }
 }

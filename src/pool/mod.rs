@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 use rocket::tokio;
 use rocket::tokio::sync::Semaphore;
+use sqlx::ConnectOptions;
 
 use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
 use crate::health::{Health, Role, Use};
@@ -132,7 +133,8 @@ impl<DB: Driver> Pool<DB> {
         let check = !access.writes() && settings.enforce_read_only;
         Ok(Arc::new(Self {
             access,
-            options: DB::options(settings, access)?,
+            // A `Stopwatch` warns of slow statements.
+            options: DB::options(settings, access)?.log_slow_statements(log::LevelFilter::Off, Duration::MAX),
             prepared_statements: settings.prepared_statements,
             timeout,
             check_timeout,

@@ -57,6 +57,10 @@ impl GtidSet {
         (!set.0.is_empty()).then_some(set)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn includes(&self, other: &Self) -> bool {
         other.0.iter().all(|(source, theirs)| {
             let Some(ours) = self.0.get(source) else { return false };

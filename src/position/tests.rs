@@ -137,6 +137,30 @@ fn lag_is_since_when_the_master_has_been_further() {
 }
 
 #[test]
+fn an_empty_log_tells_of_an_empty_log_alone() {
+    let begin = Instant::now();
+    let s = Duration::from_secs;
+    for (empty, some) in [
+        (Position::Gtids(vec![]), gtids("0-10-8")),
+        (Position::GtidSet(GtidSet::default()), set(&format!("{A}:1-8"))),
+    ] {
+        let mut history = History::default();
+        history.record(empty.clone(), begin);
+        assert_eq!(history.lag(&empty), Some(Lag::AtMost(s(0))));
+        assert_eq!(history.lag(&some), None, "the log may have been reset");
+
+        history.record(some.clone(), begin + s(2));
+        assert_eq!(history.lag(&empty), Some(Lag::AtMost(s(2))));
+        assert_eq!(history.lag(&some), Some(Lag::AtMost(s(0))));
+
+        let mut history = History::default();
+        history.record(some.clone(), begin);
+        assert_eq!(history.lag(&empty), None, "it may be a copy of all that there is");
+        assert!(empty.shares_history(&some) && !empty.includes(&some));
+    }
+}
+
+#[test]
 fn what_came_since_and_what_is_in_common() {
     for (now, then, since, in_common) in [
         (gtids("0-10-9,1-10-3"), gtids("0-10-8,1-10-3"), gtids("0-10-9"), Some(gtids("1-10-3"))),

@@ -99,11 +99,14 @@ impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
     async fn run<T>(
         &mut self,
         opens: Opens,
+        sql: &SqlStr,
         run: impl for<'a> FnOnce(&'a mut Conn<DB>) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let before = self.state.left();
         let (conn, watch) = self.parts();
+        let stopwatch = watch.stopwatch(sql.as_str());
         let done = watch.over(pin!(run(conn))).await;
+        drop(stopwatch);
         if opens == Opens::Never && done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {
             self.state.leave(before);
         }
@@ -124,7 +127,8 @@ where
     {
         Box::pin(async move {
             let query = Query::take(query)?;
-            self.run(query.opens_transaction(), |conn| DB::executor(conn).execute(query)).await
+            let sql = query.text().clone();
+            self.run(query.opens_transaction(), &sql, |conn| DB::executor(conn).execute(query)).await
         })
     }
 
@@ -139,14 +143,15 @@ where
         let query = Query::take(query);
         Box::pin(try_stream! {
             let query = query?;
-            let opens = query.opens_transaction();
+            let (opens, sql) = (query.opens_transaction(), query.text().clone());
             let before = self.state.left();
             let (conn, watch) = self.parts();
+            let stopwatch = watch.stopwatch(sql.as_str());
             let mut steps = DB::executor(conn).fetch_many(query);
             while let Some(step) = watch.over(pin!(async { steps.next().await.transpose() })).await? {
                 yield step;
             }
-            drop(steps);
+            drop((steps, stopwatch));
             if opens == Opens::Never {
                 self.state.leave(before);
             }
@@ -161,8 +166,8 @@ where
     {
         Box::pin(async move {
             let query = Query::take(query)?;
-            let opens = query.opens_transaction();
-            Ok(self.run(opens, |conn| DB::fetch_optional(conn, query, Rest::Read)).await?.0)
+            let (opens, sql) = (query.opens_transaction(), query.text().clone());
+            Ok(self.run(opens, &sql, |conn| DB::fetch_optional(conn, query, Rest::Read)).await?.0)
         })
     }
 
@@ -175,8 +180,8 @@ where
         'c: 'e,
     {
         Box::pin(async move {
-            let parameters = parameters.to_vec();
-            self.run(Opens::Never, |conn| {
+            let (text, parameters) = (sql.clone(), parameters.to_vec());
+            self.run(Opens::Never, &text, |conn| {
                 Box::pin(async move { DB::executor(conn).prepare_with(sql, &parameters).await })
             })
             .await
@@ -187,7 +192,10 @@ where
     where
         'c: 'e,
     {
-        Box::pin(async move { self.run(Opens::Never, |conn| DB::executor(conn).describe(sql)).await })
+        Box::pin(async move {
+            let text = sql.clone();
+            self.run(Opens::Never, &text, |conn| DB::executor(conn).describe(sql)).await
+        })
     }
 }
 

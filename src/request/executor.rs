@@ -73,6 +73,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             let rest = if route.access.writes() { Rest::Read } else { Rest::Abandon };
             let done = {
                 let (conn, watch) = checkout.parts();
+                let _stopwatch = watch.stopwatch(query.text().as_str());
                 // In place, not moved along: a query's future is as large as its parts.
                 let framed = pin!(async {
                     frame.open::<Db<D>>(conn).await?;
@@ -207,6 +208,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                 let (attempt, frame) = query.attempt(checkout.pool());
                 let mut repeatable = query.repeatable();
                 let (conn, watch) = checkout.parts();
+                let stopwatch = watch.stopwatch(query.text().as_str());
                 let opened = watch.over(pin!(frame.open::<Db<D>>(conn))).await;
                 let done = match opened {
                     Err(error) => Err(error),
@@ -226,6 +228,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                         watch.over(pin!(frame.close::<Db<D>, _>(conn, done))).await
                     }
                 };
+                drop(stopwatch);
                 match done {
                     Ok(()) => {
                         self.leave(checkout, Left::Clean, opens).await?;

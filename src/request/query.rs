@@ -26,6 +26,11 @@ impl<DB: Driver> Query<DB> {
         })
     }
 
+    /// Its text, for messages.
+    pub(super) fn text(&self) -> &SqlStr {
+        &self.sql
+    }
+
     /// Without arguments it goes over the simple protocol, which takes several statements at once.
     pub(super) fn repeatable(&self) -> Repeatable {
         if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }

@@ -8,6 +8,7 @@ use rocket::Request;
 use rocket::http::Status;
 use rocket::response::{self, Responder};
 
+use super::guards::Attached;
 use crate::backend::is_unavailable;
 use crate::pool::OutcomeUnknown;
 
@@ -74,18 +75,34 @@ impl<'r> Responder<'r, 'static> for Error {
         match &self {
             Self::NotFound => Err(Status::NotFound),
             Self::Unavailable(_) => {
-                warn!("{} {}: {self}", request.method(), request.uri().path());
+                warn!("{}: {self}", Asker(request));
                 RetryLater::tell(request);
                 Err(Status::ServiceUnavailable)
             }
             Self::OutcomeUnknown(_) => {
-                error!("{} {}: {self}", request.method(), request.uri().path());
+                error!("{}: {self}", Asker(request));
                 Err(Status::GatewayTimeout)
             }
             Self::Database(_) => {
-                error!("{} {}: {self}", request.method(), request.uri().path());
+                error!("{}: {self}", Asker(request));
                 Err(Status::InternalServerError)
             }
+        }
+    }
+}
+
+/// A request with the databases that it has asked, as in `` GET /posts (database `blog`) ``: what a driver says of an
+/// error does not name its database, and nor does what a handler makes of it.
+struct Asker<'r, 'a>(&'r Request<'a>);
+
+impl fmt::Display for Asker<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(request) = self;
+        write!(f, "{} {}", request.method(), request.uri().path())?;
+        match &Attached::asked(request)[..] {
+            [] => Ok(()),
+            [database] => write!(f, " (database `{database}`)"),
+            databases => write!(f, " (databases `{}`)", databases.join("`, `")),
         }
     }
 }

@@ -171,6 +171,10 @@ fn declare<D: Database<Pool: Backend>>(request: &Request<'_>, declared: Declared
     session.is_some()
 }
 
+fn is_asked<D: Database<Pool: Backend>>(request: &Request<'_>) -> bool {
+    existing_session::<D>(request).is_some_and(|session| session.choice().is_some())
+}
+
 /// All databases of the application: what a guard speaks of that names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Every {}
@@ -210,9 +214,9 @@ pub(crate) struct Attached(RwLock<Vec<Member>>);
 
 #[derive(Clone)]
 struct Member {
-    #[cfg(feature = "status")]
     database: &'static str,
     declare: fn(&Request<'_>, Declared) -> bool,
+    is_asked: fn(&Request<'_>) -> bool,
     pin: Option<PinNames>,
 }
 
@@ -233,12 +237,7 @@ impl Attached {
 
     pub(crate) fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>, config: &Config) -> Rocket<Build> {
         let pin = config.pin.as_ref().map(|pin| PinNames::new(D::NAME, pin));
-        let member = Member {
-            #[cfg(feature = "status")]
-            database: D::NAME,
-            declare: declare::<D>,
-            pin,
-        };
+        let member = Member { database: D::NAME, declare: declare::<D>, is_asked: is_asked::<D>, pin };
         match rocket.state::<Self>() {
             Some(Self(members)) => {
                 members.write().unwrap_or_else(PoisonError::into_inner).push(member);
@@ -251,6 +250,12 @@ impl Attached {
     #[cfg(feature = "status")]
     pub(crate) fn has(&self, database: &str) -> bool {
         self.members().iter().any(|member| member.database == database)
+    }
+
+    /// The databases that a request has asked so far.
+    pub(super) fn asked(request: &Request<'_>) -> Vec<&'static str> {
+        let members = request.rocket().state::<Self>().map(Self::members).unwrap_or_default();
+        members.iter().filter(|member| (member.is_asked)(request)).map(|member| member.database).collect()
     }
 
     fn members(&self) -> Vec<Member> {

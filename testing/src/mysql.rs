@@ -1,11 +1,12 @@
 //! MySQL's kind of server: MariaDB, or MySQL itself if the engine under test has it. Both replicate by GTID.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::process::{as_user, find_server_program, output, root, server_program, system_program};
+use crate::process::{as_user, find_server_program, output, root, server_program, system_program, wait_for};
 use crate::server::{Program, Server};
 use crate::servers::{Dbms, Replay, Servers};
 
@@ -18,6 +19,7 @@ pub struct MySql {
     software: &'static Software,
     /// That of the master is 1, and those of its slaves are the next ones.
     server_id: usize,
+    address: Ipv4Addr,
 }
 
 /// What MariaDB and MySQL do in ways of their own.
@@ -42,6 +44,9 @@ struct Software {
     resume_replay: &'static str,
     /// Makes a server of its own of a slave.
     promote: &'static str,
+    stop_replication: &'static str,
+    /// Has a server forget that it has ever logged or replayed anything.
+    reset: &'static str,
     replay: fn(Replay) -> String,
 }
 
@@ -50,12 +55,12 @@ impl MySql {
 
     /// MariaDB, 10.5 or newer.
     pub fn mariadb() -> Self {
-        Self { software: &mariadb::MARIADB, server_id: 1 }
+        Self { software: &mariadb::MARIADB, server_id: 1, address: Ipv4Addr::LOCALHOST }
     }
 
     /// MySQL, 8.0 or newer.
     pub fn oracle() -> Self {
-        Self { software: &oracle::MYSQL, server_id: 1 }
+        Self { software: &oracle::MYSQL, server_id: 1, address: Ipv4Addr::LOCALHOST }
     }
 
     /// Whether it is MariaDB.
@@ -92,7 +97,8 @@ impl Program for MySql {
         command.arg(option("socket", &socket(server)));
         command.arg(option("tmpdir", server.folder()));
         command.arg(format!("--port={}", server.port()));
-        let server_id = server.program().server_id;
+        let MySql { server_id, address, .. } = *server.program();
+        command.arg(format!("--bind-address={address}"));
         command.arg(format!("--server-id={server_id}"));
         command.arg(format!("--read-only={}", u8::from(server_id > 1)));
         command
@@ -110,7 +116,7 @@ impl Dbms for MySql {
     fn start_master(self, folder: &Path) -> Server<Self> {
         fs::write(folder.join("my.cnf"), self.software.settings).unwrap();
         (self.software.install)(folder);
-        let master = self.start(folder, "master");
+        let master = Server::launch(self, copy_fresh(folder, "master"));
         let create = "
             CREATE USER replication IDENTIFIED BY 'secret';
             GRANT REPLICATION SLAVE ON *.* TO replication;
@@ -124,7 +130,16 @@ impl Dbms for MySql {
 
     fn start_slave(master: &Server<Self>, number: usize) -> Server<Self> {
         let kind = Self { server_id: number + 1, ..*master.program() };
-        let slave = kind.start(master.folder(), &format!("slave{number}"));
+        let slave = Server::launch(kind, copy_fresh(master.folder(), &format!("slave{number}")));
+        slave.sql_in("mysql", &(kind.software.replicate)(master.port())).unwrap();
+        slave
+    }
+
+    fn start_slave_at(master: &Server<Self>, address: Ipv4Addr) -> Server<Self> {
+        let last = address.octets()[3];
+        let kind = Self { server_id: last.into(), address, ..*master.program() };
+        let data = copy_fresh(master.folder(), &format!("slave-at-{last}"));
+        let slave = Server::launch_on(master.port(), kind, data);
         slave.sql_in("mysql", &(kind.software.replicate)(master.port())).unwrap();
         slave
     }
@@ -182,7 +197,31 @@ impl Dbms for MySql {
     }
 }
 
+impl Servers<MySql> {
+    /// As if nothing had been logged or replayed yet, whatever data there is.
+    ///
+    /// # Panics
+    ///
+    /// If slaves do not replicate.
+    pub fn forget_logs(&self) {
+        self.wait_caught_up();
+        let sql = |server: &Server<MySql>, sql| server.sql_in("mysql", sql).unwrap();
+        self.slaves.iter().for_each(|slave| drop(sql(slave, slave.program().software.stop_replication)));
+        self.master.reset_log();
+        for slave in &self.slaves {
+            slave.reset_log();
+            slave.resume_replay();
+        }
+        wait_for("replicating slaves", || MySql::is_replicating(self));
+    }
+}
+
 impl Server<MySql> {
+    /// From now on it has logged nothing, whatever data it has.
+    pub fn reset_log(&self) {
+        self.sql_in("mysql", self.program().software.reset).unwrap();
+    }
+
     /// A position of so many sources is too large for a pin.
     pub fn write_from_many_sources(&self) {
         self.sql(&(self.program().software.many_sources)(100));
@@ -197,14 +236,12 @@ impl Server<MySql> {
     }
 }
 
-impl MySql {
-    /// On a copy of the fresh data.
-    fn start(self, folder: &Path, name: &str) -> Server<Self> {
-        let mut copy = system_program("cp");
-        as_user(&mut copy, MySql::USER, folder);
-        output(copy.args(["-R", "fresh", name])).unwrap();
-        Server::launch(self, folder.join(name))
-    }
+/// On which a server starts.
+fn copy_fresh(folder: &Path, name: &str) -> PathBuf {
+    let mut copy = system_program("cp");
+    as_user(&mut copy, MySql::USER, folder);
+    output(copy.args(["-R", "fresh", name])).unwrap();
+    folder.join(name)
 }
 
 /// With the settings in the folder.

@@ -90,6 +90,23 @@ impl Dbms for Postgres {
         Server::launch(Self, data)
     }
 
+    fn start_slave_at(master: &Server<Self>, address: Ipv4Addr) -> Server<Self> {
+        let folder = master.folder().join(address.to_string());
+        let mut mkdir = system_program("mkdir");
+        as_user(&mut mkdir, Postgres::USER, master.folder());
+        output(mkdir.arg(&folder)).unwrap();
+        let data = folder.join("data");
+        let mut copy = client(master, "pg_basebackup");
+        let slot = address.to_string().replace('.', "_");
+        copy.args(["-R", "-c", "fast", "--no-sync", "-C", "-S", &slot]);
+        as_user(&mut copy, Postgres::USER, &folder);
+        output(copy.arg("-D").arg(&data)).unwrap();
+        let config = data.join("postgresql.conf");
+        let listen = format!("\nlisten_addresses = '{address}'\n");
+        fs::write(&config, fs::read_to_string(&config).unwrap() + &listen).unwrap();
+        Server::launch_on(master.port(), Self, data)
+    }
+
     fn is_replicating(servers: &Servers<Self>) -> bool {
         let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
         servers.master.sql(streaming) == servers.slaves.len().to_string()
@@ -135,26 +152,6 @@ impl Dbms for Postgres {
         // A frozen server takes the connection and then says nothing.
         psql.env("PGUSER", role).env("PGCONNECT_TIMEOUT", "10").args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
         output(psql.args(["-d", database, "-c", sql]))
-    }
-}
-
-impl Server<Postgres> {
-    /// A slave of this master at another address, and on the same port.
-    pub fn start_slave_at(&self, address: Ipv4Addr) -> Self {
-        let folder = self.folder().join(address.to_string());
-        let mut mkdir = system_program("mkdir");
-        as_user(&mut mkdir, Postgres::USER, self.folder());
-        output(mkdir.arg(&folder)).unwrap();
-        let data = folder.join("data");
-        let mut copy = client(self, "pg_basebackup");
-        let slot = address.to_string().replace('.', "_");
-        copy.args(["-R", "-c", "fast", "--no-sync", "-C", "-S", &slot]);
-        as_user(&mut copy, Postgres::USER, &folder);
-        output(copy.arg("-D").arg(&data)).unwrap();
-        let config = data.join("postgresql.conf");
-        let listen = format!("\nlisten_addresses = '{address}'\n");
-        fs::write(&config, fs::read_to_string(&config).unwrap() + &listen).unwrap();
-        Self::launch_on(self.port(), Postgres, data)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A master and the slaves that replicate it, whichever their database servers.
 
 use std::any::Any;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -30,6 +31,9 @@ pub trait Dbms: Program + Copy + Default {
 
     /// The `number`th, from 1.
     fn start_slave(master: &Server<Self>, number: usize) -> Server<Self>;
+
+    /// At another address of this machine, and on the same port.
+    fn start_slave_at(master: &Server<Self>, address: Ipv4Addr) -> Server<Self>;
 
     /// Whether all slaves are connected to their master.
     fn is_replicating(servers: &Servers<Self>) -> bool;
@@ -147,6 +151,16 @@ impl<D: Dbms> Server<D> {
     #[track_caller]
     pub fn resume_replay(&self) {
         D::resume_replay(self).unwrap();
+    }
+
+    /// Another slave of this master, on the same port of another address: as behind a name that has several. It is to
+    /// be dropped before the master, in whose folder it lives.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start, as where the address is not one of this machine.
+    pub fn start_slave_at(&self, address: Ipv4Addr) -> Self {
+        D::start_slave_at(self, address)
     }
 
     /// Makes a slave take writes of its own. The others go on replicating the master.

@@ -11,9 +11,9 @@ impl log::Log for Logbook {
         let of_interest = ["rocket_", "sqlx::query", "sqlx_core::pool"]
             .iter()
             .any(|target| metadata.target().starts_with(target));
-        // What each request asked is told at debug level: for tests that raise the level themselves.
-        let is_request = metadata.target() == "rocket_replicated::requests";
-        (metadata.level() <= log::Level::Info || is_request) && of_interest
+        // What this crate tells at debug level is for tests that raise the level themselves.
+        let is_ours = metadata.target().starts_with("rocket_replicated");
+        (metadata.level() <= log::Level::Info || is_ours) && of_interest
     }
 
     fn log(&self, record: &log::Record<'_>) {

@@ -4,7 +4,7 @@
 // Each test file compiles this module for itself and uses a part of it.
 #![allow(dead_code, unused_macros, unused_imports)]
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub mod dns;
 #[cfg(feature = "postgres")]
 pub mod haproxy;

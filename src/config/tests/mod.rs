@@ -5,6 +5,8 @@ use super::*;
 
 #[cfg(feature = "postgres")]
 mod checks;
+#[cfg(all(feature = "mysql", any(feature = "tls-native-tls", feature = "tls-rustls")))]
+mod mysql;
 #[cfg(feature = "postgres")]
 mod pin;
 #[cfg(feature = "postgres")]

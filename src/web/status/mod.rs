@@ -54,7 +54,7 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
     ///
     /// | route | for |
     /// |---|---|
-    /// | `GET /` | people: servers, lag, connections, reads by reason, changes of state, configuration; live |
+    /// | `GET /` | people: servers, lag, connections, reads by reason, changes of state, promotions, configuration; live |
     /// | `GET /status.json` | programs: the same |
     /// | `GET /metrics` | Prometheus, and whoever reads OpenMetrics: with the feature `metrics` |
     /// | `GET /health` | load balancers: 200 if reads can be served, else 503; `?writes`: if writes can be, too |
@@ -74,12 +74,15 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
     ///     type Error = ();
     ///
     ///     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, ()> {
-    ///         match request.cookies().get("admin") { // a private cookie, say
-    ///             Some(_) => Outcome::Success(Self),
-    ///             None => Outcome::Error((Status::Forbidden, ())),
+    ///         match request.cookies().get("session") {
+    ///             Some(session) if is_an_admins(session.value()) => Outcome::Success(Self),
+    ///             _ => Outcome::Error((Status::Forbidden, ())),
     ///         }
     ///     }
     /// }
+    ///
+    /// /// What your application knows of its sessions.
+    /// fn is_an_admins(_session: &str) -> bool { /* … */ false }
     ///
     /// fn rocket() -> Rocket<Build> {
     ///     rocket::build()

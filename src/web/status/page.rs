@@ -247,12 +247,20 @@ fn percent(part: u64, whole: u64) -> u64 {
 fn changes(snapshot: &Snapshot) -> Markup {
     html! {
         section aria-labelledby="changes-title" {
-            h2 #changes-title { "Latest changes of state" }
+            h2 #changes-title { "Latest changes" }
             @if snapshot.changes.is_empty() { p.quiet { "None since launch" } }
             ol #changes {
                 @for change in &snapshot.changes {
                     li data-server=(change.server) data-state=(change.state) {
-                        (time(change.at)) " " span.what { strong { (change.server) } ": " (change.state) }
+                        (time(change.at)) " "
+                        span.what {
+                            strong { (change.server) } ": "
+                            @match change.became {
+                                Some(Role::Master) => "promoted, writes go there",
+                                Some(Role::Slave) => "the master no longer",
+                                None => (change.state),
+                            }
+                        }
                     }
                 }
             }

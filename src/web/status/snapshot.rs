@@ -101,6 +101,9 @@ pub(super) struct NamedChange {
     pub(super) server: String,
     #[serde(serialize_with = "displayed")]
     pub(super) state: NodeState,
+    /// The part that it plays since then, if that is what has changed.
+    #[serde(serialize_with = "role")]
+    pub(super) became: Option<Role>,
 }
 
 /// So many changes of state are shown, of those that each server remembers.
@@ -131,10 +134,11 @@ impl Snapshot {
         let mut changes = Vec::new();
         let snapshot = |counted: ServerStatistics| {
             let server = servers.iter().find(|server| **server.health.name() == *counted.name)?;
-            let named = |Change { at, state }: &Change| NamedChange {
+            let named = |Change { at, state, became }: &Change| NamedChange {
                 at: *at,
                 server: counted.name.clone(),
                 state: *state,
+                became: *became,
             };
             changes.extend(counted.latest_changes.iter().map(named));
             let history = server.health.history();
@@ -204,6 +208,10 @@ fn rfc3339<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S
 
 fn displayed<S: Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+fn role<S: Serializer>(role: &Option<Role>, serializer: S) -> Result<S::Ok, S::Error> {
+    role.map(Role::as_str).serialize(serializer)
 }
 
 fn seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

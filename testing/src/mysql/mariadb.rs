@@ -10,7 +10,6 @@ pub(super) const MARIADB: Software = Software {
     without_tls: "--skip-ssl",
     settings: "
 [mariadbd]
-bind_address = 127.0.0.1
 skip_name_resolve
 max_connections = 100
 character_set_server = utf8mb4
@@ -48,6 +47,8 @@ gtid_strict_mode = on
     },
     pause_replay: "STOP SLAVE SQL_THREAD",
     resume_replay: "START SLAVE",
+    stop_replication: "STOP SLAVE",
+    reset: "RESET MASTER; SET GLOBAL gtid_slave_pos = ''",
     promote: "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };

@@ -11,7 +11,6 @@ pub(super) const MYSQL: Software = Software {
     without_tls: "--ssl-mode=DISABLED",
     settings: "
 [mysqld]
-bind_address = 127.0.0.1
 skip_name_resolve
 mysqlx = off
 secure_file_priv = NULL
@@ -58,6 +57,8 @@ enforce_gtid_consistency = on
     },
     pause_replay: "STOP REPLICA SQL_THREAD",
     resume_replay: "START REPLICA",
+    stop_replication: "STOP REPLICA",
+    reset: "RESET REPLICA; RESET BINARY LOGS AND GTIDS",
     promote: "STOP REPLICA; RESET REPLICA ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
