@@ -241,7 +241,7 @@ async fn a_login_that_is_refused_later_is_no_outage() {
 
 #[rocket::async_test]
 async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
-    let servers = Cluster::start(1);
+    let servers = Servers::start(Postgres, 1);
     let (master, slave) = (&servers.master, &servers.slaves[0]);
     master.sql("CREATE ROLE fickle NOLOGIN PASSWORD 'secret'");
     servers.wait_caught_up();
