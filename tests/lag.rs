@@ -474,7 +474,7 @@ mod mariadb {
     /// It has replayed nothing, as a server that has nothing to do with the master.
     #[rocket::async_test]
     async fn a_slave_that_replicates_nobody_has_no_position() {
-        let cluster = Servers::start(Postgres, 1);
+        let cluster = Servers::start(MySql::default(), 1);
         let slave = &cluster.slaves[0];
         cluster.forget_logs();
         let section = format!(
