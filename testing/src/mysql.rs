@@ -69,6 +69,13 @@ impl MySql {
     }
 }
 
+/// Whether they are the same software: tests share servers with those that want the same.
+impl PartialEq for MySql {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_mariadb() == other.is_mariadb()
+    }
+}
+
 /// What is installed; MariaDB, if that is both or none.
 impl Default for MySql {
     fn default() -> Self {

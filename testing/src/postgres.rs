@@ -29,7 +29,7 @@ autovacuum = off
 ";
 
 /// PostgreSQL, 14 or newer, with streaming replication.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Postgres;
 
 impl Program for Postgres {

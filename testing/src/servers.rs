@@ -20,7 +20,7 @@ const LONGEST_TEST: Duration = Duration::from_secs(600);
 ///
 /// On all of them, the role `app` has the password `secret`, and owns the databases; so has the role
 /// [`ADMIN`](Self::ADMIN), which may do everything.
-pub trait Dbms: Program + Copy + Default {
+pub trait Dbms: Program + Copy + Default + PartialEq {
     /// Of its URLs.
     const SCHEME: &str;
     /// The role that may do everything.
@@ -237,7 +237,9 @@ impl<D: Dbms> Servers<D> {
 
         let mut shared = lock(&SHARED);
         let mut all = shared.iter().filter_map(|servers| servers.downcast_ref::<Self>());
-        if let Some(servers) = all.find(|servers| !servers.spent.load(Ordering::Acquire)) {
+        let serves =
+            |servers: &&Self| *servers.master.program() == kind && !servers.spent.load(Ordering::Acquire);
+        if let Some(servers) = all.find(serves) {
             return servers;
         }
         let servers: &Self = Box::leak(Box::new(Self::start(kind, 2)));

@@ -160,6 +160,11 @@ fn mysql_servers_are_mended() {
 }
 
 #[test]
+fn those_who_want_mysql_do_not_get_mariadb() {
+    assert!(MySql::mariadb() != MySql::oracle() && MySql::mariadb().is_mariadb());
+}
+
+#[test]
 fn databases_beside_each_other_lag_together() {
     let lab = Lab::on(Servers::start(Postgres, 1));
     let other = lab.beside();
