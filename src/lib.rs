@@ -33,7 +33,10 @@
 )]
 #![cfg_attr(
     not(all(feature = "postgres", feature = "sqlite", feature = "status")),
-    doc = "Master–slave replication for Rocket applications."
+    doc = "Master–slave replication for Rocket applications. The guide is the [README]; documentation that is built with the",
+    doc = "features `postgres`, `sqlite` and `status` has it on this page.",
+    doc = "",
+    doc = "[README]: https://github.com/rocket-replicated/rocket_replicated#readme"
 )]
 // Without a driver, what drivers call is dead.
 #![cfg_attr(not(any(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(dead_code))]

@@ -36,9 +36,13 @@ fn launches(toml: &str, attach: impl FnOnce(rocket::Rocket<rocket::Build>) -> ro
 #[test]
 fn its_sections_launch() {
     let sections: Vec<_> = snippets("toml").into_iter().filter(|toml| toml.contains(".databases.")).collect();
-    assert_eq!(sections.len(), 6);
-    for section in sections {
-        launches(section, |rocket| rocket.attach(postgres::Replicated::fairing()));
+    assert_eq!(sections.len(), 7);
+    let has_tls = cfg!(any(feature = "tls-native-tls", feature = "tls-rustls"));
+    for section in sections.into_iter().filter(|section| has_tls || !section.contains("sslmode=")) {
+        match section.contains("sqlite://") {
+            true => launches(section, |rocket| rocket.attach(sqlite::Replicated::fairing())),
+            false => launches(section, |rocket| rocket.attach(postgres::Replicated::fairing())),
+        }
     }
     launches(EXAMPLE, |rocket| rocket.attach(sqlite::Replicated::fairing()));
 }
