@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::backend::{Access, Driver, Follower, Instance, catch_up};
 use crate::config::{Affinity, Config, Consistency, ReadShare};
 use crate::health::{Mastership, NodeStatus, Role, Use};
 use crate::pin::{self, Evidence, Pin, Pins};
-use crate::pool::Checkout;
+use crate::pool::{Checkout, Sessions};
 use crate::position::Position;
 
 /// How long a shutdown waits for connections to be handed back.
@@ -46,8 +46,8 @@ pub(crate) struct Inner<DB: Driver> {
     /// Whether it has been said that positions are too large for pins.
     pub(super) oversized: Once,
     pub(crate) counts: ClusterCounts,
-    /// How many requests and jobs are at it.
-    pub(crate) sessions: AtomicUsize,
+    /// The requests and jobs that are at it.
+    pub(crate) sessions: Sessions,
 }
 
 impl<DB: Driver> Inner<DB> {
@@ -223,7 +223,7 @@ impl<DB: Driver> Inner<DB> {
         let stop = tokio::task::spawn_blocking(move || drop(followers));
 
         let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
-        while self.sessions.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
+        while !self.sessions.have_all_ended() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(DRAIN_POLL).await;
         }
         self.monitor.end();

@@ -1,6 +1,6 @@
 //! From a configuration to servers, pools and a monitor.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sqlx::ConnectOptions;
@@ -14,7 +14,7 @@ use crate::backend::{Access, Driver, Settings};
 use crate::config::{Config, ServerConfig, SlaveConfig, SlaveLog};
 use crate::health::{Health, Mastership, ServerId};
 use crate::pin::Pins;
-use crate::pool::{Pool, PoolOptions};
+use crate::pool::{Pool, PoolOptions, Sessions};
 
 impl<DB: Driver> Inner<DB> {
     /// Opens no connection: a server that is down is no error.
@@ -46,7 +46,7 @@ impl<DB: Driver> Inner<DB> {
             rerouted: super::inner::Rerouted::default(),
             oversized: std::sync::Once::new(),
             counts: super::ClusterCounts::default(),
-            sessions: AtomicUsize::new(0),
+            sessions: Sessions::default(),
             config,
         })
     }

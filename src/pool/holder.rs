@@ -9,15 +9,30 @@ use std::{fmt, io};
 use super::Pool;
 use crate::backend::Driver;
 
-/// The session that asks for a connection: different from all others that are alive.
+/// The session that asks for a connection: different from all others of its database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asker(u64);
 
-impl Asker {
-    pub(crate) fn new() -> Self {
-        static LATEST: AtomicU64 = AtomicU64::new(0);
+/// The sessions of one database. Each begins once and ends once.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
 
-        Self(LATEST.fetch_add(1, Ordering::Relaxed) + 1)
+impl Sessions {
+    pub(crate) fn begin(&self) -> Asker {
+        Asker(self.begun.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    pub(crate) fn end(&self) {
+        self.ended.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn have_all_ended(&self) -> bool {
+        // In this order: one that begins in between is not overlooked.
+        let ended = self.ended.load(Ordering::Acquire);
+        self.begun.load(Ordering::Acquire) == ended
     }
 }
 
@@ -170,5 +185,22 @@ impl std::error::Error for TimedOut {}
 impl From<TimedOut> for sqlx::Error {
     fn from(timed_out: TimedOut) -> Self {
         io::Error::new(io::ErrorKind::TimedOut, timed_out).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_told_apart_and_all_end() {
+        let sessions = Sessions::default();
+        assert!(sessions.have_all_ended());
+        let (one, other) = (sessions.begin(), sessions.begin());
+        assert!(one != other && one != Asker::default(), "nobody has had a connection that is new");
+        sessions.end();
+        assert!(!sessions.have_all_ended());
+        sessions.end();
+        assert!(sessions.have_all_ended());
     }
 }

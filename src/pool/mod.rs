@@ -37,7 +37,7 @@ pub(crate) use checkout::{Checkout, Held, Sticky, Watch};
 pub(crate) use connection::{ConnectionState, Ended, Lending, OutcomeUnknown};
 pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
-pub(crate) use holder::{Asker, Clock, Holder, Ticking};
+pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 
 use checkout::Parts;
 use connection::PooledConnection;

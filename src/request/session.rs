@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -105,7 +104,7 @@ enum Reply {
 
 impl<DB: Driver> Session<DB> {
     pub(crate) fn new(cluster: Arc<Inner<DB>>, method: MethodKind, client: Client, pin: Option<Pin>) -> Self {
-        cluster.sessions.fetch_add(1, Ordering::AcqRel);
+        let asker = cluster.sessions.begin();
         let progress = Progress {
             declared: Declared::default(),
             route: None,
@@ -120,15 +119,7 @@ impl<DB: Driver> Session<DB> {
             handler: None,
             request: None,
         };
-        Self {
-            cluster,
-            method,
-            client,
-            pin,
-            asker: Asker::new(),
-            clock: None,
-            progress: Mutex::new(progress),
-        }
+        Self { cluster, method, client, pin, asker, clock: None, progress: Mutex::new(progress) }
     }
 
     /// It is of a request, whose reply or log line tells how long it has waited.
@@ -398,7 +389,7 @@ impl<DB: Driver> Session<DB> {
 
 impl<DB: Driver> Drop for Session<DB> {
     fn drop(&mut self) {
-        self.cluster.sessions.fetch_sub(1, Ordering::AcqRel);
+        self.cluster.sessions.end();
         // That of a request has been told when its reply left.
         let progress = self.progress.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let (Reply::Pending, Some(route)) = (progress.reply, &progress.route) {
