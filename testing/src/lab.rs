@@ -135,8 +135,8 @@ impl<D: Dbms> Lab<OnServers<D>> {
 }
 
 impl<D: Deployment> Lab<D> {
-    /// For `rocket::custom`: Rocket's defaults for the debug profile, a `secret_key`, and the [`section`](Self::section)
-    /// of the database `replicated`.
+    /// For `rocket::custom`: Rocket's defaults for the debug profile, and the [`section`](Self::section) of the database
+    /// `replicated`. Where several Rockets are to believe each other's pins, give them one `secret_key`.
     pub fn figment(&self) -> Figment {
         Figment::from(rocket::Config::debug_default()).merge(self.section("replicated"))
     }

@@ -1,4 +1,4 @@
-//! MySQL's kind of server: MariaDB, or MySQL itself if the engine under test has it. Both replicate by GTID.
+//! MySQL's kind of server: MariaDB, or MySQL itself. Both replicate by GTID.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -76,7 +76,7 @@ impl PartialEq for MySql {
     }
 }
 
-/// What is installed; MariaDB, if that is both or none.
+/// What is installed; MariaDB, where both are or neither is.
 impl Default for MySql {
     fn default() -> Self {
         let folders = Self::SERVER_FOLDERS.map(PathBuf::from);
