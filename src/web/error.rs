@@ -75,16 +75,16 @@ impl<'r> Responder<'r, 'static> for Error {
         match &self {
             Self::NotFound => Err(Status::NotFound),
             Self::Unavailable(_) => {
-                warn!("{}: {self}", Asker(request));
+                warn!("{}: {self}", Named(request));
                 RetryLater::tell(request);
                 Err(Status::ServiceUnavailable)
             }
             Self::OutcomeUnknown(_) => {
-                error!("{}: {self}", Asker(request));
+                error!("{}: {self}", Named(request));
                 Err(Status::GatewayTimeout)
             }
             Self::Database(_) => {
-                error!("{}: {self}", Asker(request));
+                error!("{}: {self}", Named(request));
                 Err(Status::InternalServerError)
             }
         }
@@ -93,9 +93,9 @@ impl<'r> Responder<'r, 'static> for Error {
 
 /// A request with the databases that it has asked, as in `` GET /posts (database `blog`) ``: what a driver says of an
 /// error does not name its database, and nor does what a handler makes of it.
-struct Asker<'r, 'a>(&'r Request<'a>);
+struct Named<'r, 'a>(&'r Request<'a>);
 
-impl fmt::Display for Asker<'_, '_> {
+impl fmt::Display for Named<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(request) = self;
         write!(f, "{} {}", request.method(), request.uri().path())?;
