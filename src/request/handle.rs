@@ -170,6 +170,8 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     ///   address is gone.
     /// * `prepared_statements = false` means nothing to it: behind a pooler that keeps no prepared statements, it cannot
     ///   be used.
+    /// * What somebody leaves on a connection, such as a `BEGIN` by hand or a setting, meets whoever has it next, as in any
+    ///   sqlx pool.
     /// * With SQLite it is a second writer, which waits for the other one for up to `connect_timeout`.
     ///
     /// ```rust
