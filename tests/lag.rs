@@ -299,6 +299,18 @@ mod postgresql {
         assert_eq!(lines.len(), 2);
     }
 
+    #[rocket::async_test]
+    async fn a_slave_that_has_hidden_its_log_is_asked_again() {
+        let cluster = Servers::start(Postgres, 1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&section(master, slave)).await;
+        assert_eq!(states(&nodes), [NodeState::Up, NodeState::LagUnknown]);
+        master.sql("GRANT EXECUTE ON FUNCTION pg_last_wal_replay_lsn() TO PUBLIC");
+        eventually("its lag", || states(&nodes) == [NodeState::Up, NodeState::Up]).await;
+    }
+
     /// Nobody is left out because nothing is known of a master that is gone.
     #[rocket::async_test]
     async fn a_slave_of_unknown_lag_serves_while_the_master_is_gone() {

@@ -100,7 +100,9 @@ impl Driver for Postgres {
             {
                 return Ok(observed);
             }
-            if matches!(memory, Memory::Nothing | Memory::Log(_)) {
+            if let Memory::NoLog(looks_left @ 1..) = memory {
+                *looks_left -= 1;
+            } else {
                 match sqlx::raw_sql(Memory::FULL).fetch_one(&mut *conn).await {
                     Ok(row) => {
                         let log = Log::told(&row);
@@ -110,7 +112,7 @@ impl Driver for Postgres {
                     }
                     // A reader without a log of its own refuses to speak of it.
                     Err(error @ sqlx::Error::Database(_)) if Self::fault(&error) == Fault::Query => {
-                        *memory = Memory::NoLog;
+                        *memory = Memory::NoLog(LOOKS_WITHOUT_LOG);
                     }
                     Err(error) => return Err(error),
                 }
@@ -295,6 +297,10 @@ async fn look(conn: &mut PgConnection, log: &Log) -> Result<Option<Observation>,
 
 const ROLE: &str = "SELECT pg_is_in_recovery()";
 
+/// A server that does not speak of its log is asked again after so many looks: the right may have been granted since, or
+/// the statement had only been cancelled. It logs each refusal.
+const LOOKS_WITHOUT_LOG: u32 = 60;
+
 /// What is remembered of a connection.
 #[doc(hidden)]
 #[derive(Debug, Default)]
@@ -303,8 +309,8 @@ pub enum Memory {
     #[default]
     Nothing,
     Log(Log),
-    /// The server does not speak of its log.
-    NoLog,
+    /// The server does not speak of its log: it is not asked for so many looks.
+    NoLog(u32),
 }
 
 /// What does not change in the life of a connection, or seldom.
