@@ -9,6 +9,8 @@ support::on_every_database! {
     use rocket::tokio;
     use rocket_replicated::Cluster;
 
+    use crate::support::eventually;
+
     async fn open(lab: &Lab, keys: &str) -> (Client, Cluster<Database>) {
         let section = format!("{keys}\n{}", lab.section());
         let rocket = crate::support::rocket_over(&section).attach(Replicated::fairing());
@@ -86,6 +88,25 @@ support::on_every_database! {
         }
         // Nobody waited until those were given back that had been idle for long.
         assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    }
+
+    #[rocket::async_test]
+    async fn handles_that_live_for_hours_are_not_looked_through() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "").await;
+        let slots = || rocket_replicated::internals::slots(&cluster);
+        let handles: Vec<_> = (0..100).map(|_| cluster.read(None)).collect();
+        for _ in 0..2 {
+            for db in &handles {
+                sqlx::query("SELECT 1").execute(db).await.unwrap();
+                drop(db.get().await.unwrap());
+            }
+            eventually("that they are forgotten", || (slots() == 0).then_some(()));
+        }
+        sqlx::query("SELECT 1").execute(&handles[0]).await.unwrap();
+        assert_eq!(busy(&cluster), 1, "it is kept again");
+        drop(handles);
+        assert_eq!((busy(&cluster), slots()), (0, 0));
     }
 
     #[rocket::async_test]

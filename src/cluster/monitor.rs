@@ -218,11 +218,17 @@ impl<DB: Driver> Watch<DB> {
         true
     }
 
-    /// Looks at a server until it has left the cluster.
+    /// Looks at a server, and after those who wait for its connections, until it has left the cluster.
     pub(super) async fn attend(self: Arc<Self>, server: Arc<Server<DB>>) {
-        let what = format!("The probe of the {}", server.health);
+        let (probe, pools) = (
+            format!("The probe of the {}", server.health),
+            format!("The care of the pools of the {}", server.health),
+        );
+        let serve_waiting =
+            || join_all(server.pools.all().map(|pool| pool.serve_waiting())).map(drop).boxed();
         tokio::select! {
-            () = supervise(&what, || self.watch(&server).boxed()) => {}
+            () = supervise(&probe, || self.watch(&server).boxed()) => {}
+            () = supervise(&pools, serve_waiting) => {}
             () = server.depart() => {}
         }
     }

@@ -2,9 +2,9 @@
 
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{fmt, io};
+use std::{fmt, io, mem};
 
 use log::warn;
 use rocket::tokio::runtime::Handle;
@@ -13,54 +13,71 @@ use rocket::tokio::time::timeout;
 use sqlx::pool::PoolConnection;
 
 use super::connection::{ConnectionState, Lending, OutcomeUnknown, PooledConnection};
-use super::{CloseCause, Pool, Ticket};
+use super::{CloseCause, Pool};
 use crate::backend::{Conn, Driver, Instance, Left};
 
 /// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
 /// is closed, and its place in the pool is free at once.
-pub(crate) struct Checkout<DB: Driver> {
-    pool: Arc<Pool<DB>>,
-    held: Option<Parts<DB>>,
-}
+pub(crate) struct Checkout<DB: Driver>(Option<Parts<DB>>);
 
-/// What a checkout holds until it ends. The permit goes last, so that nobody opens one connection too many.
+/// What a checkout holds until it ends. The permit goes after the connection, so that nobody opens one too many.
 pub(super) struct Parts<DB: Driver> {
+    pub(super) pool: Arc<Pool<DB>>,
     pub(super) conn: PooledConnection<DB>,
     pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl<DB: Driver> Parts<DB> {
+    /// Nobody needs the connection for what it was taken for.
+    pub(super) fn put_back(self) {
+        let Self { pool, conn, permit } = self;
+        pool.put_back(conn);
+        drop(permit);
+    }
+
+    /// Closes the connection without a word to the server.
+    fn discard(self, why: CloseCause) {
+        let Self { conn, permit, .. } = self;
+        conn.discard(why);
+        drop(permit);
+    }
 }
 
 const UNTIL_IT_ENDS: &str = "a checkout has its connection until it ends";
 
 impl<DB: Driver> Checkout<DB> {
-    pub(super) fn new(pool: Arc<Pool<DB>>, held: Parts<DB>) -> Self {
-        Self { pool, held: Some(held) }
+    pub(super) fn new(parts: Parts<DB>) -> Self {
+        Self(Some(parts))
+    }
+
+    fn held(&self) -> &Parts<DB> {
+        self.0.as_ref().expect(UNTIL_IT_ENDS)
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool<DB>> {
-        &self.pool
+        &self.held().pool
     }
 
     pub(crate) fn state(&self) -> &Arc<ConnectionState<DB>> {
-        &self.held.as_ref().expect(UNTIL_IT_ENDS).conn.state
+        &self.held().conn.state
     }
 
     /// Which instance it leads to, if it leads to a certain one.
     pub(crate) fn instance(&self) -> Option<Instance> {
-        self.state().instance().filter(|_| !self.pool.health().is_pooled())
+        self.state().instance().filter(|_| !self.pool().health().is_pooled())
     }
 
     /// The connection, and who watches over what runs on it.
     pub(crate) fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
-        let Parts { conn: PooledConnection { conn, state, .. }, .. } =
-            self.held.as_mut().expect(UNTIL_IT_ENDS);
-        (conn, Watch { pool: &self.pool, state })
+        let Parts { pool, conn: PooledConnection { conn, state, .. }, .. } =
+            self.0.as_mut().expect(UNTIL_IT_ENDS);
+        (conn, Watch { pool, state })
     }
 
     /// The statement is over: the connection can serve another, of anybody.
     pub(crate) fn put_back(mut self) {
-        if let Some(Parts { conn, permit }) = self.held.take() {
-            self.pool.put_back(conn);
-            drop(permit);
+        if let Some(parts) = self.0.take() {
+            parts.put_back();
         }
     }
 
@@ -75,16 +92,9 @@ impl<DB: Driver> Checkout<DB> {
 
     /// Closes the connection without a word to the server.
     pub(crate) fn close(mut self, why: CloseCause) {
-        if let Some(Parts { conn, permit }) = self.held.take() {
-            conn.discard(why);
-            drop(permit);
+        if let Some(parts) = self.0.take() {
+            parts.discard(why);
         }
-    }
-
-    /// The statement is over, and more of its session may follow. `None` if the connection is not to be kept.
-    pub(crate) fn keep(mut self) -> Option<Sticky<DB>> {
-        let ticket = self.pool.keep(self.held.take()?)?;
-        Some(Sticky { pool: self.pool.clone(), ticket: Some(ticket) })
     }
 
     /// A handler has dropped the connection: puts it back once it is known that nothing was left open on it. If that has
@@ -97,7 +107,7 @@ impl<DB: Driver> Checkout<DB> {
         // Without a runtime nobody asks for connections any more.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            let pool = self.pool.clone();
+            let pool = self.pool().clone();
             match timeout(pool.check_timeout(), self.settle()).await {
                 Ok(Ok(Some(checkout))) => checkout.put_back(),
                 Ok(Ok(None)) => pool.warn_of_transaction(),
@@ -130,16 +140,15 @@ impl<DB: Driver> Checkout<DB> {
 
     /// The connection, for a handler that holds it: it comes back when it is dropped.
     pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
-        let Parts { conn, permit } = self.held.take().expect(UNTIL_IT_ENDS);
-        conn.lend(&self.pool, permit, lending)
+        let Parts { pool, conn, permit } = self.0.take().expect(UNTIL_IT_ENDS);
+        conn.lend(&pool, permit, lending)
     }
 }
 
 impl<DB: Driver> Drop for Checkout<DB> {
     fn drop(&mut self) {
-        if let Some(Parts { conn, permit }) = self.held.take() {
-            conn.discard(CloseCause::Abandoned);
-            drop(permit);
+        if let Some(parts) = self.0.take() {
+            parts.discard(CloseCause::Abandoned);
         }
     }
 }
@@ -170,18 +179,16 @@ impl<DB: Driver> Deref for Held<DB> {
     type Target = Conn<DB>;
 
     fn deref(&self) -> &Conn<DB> {
-        let parts = self.0.as_ref().and_then(|checkout| checkout.held.as_ref());
-        &parts.expect(UNTIL_IT_ENDS).conn.conn
+        &self.0.as_ref().expect(UNTIL_IT_ENDS).held().conn.conn
     }
 }
 
 impl<DB: Driver> DerefMut for Held<DB> {
     /// Nobody knows what runs there.
     fn deref_mut(&mut self) -> &mut Conn<DB> {
-        let parts = self.0.as_mut().and_then(|checkout| checkout.held.as_mut());
-        let conn = &mut parts.expect(UNTIL_IT_ENDS).conn;
-        conn.state.leave(Left::Dirty);
-        &mut conn.conn
+        let (conn, watch) = self.0.as_mut().expect(UNTIL_IT_ENDS).parts();
+        watch.state.leave(Left::Dirty);
+        conn
     }
 }
 
@@ -204,6 +211,10 @@ impl<'a, DB: Driver> Watch<'a, DB> {
     /// Over a connection that a handler is about to hold.
     pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
         Self { pool, state }
+    }
+
+    pub(crate) fn pool(&self) -> &'a Pool<DB> {
+        self.pool
     }
 
     /// Warns of a statement if it takes long, until the answer is there or nobody waits for it.
@@ -309,30 +320,117 @@ fn is_ours(error: &io::Error) -> bool {
         || error.get_ref().is_some_and(|error| error.is::<OutcomeUnknown>())
 }
 
-/// A connection that is kept for the next statement of its session, unless somebody else needs it in the
-/// meantime.
+/// Where a session leaves its connection between two statements, and where the pool finds it when others wait. Only
+/// the first and the last of a session's statements have to do with the pool, which all sessions share.
 pub(crate) struct Sticky<DB: Driver> {
     pool: Arc<Pool<DB>>,
-    /// Until it is claimed.
-    ticket: Option<Ticket>,
+    slot: Arc<Slot<DB>>,
+}
+
+pub(super) struct Slot<DB: Driver>(Mutex<Content<DB>>);
+
+enum Content<DB: Driver> {
+    /// INVARIANT: it owns the pool that lists the slot, until the pool or the session takes it.
+    Kept(Parts<DB>),
+    /// The session uses its connection, or has none.
+    Nothing,
+    /// Nothing, and the pool does not list the slot any more.
+    Forgotten,
+}
+
+impl<DB: Driver> Slot<DB> {
+    pub(super) fn is_filled(&self) -> bool {
+        matches!(*self.content(), Content::Kept(_))
+    }
+
+    /// What the pool wants to have back: then it can forget the slot.
+    pub(super) fn reclaim(&self, wanted: impl FnOnce(&Parts<DB>) -> bool) -> Option<Parts<DB>> {
+        let mut content = self.content();
+        match mem::replace(&mut *content, Content::Forgotten) {
+            Content::Kept(parts) if wanted(&parts) => Some(parts),
+            other => {
+                *content = other;
+                None
+            }
+        }
+    }
+
+    /// Whether the pool can forget it, because nothing is in it.
+    pub(super) fn forget_if_empty(&self) -> bool {
+        let mut content = self.content();
+        if let Content::Nothing = *content {
+            *content = Content::Forgotten;
+        }
+        matches!(*content, Content::Forgotten)
+    }
+
+    fn take(&self) -> Option<Parts<DB>> {
+        let mut content = self.content();
+        match mem::replace(&mut *content, Content::Nothing) {
+            Content::Kept(parts) => Some(parts),
+            other => {
+                *content = other;
+                None
+            }
+        }
+    }
+
+    /// Gives back what the pool would not find in it, or another connection is in the way of.
+    fn fill(&self, parts: Parts<DB>) -> Result<(), Parts<DB>> {
+        let mut content = self.content();
+        if let Content::Nothing = *content {
+            *content = Content::Kept(parts);
+            return Ok(());
+        }
+        Err(parts)
+    }
+
+    /// Nothing in here can panic halfway through a change.
+    fn content(&self) -> MutexGuard<'_, Content<DB>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<DB: Driver> Sticky<DB> {
+    /// The statement is over, and more of its session may follow. `None` if the connection is not to be kept.
+    pub(crate) fn new(mut checkout: Checkout<DB>) -> Option<Self> {
+        let pool = checkout.pool().clone();
+        let parts = checkout.0.take_if(|parts| pool.may_keep(&parts.conn.state));
+        checkout.put_back();
+        let slot = Arc::new(Slot(Mutex::new(Content::Kept(parts?))));
+        pool.connections().slots.push(slot.clone());
+        Some(Self { pool, slot })
+    }
+
     pub(crate) fn is_of(&self, pool: &Arc<Pool<DB>>) -> bool {
         Arc::ptr_eq(&self.pool, pool)
     }
 
+    /// As [`new`](Self::new), for one statement more. Gives the checkout back if it cannot be kept here.
+    pub(crate) fn keep(&self, mut checkout: Checkout<DB>) -> Result<(), Checkout<DB>> {
+        let here = |parts: &mut Parts<DB>| self.is_of(&parts.pool) && self.pool.may_keep(&parts.conn.state);
+        match checkout.0.take_if(here) {
+            Some(parts) => self.slot.fill(parts).map_err(Checkout::new),
+            None => Err(checkout),
+        }
+    }
+
     /// `None` if it was given away, or is not to be trusted any more.
-    pub(crate) fn claim(mut self) -> Option<Checkout<DB>> {
-        let held = self.pool.claim(self.ticket.take()?)?;
-        Some(Checkout::new(self.pool.clone(), held))
+    pub(crate) fn claim(&self) -> Option<Checkout<DB>> {
+        let parts = self.slot.take()?;
+        if self.pool.health.answers(self.pool.wanted()) && self.pool.trusts(&parts.conn.state) {
+            return Some(Checkout::new(parts));
+        }
+        parts.put_back();
+        None
     }
 }
 
 impl<DB: Driver> Drop for Sticky<DB> {
     fn drop(&mut self) {
-        if let Some(held) = self.ticket.and_then(|ticket| self.pool.claim(ticket)) {
-            Checkout::new(self.pool.clone(), held).put_back();
+        self.pool.connections().slots.retain(|slot| !Arc::ptr_eq(slot, &self.slot));
+        if let Some(parts) = self.slot.take() {
+            parts.put_back();
         }
     }
 }

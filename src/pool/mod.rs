@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 use rocket::tokio;
-use rocket::tokio::sync::Semaphore;
+use rocket::tokio::sync::{Notify, Semaphore};
 use sqlx::ConnectOptions;
 
 use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
@@ -39,7 +39,7 @@ pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
 pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 
-use checkout::Parts;
+use checkout::{Parts, Slot};
 use connection::PooledConnection;
 use holder::TimedOut;
 use read_only::ReadOnlyCheck;
@@ -84,6 +84,8 @@ pub(crate) struct Pool<DB: Driver> {
     read_only: Option<ReadOnlyCheck>,
     /// One for each connection that is in use, kept, or being opened.
     permits: Arc<Semaphore>,
+    /// Wakes [`serve_waiting`](Self::serve_waiting).
+    waits: Notify,
     connections: Mutex<Connections<DB>>,
     /// For crates that ask for a pool of sqlx's own, once one did.
     plain: Mutex<Option<sqlx::Pool<DB>>>,
@@ -99,15 +101,11 @@ pub(crate) struct Pool<DB: Driver> {
 /// The latest at the end.
 struct Connections<DB: Driver> {
     idle: Vec<PooledConnection<DB>>,
-    sticky: Vec<(Ticket, Parts<DB>)>,
-    tickets: u64,
+    /// Where sessions keep what they have had, or have had a moment ago.
+    slots: Vec<Arc<Slot<DB>>>,
     /// All that are open, whoever has them.
     open: Vec<Weak<ConnectionState<DB>>>,
 }
-
-/// What a connection that is kept for somebody is claimed by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ticket(u64);
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -143,12 +141,8 @@ impl<DB: Driver> Pool<DB> {
             max_connections: settings.max_connections,
             read_only: check.then(|| ReadOnlyCheck::new(database, health.name().clone())),
             permits: Arc::new(Semaphore::new(settings.max_connections as usize)),
-            connections: Mutex::new(Connections {
-                idle: Vec::new(),
-                sticky: Vec::new(),
-                tickets: 0,
-                open: Vec::new(),
-            }),
+            waits: Notify::new(),
+            connections: Mutex::new(Connections { idle: Vec::new(), slots: Vec::new(), open: Vec::new() }),
             plain: Mutex::default(),
             health,
             counts: Arc::default(),
@@ -218,8 +212,13 @@ impl<DB: Driver> Pool<DB> {
 
     /// How many statements and handlers the server has to do with.
     pub(crate) fn load(&self) -> u32 {
-        let sticky = self.connections().sticky.len();
-        self.busy().saturating_sub(u32::try_from(sticky).unwrap_or(u32::MAX))
+        let kept = self.connections().slots.iter().filter(|slot| slot.is_filled()).count();
+        self.busy().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
+    }
+
+    /// How many places it looks through for connections that sessions keep.
+    pub(crate) fn slots(&self) -> usize {
+        self.connections().slots.len()
     }
 
     /// Whether a checkout need not wait for another to end.
@@ -233,26 +232,25 @@ impl<DB: Driver> Pool<DB> {
 
     /// Checks out a connection.
     pub(crate) async fn check_out(self: &Arc<Self>, asker: Asker) -> Result<Checkout<DB>, Failure> {
-        let held = match self.try_idle() {
-            Some(held) => {
+        let parts = match self.try_idle() {
+            Some(parts) => {
                 self.counts.immediate.add_one();
-                held
+                parts
             }
-            // Boxed, as is what else is seldom: else every query's future would have room for it.
             None => Box::pin(self.wait(asker)).await?,
         };
-        Ok(Checkout::new(self.clone(), held))
+        Ok(Checkout::new(parts))
     }
 
     /// One that is there, if nobody waits for it.
-    fn try_idle(&self) -> Option<Parts<DB>> {
+    fn try_idle(self: &Arc<Self>) -> Option<Parts<DB>> {
         let permit = self.permits.clone().try_acquire_owned().ok()?;
         if !self.health.answers(self.wanted()) {
             return None;
         }
         let mut connections = self.connections();
         let trusted = connections.idle.pop_if(|conn| self.trusts(&conn.state));
-        trusted.map(|conn| Parts { conn, permit })
+        trusted.map(|conn| Parts { pool: self.clone(), conn, permit })
     }
 
     /// A pool that keeps its caller waiting may be busy, or its server gone. So the monitor is asked to find
@@ -268,9 +266,13 @@ impl<DB: Driver> Pool<DB> {
         }
         let acquired = async {
             self.reclaim(KEPT_IF_WAITED_FOR);
+            self.waits.notify_one();
             let permit = self.permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
-            let conn = self.idle_or_new().await?;
-            Ok(Parts { conn, permit })
+            let conn = match self.pop_idle() {
+                Some(conn) if self.trusts(&conn.state) => conn,
+                idle => Box::pin(self.tested_or_new(idle)).await?,
+            };
+            Ok(Parts { pool: self.clone(), conn, permit })
         };
         let acquired = tokio::select! {
             biased;
@@ -303,25 +305,25 @@ impl<DB: Driver> Pool<DB> {
         let suspicious = SUSPICIOUS_WAIT.min(self.timeout / 2);
         let mut waited = Duration::ZERO;
         while waited < self.timeout {
-            let pause = waited.max(KEPT_IF_WAITED_FOR).min(self.timeout - waited);
+            let pause = waited.max(suspicious).min(self.timeout - waited);
             tokio::time::sleep(pause).await;
             waited += pause;
-            self.reclaim(KEPT_IF_WAITED_FOR);
-            self.reap();
-            if waited >= suspicious {
-                self.health.request_probe();
-            }
+            self.health.request_probe();
         }
     }
 
-    /// An idle connection that works, else a new one.
-    async fn idle_or_new(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
-        while let Some(mut conn) = self.pop_idle() {
+    /// An idle connection that works, this one if it does; else a new one.
+    async fn tested_or_new(
+        &self,
+        mut idle: Option<PooledConnection<DB>>,
+    ) -> Result<PooledConnection<DB>, sqlx::Error> {
+        while let Some(mut conn) = idle {
             if self.trusts(&conn.state) || conn.ping(self.health.ping_timeout(self.check_timeout)).await {
                 return Ok(conn);
             }
             self.close_sleepers(conn.state.verified());
             conn.discard(CloseCause::Failed);
+            idle = self.pop_idle();
         }
         self.open().await
     }
@@ -396,47 +398,19 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// Keeps a connection for the next statement of its session.
-    fn keep(&self, held: Parts<DB>) -> Option<Ticket> {
-        if !self.may_keep(&held.conn.state) {
-            let Parts { conn, permit } = held;
-            conn.discard(self.why_not_kept());
-            drop(permit);
-            return None;
-        }
-        let mut connections = self.connections();
-        connections.tickets += 1;
-        let ticket = Ticket(connections.tickets);
-        connections.sticky.push((ticket, held));
-        Some(ticket)
-    }
-
-    /// The connection that was kept. `None` if somebody else has been given it, or it is not to be trusted.
-    fn claim(&self, ticket: Ticket) -> Option<Parts<DB>> {
-        let mut connections = self.connections();
-        let index = connections.sticky.iter().rposition(|(kept, _)| *kept == ticket)?;
-        let (_, held) = connections.sticky.remove(index);
-        drop(connections);
-        if self.health.answers(self.wanted()) && self.trusts(&held.conn.state) {
-            return Some(held);
-        }
-        let Parts { conn, permit } = held;
-        self.put_back(conn);
-        drop(permit);
-        None
-    }
-
     /// Takes connections back from sessions that have been doing something else for so long.
     fn reclaim(&self, idle: Duration) {
-        loop {
-            let mut connections = self.connections();
-            let is_idle = |(_, held): &mut (Ticket, Parts<DB>)| held.conn.state.verified().elapsed() >= idle;
-            let Some(index) = connections.sticky.iter_mut().position(is_idle) else { return };
-            let (_, Parts { conn, permit }) = connections.sticky.remove(index);
-            drop(connections);
-            self.put_back(conn);
-            drop(permit);
-        }
+        let now = Instant::now();
+        let is_idle = |parts: &Parts<DB>| now.saturating_duration_since(parts.conn.state.verified()) >= idle;
+        let mut reclaimed = Vec::new();
+        self.connections().slots.retain(|slot| match slot.reclaim(is_idle) {
+            Some(parts) => {
+                reclaimed.push(parts);
+                false
+            }
+            None => true,
+        });
+        reclaimed.into_iter().for_each(Parts::put_back);
     }
 
     /// Gives the places of connections back that handlers have closed.
@@ -501,7 +475,6 @@ impl<DB: Driver> Drop for Pool<DB> {
     fn drop(&mut self) {
         let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
         connections.idle.drain(..).for_each(|conn| conn.discard(CloseCause::Shutdown));
-        connections.sticky.drain(..).for_each(|(_, parts)| parts.conn.discard(CloseCause::Shutdown));
     }
 }
 

@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 use rocket::tokio;
 
 use super::connection::PooledConnection;
-use super::{CloseCause, Pool};
+use super::{CloseCause, KEPT_IF_WAITED_FOR, Pool};
 use crate::backend::Driver;
 
 /// A connection is kept for its session for so long if nobody waits.
 const KEPT: Duration = Duration::from_millis(500);
+
+/// How often [`serve_waiting`](Pool::serve_waiting) looks: whoever begins to wait does so as well.
+const SERVE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// An idle connection is pinged so often, so that gateways on the way do not forget it (the shortest limits known
 /// are some minutes), and that dead ones are found before a request needs them.
@@ -21,6 +24,19 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 impl<DB: Driver> Pool<DB> {
+    /// While somebody waits, takes connections back from sessions that do not use them, and the places of those that
+    /// handlers have closed. One clock for all who wait, since a timer that is set may wake a thread of the runtime.
+    pub(crate) async fn serve_waiting(&self) {
+        loop {
+            self.waits.notified().await;
+            while self.counts.waiting() > 0 {
+                tokio::time::sleep(SERVE_INTERVAL).await;
+                self.reclaim(KEPT_IF_WAITED_FOR);
+                self.reap();
+            }
+        }
+    }
+
     /// What has to be done from time to time, whoever asks for connections.
     pub(crate) fn tend(self: &Arc<Self>) {
         self.reclaim(KEPT);
@@ -36,6 +52,8 @@ impl<DB: Driver> Pool<DB> {
         let is_quiet =
             |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
         let mut connections = self.connections();
+        // There may be as many handles as clients that have a page open.
+        connections.slots.retain(|slot| !slot.forget_if_empty());
         let invalid: Vec<_> = connections.idle.extract_if(.., |conn| !self.may_keep(&conn.state)).collect();
         let old: Vec<_> = connections.idle.extract_if(.., |conn| is_old(conn)).collect();
         // One at a time, so that a request never finds the pool emptied by those who look after it; with a permit, so

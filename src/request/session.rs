@@ -1,9 +1,9 @@
 //! What one request, or one job, has done with one database so far.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fmt, mem};
 
 use log::{debug, warn};
 
@@ -37,7 +37,7 @@ pub(crate) struct Session<DB: Driver> {
 struct Progress<DB: Driver> {
     declared: Declared,
     route: Option<Route<DB>>,
-    /// The connection of the latest query, for the next one.
+    /// Where the connection of the latest query is, for the next one.
     kept: Option<Sticky<DB>>,
     failed: Failed,
     /// How many queries run on connections for reads, or have returned rows that they read there.
@@ -204,7 +204,7 @@ impl<DB: Driver> Session<DB> {
         let retries = &self.cluster.counts.retries;
         loop {
             let (route, kept) = self.next();
-            let mut checkout = match kept.and_then(Sticky::claim) {
+            let mut checkout = match kept {
                 Some(checkout) => checkout,
                 None => match route.check_out(self.asker).await {
                     Ok(checkout) => checkout,
@@ -246,9 +246,14 @@ impl<DB: Driver> Session<DB> {
 
     /// Keeps the connection of a query that ended well for the next one.
     pub(crate) fn keep(&self, checkout: Checkout<DB>) {
-        let kept = checkout.keep();
-        let before = std::mem::replace(&mut self.progress().kept, kept);
-        drop(before);
+        let mut progress = self.progress();
+        let kept = match &progress.kept {
+            Some(kept) => kept.keep(checkout),
+            None => Err(checkout),
+        };
+        // Of two statements that ran side by side, the latter's connection is kept.
+        let before = kept.err().and_then(|checkout| mem::replace(&mut progress.kept, Sticky::new(checkout)));
+        drop((progress, before));
     }
 
     /// Gives up the connection that is kept: no query may follow.
@@ -265,7 +270,7 @@ impl<DB: Driver> Session<DB> {
     ) -> Result<bool, sqlx::Error> {
         match (route.reason(), self.pin.as_ref().map(Pin::needs)) {
             (Reason::CaughtUp, Some(Needed::Position(position))) => {
-                self.cluster.has_replayed(checkout, position).await
+                Box::pin(self.cluster.has_replayed(checkout, position)).await
             }
             _ => Ok(true),
         }
@@ -314,12 +319,13 @@ impl<DB: Driver> Session<DB> {
 
     /// As [`route`](Self::route), with the connection that was kept for it. One to another server is given up:
     /// nobody holds two connections to ask one question.
-    fn next(&self) -> (Route<DB>, Option<Sticky<DB>>) {
-        let (route, kept) = {
-            let mut progress = self.progress();
-            (self.choose(&mut progress), progress.kept.take())
-        };
-        let kept = kept.filter(|kept| route.server.pool(route.access).is_some_and(|pool| kept.is_of(pool)));
+    fn next(&self) -> (Route<DB>, Option<Checkout<DB>>) {
+        let mut progress = self.progress();
+        let route = self.choose(&mut progress);
+        let pool = route.server.pool(route.access);
+        let elsewhere = progress.kept.take_if(|kept| pool.is_none_or(|pool| !kept.is_of(pool)));
+        let kept = progress.kept.as_ref().and_then(Sticky::claim);
+        drop((progress, elsewhere));
         (route, kept)
     }
 
