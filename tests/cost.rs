@@ -9,12 +9,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rocket::futures::FutureExt;
 use rocket::local::asynchronous::Client;
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use rocket::tokio::net::{TcpListener, TcpStream};
 use rocket::tokio::{self, net};
 use rocket_replicated::postgres::Replicated;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::Connection;
+use sqlx::postgres::{PgConnection, PgPoolOptions};
 
 use support::lab::postgres::Lab;
 use support::rocket_over;
@@ -114,13 +116,21 @@ async fn no_more_round_trips_than_a_pool_that_does_not_ping_at_checkout() {
 
 struct Counting;
 
+/// What is larger, glibc's allocator looks for under a lock that threads share: those that free what another has
+/// allocated wait for each other (<https://sourceware.org/glibc/wiki/MallocInternals>, "Thread Local Cache").
+const LARGE: usize = 1032;
+
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static LARGE_ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+        if layout.size() > LARGE {
+            let _ = LARGE_ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+        }
         unsafe { System.alloc(layout) }
     }
 
@@ -147,6 +157,44 @@ async fn a_choice_allocates_the_state_of_its_request_and_nothing_else() {
     rocket_replicated::internals::choose(&db);
     assert_eq!((made - before, allocations() - made), (1, 0));
     assert!(db.choice().is_some());
+}
+
+#[rocket::async_test]
+async fn a_query_makes_no_large_allocation_that_sqlx_would_not() {
+    let lab = Lab::new();
+    let section = format!("{}max_connections = 1\n", lab.section());
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    let mut bare = PgConnection::connect(&lab.master().url()).await.unwrap();
+    let query = || sqlx::query("SELECT 1 WHERE 1 = $1").bind(1);
+    let large = || LARGE_ALLOCATIONS.with(Cell::get);
+
+    for (role, db) in [("slave", cluster.read(None)), ("master", cluster.write())] {
+        // At first, connections are opened and statements prepared.
+        for is_warm in [false, true] {
+            macro_rules! costs_no_more {
+                ($run:ident) => {
+                    let before = large();
+                    query().$run(&mut bare).await.unwrap();
+                    let theirs = large();
+                    query().$run(&db).await.unwrap();
+                    let ours = large() - theirs;
+                    assert!(!is_warm || ours <= theirs - before, "{}, {role}: {ours}", stringify!($run));
+                };
+            }
+            costs_no_more!(execute);
+            costs_no_more!(fetch_all);
+            costs_no_more!(fetch_one);
+        }
+    }
+
+    let _held = cluster.write().get().await.unwrap();
+    let other = cluster.write();
+    // At first, tokio allocates what it needs for timers.
+    assert!(query().fetch_one(&other).now_or_never().is_none());
+    let before = large();
+    assert!(query().fetch_one(&other).now_or_never().is_none());
+    assert_eq!(large(), before, "by waiting");
 }
 
 #[cfg(feature = "sqlite")]

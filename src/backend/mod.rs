@@ -193,7 +193,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         conn: &'a mut Conn<Self>,
         query: impl Execute<'q, Self> + 'q,
         rest: Rest,
-    ) -> BoxFuture<'a, Result<FirstRow<Self>, sqlx::Error>>;
+    ) -> impl Future<Output = Result<(Option<Self::Row>, Left), sqlx::Error>> + Send;
 
     /// Whether this statement leaves a transaction open behind it. `simple` says that it goes over the simple
     /// protocol, which takes several statements at once.
@@ -265,24 +265,20 @@ pub enum Left {
     Dirty,
 }
 
-/// The first row of an answer, if it has one, and how the connection was left.
-#[doc(hidden)]
-pub type FirstRow<DB> = (Option<<DB as Database>::Row>, Left);
-
 /// [`Driver::fetch_optional`] for drivers that send whole answers.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 fn fetch_first<'a, 'q: 'a, DB: Driver>(
     conn: &'a mut Conn<DB>,
     query: impl Execute<'q, DB> + 'q,
     rest: Rest,
-) -> BoxFuture<'a, Result<FirstRow<DB>, sqlx::Error>> {
+) -> impl Future<Output = Result<(Option<DB::Row>, Left), sqlx::Error>> + Send {
     use rocket::futures::TryStreamExt;
 
     /// So many rows cost less to read than a new connection.
     const CHEAP_REST: usize = 64;
 
     let mut steps = DB::executor(conn).fetch_many(query);
-    Box::pin(async move {
+    async move {
         let (mut first, mut unwanted) = (None, 0);
         while let Some(step) = steps.try_next().await? {
             match (step.right(), &first) {
@@ -295,7 +291,7 @@ fn fetch_first<'a, 'q: 'a, DB: Driver>(
             }
         }
         Ok((first, Left::Clean))
-    })
+    }
 }
 
 /// What a failed query says.

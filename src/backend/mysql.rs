@@ -139,7 +139,7 @@ impl Driver for MySql {
         conn: &'a mut MySqlConnection,
         query: impl Execute<'q, Self> + 'q,
         rest: Rest,
-    ) -> BoxFuture<'a, Result<(Option<MySqlRow>, Left), sqlx::Error>> {
+    ) -> impl Future<Output = Result<(Option<MySqlRow>, Left), sqlx::Error>> + Send {
         fetch_first::<Self>(conn, query, rest)
     }
 

@@ -174,7 +174,7 @@ impl Driver for Postgres {
         conn: &'a mut PgConnection,
         query: impl Execute<'q, Self> + 'q,
         rest: Rest,
-    ) -> BoxFuture<'a, Result<(Option<PgRow>, Left), sqlx::Error>> {
+    ) -> impl Future<Output = Result<(Option<PgRow>, Left), sqlx::Error>> + Send {
         fetch_first::<Self>(conn, query, rest)
     }
 

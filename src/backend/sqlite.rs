@@ -101,13 +101,12 @@ impl Driver for Sqlite {
     }
 
     /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more.
-    fn fetch_optional<'a, 'q: 'a>(
+    async fn fetch_optional<'a, 'q: 'a>(
         conn: &'a mut SqliteConnection,
         query: impl Execute<'q, Self> + 'q,
         _rest: Rest,
-    ) -> BoxFuture<'a, Result<(Option<SqliteRow>, Left), sqlx::Error>> {
-        let row = conn.fetch_optional(query);
-        Box::pin(async move { Ok((row.await?, Left::Clean)) })
+    ) -> Result<(Option<SqliteRow>, Left), sqlx::Error> {
+        Ok((sqlx::Executor::fetch_optional(conn, query).await?, Left::Clean))
     }
 
     /// Prepared statements may hold several here, too.

@@ -167,7 +167,7 @@ where
         Box::pin(async move {
             let query = Query::take(query)?;
             let (opens, sql) = (query.opens_transaction(), query.text().clone());
-            Ok(self.run(opens, &sql, |conn| DB::fetch_optional(conn, query, Rest::Read)).await?.0)
+            Ok(self.run(opens, &sql, |conn| Box::pin(DB::fetch_optional(conn, query, Rest::Read))).await?.0)
         })
     }
 

@@ -1,12 +1,13 @@
 //! `&ReplicatedDb` as a `sqlx::Executor` and a `sqlx::Acquire`.
 
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
 
 use async_stream::try_stream;
-use rocket::futures::StreamExt;
 use rocket::futures::future::BoxFuture;
 use rocket::futures::stream::BoxStream;
+use rocket::futures::{StreamExt, TryFutureExt, stream};
 use rocket_db_pools::Database;
 use sqlx::pool::PoolConnection;
 use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transaction};
@@ -20,14 +21,59 @@ use crate::pool::{Checkout, CloseCause, Pool};
 
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
 
-/// How a query is run on a connection.
-type Run<DB, T> = for<'a> fn(&'a mut Conn<DB>, Query<DB>, Rest) -> BoxFuture<'a, Result<T, Error>>;
+/// What somebody wants of a query.
+trait Wanted<DB: Driver> {
+    type Answer: Send;
 
-/// How it has left the connection, as its answer tells.
-type Leaves<T> = fn(&T) -> Left;
+    /// Runs it on a connection, and tells how it leaves that. Not an `async fn`: its future would have room for the
+    /// query as well.
+    fn run(
+        conn: &mut Conn<DB>,
+        query: Query<DB>,
+        rest: Rest,
+    ) -> impl Future<Output = Result<(Self::Answer, Left), Error>> + Send;
+}
 
-fn clean<T>(_: &T) -> Left {
-    Left::Clean
+enum Effect {}
+
+impl<DB: Driver> Wanted<DB> for Effect {
+    type Answer = DB::QueryResult;
+
+    fn run(
+        conn: &mut Conn<DB>,
+        query: Query<DB>,
+        _: Rest,
+    ) -> impl Future<Output = Result<(Self::Answer, Left), Error>> + Send {
+        DB::executor(conn).execute(query).map_ok(|done| (done, Left::Clean))
+    }
+}
+
+enum AllRows {}
+
+impl<DB: Driver> Wanted<DB> for AllRows {
+    type Answer = Vec<DB::Row>;
+
+    fn run(
+        conn: &mut Conn<DB>,
+        query: Query<DB>,
+        _: Rest,
+    ) -> impl Future<Output = Result<(Self::Answer, Left), Error>> + Send {
+        DB::executor(conn).fetch_all(query).map_ok(|rows| (rows, Left::Clean))
+    }
+}
+
+enum FirstRow {}
+
+impl<DB: Driver> Wanted<DB> for FirstRow {
+    type Answer = Option<DB::Row>;
+
+    fn run(
+        conn: &mut Conn<DB>,
+        query: Query<DB>,
+        rest: Rest,
+    ) -> impl Future<Output = Result<(Self::Answer, Left), Error>> + Send {
+        DB::fetch_optional(conn, query, rest)
+    }
 }
 
 /// A transaction that is begun by hand is lost with its handler, or before.
@@ -57,42 +103,49 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     }
 
     /// Runs what returns nothing until it ends.
-    async fn run<T>(
-        &self,
-        query: Result<Query<Db<D>>, Error>,
-        run: Run<Db<D>, T>,
-        leaves: Leaves<T>,
-    ) -> Result<T, Error> {
-        let mut query = query?;
-        let repeatable = query.repeatable();
-        let opens = opens_transaction(&query)?;
-        let mut attempts = self.attempts();
-        loop {
-            let (mut checkout, route) = self.session.check_out().await?;
-            let (attempt, frame) = query.attempt(checkout.pool());
-            let rest = if route.access.writes() { Rest::Read } else { Rest::Abandon };
-            let done = {
-                let (conn, watch) = checkout.parts();
-                let _stopwatch = watch.stopwatch(query.text().as_str());
-                // In place, not moved along: a query's future is as large as its parts.
-                let framed = pin!(async {
-                    frame.open::<Db<D>>(conn).await?;
-                    let done = run(conn, attempt, rest).await;
-                    frame.close::<Db<D>, _>(conn, done).await
-                });
-                watch.over(framed).await
-            };
-            match done {
-                Ok(done) => {
-                    self.leave(checkout, leaves(&done), opens).await?;
-                    return Ok(done);
-                }
-                Err(error) => {
-                    let pool = self.after_error(checkout, &error, opens);
-                    attempts.judge(&pool, &route, error, repeatable)?;
+    ///
+    /// Its future takes less than 1 KiB, which glibc's allocator keeps for each thread; what is larger it looks for
+    /// under a lock that threads share: <https://sourceware.org/glibc/wiki/MallocInternals>. So what is seldom wanted is
+    /// boxed, and a query is not kept where it is only passed on.
+    fn run<'e, W>(&'e self, query: Result<Query<Db<D>>, Error>) -> BoxFuture<'e, Result<W::Answer, Error>>
+    where
+        W: Wanted<Db<D>> + 'e,
+    {
+        let mut query = match query {
+            Ok(query) => query,
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
+        Box::pin(async move {
+            let repeatable = query.repeatable();
+            let opens = opens_transaction(&query)?;
+            let mut attempts = self.attempts();
+            loop {
+                let (mut checkout, route) = self.session.check_out().await?;
+                let rest = if route.access.writes() { Rest::Read } else { Rest::Abandon };
+                let done = {
+                    let (conn, watch) = checkout.parts();
+                    let text = query.text().clone();
+                    let _stopwatch = watch.stopwatch(text.as_str());
+                    let framed = pin!(async {
+                        let frame = query.frame(watch.pool());
+                        frame.open::<Db<D>>(conn).await?;
+                        let done = W::run(conn, query.attempt(watch.pool()), rest).await;
+                        frame.close::<Db<D>, _>(conn, done).await
+                    });
+                    watch.over(framed).await
+                };
+                match done {
+                    Ok((answer, left)) => {
+                        self.leave(checkout, left, opens).await?;
+                        return Ok(answer);
+                    }
+                    Err(error) => {
+                        let pool = self.after_error(checkout, &error, opens);
+                        attempts.judge(&pool, &route, error, repeatable)?;
+                    }
                 }
             }
-        }
+        })
     }
 
     /// Keeps the connection for the next query of the request, unless this one has left something in it.
@@ -159,7 +212,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
         'c: 'e,
         E: 'q + Execute<'q, Db<D>>,
     {
-        Box::pin(self.run(Query::take(query), |conn, query, _| Db::<D>::executor(conn).execute(query), clean))
+        self.run::<Effect>(Query::take(query))
     }
 
     fn fetch_all<'e, 'q: 'e, E>(
@@ -170,11 +223,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
         'c: 'e,
         E: 'q + Execute<'q, Db<D>>,
     {
-        Box::pin(self.run(
-            Query::take(query),
-            |conn, query, _| Db::<D>::executor(conn).fetch_all(query),
-            clean,
-        ))
+        self.run::<AllRows>(Query::take(query))
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(
@@ -185,12 +234,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
         'c: 'e,
         E: 'q + Execute<'q, Db<D>>,
     {
-        let first = self.run(
-            Query::take(query),
-            |conn, query, rest| Db::<D>::fetch_optional(conn, query, rest),
-            |(_, left)| *left,
-        );
-        Box::pin(async move { Ok(first.await?.0) })
+        self.run::<FirstRow>(Query::take(query))
     }
 
     fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step<Db<D>>, Error>>
@@ -198,22 +242,25 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
         'c: 'e,
         E: 'q + Execute<'q, Db<D>>,
     {
-        let query = Query::take(query);
+        let mut query = match Query::take(query) {
+            Ok(query) => query,
+            Err(error) => return Box::pin(stream::once(ready(Err(error)))),
+        };
         Box::pin(try_stream! {
-            let mut query = query?;
             let opens = opens_transaction(&query)?;
             let mut attempts = self.attempts();
             loop {
                 let (mut checkout, route) = self.session.check_out().await?;
-                let (attempt, frame) = query.attempt(checkout.pool());
                 let mut repeatable = query.repeatable();
                 let (conn, watch) = checkout.parts();
-                let stopwatch = watch.stopwatch(query.text().as_str());
+                let text = query.text().clone();
+                let stopwatch = watch.stopwatch(text.as_str());
+                let frame = query.frame(watch.pool());
                 let opened = watch.over(pin!(frame.open::<Db<D>>(conn))).await;
                 let done = match opened {
                     Err(error) => Err(error),
                     Ok(()) => {
-                        let mut steps = Db::<D>::executor(conn).fetch_many(attempt);
+                        let mut steps = Db::<D>::executor(conn).fetch_many(query.attempt(watch.pool()));
                         let done = loop {
                             match watch.over(pin!(async { steps.next().await.transpose() })).await {
                                 Ok(Some(step)) => {

@@ -36,25 +36,27 @@ impl<DB: Driver> Query<DB> {
         if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }
     }
 
-    /// What to run on a connection of this pool, and what holds it together there. The last attempt that there can
-    /// be takes the arguments along.
-    pub(super) fn attempt(&mut self, pool: &Pool<DB>) -> (Self, Frame) {
-        let prepared_statements = pool.prepared_statements();
-        let arguments = match pool.access().writes() {
-            true => self.arguments.take(),
-            false => self.arguments.clone(),
-        };
-        let frame = match arguments {
-            Some(_) if !prepared_statements => Frame::Transaction(pool.begin_read_only().unwrap_or("BEGIN")),
+    /// What holds it together on a connection of this pool.
+    pub(super) fn frame(&self, pool: &Pool<DB>) -> Frame {
+        match self.arguments {
+            Some(_) if !pool.prepared_statements() => {
+                Frame::Transaction(pool.begin_read_only().unwrap_or("BEGIN"))
+            }
             _ => Frame::Connection,
-        };
-        let attempt = Self {
+        }
+    }
+
+    /// What to run on a connection of this pool. The last attempt that there can be takes the arguments along.
+    pub(super) fn attempt(&mut self, pool: &Pool<DB>) -> Self {
+        Self {
             sql: self.sql.clone(),
             statement: self.statement.clone(),
-            arguments,
-            persistent: self.persistent && prepared_statements,
-        };
-        (attempt, frame)
+            arguments: match pool.access().writes() {
+                true => self.arguments.take(),
+                false => self.arguments.clone(),
+            },
+            persistent: self.persistent && pool.prepared_statements(),
+        }
     }
 
     /// Whether the connection may be in a transaction afterwards.
