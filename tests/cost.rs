@@ -15,8 +15,8 @@ use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use rocket::tokio::net::{TcpListener, TcpStream};
 use rocket::tokio::{self, net};
 use rocket_replicated::postgres::Replicated;
-use sqlx::Connection;
 use sqlx::postgres::{PgConnection, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection};
 
 use support::lab::postgres::Lab;
 use support::rocket_over;
@@ -186,6 +186,19 @@ async fn a_query_makes_no_large_allocation_that_sqlx_would_not() {
             costs_no_more!(fetch_all);
             costs_no_more!(fetch_one);
         }
+    }
+
+    // A text that was built at run time is copied once, whatever becomes of it.
+    let long =
+        || sqlx::query(AssertSqlSafe(format!("SELECT 1 WHERE 1 = $1 --{}", "-".repeat(LARGE)))).bind(1);
+    let db = cluster.read(None);
+    for is_warm in [false, true] {
+        let before = large();
+        long().execute(&mut bare).await.unwrap();
+        let theirs = large();
+        long().execute(&db).await.unwrap();
+        let ours = large() - theirs;
+        assert!(!is_warm || ours <= theirs - before + 1, "of a long text: {ours}, {}", theirs - before);
     }
 
     let _held = cluster.write().get().await.unwrap();

@@ -3,6 +3,7 @@ mod follower;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rocket::futures::TryFutureExt;
 use rocket::futures::future::BoxFuture;
 use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqliteRow};
@@ -101,12 +102,12 @@ impl Driver for Sqlite {
     }
 
     /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more.
-    async fn fetch_optional<'a, 'q: 'a>(
+    fn fetch_optional<'a, 'q: 'a>(
         conn: &'a mut SqliteConnection,
         query: impl Execute<'q, Self> + 'q,
         _rest: Rest,
-    ) -> Result<(Option<SqliteRow>, Left), sqlx::Error> {
-        Ok((sqlx::Executor::fetch_optional(conn, query).await?, Left::Clean))
+    ) -> impl Future<Output = Result<(Option<SqliteRow>, Left), sqlx::Error>> + Send {
+        sqlx::Executor::fetch_optional(conn, query).map_ok(|row| (row, Left::Clean))
     }
 
     /// Prepared statements may hold several here, too.

@@ -320,8 +320,8 @@ fn is_ours(error: &io::Error) -> bool {
         || error.get_ref().is_some_and(|error| error.is::<OutcomeUnknown>())
 }
 
-/// Where a session leaves its connection between two statements, and where the pool finds it when others wait. Only
-/// the first and the last of a session's statements have to do with the pool, which all sessions share.
+/// Where a session leaves its connection between two statements, and where the pool finds it when others wait. As a
+/// rule, only the first and the last of a session's statements have to do with the pool, which all sessions share.
 pub(crate) struct Sticky<DB: Driver> {
     pool: Arc<Pool<DB>>,
     slot: Arc<Slot<DB>>,

@@ -308,6 +308,9 @@ impl<DB: Driver> Pool<DB> {
             let pause = waited.max(suspicious).min(self.timeout - waited);
             tokio::time::sleep(pause).await;
             waited += pause;
+            // Also where nobody runs `serve_waiting`, as during a shutdown.
+            self.reclaim(KEPT_IF_WAITED_FOR);
+            self.reap();
             self.health.request_probe();
         }
     }

@@ -28,12 +28,15 @@ impl<DB: Driver> Pool<DB> {
     /// handlers have closed. One clock for all who wait, since a timer that is set may wake a thread of the runtime.
     pub(crate) async fn serve_waiting(&self) {
         loop {
-            self.waits.notified().await;
             while self.counts.waiting() > 0 {
                 tokio::time::sleep(SERVE_INTERVAL).await;
-                self.reclaim(KEPT_IF_WAITED_FOR);
-                self.reap();
+                // Else they wait for a connection to be opened.
+                if !self.has_room() {
+                    self.reclaim(KEPT_IF_WAITED_FOR);
+                    self.reap();
+                }
             }
+            self.waits.notified().await;
         }
     }
 
@@ -130,6 +133,8 @@ impl<DB: Driver> Pool<DB> {
             tokio::time::sleep(pause).await;
             // A handler may hold one for very long.
             pause = pause.mul_f64(1.2).min(Duration::from_secs(1));
+            // A session may have kept one while this began.
+            self.reclaim(Duration::ZERO);
             self.reap();
         }
     }

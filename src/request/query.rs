@@ -22,7 +22,8 @@ impl<DB: Driver> Query<DB> {
             arguments,
             statement: query.statement().cloned(),
             persistent: query.persistent(),
-            sql: query.sql(),
+            // Each clone of a text that was built at run time would be a copy, but that of a clone.
+            sql: query.sql().clone(),
         })
     }
 
