@@ -104,9 +104,9 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
 
     /// Runs what returns nothing until it ends.
     ///
-    /// Its future takes less than 1 KiB, which glibc's allocator keeps for each thread; what is larger it looks for
-    /// under a lock that threads share: <https://sourceware.org/glibc/wiki/MallocInternals>. So what is seldom wanted is
-    /// boxed, and a query is not kept where it is only passed on.
+    /// Its future takes less than 1 KiB. Up to that, glibc's allocator has a cache for each thread; larger ones it looks
+    /// for under a lock that threads share: <https://sourceware.org/glibc/wiki/MallocInternals>. So what is seldom wanted
+    /// is boxed, and a query is not kept where it is only passed on.
     fn run<'e, W>(&'e self, query: Result<Query<Db<D>>, Error>) -> BoxFuture<'e, Result<W::Answer, Error>>
     where
         W: Wanted<Db<D>> + 'e,

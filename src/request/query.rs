@@ -22,7 +22,7 @@ impl<DB: Driver> Query<DB> {
             arguments,
             statement: query.statement().cloned(),
             persistent: query.persistent(),
-            // Each clone of a text that was built at run time would be a copy, but that of a clone.
+            // sqlx copies a text that was built at run time when it is cloned, and shares that copy from then on.
             sql: query.sql().clone(),
         })
     }
