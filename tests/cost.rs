@@ -210,6 +210,27 @@ async fn a_query_makes_no_large_allocation_that_sqlx_would_not() {
     assert_eq!(large(), before, "by waiting");
 }
 
+support::on_every_database! {
+    use std::cell::Cell;
+
+    use rocket::local::asynchronous::Client;
+    use sqlx::Executor;
+
+    #[rocket::async_test]
+    async fn the_future_of_a_query_is_small() {
+        let lab = Lab::new();
+        let rocket = crate::support::rocket_over(&lab.section()).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let db = &Replicated::fetch(client.rocket()).unwrap().read(None);
+        let query = || sqlx::query("SELECT 1").bind(1);
+        let large = || crate::LARGE_ALLOCATIONS.with(Cell::get);
+
+        let before = large();
+        drop((db.execute(query()), db.fetch_all(query()), db.fetch_one(query()), db.fetch_optional(query())));
+        assert_eq!(large(), before);
+    }
+}
+
 #[cfg(feature = "sqlite")]
 #[rocket::async_test]
 async fn a_choice_out_of_64_slaves_allocates_no_more() {
