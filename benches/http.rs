@@ -156,21 +156,41 @@ impl Drop for Running {
     }
 }
 
+impl Running {
+    /// How many microseconds of processors its threads have had: the first number of each one's `schedstat`, see
+    /// <https://docs.kernel.org/scheduler/sched-stats.html>.
+    fn processor_time(&self) -> f64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let nanoseconds = |thread: fs::DirEntry| -> u64 {
+            let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            stat.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0)
+        };
+        threads.flatten().map(nanoseconds).sum::<u64>() as f64 / 1_000.0
+    }
+}
+
 /// What one round of `wrk` tells.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
+#[derive(Clone, Copy)]
 struct Round {
     requests_per_second: f64,
     p99: f64,
+    /// Of the server, for each request, in microseconds.
+    processor_time: f64,
 }
 
-fn measure(url: &str, seconds: &str, form: Option<&Path>) -> Round {
+const REQUESTS: fn(&Round) -> f64 = |round| round.requests_per_second;
+const PROCESSOR_TIME: fn(&Round) -> f64 = |round| round.processor_time;
+
+fn measure(server: &Running, path: &str, seconds: &str, form: Option<&Path>) -> Round {
     let script = form.map(|form| [Path::new("-s"), form]);
+    let before = server.processor_time();
     let output = Command::new("wrk")
         .args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--latency"])
         .args(script.iter().flatten())
-        .arg(url)
+        .arg(format!("{}{path}", server.1))
         .output()
         .expect("wrk: `apt-get install wrk`");
+    let took = server.processor_time() - before;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success() && !text.contains("Non-2xx") && !text.contains("Socket errors"),
@@ -181,7 +201,14 @@ fn measure(url: &str, seconds: &str, form: Option<&Path>) -> Round {
             text.lines().find(|text| text.trim_start().starts_with(line)).unwrap_or_else(|| panic!("{text}"));
         line.split_whitespace().nth(1).unwrap().to_owned()
     };
-    Round { requests_per_second: word("Requests/sec:").parse().unwrap(), p99: milliseconds(&word("99%")) }
+    let answered =
+        text.lines().find_map(|line| line.split_once(" requests in ")).unwrap_or_else(|| panic!("{text}"));
+    let answered: f64 = answered.0.trim().parse().unwrap();
+    Round {
+        requests_per_second: word("Requests/sec:").parse().unwrap(),
+        p99: milliseconds(&word("99%")),
+        processor_time: took / answered,
+    }
 }
 
 fn milliseconds(text: &str) -> f64 {
@@ -290,9 +317,8 @@ fn main() {
                 // A table that grows would be slower for whoever comes later.
                 cluster.master.sql("TRUNCATE notes");
                 let server = rival.start(&folder, what);
-                let url = format!("{}{path}", server.1);
-                measure(&url, "1", form);
-                let result = measure(&url, &seconds, form);
+                measure(&server, path, "1", form);
+                let result = measure(&server, path, &seconds, form);
                 // The first round warms caches.
                 if round > 0 {
                     results.push(result);
@@ -302,26 +328,31 @@ fn main() {
         let method = what.method();
         println!("\n### {title}\n");
         println!("`{method} {path}`, {rounds} rounds of {seconds} s, {pool} connections:\n");
-        let columns: String = beside.chars().map(|letter| format!(" × {letter} |")).collect();
-        println!("| server | requests/s: median (least–most) | p99 in ms |{columns}");
-        println!("|---|---|---|{}", "---|".repeat(beside.len()));
-        let of = |letter: char| rivals.iter().position(|rival| rival.name.starts_with(letter));
+        let besides: String =
+            beside.chars().map(|letter| format!(" × {letter} | CPU × {letter} |")).collect();
+        println!("| server | requests/s: median (least–most) | p99 in ms | CPU in µs |{besides}");
+        println!("|---|---|---|---|{}", "---|---|".repeat(beside.len()));
         for (rival, rounds) in rivals.iter().zip(&results) {
-            let by_round = |letter| {
-                of(letter).map_or("–".to_owned(), |other| {
-                    let pairs = rounds.iter().zip(&results[other]);
-                    Spread::of(
-                        pairs.map(|(ours, theirs)| ours.requests_per_second / theirs.requests_per_second),
-                    )
-                    .to_string()
+            let spread = |of: fn(&Round) -> f64| Spread::of(rounds.iter().map(of));
+            let ratios: String = beside
+                .chars()
+                .map(|letter| {
+                    let Some(other) = rivals.iter().position(|rival| rival.name.starts_with(letter)) else {
+                        return " – | – |".to_owned();
+                    };
+                    let ratio = |of: fn(&Round) -> f64| {
+                        let pairs = rounds.iter().zip(&results[other]);
+                        Spread::of(pairs.map(|(ours, theirs)| of(ours) / of(theirs)))
+                    };
+                    format!(" {} | {} |", ratio(REQUESTS), ratio(PROCESSOR_TIME))
                 })
-            };
-            let ratios: String = beside.chars().map(|letter| format!(" {} |", by_round(letter))).collect();
+                .collect();
             println!(
-                "| {} | {} | {} |{ratios}",
+                "| {} | {} | {} | {} |{ratios}",
                 rival.name,
-                Spread::of(rounds.iter().map(|round| round.requests_per_second)),
-                Spread::of(rounds.iter().map(|round| round.p99)),
+                spread(REQUESTS),
+                spread(|round| round.p99),
+                spread(PROCESSOR_TIME),
             );
         }
     }

@@ -30,11 +30,6 @@ pub fn read_from<D: Database<Pool: Backend>>(cluster: &Cluster<D>, address: IpAd
     ReplicatedDb::new(Arc::new(session))
 }
 
-/// How many places the pools look through for connections that handles keep.
-pub fn slots<D: Database<Pool: Backend>>(cluster: &Cluster<D>) -> usize {
-    cluster.0.servers.all().iter().flat_map(|server| server.pools()).map(|pool| pool.slots()).sum()
-}
-
 /// The pin that a write leaves now.
 pub fn sign_pin<D: Database<Pool: Backend>>(cluster: &Cluster<D>) -> Option<String> {
     cluster.0.window_pin(None)

@@ -218,15 +218,11 @@ impl<DB: Driver> Watch<DB> {
         true
     }
 
-    /// Looks at a server, and after those who wait for its connections, until it has left the cluster.
+    /// Looks at a server until it has left the cluster.
     pub(super) async fn attend(self: Arc<Self>, server: Arc<Server<DB>>) {
         let probe = format!("The probe of the {}", server.health);
-        let pools = format!("The care of those who wait for the {}", server.health);
-        let serve_waiting =
-            || join_all(server.pools.all().map(|pool| pool.serve_waiting())).map(drop).boxed();
         tokio::select! {
             () = supervise(&probe, || self.watch(&server).boxed()) => {}
-            () = supervise(&pools, serve_waiting) => {}
             () = server.depart() => {}
         }
     }

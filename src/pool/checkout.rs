@@ -2,17 +2,18 @@
 
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fmt, io, mem};
+use std::{fmt, io};
 
 use log::warn;
 use rocket::tokio::runtime::Handle;
-use rocket::tokio::sync::OwnedSemaphorePermit;
 use rocket::tokio::time::timeout;
 use sqlx::pool::PoolConnection;
 
-use super::connection::{ConnectionState, Lending, OutcomeUnknown, PooledConnection};
+use super::connection::{Connection, ConnectionState, Lending, OutcomeUnknown, PooledConnection};
+use super::holder::Asker;
+use super::queue::Place;
 use super::{CloseCause, Pool};
 use crate::backend::{Conn, Driver, Instance, Left};
 
@@ -20,34 +21,40 @@ use crate::backend::{Conn, Driver, Instance, Left};
 /// is closed, and its place in the pool is free at once.
 pub(crate) struct Checkout<DB: Driver>(Option<Parts<DB>>);
 
-/// What a checkout holds until it ends. The permit goes after the connection, so that nobody opens one too many.
-pub(super) struct Parts<DB: Driver> {
-    pub(super) pool: Arc<Pool<DB>>,
-    pub(super) conn: PooledConnection<DB>,
-    pub(super) permit: OwnedSemaphorePermit,
+/// What a checkout holds until it ends. The place goes after the connection, so that nobody opens one too many.
+struct Parts<DB: Driver> {
+    conn: PooledConnection<DB>,
+    place: Place<DB>,
 }
 
 impl<DB: Driver> Parts<DB> {
-    /// Nobody needs the connection for what it was taken for.
-    pub(super) fn put_back(self) {
-        let Self { pool, conn, permit } = self;
-        pool.put_back(conn);
-        drop(permit);
+    /// The statement is over: the connection goes along with its place.
+    fn end(self) -> Place<DB> {
+        let Self { conn, place } = self;
+        place.with(conn)
     }
 
     /// Closes the connection without a word to the server.
     fn discard(self, why: CloseCause) {
-        let Self { conn, permit, .. } = self;
+        let Self { conn, place } = self;
         conn.discard(why);
-        drop(permit);
+        drop(place);
     }
 }
 
 const UNTIL_IT_ENDS: &str = "a checkout has its connection until it ends";
 
 impl<DB: Driver> Checkout<DB> {
-    pub(super) fn new(parts: Parts<DB>) -> Self {
-        Self(Some(parts))
+    pub(super) fn new(conn: PooledConnection<DB>, place: Place<DB>) -> Self {
+        Self(Some(Parts { conn, place }))
+    }
+
+    /// With the connection of the place, if it can be handed out as it is.
+    pub(super) fn of_trusted(mut place: Place<DB>) -> Result<Self, Place<DB>> {
+        match place.conn.take_if(|conn| place.pool.trusts(&conn.state)) {
+            Some(conn) => Ok(Self::new(conn, place)),
+            None => Err(place),
+        }
     }
 
     fn held(&self) -> &Parts<DB> {
@@ -55,7 +62,7 @@ impl<DB: Driver> Checkout<DB> {
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool<DB>> {
-        &self.held().pool
+        &self.held().place.pool
     }
 
     pub(crate) fn state(&self) -> &Arc<ConnectionState<DB>> {
@@ -69,16 +76,14 @@ impl<DB: Driver> Checkout<DB> {
 
     /// The connection, and who watches over what runs on it.
     pub(crate) fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
-        let Parts { pool, conn: PooledConnection { conn, state, .. }, .. } =
-            self.0.as_mut().expect(UNTIL_IT_ENDS);
-        (conn, Watch { pool, state })
+        let Parts { conn, place } = self.0.as_mut().expect(UNTIL_IT_ENDS);
+        let Connection { conn, state, .. } = &mut **conn;
+        (conn, Watch { pool: &place.pool, state })
     }
 
     /// The statement is over: the connection can serve another, of anybody.
     pub(crate) fn put_back(mut self) {
-        if let Some(parts) = self.0.take() {
-            parts.put_back();
-        }
+        drop(self.0.take().map(Parts::end));
     }
 
     /// As [`put_back`](Self::put_back), unless the error has ended the connection.
@@ -140,8 +145,8 @@ impl<DB: Driver> Checkout<DB> {
 
     /// The connection, for a handler that holds it: it comes back when it is dropped.
     pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
-        let Parts { pool, conn, permit } = self.0.take().expect(UNTIL_IT_ENDS);
-        conn.lend(&pool, permit, lending)
+        let Parts { conn, place } = self.0.take().expect(UNTIL_IT_ENDS);
+        conn.lend(place, lending)
     }
 }
 
@@ -320,118 +325,57 @@ fn is_ours(error: &io::Error) -> bool {
         || error.get_ref().is_some_and(|error| error.is::<OutcomeUnknown>())
 }
 
-/// Where a session leaves its connection between two statements, and where the pool finds it when others wait. As a
-/// rule, only the first and the last of a session's statements have to do with the pool, which all sessions share.
+/// The connection that a session keeps between two statements, unless others wait for it. As a rule, only the first and
+/// the last of a session's statements have to do with the pool, which all sessions share.
 pub(crate) struct Sticky<DB: Driver> {
     pool: Arc<Pool<DB>>,
-    slot: Arc<Slot<DB>>,
-}
-
-pub(super) struct Slot<DB: Driver>(Mutex<Content<DB>>);
-
-enum Content<DB: Driver> {
-    /// INVARIANT: it owns the pool that lists the slot, until the pool or the session takes it.
-    Kept(Parts<DB>),
-    /// The session uses its connection, or has none.
-    Nothing,
-    /// Nothing, and the pool does not list the slot any more.
-    Forgotten,
-}
-
-impl<DB: Driver> Slot<DB> {
-    pub(super) fn is_filled(&self) -> bool {
-        matches!(*self.content(), Content::Kept(_))
-    }
-
-    /// What the pool wants to have back: then it can forget the slot.
-    pub(super) fn reclaim(&self, wanted: impl FnOnce(&Parts<DB>) -> bool) -> Option<Parts<DB>> {
-        let mut content = self.content();
-        match mem::replace(&mut *content, Content::Forgotten) {
-            Content::Kept(parts) if wanted(&parts) => Some(parts),
-            other => {
-                *content = other;
-                None
-            }
-        }
-    }
-
-    /// Whether the pool can forget it, because nothing is in it.
-    pub(super) fn forget_if_empty(&self) -> bool {
-        let mut content = self.content();
-        if let Content::Nothing = *content {
-            *content = Content::Forgotten;
-        }
-        matches!(*content, Content::Forgotten)
-    }
-
-    fn take(&self) -> Option<Parts<DB>> {
-        let mut content = self.content();
-        match mem::replace(&mut *content, Content::Nothing) {
-            Content::Kept(parts) => Some(parts),
-            other => {
-                *content = other;
-                None
-            }
-        }
-    }
-
-    /// Gives back what the pool would not find in it, or another connection is in the way of.
-    fn fill(&self, parts: Parts<DB>) -> Result<(), Parts<DB>> {
-        let mut content = self.content();
-        if let Content::Nothing = *content {
-            *content = Content::Kept(parts);
-            return Ok(());
-        }
-        Err(parts)
-    }
-
-    /// Nothing in here can panic halfway through a change.
-    fn content(&self) -> MutexGuard<'_, Content<DB>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    state: Arc<ConnectionState<DB>>,
+    asker: Asker,
 }
 
 impl<DB: Driver> Sticky<DB> {
     /// The statement is over, and more of its session may follow. `None` if the connection is not to be kept.
-    pub(crate) fn new(mut checkout: Checkout<DB>) -> Option<Self> {
-        let pool = checkout.pool().clone();
-        let parts = checkout.0.take_if(|parts| pool.may_keep(&parts.conn.state));
-        checkout.put_back();
-        let slot = Arc::new(Slot(Mutex::new(Content::Kept(parts?))));
-        pool.connections().slots.push(slot.clone());
-        Some(Self { pool, slot })
+    pub(crate) fn new(mut checkout: Checkout<DB>, asker: Asker) -> Option<Self> {
+        let Parts { conn, place } = checkout.0.take()?;
+        if !place.pool.may_keep(&conn.state) {
+            drop(Parts { conn, place }.end());
+            return None;
+        }
+        let kept = Self { pool: place.pool.clone(), state: conn.state.clone(), asker };
+        kept.state.keep(Parts { conn, place }.end(), asker);
+        Some(kept)
     }
 
     pub(crate) fn is_of(&self, pool: &Arc<Pool<DB>>) -> bool {
         Arc::ptr_eq(&self.pool, pool)
     }
 
-    /// As [`new`](Self::new), for one statement more. Gives the checkout back if it cannot be kept here.
+    /// As [`new`](Self::new), for one statement more. Gives the checkout back if it is not to be kept here.
     pub(crate) fn keep(&self, mut checkout: Checkout<DB>) -> Result<(), Checkout<DB>> {
-        let here = |parts: &mut Parts<DB>| self.is_of(&parts.pool) && self.pool.may_keep(&parts.conn.state);
-        match checkout.0.take_if(here) {
-            Some(parts) => self.slot.fill(parts).map_err(Checkout::new),
+        let is_here = |parts: &mut Parts<DB>| Arc::ptr_eq(&parts.conn.state, &self.state);
+        match checkout.0.take_if(|parts| is_here(parts) && self.pool.may_keep(&self.state)) {
+            Some(parts) => {
+                self.state.keep(parts.end(), self.asker);
+                Ok(())
+            }
             None => Err(checkout),
         }
     }
 
     /// `None` if it was given away, or is not to be trusted any more.
     pub(crate) fn claim(&self) -> Option<Checkout<DB>> {
-        let parts = self.slot.take()?;
-        if self.pool.health.answers(self.pool.wanted()) && self.pool.trusts(&parts.conn.state) {
-            return Some(Checkout::new(parts));
+        let place = self.state.claim(self.asker)?;
+        if !self.pool.health.answers(self.pool.wanted()) {
+            return None;
         }
-        parts.put_back();
-        None
+        Checkout::of_trusted(place).ok()
     }
 }
 
 impl<DB: Driver> Drop for Sticky<DB> {
     fn drop(&mut self) {
-        self.pool.connections().slots.retain(|slot| !Arc::ptr_eq(slot, &self.slot));
-        if let Some(parts) = self.slot.take() {
-            parts.put_back();
-        }
+        let place = self.state.claim(self.asker);
+        drop(place);
     }
 }
 

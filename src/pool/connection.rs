@@ -8,25 +8,28 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use rocket::futures::task::AtomicWaker;
 use rocket::tokio;
-use rocket::tokio::sync::OwnedSemaphorePermit;
 use rocket::tokio::time::timeout;
-use sqlx::Connection;
+use sqlx::Connection as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
 
 use super::Pool;
 use super::counts::{CloseCause, Closing, PoolCounts};
 use super::holder::{Asker, Holder, Ticking};
+use super::queue::Place;
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
 
-/// A connection that somebody holds: the pool, or a checkout.
-pub(crate) struct PooledConnection<DB: Driver> {
+/// A connection that somebody holds: the pool, or a checkout. It goes from hand to hand in a box, since each future on
+/// the way has room for it.
+pub(crate) type PooledConnection<DB> = Box<Connection<DB>>;
+
+pub(crate) struct Connection<DB: Driver> {
     pub(super) conn: PoolConnection<DB>,
     pub(super) state: Arc<ConnectionState<DB>>,
     single: sqlx::Pool<DB>,
@@ -47,6 +50,8 @@ pub(crate) struct ConnectionState<DB: Driver> {
     is_dirty: AtomicBool,
     ended: AtomicU8,
     waker: AtomicWaker,
+    /// While a session keeps the connection between two statements.
+    kept: Mutex<Option<Kept<DB>>>,
     /// While a handler holds the connection.
     lent: Mutex<Option<Lent<DB>>>,
     /// Whether sqlx has handed out the same connection again, and not opened another one.
@@ -64,10 +69,16 @@ impl<DB: Driver> Drop for ConnectionState<DB> {
     }
 }
 
+/// INVARIANT: owns the state that it lies in, until the session or the pool takes it.
+struct Kept<DB: Driver> {
+    /// With the connection.
+    place: Place<DB>,
+    asker: Asker,
+}
+
 /// What comes back with a connection that a handler holds.
 struct Lent<DB: Driver> {
-    permit: OwnedSemaphorePermit,
-    pool: Weak<Pool<DB>>,
+    place: Place<DB>,
     /// INVARIANT: the state has a handle to the pool of one only while the connection is lent. The hooks of
     /// that pool own the state, so that together they would never be dropped.
     single: sqlx::Pool<DB>,
@@ -110,9 +121,12 @@ impl Ended {
     }
 }
 
-impl<DB: Driver> PooledConnection<DB> {
+impl<DB: Driver> Connection<DB> {
     /// Opens a connection, prepares it and learns whom it leads to.
-    pub(super) async fn open(pool: &Pool<DB>, options: Options<DB>) -> Result<Self, sqlx::Error> {
+    pub(super) async fn open(
+        pool: &Pool<DB>,
+        options: Options<DB>,
+    ) -> Result<PooledConnection<DB>, sqlx::Error> {
         let state = Arc::new(ConnectionState {
             opened: Instant::now(),
             generation: pool.health().generation(),
@@ -123,6 +137,7 @@ impl<DB: Driver> PooledConnection<DB> {
             is_dirty: AtomicBool::new(false),
             ended: AtomicU8::new(Ended::NO),
             waker: AtomicWaker::new(),
+            kept: Mutex::new(None),
             lent: Mutex::new(None),
             reused: AtomicBool::new(false),
             closing: Closing::new(),
@@ -155,7 +170,7 @@ impl<DB: Driver> PooledConnection<DB> {
         let _ = state.prepared.set(prepared);
         pool.counts().opened.add(state.opened.elapsed());
         state.verify();
-        Ok(Self { conn, state, single })
+        Ok(Box::new(Self { conn, state, single }))
     }
 
     pub(super) async fn ping(&mut self, patience: Duration) -> bool {
@@ -168,26 +183,21 @@ impl<DB: Driver> PooledConnection<DB> {
     }
 
     /// Closes it without a word to the server, which may never answer.
-    pub(super) fn discard(self, why: CloseCause) {
+    pub(super) fn discard(self: Box<Self>, why: CloseCause) {
         self.state.close(why);
         drop(self.conn.detach());
     }
 
     /// Closes it in order.
-    pub(super) async fn close(self, why: CloseCause) {
+    pub(super) async fn close(self: Box<Self>, why: CloseCause) {
         self.state.close(why);
         let _ = self.conn.close().await;
     }
 
     /// Hands it to a handler, from whom it comes back by the hook of its own pool.
-    pub(super) fn lend(
-        self,
-        pool: &Arc<Pool<DB>>,
-        permit: OwnedSemaphorePermit,
-        lending: Lending,
-    ) -> PoolConnection<DB> {
-        let Self { conn, state, single } = self;
-        let lent = Lent { permit, pool: Arc::downgrade(pool), single, lending };
+    pub(super) fn lend(self: Box<Self>, place: Place<DB>, lending: Lending) -> PoolConnection<DB> {
+        let Self { conn, state, single } = *self;
+        let lent = Lent { place, single, lending };
         state.begin_hold();
         *state.lent() = Some(lent);
         conn
@@ -256,6 +266,26 @@ impl<DB: Driver> ConnectionState<DB> {
 
     pub(crate) fn leave(&self, left: Left) {
         self.is_dirty.store(left == Left::Dirty, Ordering::Relaxed);
+    }
+
+    /// Its session may need it again.
+    pub(super) fn keep(&self, place: Place<DB>, asker: Asker) {
+        let before = self.kept().replace(Kept { place, asker });
+        drop(before);
+    }
+
+    /// What this session has kept, unless it was taken back.
+    pub(super) fn claim(&self, asker: Asker) -> Option<Place<DB>> {
+        self.kept().take_if(|kept| kept.asker == asker).map(|kept| kept.place)
+    }
+
+    /// What any session has kept for so long.
+    pub(super) fn reclaim(&self, idle: Duration) -> Option<Place<DB>> {
+        self.kept().take_if(|_| self.verified().elapsed() >= idle).map(|kept| kept.place)
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept().is_some()
     }
 
     /// What the handler that has it holds it for from now on.
@@ -330,9 +360,9 @@ impl<DB: Driver> ConnectionState<DB> {
 
     /// A handler has dropped the connection. Whether sqlx keeps it, so that the pool can take it back.
     async fn come_back(self: Arc<Self>, conn: &mut Conn<DB>) -> bool {
-        let Some(Lent { permit, pool, single, lending }) = self.lent().take() else { return false };
+        let Some(Lent { place, single, lending }) = self.lent().take() else { return false };
         self.end_hold();
-        let Some(pool) = pool.upgrade() else { return false };
+        let pool = place.pool.clone();
         if !pool.may_keep(&self) {
             self.close(pool.why_not_kept());
             return false;
@@ -363,15 +393,19 @@ impl<DB: Driver> ConnectionState<DB> {
                 Ok(Ok(conn)) => conn,
                 Ok(Err(_)) | Err(_) => return self.close(CloseCause::Failed),
             };
-            let back = PooledConnection { conn, state: self, single };
+            let back = Box::new(Connection { conn, state: self, single });
             if back.state.reused.load(Ordering::Acquire) {
-                pool.put_back(back);
+                drop(place.with(back));
             } else {
                 back.discard(CloseCause::Failed);
             }
-            drop(permit);
         });
         true
+    }
+
+    /// Nothing in here can panic halfway through a change.
+    fn kept(&self) -> MutexGuard<'_, Option<Kept<DB>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lent(&self) -> MutexGuard<'_, Option<Lent<DB>>> {

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 use rocket::tokio;
-use rocket::tokio::sync::{Notify, Semaphore};
 use sqlx::ConnectOptions;
 
 use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
@@ -29,6 +28,7 @@ mod connection;
 mod counts;
 mod holder;
 mod plain;
+mod queue;
 mod read_only;
 mod sessions;
 mod upkeep;
@@ -39,9 +39,9 @@ pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
 pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 
-use checkout::{Parts, Slot};
-use connection::PooledConnection;
+use connection::{Connection, PooledConnection};
 use holder::TimedOut;
+use queue::{Clock as QueueClock, Entry, Place, Queue, Refusal};
 use read_only::ReadOnlyCheck;
 
 /// A checkout that takes longer asks for a probe of its server.
@@ -82,11 +82,10 @@ pub(crate) struct Pool<DB: Driver> {
     counts: Arc<PoolCounts>,
     /// Where connections are made read-only: whether they are.
     read_only: Option<ReadOnlyCheck>,
-    /// One for each connection that is in use, kept, or being opened.
-    permits: Arc<Semaphore>,
-    /// Wakes [`serve_waiting`](Self::serve_waiting).
-    waits: Notify,
-    connections: Mutex<Connections<DB>>,
+    /// Has a place for each connection that is in use, kept, or being opened.
+    queue: Queue<DB>,
+    /// All that are open, whoever has them.
+    open: Mutex<Vec<Weak<ConnectionState<DB>>>>,
     /// For crates that ask for a pool of sqlx's own, once one did.
     plain: Mutex<Option<sqlx::Pool<DB>>>,
     opened: Instant,
@@ -96,15 +95,6 @@ pub(crate) struct Pool<DB: Driver> {
     is_draining: AtomicBool,
     /// One more is being opened for `min_connections`.
     is_filling: AtomicBool,
-}
-
-/// The latest at the end.
-struct Connections<DB: Driver> {
-    idle: Vec<PooledConnection<DB>>,
-    /// Where sessions keep what they have had, or have had a moment ago.
-    slots: Vec<Arc<Slot<DB>>>,
-    /// All that are open, whoever has them.
-    open: Vec<Weak<ConnectionState<DB>>>,
 }
 
 /// Why there is no connection.
@@ -140,9 +130,8 @@ impl<DB: Driver> Pool<DB> {
             min_connections: settings.min_connections,
             max_connections: settings.max_connections,
             read_only: check.then(|| ReadOnlyCheck::new(database, health.name().clone())),
-            permits: Arc::new(Semaphore::new(settings.max_connections as usize)),
-            waits: Notify::new(),
-            connections: Mutex::new(Connections { idle: Vec::new(), slots: Vec::new(), open: Vec::new() }),
+            queue: Queue::new(settings.max_connections),
+            open: Mutex::default(),
             plain: Mutex::default(),
             health,
             counts: Arc::default(),
@@ -206,24 +195,19 @@ impl<DB: Driver> Pool<DB> {
 
     /// How many connections are in use, or kept for a session.
     pub(crate) fn busy(&self) -> u32 {
-        let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
-        self.max_connections.saturating_sub(free)
+        self.max_connections.saturating_sub(self.queue.free())
     }
 
     /// How many statements and handlers the server has to do with.
     pub(crate) fn load(&self) -> u32 {
-        let kept = self.connections().slots.iter().filter(|slot| slot.is_filled()).count();
+        let open = self.open();
+        let kept = open.iter().filter_map(Weak::upgrade).filter(|state| state.is_kept()).count();
         self.busy().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
-    }
-
-    /// How many places it looks through for connections that sessions keep.
-    pub(crate) fn slots(&self) -> usize {
-        self.connections().slots.len()
     }
 
     /// Whether a checkout need not wait for another to end.
     pub(crate) fn has_room(&self) -> bool {
-        self.permits.available_permits() > 0
+        self.queue.free() > 0
     }
 
     fn wanted(&self) -> Use {
@@ -232,66 +216,87 @@ impl<DB: Driver> Pool<DB> {
 
     /// Checks out a connection.
     pub(crate) async fn check_out(self: &Arc<Self>, asker: Asker) -> Result<Checkout<DB>, Failure> {
-        let parts = match self.try_idle() {
-            Some(parts) => {
-                self.counts.immediate.add_one();
-                parts
-            }
-            None => Box::pin(self.wait(asker)).await?,
-        };
-        Ok(Checkout::new(parts))
-    }
-
-    /// One that is there, if nobody waits for it.
-    fn try_idle(self: &Arc<Self>) -> Option<Parts<DB>> {
-        let permit = self.permits.clone().try_acquire_owned().ok()?;
         if !self.health.answers(self.wanted()) {
-            return None;
+            return Err(Failure::Unreachable(self.unreachable()));
         }
-        let mut connections = self.connections();
-        let trusted = connections.idle.pop_if(|conn| self.trusts(&conn.state));
-        trusted.map(|conn| Parts { pool: self.clone(), conn, permit })
-    }
-
-    /// A pool that keeps its caller waiting may be busy, or its server gone. So the monitor is asked to find
-    /// out meanwhile, and if the server is gone, all who wait go elsewhere at once, and nobody waits for it
-    /// after them.
-    async fn wait(self: &Arc<Self>, asker: Asker) -> Result<Parts<DB>, Failure> {
+        let place = match self.queue.take(self).map(Checkout::of_trusted) {
+            Some(Ok(checkout)) => {
+                self.counts.immediate.add_one();
+                return Ok(checkout);
+            }
+            Some(Err(place)) => Some(place),
+            None => None,
+        };
         let began = Instant::now();
         let _waiting = self.counts.begin_wait();
+        let place = match place {
+            Some(place) => place,
+            None => self.wait(began, asker).await?,
+        };
+        let checkout = match Checkout::of_trusted(place) {
+            Ok(checkout) => checkout,
+            Err(place) => Box::pin(self.test_or_open(place, began, asker)).await?,
+        };
+        self.counts.waited.add(began.elapsed());
+        Ok(checkout)
+    }
+
+    /// Waits for a place.
+    async fn wait(self: &Arc<Self>, began: Instant, asker: Asker) -> Result<Place<DB>, Failure> {
+        loop {
+            let receiver = match self.queue.enter(self, began) {
+                Entry::Place(place) => return Ok(place),
+                Entry::Closed => return Err(Failure::Busy(sqlx::Error::PoolClosed)),
+                Entry::Waits { receiver, is_first, clock } => {
+                    if is_first {
+                        self.reclaim(KEPT_IF_WAITED_FOR);
+                    }
+                    if clock == QueueClock::Stopped {
+                        self.start_clock();
+                    }
+                    receiver
+                }
+            };
+            match receiver.await {
+                Ok(Ok(place)) => return Ok(place),
+                Ok(Err(Refusal::TimedOut)) => return Err(self.timed_out(asker)),
+                Ok(Err(Refusal::ServerDown)) => return Err(Failure::Unreachable(self.unreachable())),
+                // Closed, or without a clock.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn timed_out(&self, asker: Asker) -> Failure {
+        self.counts.timed_out.add_one();
+        let timed_out = TimedOut::new(self, asker);
+        self.warn_of_crowd(&timed_out);
+        Failure::Busy(timed_out.into())
+    }
+
+    /// For somebody who has a place: the connection that goes with it if it works, another idle one, or a new one.
+    /// Whoever finds the server gone meanwhile goes elsewhere at once.
+    async fn test_or_open(
+        self: &Arc<Self>,
+        mut place: Place<DB>,
+        began: Instant,
+        asker: Asker,
+    ) -> Result<Checkout<DB>, Failure> {
         // Listens before it looks, so that it misses no fall in between.
         let interrupted = self.health.interrupted.notified();
         if !self.health.answers(self.wanted()) {
             return Err(Failure::Unreachable(self.unreachable()));
         }
-        let acquired = async {
-            self.reclaim(KEPT_IF_WAITED_FOR);
-            self.waits.notify_one();
-            let permit = self.permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
-            let conn = match self.pop_idle() {
-                Some(conn) if self.trusts(&conn.state) => conn,
-                idle => Box::pin(self.tested_or_new(idle)).await?,
-            };
-            Ok(Parts { pool: self.clone(), conn, permit })
-        };
-        let acquired = tokio::select! {
+        let idle = place.conn.take();
+        let found = tokio::select! {
             biased;
-            acquired = acquired => acquired,
+            found = self.tested_or_new(idle) => found,
             () = interrupted => return Err(Failure::Unreachable(self.unreachable())),
-            () = self.patience() => Err(sqlx::Error::PoolTimedOut),
+            () = self.patience(began) => return Err(self.timed_out(asker)),
         };
-        match acquired {
-            Ok(parts) => {
-                self.counts.waited.add(began.elapsed());
-                Ok(parts)
-            }
-            Err(error @ sqlx::Error::PoolClosed) => Err(Failure::Busy(error)),
-            Err(sqlx::Error::PoolTimedOut) => {
-                self.counts.timed_out.add_one();
-                let timed_out = TimedOut::new(self, asker);
-                self.warn_of_crowd(&timed_out);
-                Err(Failure::Busy(timed_out.into()))
-            }
+        match found {
+            Ok(conn) => Ok(Checkout::new(conn, place)),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.timed_out(asker)),
             Err(error) if DB::fault(&error) == Fault::Full => Err(Failure::Busy(TimedOut::full(self).into())),
             Err(error) => {
                 self.health.request_probe();
@@ -300,18 +305,22 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// How long a checkout waits, and what it does about that meanwhile.
-    async fn patience(&self) {
-        let suspicious = SUSPICIOUS_WAIT.min(self.timeout / 2);
-        let mut waited = Duration::ZERO;
-        while waited < self.timeout {
-            let pause = waited.max(suspicious).min(self.timeout - waited);
-            tokio::time::sleep(pause).await;
-            waited += pause;
-            // Also where nobody runs `serve_waiting`, as during a shutdown.
-            self.reclaim(KEPT_IF_WAITED_FOR);
-            self.reap();
+    /// For how long somebody is kept waiting before the monitor is asked to find out whether the server is gone.
+    fn suspicious_wait(&self) -> Duration {
+        SUSPICIOUS_WAIT.min(self.timeout / 2)
+    }
+
+    /// How long a checkout waits for its connection to be opened, and what it does about that meanwhile.
+    async fn patience(&self, began: Instant) {
+        let mut pause = self.suspicious_wait();
+        loop {
+            let left = self.timeout.saturating_sub(began.elapsed());
+            tokio::time::sleep(pause.min(left)).await;
+            if pause >= left {
+                return;
+            }
             self.health.request_probe();
+            pause *= 2;
         }
     }
 
@@ -321,44 +330,36 @@ impl<DB: Driver> Pool<DB> {
         mut idle: Option<PooledConnection<DB>>,
     ) -> Result<PooledConnection<DB>, sqlx::Error> {
         while let Some(mut conn) = idle {
+            if !self.may_keep(&conn.state) {
+                conn.discard(self.why_not_kept());
+                idle = self.queue.pop_idle();
+                continue;
+            }
             if self.trusts(&conn.state) || conn.ping(self.health.ping_timeout(self.check_timeout)).await {
                 return Ok(conn);
             }
             self.close_sleepers(conn.state.verified());
             conn.discard(CloseCause::Failed);
-            idle = self.pop_idle();
+            idle = self.queue.pop_idle();
         }
-        self.open().await
-    }
-
-    /// One of the present generation.
-    fn pop_idle(&self) -> Option<PooledConnection<DB>> {
-        loop {
-            let conn = self.connections().idle.pop()?;
-            if self.may_keep(&conn.state) {
-                return Some(conn);
-            }
-            conn.discard(self.why_not_kept());
-        }
+        self.open_one().await
     }
 
     /// Closes those that have not been heard of since one that is dead was.
     fn close_sleepers(&self, since: Instant) {
-        let sleepers: Vec<_> =
-            self.connections().idle.extract_if(.., |conn| conn.state.verified() <= since).collect();
+        let sleepers = self.queue.take_idle(|conn| conn.state.verified() <= since);
         sleepers.into_iter().for_each(|conn| conn.discard(CloseCause::Failed));
     }
 
-    async fn open(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
-        let conn = PooledConnection::open(self, self.options.clone()).await?;
+    async fn open_one(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
+        let conn = Connection::open(self, self.options.clone()).await?;
         if let Some(check) = &self.read_only {
             check.found(conn.state.prepared().read_only, self.begin_read_only().is_some());
         }
-        let open = Arc::downgrade(&conn.state);
-        let mut connections = self.connections();
-        connections.open.retain(|state| state.strong_count() > 0);
-        connections.open.push(open);
-        drop(connections);
+        let mut open = self.open();
+        open.retain(|state| state.strong_count() > 0);
+        open.push(Arc::downgrade(&conn.state));
+        drop(open);
         if !self.may_keep(&conn.state) && !self.is_draining() {
             // A generation began while it was being opened, and nobody else would end what runs on it.
             conn.discard(CloseCause::Invalidated);
@@ -392,28 +393,18 @@ impl<DB: Driver> Pool<DB> {
         self.is_draining.load(Ordering::Acquire)
     }
 
-    /// Takes a connection back whose statement is over.
-    fn put_back(&self, conn: PooledConnection<DB>) {
+    /// A connection whose statement is over, if another may run on it.
+    fn keep_or_close(&self, conn: PooledConnection<DB>) -> Option<PooledConnection<DB>> {
         if self.may_keep(&conn.state) {
-            self.connections().idle.push(conn);
-        } else {
-            conn.discard(self.why_not_kept());
+            return Some(conn);
         }
+        conn.discard(self.why_not_kept());
+        None
     }
 
     /// Takes connections back from sessions that have been doing something else for so long.
     fn reclaim(&self, idle: Duration) {
-        let now = Instant::now();
-        let is_idle = |parts: &Parts<DB>| now.saturating_duration_since(parts.conn.state.verified()) >= idle;
-        let mut reclaimed = Vec::new();
-        self.connections().slots.retain(|slot| match slot.reclaim(is_idle) {
-            Some(parts) => {
-                reclaimed.push(parts);
-                false
-            }
-            None => true,
-        });
-        reclaimed.into_iter().for_each(Parts::put_back);
+        self.for_each_open(|state| drop(state.reclaim(idle)));
     }
 
     /// Gives the places of connections back that handlers have closed.
@@ -422,7 +413,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     fn for_each_open(&self, mut visit: impl FnMut(&Arc<ConnectionState<DB>>)) {
-        let open: Vec<_> = self.connections().open.iter().filter_map(Weak::upgrade).collect();
+        let open: Vec<_> = self.open().iter().filter_map(Weak::upgrade).collect();
         open.iter().for_each(&mut visit);
     }
 
@@ -468,16 +459,15 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// Nothing in here can panic halfway through a change.
-    fn connections(&self) -> MutexGuard<'_, Connections<DB>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> MutexGuard<'_, Vec<Weak<ConnectionState<DB>>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<DB: Driver> Drop for Pool<DB> {
     /// Closes what is there: sqlx would hand it back in a task, which nobody runs where there is no runtime any more.
     fn drop(&mut self) {
-        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
-        connections.idle.drain(..).for_each(|conn| conn.discard(CloseCause::Shutdown));
+        self.queue.take_idle(|_| true).into_iter().for_each(|conn| conn.discard(CloseCause::Shutdown));
     }
 }
 

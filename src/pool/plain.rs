@@ -27,7 +27,7 @@ impl<DB: Driver> Pool<DB> {
             return plain.clone();
         }
         let opened = self.open_plain();
-        if self.permits.is_closed() {
+        if self.queue.is_closed() {
             // The application has shut down.
             drop(opened.close());
         }

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use rocket::tokio;
 
 use super::connection::PooledConnection;
+use super::queue::Refusal;
 use super::{CloseCause, KEPT_IF_WAITED_FOR, Pool};
 use crate::backend::Driver;
 
 /// A connection is kept for its session for so long if nobody waits.
 const KEPT: Duration = Duration::from_millis(500);
 
-/// How often [`serve_waiting`](Pool::serve_waiting) looks: whoever begins to wait does so as well.
+/// How often somebody looks after those who wait.
 const SERVE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// An idle connection is pinged so often, so that gateways on the way do not forget it (the shortest limits known
@@ -24,20 +25,43 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 impl<DB: Driver> Pool<DB> {
-    /// While somebody waits, takes connections back from sessions that do not use them, and the places of those that
-    /// handlers have closed. One clock for all who wait, since a timer that is set may wake a thread of the runtime.
-    pub(crate) async fn serve_waiting(&self) {
-        loop {
-            while self.counts.waiting() > 0 {
+    /// Looks after those who wait for a place, until nobody does. One clock for all of them, since a timer that is set
+    /// may wake a thread of the runtime.
+    pub(super) fn start_clock(self: &Arc<Self>) {
+        struct Ended<DB: Driver>(Arc<Pool<DB>>);
+
+        impl<DB: Driver> Drop for Ended<DB> {
+            /// Also if it has panicked.
+            fn drop(&mut self) {
+                self.0.queue.clock_ended();
+            }
+        }
+
+        let ended = Ended(self.clone());
+        tokio::spawn(async move {
+            let Ended(pool) = &ended;
+            let mut asked = None::<Instant>;
+            loop {
                 tokio::time::sleep(SERVE_INTERVAL).await;
-                // Else they wait for a connection to be opened.
-                if !self.has_room() {
-                    self.reclaim(KEPT_IF_WAITED_FOR);
-                    self.reap();
+                let Some(since) = pool.queue.refuse(|since| pool.refusal(since)) else { return };
+                pool.reclaim(KEPT_IF_WAITED_FOR);
+                pool.reap();
+                // It may be busy, or its server gone.
+                let pause = pool.suspicious_wait();
+                if since.elapsed() >= pause && asked.is_none_or(|asked| asked.elapsed() >= pause) {
+                    pool.health.request_probe();
+                    asked = Some(Instant::now());
                 }
             }
-            self.waits.notified().await;
+        });
+    }
+
+    /// Why somebody is not to wait for a place any longer.
+    fn refusal(&self, since: Instant) -> Option<Refusal> {
+        if !self.health.answers(self.wanted()) {
+            return Some(Refusal::ServerDown);
         }
+        (since.elapsed() >= self.timeout).then_some(Refusal::TimedOut)
     }
 
     /// What has to be done from time to time, whoever asks for connections.
@@ -54,35 +78,26 @@ impl<DB: Driver> Pool<DB> {
         };
         let is_quiet =
             |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
-        let mut connections = self.connections();
-        // There may be as many handles as clients that have a page open.
-        connections.slots.retain(|slot| !slot.forget_if_empty());
-        let invalid: Vec<_> = connections.idle.extract_if(.., |conn| !self.may_keep(&conn.state)).collect();
-        let old: Vec<_> = connections.idle.extract_if(.., |conn| is_old(conn)).collect();
-        // One at a time, so that a request never finds the pool emptied by those who look after it; with a permit, so
-        // that there are never more connections than permits.
-        let permit = self.permits.clone().try_acquire_owned().ok();
-        let quiet = permit.and_then(|permit| {
-            let quiet = connections.idle.extract_if(.., |conn| is_quiet(conn)).next()?;
-            Some((permit, quiet))
-        });
-        drop(connections);
+        let invalid = self.queue.take_idle(|conn| !self.may_keep(&conn.state));
+        let old = self.queue.take_idle(|conn| is_old(conn));
+        // One at a time, so that a request never finds the pool emptied by those who look after it; with a place, so
+        // that there are never more connections than places.
+        let quiet = self.queue.take_if(self, is_quiet);
 
         invalid.into_iter().for_each(|conn| conn.discard(self.why_not_kept()));
         for conn in old {
             let why = if is_idle(&conn) { CloseCause::Idle } else { CloseCause::Old };
             tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(why)));
         }
-        if let Some((permit, mut conn)) = quiet {
-            let pool = self.clone();
+        if let Some(mut place) = quiet {
             tokio::spawn(async move {
-                if conn.ping(pool.check_timeout).await {
-                    pool.put_back(conn);
+                let Some(mut conn) = place.conn.take() else { return };
+                if conn.ping(place.pool.check_timeout).await {
+                    drop(place.with(conn));
                 } else {
-                    pool.close_sleepers(conn.state.verified());
+                    place.pool.close_sleepers(conn.state.verified());
                     conn.discard(CloseCause::Failed);
                 }
-                drop(permit);
             });
         }
         self.fill();
@@ -99,10 +114,10 @@ impl<DB: Driver> Pool<DB> {
         }
         let pool = self.clone();
         tokio::spawn(async move {
-            if let Ok(_permit) = pool.permits.clone().try_acquire_owned()
-                && let Ok(Ok(conn)) = tokio::time::timeout(pool.timeout, pool.open()).await
+            if let Some(place) = pool.queue.take_bare(&pool)
+                && let Ok(Ok(conn)) = tokio::time::timeout(pool.timeout, pool.open_one()).await
             {
-                pool.put_back(conn);
+                drop(place.with(conn));
             }
             pool.is_filling.store(false, Ordering::Release);
         });
@@ -112,7 +127,7 @@ impl<DB: Driver> Pool<DB> {
     pub(crate) fn vacate(&self) -> u32 {
         self.reclaim(KEPT);
         self.reap();
-        let idle = std::mem::take(&mut self.connections().idle);
+        let idle = self.queue.take_idle(|_| true);
         for conn in idle {
             tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Left)));
         }
@@ -124,7 +139,7 @@ impl<DB: Driver> Pool<DB> {
     pub(crate) async fn drain(&self) {
         self.is_draining.store(true, Ordering::Release);
         self.reclaim(Duration::ZERO);
-        let idle = std::mem::take(&mut self.connections().idle);
+        let idle = self.queue.take_idle(|_| true);
         for conn in idle {
             let _ = tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Shutdown)).await;
         }
@@ -141,7 +156,7 @@ impl<DB: Driver> Pool<DB> {
 
     /// Lets nobody check out a connection any more.
     pub(crate) fn close(&self) {
-        self.permits.close();
+        self.queue.close();
         self.close_plain();
     }
 

@@ -252,7 +252,9 @@ impl<DB: Driver> Session<DB> {
             None => Err(checkout),
         };
         // Of two statements that ran side by side, the latter's connection is kept.
-        let before = kept.err().and_then(|checkout| mem::replace(&mut progress.kept, Sticky::new(checkout)));
+        let before = kept
+            .err()
+            .and_then(|checkout| mem::replace(&mut progress.kept, Sticky::new(checkout, self.asker)));
         drop((progress, before));
     }
 

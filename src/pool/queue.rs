@@ -1,0 +1,226 @@
+//! The places for a pool's connections, the connections that nobody uses, and who waits for either.
+//!
+//! Not `tokio`'s semaphore with a timer and a `Notify` for each who waits: three lists, each behind a lock that the
+//! threads of the runtime share. Here one lock does, and a connection goes from hand to hand.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rocket::tokio::sync::oneshot;
+
+use super::Pool;
+use super::connection::PooledConnection;
+use crate::backend::Driver;
+
+pub(super) struct Queue<DB: Driver>(Mutex<State<DB>>);
+
+struct State<DB: Driver> {
+    /// How many more connections may be used, or opened. INVARIANT: none while somebody waits.
+    free: u32,
+    /// INVARIANT: no more than are free. The latest at the end.
+    idle: Vec<PooledConnection<DB>>,
+    /// In the order in which they came.
+    waiting: VecDeque<Waiter<DB>>,
+    clock: Clock,
+    is_closed: bool,
+}
+
+struct Waiter<DB: Driver> {
+    since: Instant,
+    sender: oneshot::Sender<Result<Place<DB>, Refusal>>,
+}
+
+/// Why somebody waits no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// No place became free in time.
+    TimedOut,
+    /// The server answers no more.
+    ServerDown,
+}
+
+/// Whether somebody looks after those who wait: [`Queue::refuse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clock {
+    Stopped,
+    Running,
+}
+
+/// What becomes of somebody who asks for a place.
+pub(super) enum Entry<DB: Driver> {
+    Place(Place<DB>),
+    /// INVARIANT: whoever finds the clock stopped starts it.
+    Waits {
+        receiver: oneshot::Receiver<Result<Place<DB>, Refusal>>,
+        is_first: bool,
+        clock: Clock,
+    },
+    Closed,
+}
+
+/// The right to use one connection, and the connection unless it has yet to be opened. Dropped, both go to whoever
+/// has waited longest.
+pub(super) struct Place<DB: Driver> {
+    pub(super) pool: Arc<Pool<DB>>,
+    /// Nobody uses it.
+    pub(super) conn: Option<PooledConnection<DB>>,
+}
+
+impl<DB: Driver> Place<DB> {
+    /// Together with a connection whose statement is over.
+    pub(super) fn with(mut self, conn: PooledConnection<DB>) -> Self {
+        self.conn = Some(conn);
+        self
+    }
+}
+
+impl<DB: Driver> Drop for Place<DB> {
+    fn drop(&mut self) {
+        let conn = self.conn.take().and_then(|conn| self.pool.keep_or_close(conn));
+        self.pool.queue.pass_on(&self.pool, conn);
+    }
+}
+
+impl<DB: Driver> Queue<DB> {
+    pub(super) fn new(places: u32) -> Self {
+        Self(Mutex::new(State {
+            free: places,
+            idle: Vec::new(),
+            waiting: VecDeque::new(),
+            clock: Clock::Stopped,
+            is_closed: false,
+        }))
+    }
+
+    pub(super) fn free(&self) -> u32 {
+        self.state().free
+    }
+
+    /// A place, if one is free, with a connection, if one is idle.
+    pub(super) fn take(&self, pool: &Arc<Pool<DB>>) -> Option<Place<DB>> {
+        self.state().take(pool, Vec::pop)
+    }
+
+    /// A free place for a new connection, even if others are idle.
+    pub(super) fn take_bare(&self, pool: &Arc<Pool<DB>>) -> Option<Place<DB>> {
+        self.state().take(pool, |_| None)
+    }
+
+    /// A free place with an idle connection of which this is true.
+    pub(super) fn take_if(
+        &self,
+        pool: &Arc<Pool<DB>>,
+        mut wanted: impl FnMut(&PooledConnection<DB>) -> bool,
+    ) -> Option<Place<DB>> {
+        let mut state = self.state();
+        let at = state.idle.iter().position(&mut wanted)?;
+        state.take(pool, |idle| Some(idle.remove(at)))
+    }
+
+    /// As [`take`](Self::take), or waits in line.
+    pub(super) fn enter(&self, pool: &Arc<Pool<DB>>, since: Instant) -> Entry<DB> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Entry::Closed;
+        }
+        if let Some(place) = state.take(pool, Vec::pop) {
+            return Entry::Place(place);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let is_first = state.waiting.is_empty();
+        state.waiting.push_back(Waiter { since, sender });
+        let clock = std::mem::replace(&mut state.clock, Clock::Running);
+        Entry::Waits { receiver, is_first, clock }
+    }
+
+    /// Sends those away who are not to wait any longer: if one is not, whoever came earlier is not either. Since when
+    /// the next one waits.
+    pub(super) fn refuse(&self, why: impl Fn(Instant) -> Option<Refusal>) -> Option<Instant> {
+        let mut refused = Vec::new();
+        let mut state = self.state();
+        state.waiting.retain(|waiter| !waiter.sender.is_closed());
+        while let Some(why) = state.waiting.front().and_then(|waiter| why(waiter.since)) {
+            refused.extend(state.waiting.pop_front().map(|waiter| (waiter.sender, why)));
+        }
+        let next = state.waiting.front().map(|waiter| waiter.since);
+        drop(state);
+        for (sender, why) in refused {
+            // Whoever has gone need not be told.
+            let _ = sender.send(Err(why));
+        }
+        next
+    }
+
+    /// The clock has ended, however that came about: whoever still waits asks again, and starts another one.
+    pub(super) fn clock_ended(&self) {
+        let mut state = self.state();
+        state.clock = Clock::Stopped;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop((state, waiting));
+    }
+
+    /// An idle connection for somebody who has a place already.
+    pub(super) fn pop_idle(&self) -> Option<PooledConnection<DB>> {
+        self.state().idle.pop()
+    }
+
+    /// The idle connections of which this is true.
+    pub(super) fn take_idle(
+        &self,
+        wanted: impl FnMut(&mut PooledConnection<DB>) -> bool,
+    ) -> Vec<PooledConnection<DB>> {
+        self.state().idle.extract_if(.., wanted).collect()
+    }
+
+    /// Gives nobody a place any more.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.is_closed = true;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop((state, waiting));
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().is_closed
+    }
+
+    /// Somebody needs a place no more.
+    fn pass_on(&self, pool: &Arc<Pool<DB>>, conn: Option<PooledConnection<DB>>) {
+        let mut state = self.state();
+        let next = loop {
+            match state.waiting.pop_front() {
+                Some(waiter) if waiter.sender.is_closed() => {}
+                next => break next,
+            }
+        };
+        let Some(next) = next else {
+            state.free += 1;
+            state.idle.extend(conn);
+            return;
+        };
+        let conn = conn.or_else(|| state.idle.pop());
+        drop(state);
+        // Woken without the lock. Whoever has just gone drops the place, which passes it on.
+        let _ = next.sender.send(Ok(Place { pool: pool.clone(), conn }));
+    }
+
+    /// Nothing in here can panic halfway through a change.
+    fn state(&self) -> MutexGuard<'_, State<DB>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<DB: Driver> State<DB> {
+    fn take(
+        &mut self,
+        pool: &Arc<Pool<DB>>,
+        conn: impl FnOnce(&mut Vec<PooledConnection<DB>>) -> Option<PooledConnection<DB>>,
+    ) -> Option<Place<DB>> {
+        if self.is_closed {
+            return None;
+        }
+        self.free = self.free.checked_sub(1)?;
+        Some(Place { pool: pool.clone(), conn: conn(&mut self.idle) })
+    }
+}
