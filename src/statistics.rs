@@ -211,7 +211,7 @@ impl PoolStatistics {
             max: pool.max_connections(),
             in_use,
             idle: pool.size().saturating_sub(in_use),
-            waiting: counts.waiting(),
+            waiting: pool.waiting(),
             checkouts: counts.waited.read().with_immediate(counts.immediate.get()),
             timed_out: counts.timed_out.get(),
             opened: counts.opened.read(),

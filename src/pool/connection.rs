@@ -183,20 +183,20 @@ impl<DB: Driver> Connection<DB> {
     }
 
     /// Closes it without a word to the server, which may never answer.
-    pub(super) fn discard(self: Box<Self>, why: CloseCause) {
+    pub(super) fn discard(self, why: CloseCause) {
         self.state.close(why);
         drop(self.conn.detach());
     }
 
     /// Closes it in order.
-    pub(super) async fn close(self: Box<Self>, why: CloseCause) {
+    pub(super) async fn close(self, why: CloseCause) {
         self.state.close(why);
         let _ = self.conn.close().await;
     }
 
     /// Hands it to a handler, from whom it comes back by the hook of its own pool.
-    pub(super) fn lend(self: Box<Self>, place: Place<DB>, lending: Lending) -> PoolConnection<DB> {
-        let Self { conn, state, single } = *self;
+    pub(super) fn lend(self, place: Place<DB>, lending: Lending) -> PoolConnection<DB> {
+        let Self { conn, state, single } = self;
         let lent = Lent { place, single, lending };
         state.begin_hold();
         *state.lent() = Some(lent);

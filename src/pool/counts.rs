@@ -121,36 +121,11 @@ pub(crate) struct PoolCounts {
     pub(crate) immediate: Counter,
     /// Checkouts that had to wait for a connection, or for a new one to be opened.
     pub(crate) waited: Histogram,
-    /// How many have begun to wait, and have ended it.
-    pub(super) waits_begun: Counter,
-    pub(super) waits_ended: Counter,
     pub(crate) timed_out: Counter,
     /// Connections that were opened, and how long that took.
     pub(crate) opened: Histogram,
     pub(crate) closed: Tally,
     pub(crate) outcomes_unknown: Counter,
-}
-
-impl PoolCounts {
-    /// Somebody waits, for as long as the guard lives.
-    pub(super) fn begin_wait(&self) -> Waiting<'_> {
-        self.waits_begun.add_one();
-        Waiting(self)
-    }
-
-    /// How many wait now.
-    pub(crate) fn waiting(&self) -> u64 {
-        let ended = self.waits_ended.get();
-        self.waits_begun.get().saturating_sub(ended)
-    }
-}
-
-pub(super) struct Waiting<'a>(&'a PoolCounts);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waits_ended.add_one();
-    }
 }
 
 /// Why a connection is about to be closed, as far as is known: the first cause counts.

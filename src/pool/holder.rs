@@ -104,10 +104,14 @@ struct Longest {
 }
 
 impl TimedOut {
-    /// What `pool` has to say to whoever has waited for it.
-    pub(super) fn new<DB: Driver>(pool: &Pool<DB>, asker: Asker) -> Self {
-        let why = if pool.has_room() { Why::Connecting } else { Why::crowd(pool, asker) };
-        Self::because(pool, why)
+    /// What `pool` has to say to whoever has waited for a place.
+    pub(super) fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker) -> Self {
+        Self::because(pool, Why::crowd(pool, asker))
+    }
+
+    /// To whoever has waited for a new connection.
+    pub(super) fn connecting<DB: Driver>(pool: &Pool<DB>) -> Self {
+        Self::because(pool, Why::Connecting)
     }
 
     pub(super) fn full<DB: Driver>(pool: &Pool<DB>) -> Self {
@@ -117,10 +121,6 @@ impl TimedOut {
     fn because<DB: Driver>(pool: &Pool<DB>, why: Why) -> Self {
         let what = if pool.access.writes() { "writes" } else { "reads" };
         Self { server: pool.health.to_string(), what, timeout: pool.timeout, why }
-    }
-
-    pub(super) fn is_crowd(&self) -> bool {
-        matches!(self.why, Why::Crowd { .. })
     }
 }
 
@@ -138,9 +138,7 @@ impl Why {
                 longest = Some(Longest { handler: holder.handler, held });
             }
         });
-        // Whoever is told this waits as well.
-        let waiting = pool.counts.waiting().saturating_sub(1);
-        Self::Crowd { in_use: pool.busy(), max: pool.max_connections, waiting, longest, own }
+        Self::Crowd { in_use: pool.busy(), max: pool.max_connections, waiting: pool.waiting(), longest, own }
     }
 }
 

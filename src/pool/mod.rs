@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 
 use connection::{Connection, PooledConnection};
 use holder::TimedOut;
-use queue::{Clock as QueueClock, Entry, Place, Queue, Refusal};
+use queue::{Entry, Place, Queue, Refusal};
 use read_only::ReadOnlyCheck;
 
 /// A checkout that takes longer asks for a probe of its server.
@@ -84,6 +84,8 @@ pub(crate) struct Pool<DB: Driver> {
     read_only: Option<ReadOnlyCheck>,
     /// Has a place for each connection that is in use, kept, or being opened.
     queue: Queue<DB>,
+    /// How many have a place, and wait for a connection that works.
+    connecting: AtomicU32,
     /// All that are open, whoever has them.
     open: Mutex<Vec<Weak<ConnectionState<DB>>>>,
     /// For crates that ask for a pool of sqlx's own, once one did.
@@ -95,6 +97,22 @@ pub(crate) struct Pool<DB: Driver> {
     is_draining: AtomicBool,
     /// One more is being opened for `min_connections`.
     is_filling: AtomicBool,
+}
+
+/// Counts somebody for as long as it lives.
+struct Connecting<'a>(&'a AtomicU32);
+
+impl<'a> Connecting<'a> {
+    fn new(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why there is no connection.
@@ -131,6 +149,7 @@ impl<DB: Driver> Pool<DB> {
             max_connections: settings.max_connections,
             read_only: check.then(|| ReadOnlyCheck::new(database, health.name().clone())),
             queue: Queue::new(settings.max_connections),
+            connecting: AtomicU32::new(0),
             open: Mutex::default(),
             plain: Mutex::default(),
             health,
@@ -169,6 +188,11 @@ impl<DB: Driver> Pool<DB> {
     /// How many connections are open, in use or not.
     pub(crate) fn size(&self) -> u32 {
         self.open_connections()
+    }
+
+    /// How many wait for a connection.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.queue.waiting() as u64 + u64::from(self.connecting.load(Ordering::Relaxed))
     }
 
     pub(crate) fn prepared_statements(&self) -> bool {
@@ -228,14 +252,13 @@ impl<DB: Driver> Pool<DB> {
             None => None,
         };
         let began = Instant::now();
-        let _waiting = self.counts.begin_wait();
         let place = match place {
             Some(place) => place,
             None => self.wait(began, asker).await?,
         };
         let checkout = match Checkout::of_trusted(place) {
             Ok(checkout) => checkout,
-            Err(place) => Box::pin(self.test_or_open(place, began, asker)).await?,
+            Err(place) => Box::pin(self.test_or_open(place, began)).await?,
         };
         self.counts.waited.add(began.elapsed());
         Ok(checkout)
@@ -247,11 +270,9 @@ impl<DB: Driver> Pool<DB> {
             let receiver = match self.queue.enter(self, began) {
                 Entry::Place(place) => return Ok(place),
                 Entry::Closed => return Err(Failure::Busy(sqlx::Error::PoolClosed)),
-                Entry::Waits { receiver, is_first, clock } => {
-                    if is_first {
+                Entry::Waits(receiver, clock) => {
+                    if clock == queue::Clock::Stopped {
                         self.reclaim(KEPT_IF_WAITED_FOR);
-                    }
-                    if clock == QueueClock::Stopped {
                         self.start_clock();
                     }
                     receiver
@@ -259,7 +280,11 @@ impl<DB: Driver> Pool<DB> {
             };
             match receiver.await {
                 Ok(Ok(place)) => return Ok(place),
-                Ok(Err(Refusal::TimedOut)) => return Err(self.timed_out(asker)),
+                Ok(Err(Refusal::TimedOut)) => {
+                    let crowd = TimedOut::crowd(self, asker);
+                    self.warn_of_crowd(&crowd);
+                    return Err(self.timed_out(crowd));
+                }
                 Ok(Err(Refusal::ServerDown)) => return Err(Failure::Unreachable(self.unreachable())),
                 // Closed, or without a clock.
                 Err(_) => {}
@@ -267,11 +292,9 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    fn timed_out(&self, asker: Asker) -> Failure {
+    fn timed_out(&self, why: TimedOut) -> Failure {
         self.counts.timed_out.add_one();
-        let timed_out = TimedOut::new(self, asker);
-        self.warn_of_crowd(&timed_out);
-        Failure::Busy(timed_out.into())
+        Failure::Busy(why.into())
     }
 
     /// For somebody who has a place: the connection that goes with it if it works, another idle one, or a new one.
@@ -280,8 +303,8 @@ impl<DB: Driver> Pool<DB> {
         self: &Arc<Self>,
         mut place: Place<DB>,
         began: Instant,
-        asker: Asker,
     ) -> Result<Checkout<DB>, Failure> {
+        let _connecting = Connecting::new(&self.connecting);
         // Listens before it looks, so that it misses no fall in between.
         let interrupted = self.health.interrupted.notified();
         if !self.health.answers(self.wanted()) {
@@ -292,11 +315,11 @@ impl<DB: Driver> Pool<DB> {
             biased;
             found = self.tested_or_new(idle) => found,
             () = interrupted => return Err(Failure::Unreachable(self.unreachable())),
-            () = self.patience(began) => return Err(self.timed_out(asker)),
+            () = self.patience(began) => Err(sqlx::Error::PoolTimedOut),
         };
         match found {
             Ok(conn) => Ok(Checkout::new(conn, place)),
-            Err(sqlx::Error::PoolTimedOut) => Err(self.timed_out(asker)),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.timed_out(TimedOut::connecting(self))),
             Err(error) if DB::fault(&error) == Fault::Full => Err(Failure::Busy(TimedOut::full(self).into())),
             Err(error) => {
                 self.health.request_probe();
@@ -329,20 +352,17 @@ impl<DB: Driver> Pool<DB> {
         &self,
         mut idle: Option<PooledConnection<DB>>,
     ) -> Result<PooledConnection<DB>, sqlx::Error> {
-        while let Some(mut conn) = idle {
-            if !self.may_keep(&conn.state) {
-                conn.discard(self.why_not_kept());
-                idle = self.queue.pop_idle();
-                continue;
-            }
+        loop {
+            let Some(conn) = idle.take().or_else(|| self.queue.pop_idle()) else {
+                return self.open_one().await;
+            };
+            let Some(mut conn) = self.keep_or_close(conn) else { continue };
             if self.trusts(&conn.state) || conn.ping(self.health.ping_timeout(self.check_timeout)).await {
                 return Ok(conn);
             }
             self.close_sleepers(conn.state.verified());
             conn.discard(CloseCause::Failed);
-            idle = self.queue.pop_idle();
         }
-        self.open_one().await
     }
 
     /// Closes those that have not been heard of since one that is dead was.
@@ -436,8 +456,8 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// Says what everybody waits for. A read that finds a slave busy goes elsewhere, and needs no warning.
-    fn warn_of_crowd(&self, timed_out: &TimedOut) {
-        if self.role() == Role::Slave || !timed_out.is_crowd() {
+    fn warn_of_crowd(&self, crowd: &TimedOut) {
+        if self.role() == Role::Slave {
             return;
         }
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
@@ -446,7 +466,7 @@ impl<DB: Driver> Pool<DB> {
         if !is_news || self.warned.swap(now, Ordering::Relaxed) != warned {
             return;
         }
-        let text = timed_out.to_string();
+        let text = crowd.to_string();
         warn!("N{}.", text.strip_prefix('n').unwrap_or(&text));
     }
 

@@ -51,11 +51,7 @@ pub(super) enum Clock {
 pub(super) enum Entry<DB: Driver> {
     Place(Place<DB>),
     /// INVARIANT: whoever finds the clock stopped starts it.
-    Waits {
-        receiver: oneshot::Receiver<Result<Place<DB>, Refusal>>,
-        is_first: bool,
-        clock: Clock,
-    },
+    Waits(oneshot::Receiver<Result<Place<DB>, Refusal>>, Clock),
     Closed,
 }
 
@@ -97,6 +93,11 @@ impl<DB: Driver> Queue<DB> {
         self.state().free
     }
 
+    /// How many wait for a place.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().waiting.iter().filter(|waiter| !waiter.sender.is_closed()).count()
+    }
+
     /// A place, if one is free, with a connection, if one is idle.
     pub(super) fn take(&self, pool: &Arc<Pool<DB>>) -> Option<Place<DB>> {
         self.state().take(pool, Vec::pop)
@@ -128,10 +129,8 @@ impl<DB: Driver> Queue<DB> {
             return Entry::Place(place);
         }
         let (sender, receiver) = oneshot::channel();
-        let is_first = state.waiting.is_empty();
         state.waiting.push_back(Waiter { since, sender });
-        let clock = std::mem::replace(&mut state.clock, Clock::Running);
-        Entry::Waits { receiver, is_first, clock }
+        Entry::Waits(receiver, std::mem::replace(&mut state.clock, Clock::Running))
     }
 
     /// Sends those away who are not to wait any longer: if one is not, whoever came earlier is not either. Since when

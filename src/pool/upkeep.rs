@@ -15,7 +15,7 @@ use crate::backend::Driver;
 const KEPT: Duration = Duration::from_millis(500);
 
 /// How often somebody looks after those who wait.
-const SERVE_INTERVAL: Duration = Duration::from_millis(5);
+const SERVE_INTERVAL: Duration = Duration::from_millis(2);
 
 /// An idle connection is pinged so often, so that gateways on the way do not forget it (the shortest limits known
 /// are some minutes), and that dead ones are found before a request needs them.
