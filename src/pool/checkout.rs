@@ -28,6 +28,10 @@ struct Parts<DB: Driver> {
 }
 
 impl<DB: Driver> Parts<DB> {
+    fn may_be_kept(&self) -> bool {
+        self.place.pool.may_keep(&self.conn.state)
+    }
+
     /// The statement is over: the connection goes along with its place.
     fn end(self) -> Place<DB> {
         let Self { conn, place } = self;
@@ -328,7 +332,6 @@ fn is_ours(error: &io::Error) -> bool {
 /// The connection that a session keeps between two statements, unless others wait for it. As a rule, only the first and
 /// the last of a session's statements have to do with the pool, which all sessions share.
 pub(crate) struct Sticky<DB: Driver> {
-    pool: Arc<Pool<DB>>,
     state: Arc<ConnectionState<DB>>,
     asker: Asker,
 }
@@ -336,24 +339,22 @@ pub(crate) struct Sticky<DB: Driver> {
 impl<DB: Driver> Sticky<DB> {
     /// The statement is over, and more of its session may follow. `None` if the connection is not to be kept.
     pub(crate) fn new(mut checkout: Checkout<DB>, asker: Asker) -> Option<Self> {
-        let Parts { conn, place } = checkout.0.take()?;
-        if !place.pool.may_keep(&conn.state) {
-            drop(Parts { conn, place }.end());
-            return None;
-        }
-        let kept = Self { pool: place.pool.clone(), state: conn.state.clone(), asker };
-        kept.state.keep(Parts { conn, place }.end(), asker);
-        Some(kept)
+        let parts = checkout.0.take_if(|parts| parts.may_be_kept());
+        checkout.put_back();
+        let parts = parts?;
+        let state = parts.conn.state.clone();
+        state.keep(parts.end(), asker);
+        Some(Self { state, asker })
     }
 
     pub(crate) fn is_of(&self, pool: &Arc<Pool<DB>>) -> bool {
-        Arc::ptr_eq(&self.pool, pool)
+        self.state.is_of(pool)
     }
 
     /// As [`new`](Self::new), for one statement more. Gives the checkout back if it is not to be kept here.
     pub(crate) fn keep(&self, mut checkout: Checkout<DB>) -> Result<(), Checkout<DB>> {
-        let is_here = |parts: &mut Parts<DB>| Arc::ptr_eq(&parts.conn.state, &self.state);
-        match checkout.0.take_if(|parts| is_here(parts) && self.pool.may_keep(&self.state)) {
+        let is_here = |parts: &Parts<DB>| Arc::ptr_eq(&parts.conn.state, &self.state);
+        match checkout.0.take_if(|parts| is_here(parts) && parts.may_be_kept()) {
             Some(parts) => {
                 self.state.keep(parts.end(), self.asker);
                 Ok(())
@@ -365,7 +366,7 @@ impl<DB: Driver> Sticky<DB> {
     /// `None` if it was given away, or is not to be trusted any more.
     pub(crate) fn claim(&self) -> Option<Checkout<DB>> {
         let place = self.state.claim(self.asker)?;
-        if !self.pool.health.answers(self.pool.wanted()) {
+        if !place.pool.health.answers(place.pool.wanted()) {
             return None;
         }
         Checkout::of_trusted(place).ok()

@@ -209,6 +209,11 @@ impl<DB: Driver> ConnectionState<DB> {
         self.opened
     }
 
+    /// Whether this pool has opened it.
+    pub(super) fn is_of(&self, pool: &Pool<DB>) -> bool {
+        Arc::ptr_eq(&self.counts, pool.counts())
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }

@@ -243,18 +243,16 @@ impl<DB: Driver> Pool<DB> {
         if !self.health.answers(self.wanted()) {
             return Err(Failure::Unreachable(self.unreachable()));
         }
-        let place = match self.queue.take(self).map(Checkout::of_trusted) {
-            Some(Ok(checkout)) => {
-                self.counts.immediate.add_one();
-                return Ok(checkout);
-            }
-            Some(Err(place)) => Some(place),
-            None => None,
-        };
         let began = Instant::now();
-        let place = match place {
-            Some(place) => place,
-            None => self.wait(began, asker).await?,
+        let place = match self.queue.enter(self, began) {
+            Entry::Place(place) => match Checkout::of_trusted(place) {
+                Ok(checkout) => {
+                    self.counts.immediate.add_one();
+                    return Ok(checkout);
+                }
+                Err(place) => place,
+            },
+            entry => self.wait(entry, began, asker).await?,
         };
         let checkout = match Checkout::of_trusted(place) {
             Ok(checkout) => checkout,
@@ -265,9 +263,14 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// Waits for a place.
-    async fn wait(self: &Arc<Self>, began: Instant, asker: Asker) -> Result<Place<DB>, Failure> {
+    async fn wait(
+        self: &Arc<Self>,
+        mut entry: Entry<DB>,
+        began: Instant,
+        asker: Asker,
+    ) -> Result<Place<DB>, Failure> {
         loop {
-            let receiver = match self.queue.enter(self, began) {
+            let receiver = match entry {
                 Entry::Place(place) => return Ok(place),
                 Entry::Closed => return Err(Failure::Busy(sqlx::Error::PoolClosed)),
                 Entry::Waits(receiver, clock) => {
@@ -287,7 +290,7 @@ impl<DB: Driver> Pool<DB> {
                 }
                 Ok(Err(Refusal::ServerDown)) => return Err(Failure::Unreachable(self.unreachable())),
                 // Closed, or without a clock.
-                Err(_) => {}
+                Err(_) => entry = self.queue.enter(self, began),
             }
         }
     }

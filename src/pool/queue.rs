@@ -98,11 +98,6 @@ impl<DB: Driver> Queue<DB> {
         self.state().waiting.iter().filter(|waiter| !waiter.sender.is_closed()).count()
     }
 
-    /// A place, if one is free, with a connection, if one is idle.
-    pub(super) fn take(&self, pool: &Arc<Pool<DB>>) -> Option<Place<DB>> {
-        self.state().take(pool, Vec::pop)
-    }
-
     /// A free place for a new connection, even if others are idle.
     pub(super) fn take_bare(&self, pool: &Arc<Pool<DB>>) -> Option<Place<DB>> {
         self.state().take(pool, |_| None)
@@ -119,7 +114,7 @@ impl<DB: Driver> Queue<DB> {
         state.take(pool, |idle| Some(idle.remove(at)))
     }
 
-    /// As [`take`](Self::take), or waits in line.
+    /// A place, with a connection if one is idle; or waits in line.
     pub(super) fn enter(&self, pool: &Arc<Pool<DB>>, since: Instant) -> Entry<DB> {
         let mut state = self.state();
         if state.is_closed {

@@ -120,8 +120,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             let opens = opens_transaction(&query)?;
             let mut attempts = self.attempts();
             loop {
-                let (mut checkout, route) = self.session.check_out().await?;
-                let rest = if route.access.writes() { Rest::Read } else { Rest::Abandon };
+                let (mut checkout, decision) = self.session.check_out().await?;
+                let rest = if decision.access.writes() { Rest::Read } else { Rest::Abandon };
                 let done = {
                     let (conn, watch) = checkout.parts();
                     let text = query.text().clone();
@@ -141,7 +141,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                     }
                     Err(error) => {
                         let pool = self.after_error(checkout, &error, opens);
-                        attempts.judge(&pool, &route, error, repeatable)?;
+                        attempts.judge(&pool, decision, error, repeatable)?;
                     }
                 }
             }
@@ -182,7 +182,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     ) -> Result<T, Error> {
         let mut attempts = self.attempts();
         loop {
-            let (mut checkout, route) = self.session.check_out().await?;
+            let (mut checkout, decision) = self.session.check_out().await?;
             let told = {
                 let (conn, watch) = checkout.parts();
                 watch.over(pin!(ask(conn))).await
@@ -194,7 +194,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                 }
                 Err(error) => {
                     let pool = self.after_error(checkout, &error, Opens::Never);
-                    attempts.judge(&pool, &route, error, Repeatable::Yes)?;
+                    attempts.judge(&pool, decision, error, Repeatable::Yes)?;
                 }
             }
         }
@@ -250,7 +250,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
             let opens = opens_transaction(&query)?;
             let mut attempts = self.attempts();
             loop {
-                let (mut checkout, route) = self.session.check_out().await?;
+                let (mut checkout, decision) = self.session.check_out().await?;
                 let mut repeatable = query.repeatable();
                 let (conn, watch) = checkout.parts();
                 let text = query.text().clone();
@@ -283,7 +283,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                     }
                     Err(error) => {
                         let pool = self.after_error(checkout, &error, opens);
-                        attempts.judge(&pool, &route, error, repeatable)?;
+                        attempts.judge(&pool, decision, error, repeatable)?;
                     }
                 }
             }

@@ -12,7 +12,7 @@ use crate::backend::{Access, Backend};
 use crate::cluster::{Cluster, Db, UnknownSlave};
 use crate::health::Role;
 use crate::pin::Pin;
-use crate::routing::{Choice, Client, Declared, MethodKind, Route};
+use crate::routing::{Choice, Client, Declared, MethodKind};
 
 /// The database of a request: reads go to a slave, writes to the master.
 ///
@@ -70,11 +70,11 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     pub async fn begin(&self) -> Result<Transaction<Db<D>>, sqlx::Error> {
         let mut attempts = Attempts::new(&self.session);
         loop {
-            let (checkout, route) = self.session.check_out().await?;
+            let (checkout, decision) = self.session.check_out().await?;
             let pool = checkout.pool().clone();
             match Transaction::begin(checkout).await {
                 Ok(transaction) => return Ok(transaction),
-                Err(error) => attempts.judge(&pool, &route, error, Repeatable::Yes)?,
+                Err(error) => attempts.judge(&pool, decision, error, Repeatable::Yes)?,
             }
         }
     }
@@ -196,10 +196,8 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
                 Role::Master => self.write(),
                 Role::Slave => self.read(None),
             };
-            let Route { server, access, .. } = handle.session.route();
-            let Some(pool) = server.pool(access) else {
-                unreachable!("only servers with a pool for it are chosen")
-            };
+            let route = handle.session.route();
+            let Some(pool) = route.pool() else { unreachable!("only servers with a pool for it are chosen") };
             let pool = pool.plain();
             // A term ends before the pools of its master are closed: one that is there before it ends is closed, too.
             if self.0.mastership.term() == term {

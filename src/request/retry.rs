@@ -12,7 +12,7 @@ use super::session::Session;
 use crate::backend::{Access, Driver, Fault};
 use crate::config::RefusedWrite;
 use crate::pool::{Failure, Pool};
-use crate::routing::{Choice, Declared, MethodKind, Route};
+use crate::routing::{Choice, Decision, Declared, MethodKind};
 
 /// Whether a query may run twice, as long as it cannot have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +39,20 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
     pub(crate) fn judge(
         &mut self,
         pool: &Pool<DB>,
-        route: &Route<DB>,
+        decision: Decision,
         error: sqlx::Error,
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
         let repeatable = if pool.is_read_only() { repeatable } else { Repeatable::No };
         let fault = DB::fault(&error);
-        match (fault, route.access) {
+        match (fault, decision.access) {
             (Fault::Query, _) => return Err(error),
             (Fault::ReadOnly, Access::ReadWrite) => {
                 // It may have been made a slave, or its address lead to one now.
                 pool.health().request_probe();
                 return Err(error);
             }
-            (Fault::ReadOnly, _) => return self.refused(route, error, repeatable),
+            (Fault::ReadOnly, _) => return self.refused(decision, error, repeatable),
             (Fault::Node, Access::ReadSlave) => pool.health().suspect(&error),
             // There is no other master: the next checkout tells whether it is still there.
             (Fault::Node, _) => {
@@ -66,11 +66,11 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
             return Err(error);
         }
         self.session.take_back_read();
-        match route.access {
+        match decision.access {
             Access::ReadWrite => return Err(error),
             Access::ReadMaster if !self.failed_at_master => self.failed_at_master = true,
             Access::ReadMaster | Access::ReadSlave => {
-                self.session.move_on(route, Failure::Unreachable(error))?;
+                self.session.move_on(decision, Failure::Unreachable(error))?;
             }
         }
         self.session.cluster.counts.retries.add(match fault {
@@ -84,7 +84,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
     /// A statement wanted to write on a read: an error, or a write after all.
     fn refused(
         &self,
-        route: &Route<DB>,
+        decision: Decision,
         error: sqlx::Error,
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
@@ -94,13 +94,19 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         let handler = handler.as_deref().unwrap_or("this code");
         let cluster = &session.cluster;
         if cluster.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
-            return Err(Refused::explain(error, handler, &route.choice(), cluster.database, remedy));
+            return Err(Refused::explain(
+                error,
+                handler,
+                &session.choice_by(decision),
+                cluster.database,
+                remedy,
+            ));
         }
         if cluster.rerouted.is_news(handler) {
             warn!(
                 "`{handler}` wrote on a connection for reads ({}, database `{}`): the statement was run \
                  again, on the master. Instead, {}.",
-                route.choice(),
+                session.choice_by(decision),
                 cluster.database,
                 remedy.0,
             );

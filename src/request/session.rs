@@ -14,7 +14,7 @@ use crate::config::ServerTiming;
 use crate::pin::{Needed, Pin};
 use crate::pool::{Asker, Checkout, Clock, Failure, Holder, Sticky, Ticking};
 use crate::routing::{
-    CatchUp, Choice, Client, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet,
+    CatchUp, Choice, Client, Decision, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet,
 };
 
 /// Of the lines that tell what each request asked.
@@ -56,14 +56,14 @@ struct Progress<DB: Driver> {
 }
 
 impl<DB: Driver> Progress<DB> {
-    fn leave(&mut self, route: &Route<DB>) {
+    fn leave(&mut self, decision: Decision) {
         if self.reads_started > 0 {
             // After a query has returned rows, the request may move to the master but not to another slave:
             // that one could be behind what the client has just seen.
             self.failed.slaves = SlaveSet::All;
         }
         // Another query of the same request may have moved on already.
-        if self.route.as_ref().is_some_and(|present| present.leads_where(route)) {
+        if self.route.as_ref().is_some_and(|present| present.leads_where(decision)) {
             self.route = None;
         }
     }
@@ -73,6 +73,13 @@ impl<DB: Driver> Progress<DB> {
         self.service = Service::Refused;
         failure.into()
     }
+}
+
+/// Where the next query goes.
+enum Next<DB: Driver> {
+    /// Where the one before went, on the same connection.
+    Kept(Checkout<DB>, Decision),
+    Route(Route<DB>),
 }
 
 /// Whether all queries found a node.
@@ -164,6 +171,14 @@ impl<DB: Driver> Session<DB> {
         self.progress().route.as_ref().map(Route::choice)
     }
 
+    /// As [`choice`](Self::choice), by a decision that may not be the present one any more.
+    pub(crate) fn choice_by(&self, decision: Decision) -> Choice {
+        let servers = self.cluster.servers.all();
+        let server = servers.iter().find(|server| server.id() == decision.server);
+        let name = server.map_or_else(|| "one that has left".into(), |server| server.health.name().clone());
+        decision.choice(name)
+    }
+
     /// The pin that the writes so far leave.
     pub(crate) async fn pin(&self) -> Option<String> {
         let (since, written_at) = {
@@ -199,45 +214,44 @@ impl<DB: Driver> Session<DB> {
 
     /// Checks out a connection to the session's server; at the first time, or if that server lets it
     /// down, to one chosen now.
-    pub(crate) async fn check_out(&self) -> Result<(Checkout<DB>, Route<DB>), sqlx::Error> {
+    pub(crate) async fn check_out(&self) -> Result<(Checkout<DB>, Decision), sqlx::Error> {
         let _ticking = Ticking::new(self.clock.as_ref());
         let retries = &self.cluster.counts.retries;
         loop {
-            let (route, kept) = self.next();
-            let mut checkout = match kept {
-                Some(checkout) => checkout,
-                None => match route.check_out(self.asker).await {
-                    Ok(checkout) => checkout,
+            let (mut checkout, decision) = match self.next() {
+                Next::Kept(checkout, decision) => (checkout, decision),
+                Next::Route(route) => match route.check_out(self.asker).await {
+                    Ok(checkout) => (checkout, route.decision),
                     Err(failure) => {
                         let cause = match failure {
                             Failure::Busy(_) => RetryCause::Busy,
                             Failure::Unreachable(_) => RetryCause::Unreachable,
                         };
-                        self.move_on(&route, failure)?;
+                        self.move_on(route.decision, failure)?;
                         retries.add(cause);
                         continue;
                     }
                 },
             };
-            if !route.is_current(self.cluster.mastership.term()) {
+            if !decision.is_current(self.cluster.mastership.term()) {
                 // Another server has become the master while this one kept us waiting.
                 checkout.put_back();
                 retries.add(RetryCause::Succeeded);
                 continue;
             }
-            match self.has_own_writes(&route, &mut checkout).await {
-                Ok(true) if self.start(&route, &checkout) => return Ok((checkout, route)),
+            match self.has_own_writes(decision, &mut checkout).await {
+                Ok(true) if self.start(decision, &checkout) => return Ok((checkout, decision)),
                 Ok(has_own_writes) => {
                     retries.add(if has_own_writes { RetryCause::Moved } else { RetryCause::Behind });
                     checkout.put_back();
-                    self.give_up_slave(&route);
+                    self.give_up_slave(decision);
                 }
                 Err(error) => {
                     if DB::ends_connection(&error) {
                         checkout.pool().health().suspect(&error);
                     }
                     checkout.put_back_after(&error);
-                    self.move_on(&route, Failure::Unreachable(error))?;
+                    self.move_on(decision, Failure::Unreachable(error))?;
                     retries.add(RetryCause::Broken);
                 }
             }
@@ -267,10 +281,10 @@ impl<DB: Driver> Session<DB> {
     /// Whether the server has what the client wrote, where it was chosen for having it.
     async fn has_own_writes(
         &self,
-        route: &Route<DB>,
+        decision: Decision,
         checkout: &mut Checkout<DB>,
     ) -> Result<bool, sqlx::Error> {
-        match (route.reason(), self.pin.as_ref().map(Pin::needs)) {
+        match (decision.reason, self.pin.as_ref().map(Pin::needs)) {
             (Reason::CaughtUp, Some(Needed::Position(position))) => {
                 Box::pin(self.cluster.has_replayed(checkout, position)).await
             }
@@ -279,10 +293,10 @@ impl<DB: Driver> Session<DB> {
     }
 
     /// The slave does not have what the request needs: the master has.
-    fn give_up_slave(&self, route: &Route<DB>) {
+    fn give_up_slave(&self, decision: Decision) {
         let mut progress = self.progress();
         progress.failed.catch_up = CatchUp::InVain;
-        progress.leave(route);
+        progress.leave(decision);
     }
 
     /// A query on a connection for reads failed, and had returned nothing.
@@ -292,18 +306,18 @@ impl<DB: Driver> Session<DB> {
     }
 
     /// Leaves a server that let the session down, for one that has not; or fails with its error.
-    pub(crate) fn move_on(&self, route: &Route<DB>, failure: Failure) -> Result<(), sqlx::Error> {
+    pub(crate) fn move_on(&self, decision: Decision, failure: Failure) -> Result<(), sqlx::Error> {
         let mut progress = self.progress();
-        match (route.access, &failure) {
+        match (decision.access, &failure) {
             (Access::ReadWrite, _) | (Access::ReadMaster, Failure::Busy(_)) => {
                 return Err(progress.refuse(failure));
             }
             (Access::ReadMaster, Failure::Unreachable(_)) => progress.failed.master = true,
-            (Access::ReadSlave, _) => progress.failed.slaves.add(route.server.id()),
+            (Access::ReadSlave, _) => progress.failed.slaves.add(decision.server),
         }
-        progress.leave(route);
-        let next = self.choose(&mut progress);
-        if next.access == Access::ReadMaster && progress.failed.master {
+        progress.leave(decision);
+        let next = self.choose(&mut progress).decision.access;
+        if next == Access::ReadMaster && progress.failed.master {
             return Err(progress.refuse(failure));
         }
         Ok(())
@@ -316,50 +330,55 @@ impl<DB: Driver> Session<DB> {
 
     /// Where the next query goes.
     pub(crate) fn route(&self) -> Route<DB> {
-        self.choose(&mut self.progress())
+        self.choose(&mut self.progress()).clone()
     }
 
-    /// As [`route`](Self::route), with the connection that was kept for it. One to another server is given up:
+    /// As [`route`](Self::route), or with the connection that was kept for it. One to another server is given up:
     /// nobody holds two connections to ask one question.
-    fn next(&self) -> (Route<DB>, Option<Checkout<DB>>) {
+    fn next(&self) -> Next<DB> {
         let mut progress = self.progress();
+        let kept = progress.kept.take();
         let route = self.choose(&mut progress);
-        let pool = route.server.pool(route.access);
-        let elsewhere = progress.kept.take_if(|kept| pool.is_none_or(|pool| !kept.is_of(pool)));
-        let kept = progress.kept.as_ref().and_then(Sticky::claim);
+        let is_here = |kept: &Sticky<DB>| route.pool().is_some_and(|pool| kept.is_of(pool));
+        let (kept, elsewhere) = if kept.as_ref().is_some_and(is_here) { (kept, None) } else { (None, kept) };
+        let next = match kept.as_ref().and_then(Sticky::claim) {
+            Some(checkout) => Next::Kept(checkout, route.decision),
+            None => Next::Route(route.clone()),
+        };
+        progress.kept = kept;
         drop((progress, elsewhere));
-        (route, kept)
+        next
     }
 
-    fn choose(&self, progress: &mut Progress<DB>) -> Route<DB> {
+    fn choose<'p>(&self, progress: &'p mut Progress<DB>) -> &'p Route<DB> {
         let intent = self.intent(progress);
         let present = self.cluster.mastership.term();
         if let Some(route) = progress.route.take_if(|route| route.has_left()) {
-            progress.leave(&route);
+            progress.leave(route.decision);
         }
-        if let Some(route) = &progress.route
-            && route.stays(present, intent)
-        {
-            return route.clone();
-        }
-        let route = self.cluster.choose(intent, self.client, self.pin.as_ref(), &progress.failed);
-        route.count();
-        progress.route = Some(route.clone());
-        route
+        let route = match progress.route.take() {
+            Some(route) if route.stays(present, intent) => route,
+            _ => {
+                let route = self.cluster.choose(intent, self.client, self.pin.as_ref(), &progress.failed);
+                route.count();
+                route
+            }
+        };
+        progress.route.insert(route)
     }
 
     /// A query is about to run: whether it may. Where an address leads to several servers, a request reads from one
     /// of them only: another one could be behind what the client has just seen.
-    fn start(&self, route: &Route<DB>, checkout: &Checkout<DB>) -> bool {
+    fn start(&self, decision: Decision, checkout: &Checkout<DB>) -> bool {
         let mut progress = self.progress();
         checkout.state().take_for(self.asker, || Holder {
             asker: self.asker,
             handler: progress.handler.clone(),
             clock: self.clock.clone(),
         });
-        if !route.access.writes() {
+        if !decision.access.writes() {
             let instance = checkout.instance();
-            if route.access == Access::ReadSlave
+            if decision.access == Access::ReadSlave
                 && progress.reads_started > 0
                 && progress.instance != instance
             {

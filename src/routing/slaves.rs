@@ -15,45 +15,57 @@ use crate::cluster::{Inner, Server, Share};
 use crate::config::{Affinity, PinnedWithoutMaster};
 use crate::health::{Health, Replay, ServerId, Term, Use};
 use crate::pin::{Needed, Pin, Window};
-use crate::pool::{Asker, Checkout, Failure};
+use crate::pool::{Asker, Checkout, Failure, Pool};
 
-/// The server that was chosen, for what, and why.
-pub(crate) struct Route<DB: Driver> {
-    pub(crate) server: Arc<Server<DB>>,
+/// What was decided: which server is asked, for what, and why.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decision {
+    pub(crate) server: ServerId,
     pub(crate) access: Access,
-    reason: Reason,
+    pub(crate) reason: Reason,
     term: Term,
 }
 
-impl<DB: Driver> Route<DB> {
-    pub(crate) fn reason(&self) -> Reason {
-        self.reason
-    }
-
-    pub(crate) fn choice(&self) -> Choice {
-        let health = &self.server.health;
-        Choice::new(health.name().clone(), self.role(), self.reason)
-    }
-
-    fn role(&self) -> crate::health::Role {
+impl Decision {
+    fn role(self) -> crate::health::Role {
         match self.access {
             Access::ReadWrite | Access::ReadMaster => crate::health::Role::Master,
             Access::ReadSlave => crate::health::Role::Slave,
         }
     }
 
-    /// Counts that it was chosen.
-    pub(crate) fn count(&self) {
-        self.server.health.counts().choices.add(self.reason);
+    pub(crate) fn choice(self, name: Arc<str>) -> Choice {
+        Choice::new(name, self.role(), self.reason)
     }
 
-    pub(crate) fn is_current(&self, present: Term) -> bool {
+    pub(crate) fn is_current(self, present: Term) -> bool {
         is_current(self.access, self.term, present)
+    }
+
+    fn leads_where(self, other: Self) -> bool {
+        (self.server, self.access, self.term) == (other.server, other.access, other.term)
+    }
+}
+
+/// A decision, with its server.
+pub(crate) struct Route<DB: Driver> {
+    pub(crate) server: Arc<Server<DB>>,
+    pub(crate) decision: Decision,
+}
+
+impl<DB: Driver> Route<DB> {
+    pub(crate) fn choice(&self) -> Choice {
+        self.decision.choice(self.server.health.name().clone())
+    }
+
+    /// Counts that it was chosen.
+    pub(crate) fn count(&self) {
+        self.server.health.counts().choices.add(self.decision.reason);
     }
 
     /// Whether the next statement of its session takes it, too.
     pub(crate) fn stays(&self, present: Term, intent: Intent) -> bool {
-        stays(self.access, self.term, present, intent)
+        stays(self.decision.access, self.decision.term, present, intent)
     }
 
     /// Whether its server is one of the cluster's no longer, and nothing new may be asked of it.
@@ -61,19 +73,23 @@ impl<DB: Driver> Route<DB> {
         self.server.has_left()
     }
 
-    pub(crate) fn leads_where(&self, other: &Self) -> bool {
-        (self.server.id(), self.access, self.term) == (other.server.id(), other.access, other.term)
+    pub(crate) fn leads_where(&self, decision: Decision) -> bool {
+        self.decision.leads_where(decision)
+    }
+
+    pub(crate) fn pool(&self) -> Option<&Arc<Pool<DB>>> {
+        self.server.pool(self.decision.access)
     }
 
     pub(crate) async fn check_out(&self, asker: Asker) -> Result<Checkout<DB>, Failure> {
-        let share = if self.reason == Reason::Pinned { Share::Pinned } else { Share::Common };
-        self.server.check_out(self.access, share, asker).await
+        let share = if self.decision.reason == Reason::Pinned { Share::Pinned } else { Share::Common };
+        self.server.check_out(self.decision.access, share, asker).await
     }
 }
 
 impl<DB: Driver> Clone for Route<DB> {
     fn clone(&self) -> Self {
-        Self { server: self.server.clone(), ..*self }
+        Self { server: self.server.clone(), decision: self.decision }
     }
 }
 
@@ -158,7 +174,8 @@ impl<DB: Driver> Inner<DB> {
             Target::MasterReadOnly => (present.master_server(), Access::ReadMaster),
             Target::Slave(slave) => (slave, Access::ReadSlave),
         };
-        Route { server: server.clone(), access, reason, term }
+        let decision = Decision { server: server.id(), access, reason, term };
+        Route { server: server.clone(), decision }
     }
 }
 
