@@ -3,6 +3,8 @@
 mod support;
 
 support::on_every_database! {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
     use std::time::{Duration, Instant};
 
     use rocket::local::asynchronous::Client;
@@ -102,6 +104,48 @@ support::on_every_database! {
         assert_eq!(busy(&cluster), 1, "it is kept for the other one");
         drop(latest);
         assert_eq!(busy(&cluster), 0);
+    }
+
+    #[rocket::async_test]
+    async fn who_gives_up_takes_no_place_along() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "max_connections = 1").await;
+        for _ in 0..10 {
+            let held = cluster.write().get().await.unwrap();
+            let give_up = |number| {
+                let db = cluster.write();
+                // Some do while they wait, some when they are about to have a connection, some while they use it.
+                let patience = Duration::from_millis(number);
+                tokio::spawn(async move {
+                    tokio::time::timeout(patience, sqlx::query("SELECT 1").execute(&db)).await.is_ok()
+                })
+            };
+            let requests: Vec<_> = (0..20).map(give_up).collect();
+            let mut requests = requests.into_iter();
+            for request in requests.by_ref().take(5) {
+                request.await.unwrap();
+            }
+            drop(held);
+            for request in requests {
+                request.await.unwrap();
+            }
+        }
+        eventually("that all places are free", || (busy(&cluster) == 0).then_some(()));
+        sqlx::query("SELECT 1").execute(&cluster.write()).await.unwrap();
+    }
+
+    #[rocket::async_test]
+    async fn waiting_ends_though_somebody_waited_without_a_runtime() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 0.2").await;
+        let held = cluster.write().get().await.unwrap();
+        let outsider = cluster.write();
+        let outside = move || drop(pin!(outsider.get()).poll(&mut Context::from_waker(Waker::noop())));
+        std::thread::spawn(outside).join().expect_err("it needs a runtime");
+        let late = tokio::time::timeout(Duration::from_secs(20), cluster.write().get()).await;
+        let error = late.expect("an answer").expect_err("all are in use").to_string();
+        assert!(error.contains("1 of 1 are in use"), "{error}");
+        drop(held);
     }
 
     #[rocket::async_test]

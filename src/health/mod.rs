@@ -203,6 +203,15 @@ impl Health {
         }
     }
 
+    /// Whether nobody is to wait for it any longer, which [`interrupted`](Self::interrupted) tells when it begins.
+    pub(crate) fn is_gone(&self) -> bool {
+        match self.state.load() {
+            NodeState::Suspect => true,
+            NodeState::Down => !self.is_returning(),
+            _ => false,
+        }
+    }
+
     /// Whether the latest probe found nothing wrong.
     fn is_returning(&self) -> bool {
         self.successes.load(Ordering::Acquire) > 0

@@ -3,7 +3,7 @@
 //! Why not a pool of somebody else: `deadpool` has the queue and the list of idle connections, and nothing of
 //! the rest. A connection that is kept for its session and may be taken back from it, one that a handler holds
 //! while its place is given to another, idle times, keep-alive pings and generations would all stand beside
-//! it; what it saves is a semaphore and a `Vec`. sqlx's own pool pings each connection that is handed back, in a
+//! it; what it saves is the module `queue`. sqlx's own pool pings each connection that is handed back, in a
 //! task of its own and without a time limit, and forgets whom a connection leads to.
 //!
 //! A connection that is handed out is of the present [generation](Health::generation), and is known to work:
@@ -310,7 +310,7 @@ impl<DB: Driver> Pool<DB> {
         let _connecting = Connecting::new(&self.connecting);
         // Listens before it looks, so that it misses no fall in between.
         let interrupted = self.health.interrupted.notified();
-        if !self.health.answers(self.wanted()) {
+        if self.health.is_gone() {
             return Err(Failure::Unreachable(self.unreachable()));
         }
         let idle = place.conn.take();

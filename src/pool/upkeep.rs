@@ -58,7 +58,7 @@ impl<DB: Driver> Pool<DB> {
 
     /// Why somebody is not to wait for a place any longer.
     fn refusal(&self, since: Instant) -> Option<Refusal> {
-        if !self.health.answers(self.wanted()) {
+        if self.health.is_gone() {
             return Some(Refusal::ServerDown);
         }
         (since.elapsed() >= self.timeout).then_some(Refusal::TimedOut)
