@@ -107,6 +107,22 @@ support::on_every_database! {
     }
 
     #[rocket::async_test]
+    async fn a_handle_holds_nothing_of_a_connection_that_is_closed() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "idle_timeout = 0.1").await;
+        let db = cluster.read(None);
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        let open = || {
+            let statistics = cluster.statistics();
+            let pools = statistics.servers.iter().flat_map(|server| &server.pools);
+            pools.map(|pool| pool.idle + pool.in_use).sum::<u32>()
+        };
+        eventually("that none is open", || (open() == 0).then_some(()));
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        assert_eq!(open(), 1);
+    }
+
+    #[rocket::async_test]
     async fn who_gives_up_takes_no_place_along() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1").await;

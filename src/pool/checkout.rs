@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
@@ -13,51 +13,47 @@ use sqlx::pool::PoolConnection;
 
 use super::connection::{Connection, ConnectionState, Lending, OutcomeUnknown, PooledConnection};
 use super::holder::Asker;
-use super::queue::Place;
+use super::queue::Permit;
 use super::{CloseCause, Pool};
 use crate::backend::{Conn, Driver, Instance, Left};
 
 /// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
-/// is closed, and its place in the pool is free at once.
+/// is closed, and its permit in the pool is free at once.
 pub(crate) struct Checkout<DB: Driver>(Option<Parts<DB>>);
 
-/// What a checkout holds until it ends. The place goes after the connection, so that nobody opens one too many.
+/// What a checkout holds until it ends. The permit goes after the connection, so that nobody opens one too many.
 struct Parts<DB: Driver> {
     conn: PooledConnection<DB>,
-    place: Place<DB>,
+    permit: Permit<DB>,
 }
 
 impl<DB: Driver> Parts<DB> {
-    fn may_be_kept(&self) -> bool {
-        self.place.pool.may_keep(&self.conn.state)
-    }
-
-    /// The statement is over: the connection goes along with its place.
-    fn end(self) -> Place<DB> {
-        let Self { conn, place } = self;
-        place.with(conn)
+    /// The statement is over: the connection goes along with its permit.
+    fn end(self) -> Permit<DB> {
+        let Self { conn, permit } = self;
+        permit.with(conn)
     }
 
     /// Closes the connection without a word to the server.
     fn discard(self, why: CloseCause) {
-        let Self { conn, place } = self;
+        let Self { conn, permit } = self;
         conn.discard(why);
-        drop(place);
+        drop(permit);
     }
 }
 
 const UNTIL_IT_ENDS: &str = "a checkout has its connection until it ends";
 
 impl<DB: Driver> Checkout<DB> {
-    pub(super) fn new(conn: PooledConnection<DB>, place: Place<DB>) -> Self {
-        Self(Some(Parts { conn, place }))
+    pub(super) fn new(conn: PooledConnection<DB>, permit: Permit<DB>) -> Self {
+        Self(Some(Parts { conn, permit }))
     }
 
-    /// With the connection of the place, if it can be handed out as it is.
-    pub(super) fn of_trusted(mut place: Place<DB>) -> Result<Self, Place<DB>> {
-        match place.conn.take_if(|conn| place.pool.trusts(&conn.state)) {
-            Some(conn) => Ok(Self::new(conn, place)),
-            None => Err(place),
+    /// With the connection of the permit, if it can be handed out as it is.
+    pub(super) fn of_trusted(mut permit: Permit<DB>) -> Result<Self, Permit<DB>> {
+        match permit.conn.take_if(|conn| permit.pool.trusts(&conn.state)) {
+            Some(conn) => Ok(Self::new(conn, permit)),
+            None => Err(permit),
         }
     }
 
@@ -66,7 +62,7 @@ impl<DB: Driver> Checkout<DB> {
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool<DB>> {
-        &self.held().place.pool
+        &self.held().permit.pool
     }
 
     pub(crate) fn state(&self) -> &Arc<ConnectionState<DB>> {
@@ -80,9 +76,9 @@ impl<DB: Driver> Checkout<DB> {
 
     /// The connection, and who watches over what runs on it.
     pub(crate) fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
-        let Parts { conn, place } = self.0.as_mut().expect(UNTIL_IT_ENDS);
+        let Parts { conn, permit } = self.0.as_mut().expect(UNTIL_IT_ENDS);
         let Connection { conn, state, .. } = &mut **conn;
-        (conn, Watch { pool: &place.pool, state })
+        (conn, Watch { pool: &permit.pool, state })
     }
 
     /// The statement is over: the connection can serve another, of anybody.
@@ -149,8 +145,8 @@ impl<DB: Driver> Checkout<DB> {
 
     /// The connection, for a handler that holds it: it comes back when it is dropped.
     pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
-        let Parts { conn, place } = self.0.take().expect(UNTIL_IT_ENDS);
-        conn.lend(place, lending)
+        let Parts { conn, permit } = self.0.take().expect(UNTIL_IT_ENDS);
+        conn.lend(permit, lending)
     }
 }
 
@@ -332,51 +328,59 @@ fn is_ours(error: &io::Error) -> bool {
 /// The connection that a session keeps between two statements, unless others wait for it. As a rule, only the first and
 /// the last of a session's statements have to do with the pool, which all sessions share.
 pub(crate) struct Sticky<DB: Driver> {
-    state: Arc<ConnectionState<DB>>,
+    /// Whoever has the connection owns it: while it is kept, it does so itself. A handle may outlive it by hours.
+    state: Weak<ConnectionState<DB>>,
     asker: Asker,
 }
 
 impl<DB: Driver> Sticky<DB> {
     /// The statement is over, and more of its session may follow. `None` if the connection is not to be kept.
-    pub(crate) fn new(mut checkout: Checkout<DB>, asker: Asker) -> Option<Self> {
-        let parts = checkout.0.take_if(|parts| parts.may_be_kept());
-        checkout.put_back();
-        let parts = parts?;
-        let state = parts.conn.state.clone();
-        state.keep(parts.end(), asker);
-        Some(Self { state, asker })
+    pub(crate) fn new(checkout: Checkout<DB>, asker: Asker) -> Option<Self> {
+        let kept = Self { state: Arc::downgrade(checkout.state()), asker };
+        match kept.keep(checkout) {
+            Ok(()) => Some(kept),
+            Err(checkout) => {
+                checkout.put_back();
+                None
+            }
+        }
     }
 
     pub(crate) fn is_of(&self, pool: &Arc<Pool<DB>>) -> bool {
-        self.state.is_of(pool)
+        self.state.upgrade().is_some_and(|state| state.is_of(pool))
     }
 
     /// As [`new`](Self::new), for one statement more. Gives the checkout back if it is not to be kept here.
     pub(crate) fn keep(&self, mut checkout: Checkout<DB>) -> Result<(), Checkout<DB>> {
-        let is_here = |parts: &Parts<DB>| Arc::ptr_eq(&parts.conn.state, &self.state);
-        match checkout.0.take_if(|parts| is_here(parts) && parts.may_be_kept()) {
+        let is_here = |parts: &Parts<DB>| Arc::as_ptr(&parts.conn.state) == self.state.as_ptr();
+        let may_be_kept = |parts: &Parts<DB>| parts.permit.pool.may_keep(&parts.conn.state);
+        match checkout.0.take_if(|parts| is_here(parts) && may_be_kept(parts)) {
             Some(parts) => {
-                self.state.keep(parts.end(), self.asker);
+                let state = parts.conn.state.clone();
+                state.keep(parts.end(), self.asker);
                 Ok(())
             }
             None => Err(checkout),
         }
     }
 
+    fn take(&self) -> Option<Permit<DB>> {
+        self.state.upgrade()?.claim(self.asker)
+    }
+
     /// `None` if it was given away, or is not to be trusted any more.
     pub(crate) fn claim(&self) -> Option<Checkout<DB>> {
-        let place = self.state.claim(self.asker)?;
-        if !place.pool.health.answers(place.pool.wanted()) {
+        let permit = self.take()?;
+        if !permit.pool.health.answers(permit.pool.wanted()) {
             return None;
         }
-        Checkout::of_trusted(place).ok()
+        Checkout::of_trusted(permit).ok()
     }
 }
 
 impl<DB: Driver> Drop for Sticky<DB> {
     fn drop(&mut self) {
-        let place = self.state.claim(self.asker);
-        drop(place);
+        drop(self.take());
     }
 }
 

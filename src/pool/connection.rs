@@ -22,7 +22,7 @@ use sqlx::pool::{PoolConnection, PoolOptions};
 use super::Pool;
 use super::counts::{CloseCause, Closing, PoolCounts};
 use super::holder::{Asker, Holder, Ticking};
-use super::queue::Place;
+use super::queue::Permit;
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
 
 /// A connection that somebody holds: the pool, or a checkout. It goes from hand to hand in a box, since each future on
@@ -72,13 +72,13 @@ impl<DB: Driver> Drop for ConnectionState<DB> {
 /// INVARIANT: owns the state that it lies in, until the session or the pool takes it.
 struct Kept<DB: Driver> {
     /// With the connection.
-    place: Place<DB>,
+    permit: Permit<DB>,
     asker: Asker,
 }
 
 /// What comes back with a connection that a handler holds.
 struct Lent<DB: Driver> {
-    place: Place<DB>,
+    permit: Permit<DB>,
     /// INVARIANT: the state has a handle to the pool of one only while the connection is lent. The hooks of
     /// that pool own the state, so that together they would never be dropped.
     single: sqlx::Pool<DB>,
@@ -195,9 +195,9 @@ impl<DB: Driver> Connection<DB> {
     }
 
     /// Hands it to a handler, from whom it comes back by the hook of its own pool.
-    pub(super) fn lend(self, place: Place<DB>, lending: Lending) -> PoolConnection<DB> {
+    pub(super) fn lend(self, permit: Permit<DB>, lending: Lending) -> PoolConnection<DB> {
         let Self { conn, state, single } = self;
-        let lent = Lent { place, single, lending };
+        let lent = Lent { permit, single, lending };
         state.begin_hold();
         *state.lent() = Some(lent);
         conn
@@ -274,19 +274,18 @@ impl<DB: Driver> ConnectionState<DB> {
     }
 
     /// Its session may need it again.
-    pub(super) fn keep(&self, place: Place<DB>, asker: Asker) {
-        let before = self.kept().replace(Kept { place, asker });
-        drop(before);
+    pub(super) fn keep(&self, permit: Permit<DB>, asker: Asker) {
+        *self.kept() = Some(Kept { permit, asker });
     }
 
     /// What this session has kept, unless it was taken back.
-    pub(super) fn claim(&self, asker: Asker) -> Option<Place<DB>> {
-        self.kept().take_if(|kept| kept.asker == asker).map(|kept| kept.place)
+    pub(super) fn claim(&self, asker: Asker) -> Option<Permit<DB>> {
+        self.kept().take_if(|kept| kept.asker == asker).map(|kept| kept.permit)
     }
 
     /// What any session has kept for so long.
-    pub(super) fn reclaim(&self, idle: Duration) -> Option<Place<DB>> {
-        self.kept().take_if(|_| self.verified().elapsed() >= idle).map(|kept| kept.place)
+    pub(super) fn reclaim(&self, idle: Duration) -> Option<Permit<DB>> {
+        self.kept().take_if(|_| self.verified().elapsed() >= idle).map(|kept| kept.permit)
     }
 
     pub(super) fn is_kept(&self) -> bool {
@@ -323,7 +322,7 @@ impl<DB: Driver> ConnectionState<DB> {
         self.closing.set(why);
     }
 
-    /// Nobody waits for it any longer. A handler that holds it keeps it, but not its place in the pool.
+    /// Nobody waits for it any longer. A handler that holds it keeps it, but not its permit in the pool.
     pub(super) fn end(&self, why: Ended) {
         self.ended.fetch_max(why.to_bits(), Ordering::AcqRel);
         self.close(CloseCause::Invalidated);
@@ -354,7 +353,7 @@ impl<DB: Driver> ConnectionState<DB> {
         .await
     }
 
-    /// Gives its place in the pool back if the handler has closed the connection, or made it its own.
+    /// Gives its permit in the pool back if the handler has closed the connection, or made it its own.
     pub(super) fn reap(&self) {
         let mut lent = self.lent();
         if lent.as_ref().is_some_and(|lent| lent.single.size() == 0) {
@@ -365,9 +364,9 @@ impl<DB: Driver> ConnectionState<DB> {
 
     /// A handler has dropped the connection. Whether sqlx keeps it, so that the pool can take it back.
     async fn come_back(self: Arc<Self>, conn: &mut Conn<DB>) -> bool {
-        let Some(Lent { place, single, lending }) = self.lent().take() else { return false };
+        let Some(Lent { permit, single, lending }) = self.lent().take() else { return false };
         self.end_hold();
-        let pool = place.pool.clone();
+        let pool = permit.pool.clone();
         if !pool.may_keep(&self) {
             self.close(pool.why_not_kept());
             return false;
@@ -400,7 +399,7 @@ impl<DB: Driver> ConnectionState<DB> {
             };
             let back = Box::new(Connection { conn, state: self, single });
             if back.state.reused.load(Ordering::Acquire) {
-                drop(place.with(back));
+                drop(permit.with(back));
             } else {
                 back.discard(CloseCause::Failed);
             }

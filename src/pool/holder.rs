@@ -89,7 +89,7 @@ pub(super) struct TimedOut {
 #[derive(Debug)]
 enum Why {
     /// All are in use.
-    Crowd { in_use: u32, max: u32, waiting: u64, longest: Option<Longest>, own: Option<Duration> },
+    Crowd { in_use: u32, max: u32, waiting: usize, longest: Option<Longest>, own: Option<Duration> },
     /// A new one was not there in time.
     Connecting,
     /// The server gives no more connections to anybody.
@@ -104,9 +104,9 @@ struct Longest {
 }
 
 impl TimedOut {
-    /// What `pool` has to say to whoever has waited for a place.
-    pub(super) fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker) -> Self {
-        Self::because(pool, Why::crowd(pool, asker))
+    /// What `pool` has to say to whoever has waited for a permit.
+    pub(super) fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker, others: usize) -> Self {
+        Self::because(pool, Why::crowd(pool, asker, others))
     }
 
     /// To whoever has waited for a new connection.
@@ -118,6 +118,10 @@ impl TimedOut {
         Self::because(pool, Why::Full)
     }
 
+    pub(super) fn is_crowd(&self) -> bool {
+        matches!(self.why, Why::Crowd { .. })
+    }
+
     fn because<DB: Driver>(pool: &Pool<DB>, why: Why) -> Self {
         let what = if pool.access.writes() { "writes" } else { "reads" };
         Self { server: pool.health.to_string(), what, timeout: pool.timeout, why }
@@ -125,7 +129,7 @@ impl TimedOut {
 }
 
 impl Why {
-    fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker) -> Self {
+    fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker, others: usize) -> Self {
         let (mut longest, mut own) = (None::<Longest>, None);
         pool.for_each_open(|state| {
             let held_by_handler = state.held_for();
@@ -138,7 +142,7 @@ impl Why {
                 longest = Some(Longest { handler: holder.handler, held });
             }
         });
-        Self::Crowd { in_use: pool.busy(), max: pool.max_connections, waiting: pool.waiting(), longest, own }
+        Self::Crowd { in_use: pool.busy(), max: pool.max_connections, waiting: others, longest, own }
     }
 }
 

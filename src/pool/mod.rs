@@ -2,7 +2,7 @@
 //!
 //! Why not a pool of somebody else: `deadpool` has the queue and the list of idle connections, and nothing of
 //! the rest. A connection that is kept for its session and may be taken back from it, one that a handler holds
-//! while its place is given to another, idle times, keep-alive pings and generations would all stand beside
+//! while its permit is given to another, idle times, keep-alive pings and generations would all stand beside
 //! it; what it saves is the module `queue`. sqlx's own pool pings each connection that is handed back, in a
 //! task of its own and without a time limit, and forgets whom a connection leads to.
 //!
@@ -13,11 +13,12 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use log::warn;
 use rocket::tokio;
+use rocket::tokio::runtime::Handle;
 use sqlx::ConnectOptions;
 
 use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
@@ -41,7 +42,7 @@ pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 
 use connection::{Connection, PooledConnection};
 use holder::TimedOut;
-use queue::{Entry, Place, Queue, Refusal};
+use queue::{Entry, Permit, Queue, Receiver, Refusal, Ticker};
 use read_only::ReadOnlyCheck;
 
 /// A checkout that takes longer asks for a probe of its server.
@@ -82,9 +83,9 @@ pub(crate) struct Pool<DB: Driver> {
     counts: Arc<PoolCounts>,
     /// Where connections are made read-only: whether they are.
     read_only: Option<ReadOnlyCheck>,
-    /// Has a place for each connection that is in use, kept, or being opened.
+    /// Has a permit for each connection that is in use, kept, or being opened.
     queue: Queue<DB>,
-    /// How many have a place, and wait for a connection that works.
+    /// How many have a permit, and wait for a connection that works.
     connecting: AtomicU32,
     /// All that are open, whoever has them.
     open: Mutex<Vec<Weak<ConnectionState<DB>>>>,
@@ -93,6 +94,8 @@ pub(crate) struct Pool<DB: Driver> {
     opened: Instant,
     /// Milliseconds since `opened`, and one: when a full pool was last complained about.
     warned: AtomicU64,
+    /// The monitor's: another one, which a job may bring along, need not be driven for long.
+    runtime: OnceLock<Handle>,
     /// The application shuts down.
     is_draining: AtomicBool,
     /// One more is being opened for `min_connections`.
@@ -156,6 +159,7 @@ impl<DB: Driver> Pool<DB> {
             counts: Arc::default(),
             opened: Instant::now(),
             warned: AtomicU64::new(0),
+            runtime: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             is_filling: AtomicBool::new(false),
         }))
@@ -244,68 +248,59 @@ impl<DB: Driver> Pool<DB> {
             return Err(Failure::Unreachable(self.unreachable()));
         }
         let began = Instant::now();
-        let place = match self.queue.enter(self, began) {
-            Entry::Place(place) => match Checkout::of_trusted(place) {
+        let permit = match self.queue.enter(self, began) {
+            Entry::Permit(permit) => match Checkout::of_trusted(permit) {
                 Ok(checkout) => {
                     self.counts.immediate.add_one();
                     return Ok(checkout);
                 }
-                Err(place) => place,
+                Err(permit) => permit,
             },
-            entry => self.wait(entry, began, asker).await?,
+            Entry::Waits(receiver, ticker) => self.wait(receiver, ticker, asker).await?,
+            Entry::Closed => return Err(Failure::Busy(sqlx::Error::PoolClosed)),
         };
-        let checkout = match Checkout::of_trusted(place) {
+        let checkout = match Checkout::of_trusted(permit) {
             Ok(checkout) => checkout,
-            Err(place) => Box::pin(self.test_or_open(place, began)).await?,
+            Err(permit) => Box::pin(self.test_or_open(permit, began, asker)).await?,
         };
         self.counts.waited.add(began.elapsed());
         Ok(checkout)
     }
 
-    /// Waits for a place.
+    /// Waits for a permit.
     async fn wait(
         self: &Arc<Self>,
-        mut entry: Entry<DB>,
-        began: Instant,
+        receiver: Receiver<DB>,
+        ticker: Ticker,
         asker: Asker,
-    ) -> Result<Place<DB>, Failure> {
-        loop {
-            let receiver = match entry {
-                Entry::Place(place) => return Ok(place),
-                Entry::Closed => return Err(Failure::Busy(sqlx::Error::PoolClosed)),
-                Entry::Waits(receiver, clock) => {
-                    if clock == queue::Clock::Stopped {
-                        self.reclaim(KEPT_IF_WAITED_FOR);
-                        self.start_clock();
-                    }
-                    receiver
-                }
-            };
-            match receiver.await {
-                Ok(Ok(place)) => return Ok(place),
-                Ok(Err(Refusal::TimedOut)) => {
-                    let crowd = TimedOut::crowd(self, asker);
-                    self.warn_of_crowd(&crowd);
-                    return Err(self.timed_out(crowd));
-                }
-                Ok(Err(Refusal::ServerDown)) => return Err(Failure::Unreachable(self.unreachable())),
-                // Closed, or without a clock.
-                Err(_) => entry = self.queue.enter(self, began),
+    ) -> Result<Permit<DB>, Failure> {
+        if ticker == Ticker::Stopped {
+            self.start_ticker();
+            self.reclaim(KEPT_IF_WAITED_FOR);
+        }
+        match receiver.await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(Refusal::TimedOut { others })) => {
+                Err(self.timed_out(TimedOut::crowd(self, asker, others)))
             }
+            Ok(Err(Refusal::ServerDown)) => Err(Failure::Unreachable(self.unreachable())),
+            Err(_) => Err(Failure::Busy(sqlx::Error::PoolClosed)),
         }
     }
 
     fn timed_out(&self, why: TimedOut) -> Failure {
         self.counts.timed_out.add_one();
+        self.warn_of_crowd(&why);
         Failure::Busy(why.into())
     }
 
-    /// For somebody who has a place: the connection that goes with it if it works, another idle one, or a new one.
+    /// For somebody who has a permit: the connection that goes with it if it works, another idle one, or a new one.
     /// Whoever finds the server gone meanwhile goes elsewhere at once.
     async fn test_or_open(
         self: &Arc<Self>,
-        mut place: Place<DB>,
+        mut permit: Permit<DB>,
         began: Instant,
+        asker: Asker,
     ) -> Result<Checkout<DB>, Failure> {
         let _connecting = Connecting::new(&self.connecting);
         // Listens before it looks, so that it misses no fall in between.
@@ -313,7 +308,7 @@ impl<DB: Driver> Pool<DB> {
         if self.health.is_gone() {
             return Err(Failure::Unreachable(self.unreachable()));
         }
-        let idle = place.conn.take();
+        let idle = permit.conn.take();
         let found = tokio::select! {
             biased;
             found = self.tested_or_new(idle) => found,
@@ -321,8 +316,13 @@ impl<DB: Driver> Pool<DB> {
             () = self.patience(began) => Err(sqlx::Error::PoolTimedOut),
         };
         match found {
-            Ok(conn) => Ok(Checkout::new(conn, place)),
-            Err(sqlx::Error::PoolTimedOut) => Err(self.timed_out(TimedOut::connecting(self))),
+            Ok(conn) => Ok(Checkout::new(conn, permit)),
+            Err(sqlx::Error::PoolTimedOut) if self.has_room() => {
+                Err(self.timed_out(TimedOut::connecting(self)))
+            }
+            Err(sqlx::Error::PoolTimedOut) => {
+                Err(self.timed_out(TimedOut::crowd(self, asker, self.queue.waiting())))
+            }
             Err(error) if DB::fault(&error) == Fault::Full => Err(Failure::Busy(TimedOut::full(self).into())),
             Err(error) => {
                 self.health.request_probe();
@@ -430,7 +430,7 @@ impl<DB: Driver> Pool<DB> {
         self.for_each_open(|state| drop(state.reclaim(idle)));
     }
 
-    /// Gives the places of connections back that handlers have closed.
+    /// Gives the permits of connections back that handlers have closed.
     fn reap(&self) {
         self.for_each_open(|state| state.reap());
     }
@@ -459,8 +459,8 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// Says what everybody waits for. A read that finds a slave busy goes elsewhere, and needs no warning.
-    fn warn_of_crowd(&self, crowd: &TimedOut) {
-        if self.role() == Role::Slave {
+    fn warn_of_crowd(&self, timed_out: &TimedOut) {
+        if self.role() == Role::Slave || !timed_out.is_crowd() {
             return;
         }
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
@@ -469,7 +469,7 @@ impl<DB: Driver> Pool<DB> {
         if !is_news || self.warned.swap(now, Ordering::Relaxed) != warned {
             return;
         }
-        let text = crowd.to_string();
+        let text = timed_out.to_string();
         warn!("N{}.", text.strip_prefix('n').unwrap_or(&text));
     }
 

@@ -1,4 +1,4 @@
-//! The places for a pool's connections, the connections that nobody uses, and who waits for either.
+//! The permits for a pool's connections, the connections that nobody uses, and who waits for either.
 //!
 //! Not `tokio`'s semaphore with a timer and a `Notify` for each who waits: three lists, each behind a lock that the
 //! threads of the runtime share. Here one lock does, and a connection goes from hand to hand.
@@ -22,48 +22,51 @@ struct State<DB: Driver> {
     idle: Vec<PooledConnection<DB>>,
     /// In the order in which they came.
     waiting: VecDeque<Waiter<DB>>,
-    clock: Clock,
+    ticker: Ticker,
     is_closed: bool,
 }
 
 struct Waiter<DB: Driver> {
     since: Instant,
-    sender: oneshot::Sender<Result<Place<DB>, Refusal>>,
+    sender: oneshot::Sender<Result<Permit<DB>, Refusal>>,
 }
+
+/// By what somebody is told who waits: closed if the queue is, or its ticker is lost.
+pub(super) type Receiver<DB> = oneshot::Receiver<Result<Permit<DB>, Refusal>>;
 
 /// Why somebody waits no longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// No place became free in time.
-    TimedOut,
+    /// No permit became free in time. So many others waited, too.
+    TimedOut { others: usize },
     /// The server answers no more.
     ServerDown,
 }
 
-/// Whether somebody looks after those who wait: [`Queue::refuse`].
+/// Whether somebody looks after those who wait, by [`Queue::refuse`] from time to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Clock {
+pub(super) enum Ticker {
     Stopped,
     Running,
 }
 
-/// What becomes of somebody who asks for a place.
+/// What becomes of somebody who asks for a permit.
 pub(super) enum Entry<DB: Driver> {
-    Place(Place<DB>),
-    /// INVARIANT: whoever finds the clock stopped starts it.
-    Waits(oneshot::Receiver<Result<Place<DB>, Refusal>>, Clock),
+    Permit(Permit<DB>),
+    /// INVARIANT: whoever finds the ticker stopped starts it.
+    Waits(Receiver<DB>, Ticker),
     Closed,
 }
 
 /// The right to use one connection, and the connection unless it has yet to be opened. Dropped, both go to whoever
 /// has waited longest.
-pub(super) struct Place<DB: Driver> {
+pub(super) struct Permit<DB: Driver> {
     pub(super) pool: Arc<Pool<DB>>,
     /// Nobody uses it.
     pub(super) conn: Option<PooledConnection<DB>>,
 }
 
-impl<DB: Driver> Place<DB> {
+impl<DB: Driver> Permit<DB> {
     /// Together with a connection whose statement is over.
     pub(super) fn with(mut self, conn: PooledConnection<DB>) -> Self {
         self.conn = Some(conn);
@@ -71,7 +74,7 @@ impl<DB: Driver> Place<DB> {
     }
 }
 
-impl<DB: Driver> Drop for Place<DB> {
+impl<DB: Driver> Drop for Permit<DB> {
     fn drop(&mut self) {
         let conn = self.conn.take().and_then(|conn| self.pool.keep_or_close(conn));
         self.pool.queue.pass_on(&self.pool, conn);
@@ -79,12 +82,12 @@ impl<DB: Driver> Drop for Place<DB> {
 }
 
 impl<DB: Driver> Queue<DB> {
-    pub(super) fn new(places: u32) -> Self {
+    pub(super) fn new(permits: u32) -> Self {
         Self(Mutex::new(State {
-            free: places,
+            free: permits,
             idle: Vec::new(),
             waiting: VecDeque::new(),
-            clock: Clock::Stopped,
+            ticker: Ticker::Stopped,
             is_closed: false,
         }))
     }
@@ -93,51 +96,58 @@ impl<DB: Driver> Queue<DB> {
         self.state().free
     }
 
-    /// How many wait for a place.
+    /// How many wait for a permit.
     pub(super) fn waiting(&self) -> usize {
         self.state().waiting.iter().filter(|waiter| !waiter.sender.is_closed()).count()
     }
 
-    /// A free place for a new connection, even if others are idle.
-    pub(super) fn take_bare(&self, pool: &Arc<Pool<DB>>) -> Option<Place<DB>> {
-        self.state().take(pool, |_| None)
+    /// A free permit for one more connection than are open.
+    pub(super) fn take_bare(&self, pool: &Arc<Pool<DB>>) -> Option<Permit<DB>> {
+        let mut state = self.state();
+        let is_spare = state.free as usize > state.idle.len();
+        is_spare.then(|| state.take(pool, |_| None)).flatten()
     }
 
-    /// A free place with an idle connection of which this is true.
+    /// A free permit with an idle connection of which this is true.
     pub(super) fn take_if(
         &self,
         pool: &Arc<Pool<DB>>,
         mut wanted: impl FnMut(&PooledConnection<DB>) -> bool,
-    ) -> Option<Place<DB>> {
+    ) -> Option<Permit<DB>> {
         let mut state = self.state();
         let at = state.idle.iter().position(&mut wanted)?;
         state.take(pool, |idle| Some(idle.remove(at)))
     }
 
-    /// A place, with a connection if one is idle; or waits in line.
+    /// A permit, with a connection if one is idle; or waits in line.
     pub(super) fn enter(&self, pool: &Arc<Pool<DB>>, since: Instant) -> Entry<DB> {
         let mut state = self.state();
         if state.is_closed {
             return Entry::Closed;
         }
-        if let Some(place) = state.take(pool, Vec::pop) {
-            return Entry::Place(place);
+        if let Some(permit) = state.take(pool, Vec::pop) {
+            return Entry::Permit(permit);
         }
         let (sender, receiver) = oneshot::channel();
         state.waiting.push_back(Waiter { since, sender });
-        Entry::Waits(receiver, std::mem::replace(&mut state.clock, Clock::Running))
+        Entry::Waits(receiver, std::mem::replace(&mut state.ticker, Ticker::Running))
     }
 
-    /// Sends those away who are not to wait any longer: if one is not, whoever came earlier is not either. Since when
-    /// the next one waits.
-    pub(super) fn refuse(&self, why: impl Fn(Instant) -> Option<Refusal>) -> Option<Instant> {
+    /// Sends those away who are not to wait any longer, and tells since when the next one waits. If nobody does, the
+    /// ticker is to end. `why` is told since when somebody waits, and how many others do; if one is not to wait any
+    /// longer, whoever came earlier is not either.
+    pub(super) fn refuse(&self, why: impl Fn(Instant, usize) -> Option<Refusal>) -> Option<Instant> {
         let mut refused = Vec::new();
         let mut state = self.state();
         state.waiting.retain(|waiter| !waiter.sender.is_closed());
-        while let Some(why) = state.waiting.front().and_then(|waiter| why(waiter.since)) {
+        let others = state.waiting.len().saturating_sub(1);
+        while let Some(why) = state.waiting.front().and_then(|waiter| why(waiter.since, others)) {
             refused.extend(state.waiting.pop_front().map(|waiter| (waiter.sender, why)));
         }
         let next = state.waiting.front().map(|waiter| waiter.since);
+        if next.is_none() {
+            state.ticker = Ticker::Stopped;
+        }
         drop(state);
         for (sender, why) in refused {
             // Whoever has gone need not be told.
@@ -146,15 +156,15 @@ impl<DB: Driver> Queue<DB> {
         next
     }
 
-    /// The clock has ended, however that came about: whoever still waits asks again, and starts another one.
-    pub(super) fn clock_ended(&self) {
+    /// The ticker is lost: nobody would look after those who wait.
+    pub(super) fn ticker_lost(&self) {
         let mut state = self.state();
-        state.clock = Clock::Stopped;
+        state.ticker = Ticker::Stopped;
         let waiting = std::mem::take(&mut state.waiting);
         drop((state, waiting));
     }
 
-    /// An idle connection for somebody who has a place already.
+    /// An idle connection for somebody who has a permit already.
     pub(super) fn pop_idle(&self) -> Option<PooledConnection<DB>> {
         self.state().idle.pop()
     }
@@ -167,7 +177,7 @@ impl<DB: Driver> Queue<DB> {
         self.state().idle.extract_if(.., wanted).collect()
     }
 
-    /// Gives nobody a place any more.
+    /// Gives nobody a permit any more.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;
@@ -179,7 +189,7 @@ impl<DB: Driver> Queue<DB> {
         self.state().is_closed
     }
 
-    /// Somebody needs a place no more.
+    /// Somebody needs a permit no more.
     fn pass_on(&self, pool: &Arc<Pool<DB>>, conn: Option<PooledConnection<DB>>) {
         let mut state = self.state();
         let next = loop {
@@ -193,10 +203,9 @@ impl<DB: Driver> Queue<DB> {
             state.idle.extend(conn);
             return;
         };
-        let conn = conn.or_else(|| state.idle.pop());
         drop(state);
-        // Woken without the lock. Whoever has just gone drops the place, which passes it on.
-        let _ = next.sender.send(Ok(Place { pool: pool.clone(), conn }));
+        // Woken without the lock. Whoever has just gone drops the permit, which passes it on.
+        let _ = next.sender.send(Ok(Permit { pool: pool.clone(), conn }));
     }
 
     /// Nothing in here can panic halfway through a change.
@@ -210,11 +219,11 @@ impl<DB: Driver> State<DB> {
         &mut self,
         pool: &Arc<Pool<DB>>,
         conn: impl FnOnce(&mut Vec<PooledConnection<DB>>) -> Option<PooledConnection<DB>>,
-    ) -> Option<Place<DB>> {
+    ) -> Option<Permit<DB>> {
         if self.is_closed {
             return None;
         }
         self.free = self.free.checked_sub(1)?;
-        Some(Place { pool: pool.clone(), conn: conn(&mut self.idle) })
+        Some(Permit { pool: pool.clone(), conn: conn(&mut self.idle) })
     }
 }

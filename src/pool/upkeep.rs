@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rocket::tokio;
+use rocket::tokio::runtime::Handle;
 
 use super::connection::PooledConnection;
 use super::queue::Refusal;
@@ -25,47 +26,60 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 impl<DB: Driver> Pool<DB> {
-    /// Looks after those who wait for a place, until nobody does. One clock for all of them, since a timer that is set
-    /// may wake a thread of the runtime.
-    pub(super) fn start_clock(self: &Arc<Self>) {
-        struct Ended<DB: Driver>(Arc<Pool<DB>>);
+    /// Looks after those who wait for a permit, until nobody does. One timer for all of them, since each that is set may
+    /// wake a thread of the runtime.
+    pub(super) fn start_ticker(self: &Arc<Self>) {
+        /// If it panics, or its runtime ends.
+        struct UnlessLost<DB: Driver>(Option<Arc<Pool<DB>>>);
 
-        impl<DB: Driver> Drop for Ended<DB> {
-            /// Also if it has panicked.
+        impl<DB: Driver> Drop for UnlessLost<DB> {
             fn drop(&mut self) {
-                self.0.queue.clock_ended();
+                if let Some(pool) = &self.0 {
+                    pool.queue.ticker_lost();
+                }
             }
         }
 
-        let ended = Ended(self.clone());
-        tokio::spawn(async move {
-            let Ended(pool) = &ended;
-            let mut asked = None::<Instant>;
+        let pool = self.clone();
+        let mut unless_lost = UnlessLost(Some(self.clone()));
+        let ticker = async move {
+            let suspicious = pool.suspicious_wait();
+            let mut ask_after = suspicious;
             loop {
                 tokio::time::sleep(SERVE_INTERVAL).await;
-                let Some(since) = pool.queue.refuse(|since| pool.refusal(since)) else { return };
+                let Some(since) = pool.queue.refuse(|since, others| pool.refusal(since, others)) else {
+                    break;
+                };
                 pool.reclaim(KEPT_IF_WAITED_FOR);
                 pool.reap();
                 // It may be busy, or its server gone.
-                let pause = pool.suspicious_wait();
-                if since.elapsed() >= pause && asked.is_none_or(|asked| asked.elapsed() >= pause) {
+                let waited = since.elapsed();
+                if waited < suspicious {
+                    ask_after = suspicious;
+                } else if waited >= ask_after {
                     pool.health.request_probe();
-                    asked = Some(Instant::now());
+                    ask_after *= 2;
                 }
             }
-        });
+            drop(unless_lost.0.take());
+        };
+        match self.runtime.get() {
+            Some(runtime) => drop(runtime.spawn(ticker)),
+            None => drop(tokio::spawn(ticker)),
+        }
     }
 
-    /// Why somebody is not to wait for a place any longer.
-    fn refusal(&self, since: Instant) -> Option<Refusal> {
+    /// Why somebody is not to wait for a permit any longer.
+    fn refusal(&self, since: Instant, others: usize) -> Option<Refusal> {
         if self.health.is_gone() {
             return Some(Refusal::ServerDown);
         }
-        (since.elapsed() >= self.timeout).then_some(Refusal::TimedOut)
+        (since.elapsed() >= self.timeout).then_some(Refusal::TimedOut { others })
     }
 
     /// What has to be done from time to time, whoever asks for connections.
     pub(crate) fn tend(self: &Arc<Self>) {
+        self.runtime.get_or_init(Handle::current);
         self.reclaim(KEPT);
         self.reap();
         let now = Instant::now();
@@ -80,8 +94,8 @@ impl<DB: Driver> Pool<DB> {
             |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
         let invalid = self.queue.take_idle(|conn| !self.may_keep(&conn.state));
         let old = self.queue.take_idle(|conn| is_old(conn));
-        // One at a time, so that a request never finds the pool emptied by those who look after it; with a place, so
-        // that there are never more connections than places.
+        // One at a time, so that a request never finds the pool emptied by those who look after it; with a permit, so
+        // that there are never more connections than permits.
         let quiet = self.queue.take_if(self, is_quiet);
 
         invalid.into_iter().for_each(|conn| conn.discard(self.why_not_kept()));
@@ -89,13 +103,13 @@ impl<DB: Driver> Pool<DB> {
             let why = if is_idle(&conn) { CloseCause::Idle } else { CloseCause::Old };
             tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(why)));
         }
-        if let Some(mut place) = quiet {
+        if let Some(mut permit) = quiet {
             tokio::spawn(async move {
-                let Some(mut conn) = place.conn.take() else { return };
-                if conn.ping(place.pool.check_timeout).await {
-                    drop(place.with(conn));
+                let Some(mut conn) = permit.conn.take() else { return };
+                if conn.ping(permit.pool.check_timeout).await {
+                    drop(permit.with(conn));
                 } else {
-                    place.pool.close_sleepers(conn.state.verified());
+                    permit.pool.close_sleepers(conn.state.verified());
                     conn.discard(CloseCause::Failed);
                 }
             });
@@ -114,10 +128,10 @@ impl<DB: Driver> Pool<DB> {
         }
         let pool = self.clone();
         tokio::spawn(async move {
-            if let Some(place) = pool.queue.take_bare(&pool)
+            if let Some(permit) = pool.queue.take_bare(&pool)
                 && let Ok(Ok(conn)) = tokio::time::timeout(pool.timeout, pool.open_one()).await
             {
-                drop(place.with(conn));
+                drop(permit.with(conn));
             }
             pool.is_filling.store(false, Ordering::Release);
         });

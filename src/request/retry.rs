@@ -52,7 +52,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
                 pool.health().request_probe();
                 return Err(error);
             }
-            (Fault::ReadOnly, _) => return self.refused(decision, error, repeatable),
+            (Fault::ReadOnly, _) => return self.refused(pool, decision, error, repeatable),
             (Fault::Node, Access::ReadSlave) => pool.health().suspect(&error),
             // There is no other master: the next checkout tells whether it is still there.
             (Fault::Node, _) => {
@@ -84,6 +84,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
     /// A statement wanted to write on a read: an error, or a write after all.
     fn refused(
         &self,
+        pool: &Pool<DB>,
         decision: Decision,
         error: sqlx::Error,
         repeatable: Repeatable,
@@ -93,22 +94,15 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         let remedy = Remedy::of(session.method(), session.declared(), handler.as_deref());
         let handler = handler.as_deref().unwrap_or("this code");
         let cluster = &session.cluster;
+        let choice = decision.choice(pool.health().name().clone());
         if cluster.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
-            return Err(Refused::explain(
-                error,
-                handler,
-                &session.choice_by(decision),
-                cluster.database,
-                remedy,
-            ));
+            return Err(Refused::explain(error, handler, &choice, cluster.database, remedy));
         }
         if cluster.rerouted.is_news(handler) {
             warn!(
                 "`{handler}` wrote on a connection for reads ({}, database `{}`): the statement was run \
                  again, on the master. Instead, {}.",
-                session.choice_by(decision),
-                cluster.database,
-                remedy.0,
+                choice, cluster.database, remedy.0,
             );
         }
         cluster.counts.rerouted.add_one();

@@ -171,14 +171,6 @@ impl<DB: Driver> Session<DB> {
         self.progress().route.as_ref().map(Route::choice)
     }
 
-    /// As [`choice`](Self::choice), by a decision that may not be the present one any more.
-    pub(crate) fn choice_by(&self, decision: Decision) -> Choice {
-        let servers = self.cluster.servers.all();
-        let server = servers.iter().find(|server| server.id() == decision.server);
-        let name = server.map_or_else(|| "one that has left".into(), |server| server.health.name().clone());
-        decision.choice(name)
-    }
-
     /// The pin that the writes so far leave.
     pub(crate) async fn pin(&self) -> Option<String> {
         let (since, written_at) = {
