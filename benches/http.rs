@@ -1,7 +1,7 @@
 //! Requests per second over HTTP, beside what an application would use instead: `./scripts/bench`.
 //!
-//! A real PostgreSQL pair; one server at a time under `wrk`; rounds interleaved, so that what else
-//! the machine does falls on all alike. Prints the tables of `docs/benchmarks.md`.
+//! A real PostgreSQL pair; one server at a time under `wrk`, each for a second in turn, so that what else the machine
+//! does falls on all alike. Prints the tables of `docs/benchmarks.md`.
 
 mod spread;
 
@@ -169,23 +169,35 @@ impl Running {
     }
 }
 
-/// What one round of `wrk` tells.
+/// What `wrk` tells, and the server's process.
 #[derive(Clone, Copy)]
-struct Round {
+struct Measured {
     requests_per_second: f64,
     p99: f64,
     /// Of the server, for each request, in microseconds.
     processor_time: f64,
 }
 
-const REQUESTS: fn(&Round) -> f64 = |round| round.requests_per_second;
-const PROCESSOR_TIME: fn(&Round) -> f64 = |round| round.processor_time;
+impl Measured {
+    fn mean(all: &[Self]) -> Self {
+        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / all.len() as f64;
+        Self {
+            requests_per_second: mean(REQUESTS),
+            p99: mean(|measured| measured.p99),
+            processor_time: mean(PROCESSOR_TIME),
+        }
+    }
+}
 
-fn measure(server: &Running, path: &str, seconds: &str, form: Option<&Path>) -> Round {
+const REQUESTS: fn(&Measured) -> f64 = |measured| measured.requests_per_second;
+const PROCESSOR_TIME: fn(&Measured) -> f64 = |measured| measured.processor_time;
+
+/// For a second.
+fn measure(server: &Running, path: &str, form: Option<&Path>) -> Measured {
     let script = form.map(|form| [Path::new("-s"), form]);
     let before = server.processor_time();
     let output = Command::new("wrk")
-        .args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--latency"])
+        .args(["-t1", "-c", CONNECTIONS, "-d", "1s", "--latency"])
         .args(script.iter().flatten())
         .arg(format!("{}{path}", server.1))
         .output()
@@ -204,7 +216,7 @@ fn measure(server: &Running, path: &str, seconds: &str, form: Option<&Path>) -> 
     let answered =
         text.lines().find_map(|line| line.split_once(" requests in ")).unwrap_or_else(|| panic!("{text}"));
     let answered: f64 = answered.0.trim().parse().unwrap();
-    Round {
+    Measured {
         requests_per_second: word("Requests/sec:").parse().unwrap(),
         p99: milliseconds(&word("99%")),
         processor_time: took / answered,
@@ -222,7 +234,8 @@ fn milliseconds(text: &str) -> f64 {
 
 fn main() {
     let setting = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
-    let (rounds, seconds) = (setting("ROUNDS", "7").parse::<usize>().unwrap(), setting("SECONDS_EACH", "5"));
+    let number = |name: &str, default: &str| setting(name, default).parse::<u32>().unwrap();
+    let (rounds, seconds) = (number("ROUNDS", "7"), number("SECONDS_EACH", "5"));
     let (only, tables) = (setting("ONLY", ""), setting("TABLES", ""));
     let folder = std::path::absolute(setting("SERVERS", "target/http")).unwrap();
 
@@ -312,17 +325,26 @@ fn main() {
             What::Write(_) => Some(&*form),
         };
         let mut results = vec![Vec::new(); rivals.len()];
-        for round in 0..=rounds {
-            for (rival, results) in rivals.iter().zip(&mut results) {
-                // A table that grows would be slower for whoever comes later.
-                cluster.master.sql("TRUNCATE notes");
-                let server = rival.start(&folder, what);
-                measure(&server, path, "1", form);
-                let result = measure(&server, path, &seconds, form);
-                // The first round warms caches.
-                if round > 0 {
-                    results.push(result);
+        for _ in 0..rounds {
+            let servers: Vec<_> = rivals.iter().map(|rival| rival.start(&folder, what)).collect();
+            let mut measured = vec![Vec::new(); rivals.len()];
+            for second in 0..=seconds {
+                let mut order: Vec<_> = (0..rivals.len()).collect();
+                if second % 2 == 0 {
+                    order.reverse();
                 }
+                for index in order {
+                    // A table that grows would be slower for whoever comes later.
+                    cluster.master.sql("TRUNCATE notes");
+                    let result = measure(&servers[index], path, form);
+                    // The first second warms caches.
+                    if second > 0 {
+                        measured[index].push(result);
+                    }
+                }
+            }
+            for (results, measured) in results.iter_mut().zip(&measured) {
+                results.push(Measured::mean(measured));
             }
         }
         let method = what.method();
@@ -333,14 +355,14 @@ fn main() {
         println!("| server | requests/s: median (least–most) | p99 in ms | CPU in µs |{besides}");
         println!("|---|---|---|---|{}", "---|---|".repeat(beside.len()));
         for (rival, rounds) in rivals.iter().zip(&results) {
-            let spread = |of: fn(&Round) -> f64| Spread::of(rounds.iter().map(of));
+            let spread = |of: fn(&Measured) -> f64| Spread::of(rounds.iter().map(of));
             let ratios: String = beside
                 .chars()
                 .map(|letter| {
                     let Some(other) = rivals.iter().position(|rival| rival.name.starts_with(letter)) else {
                         return " – | – |".to_owned();
                     };
-                    let ratio = |of: fn(&Round) -> f64| {
+                    let ratio = |of: fn(&Measured) -> f64| {
                         let pairs = rounds.iter().zip(&results[other]);
                         Spread::of(pairs.map(|(ours, theirs)| of(ours) / of(theirs)))
                     };
@@ -351,7 +373,7 @@ fn main() {
                 "| {} | {} | {} | {} |{ratios}",
                 rival.name,
                 spread(REQUESTS),
-                spread(|round| round.p99),
+                spread(|measured| measured.p99),
                 spread(PROCESSOR_TIME),
             );
         }

@@ -153,7 +153,7 @@ support::on_every_database! {
     #[rocket::async_test]
     async fn waiting_ends_though_somebody_waited_without_a_runtime() {
         let lab = Lab::new();
-        let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 0.2").await;
+        let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 2").await;
         let held = cluster.write().get().await.unwrap();
         let outsider = cluster.write();
         let outside = move || drop(pin!(outsider.get()).poll(&mut Context::from_waker(Waker::noop())));
