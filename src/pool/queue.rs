@@ -104,8 +104,10 @@ impl<DB: Driver> Queue<DB> {
     /// A free permit for one more connection than are open.
     pub(super) fn take_bare(&self, pool: &Arc<Pool<DB>>) -> Option<Permit<DB>> {
         let mut state = self.state();
-        let is_spare = state.free as usize > state.idle.len();
-        is_spare.then(|| state.take(pool, |_| None)).flatten()
+        if state.free as usize <= state.idle.len() {
+            return None;
+        }
+        state.take(pool, |_| None)
     }
 
     /// A free permit with an idle connection of which this is true.
