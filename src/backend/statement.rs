@@ -11,11 +11,10 @@ pub enum Opens {
 
 impl Opens {
     pub(super) fn by_words(sql: &str, several: bool) -> Self {
-        let body = sql.trim_end().trim_end_matches(';');
-        if several && body.contains(';') {
+        if several && sql.trim_end().trim_end_matches(';').contains(';') {
             return Self::Maybe;
         }
-        let mut words = words(body);
+        let mut words = words(sql);
         // A comment that the server executes.
         let Some(verb) = words.next() else { return Self::Maybe };
         let is = |word: &&str| verb.eq_ignore_ascii_case(word);
@@ -37,7 +36,7 @@ impl Opens {
 fn words(mut sql: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         loop {
-            sql = sql.trim_start();
+            sql = sql.trim_ascii_start();
             let rest = match sql {
                 _ if sql.starts_with("--") => sql.split_once('\n').map_or("", |(_, rest)| rest),
                 // A comment with `!` is one that MySQL executes.
@@ -48,7 +47,7 @@ fn words(mut sql: &str) -> impl Iterator<Item = &str> {
             };
             sql = rest;
         }
-        let end = sql.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(sql.len());
+        let end = sql.bytes().position(|byte| !byte.is_ascii_alphabetic()).unwrap_or(sql.len());
         let (word, rest) = sql.split_at(end);
         sql = rest;
         (!word.is_empty()).then_some(word)

@@ -127,7 +127,7 @@ impl<DB: Driver> Inner<DB> {
         }
         let asked = Instant::now();
         let known = health.position_of(instance);
-        let (conn, watch) = checkout.parts();
+        let (conn, mut watch) = checkout.parts();
         let caught_up = std::pin::pin!(catch_up::<DB>(conn, position, known, self.config.catch_up_timeout));
         let replayed = watch.over(caught_up).await?;
         let has_replayed = replayed.as_ref().is_some_and(|replayed| replayed.includes(position));

@@ -50,8 +50,8 @@ impl<DB: Driver> Checkout<DB> {
     }
 
     /// With the connection of the permit, if it can be handed out as it is.
-    pub(super) fn of_trusted(mut permit: Permit<DB>) -> Result<Self, Permit<DB>> {
-        match permit.conn.take_if(|conn| permit.pool.trusts(&conn.state)) {
+    pub(super) fn of_trusted(mut permit: Permit<DB>, now: Instant) -> Result<Self, Permit<DB>> {
+        match permit.conn.take_if(|conn| permit.pool.trusts(&conn.state, now)) {
             Some(conn) => Ok(Self::new(conn, permit)),
             None => Err(permit),
         }
@@ -78,7 +78,7 @@ impl<DB: Driver> Checkout<DB> {
     pub(crate) fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
         let Parts { conn, permit } = self.0.as_mut().expect(UNTIL_IT_ENDS);
         let Connection { conn, state, .. } = &mut **conn;
-        (conn, Watch { pool: &permit.pool, state })
+        (conn, Watch::new(&permit.pool, state))
     }
 
     /// The statement is over: the connection can serve another, of anybody.
@@ -124,7 +124,7 @@ impl<DB: Driver> Checkout<DB> {
     /// The connection, unless a transaction was left open on it: then it is closed.
     pub(crate) async fn settle(mut self) -> Result<Option<Self>, sqlx::Error> {
         let settled = {
-            let (conn, watch) = self.parts();
+            let (conn, mut watch) = self.parts();
             watch.over(pin!(DB::settle(conn))).await
         };
         match settled {
@@ -207,27 +207,31 @@ impl<DB: Driver> Drop for Held<DB> {
 
 /// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is
 /// given up only in the latter case: nobody could tell what became of it.
+///
+/// Dropped, it warns of a statement that took long: sqlx would, too, but it knows neither the database nor the handler.
 pub(crate) struct Watch<'a, DB: Driver> {
     pool: &'a Pool<DB>,
     state: &'a ConnectionState<DB>,
+    /// The statement, if it is one that somebody wrote.
+    sql: Option<&'a str>,
+    /// For how long the server has been waited for.
+    took: Duration,
 }
 
 impl<'a, DB: Driver> Watch<'a, DB> {
     /// Over a connection that a handler is about to hold.
     pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
-        Self { pool, state }
+        Self { pool, state, sql: None, took: Duration::ZERO }
+    }
+
+    /// Over this statement.
+    pub(crate) fn of(mut self, sql: &'a str) -> Self {
+        self.sql = Some(sql);
+        self
     }
 
     pub(crate) fn pool(&self) -> &'a Pool<DB> {
         self.pool
-    }
-
-    /// Warns of a statement if it takes long, until the answer is there or nobody waits for it.
-    pub(crate) fn stopwatch<'s>(&self, sql: &'s str) -> Stopwatch<'s, DB>
-    where
-        'a: 's,
-    {
-        Stopwatch { pool: self.pool, state: self.state, sql, began: Instant::now() }
     }
 
     /// Pinned in place, not moved along: the future of a query is as large as its parts.
@@ -236,7 +240,7 @@ impl<'a, DB: Driver> Watch<'a, DB> {
     ///
     /// A write whose connection breaks is one whose outcome is unknown: it may have been sent.
     pub(crate) async fn over<T>(
-        &self,
+        &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
     ) -> Result<T, sqlx::Error> {
         match self.over_harmless(work).await {
@@ -249,25 +253,63 @@ impl<'a, DB: Driver> Watch<'a, DB> {
 
     /// Over what changes nothing.
     pub(crate) async fn over_harmless<T>(
-        &self,
+        &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
     ) -> Result<T, sqlx::Error> {
         if self.state.ended().is_some() {
             // Nothing has been sent.
             return Err(self.pool.unreachable());
         }
-        let busy = self.state.begin_statement();
-        let ticking = self.state.ticking();
-        let done = self.state.unless_ended(work).await;
-        drop((busy, ticking));
-        match done {
+        let mut wait = Wait::begin(self);
+        match wait.watch.state.unless_ended(work).await {
             Ok(done) => {
-                if done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {
-                    self.state.verify();
-                }
+                wait.has_answer = done.as_ref().err().is_none_or(|error| !DB::ends_connection(error));
                 done
             }
-            Err(ended) => Err(self.pool.error_of(ended)),
+            Err(ended) => Err(wait.watch.pool.error_of(ended)),
+        }
+    }
+
+    fn warn_of_slow(&self, sql: &str) {
+        let health = self.pool.health();
+        let handler = self.state.holder().handler;
+        let handler = handler.map(|handler| format!(", asked by `{handler}`")).unwrap_or_default();
+        let took = self.took.as_secs_f64();
+        warn!("Slow statement on the {health}{handler}: {took:.1} s for {}", in_one_line(sql));
+    }
+}
+
+impl<DB: Driver> Drop for Watch<'_, DB> {
+    fn drop(&mut self) {
+        if let Some(sql) = self.sql.filter(|_| self.took >= SLOW) {
+            self.warn_of_slow(sql);
+        }
+    }
+}
+
+/// Somebody waits for the server, until it has answered or they have gone. Reads the clock twice.
+struct Wait<'w, 'a, DB: Driver> {
+    watch: &'w mut Watch<'a, DB>,
+    began: Instant,
+    has_answer: bool,
+}
+
+impl<'w, 'a, DB: Driver> Wait<'w, 'a, DB> {
+    fn begin(watch: &'w mut Watch<'a, DB>) -> Self {
+        let began = Instant::now();
+        watch.state.begin_statement(began);
+        Self { watch, began, has_answer: false }
+    }
+}
+
+impl<DB: Driver> Drop for Wait<'_, '_, DB> {
+    fn drop(&mut self) {
+        let Watch { state, took, .. } = &mut *self.watch;
+        let now = Instant::now();
+        *took += now - self.began;
+        state.end_statement(now - self.began);
+        if self.has_answer {
+            state.verify(now);
         }
     }
 }
@@ -277,31 +319,6 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// No more of a statement is logged: it may hold a thousand rows.
 const MAX_SHOWN: usize = 500;
-
-/// The time that a statement takes. sqlx would warn, too, but it knows neither the database nor the handler.
-pub(crate) struct Stopwatch<'s, DB: Driver> {
-    pool: &'s Pool<DB>,
-    state: &'s ConnectionState<DB>,
-    sql: &'s str,
-    began: Instant,
-}
-
-impl<DB: Driver> Drop for Stopwatch<'_, DB> {
-    fn drop(&mut self) {
-        let took = self.began.elapsed();
-        if took < SLOW {
-            return;
-        }
-        let health = self.pool.health();
-        let handler = self.state.holder().handler;
-        let handler = handler.map(|handler| format!(", asked by `{handler}`")).unwrap_or_default();
-        warn!(
-            "Slow statement on the {health}{handler}: {:.1} s for {}",
-            took.as_secs_f64(),
-            in_one_line(self.sql)
-        );
-    }
-}
 
 fn in_one_line(sql: &str) -> String {
     let mut line = String::new();
@@ -346,10 +363,6 @@ impl<DB: Driver> Sticky<DB> {
         }
     }
 
-    pub(crate) fn is_of(&self, pool: &Arc<Pool<DB>>) -> bool {
-        self.state.upgrade().is_some_and(|state| state.is_of(pool))
-    }
-
     /// As [`new`](Self::new), for one statement more. Gives the checkout back if it is not to be kept here.
     pub(crate) fn keep(&self, mut checkout: Checkout<DB>) -> Result<(), Checkout<DB>> {
         let is_here = |parts: &Parts<DB>| Arc::as_ptr(&parts.conn.state) == self.state.as_ptr();
@@ -364,23 +377,20 @@ impl<DB: Driver> Sticky<DB> {
         }
     }
 
-    fn take(&self) -> Option<Permit<DB>> {
-        self.state.upgrade()?.claim(self.asker)
-    }
-
-    /// `None` if it was given away, or is not to be trusted any more.
-    pub(crate) fn claim(&self) -> Option<Checkout<DB>> {
-        let permit = self.take()?;
-        if !permit.pool.health.answers(permit.pool.wanted()) {
+    /// The connection, if it is one of this pool. `None` also if it was given away, or is not to be trusted any more.
+    pub(crate) fn claim(&self, pool: &Arc<Pool<DB>>) -> Option<Checkout<DB>> {
+        let state = self.state.upgrade().filter(|state| state.is_of(pool))?;
+        let permit = state.claim(self.asker)?;
+        if !pool.health.answers(pool.wanted()) {
             return None;
         }
-        Checkout::of_trusted(permit).ok()
+        Checkout::of_trusted(permit, Instant::now()).ok()
     }
 }
 
 impl<DB: Driver> Drop for Sticky<DB> {
     fn drop(&mut self) {
-        drop(self.take());
+        drop(self.state.upgrade().and_then(|state| state.claim(self.asker)));
     }
 }
 

@@ -21,7 +21,7 @@ use sqlx::pool::{PoolConnection, PoolOptions};
 
 use super::Pool;
 use super::counts::{CloseCause, Closing, PoolCounts};
-use super::holder::{Asker, Holder, Ticking};
+use super::holder::{Asker, Holder};
 use super::queue::Permit;
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
 
@@ -169,7 +169,7 @@ impl<DB: Driver> Connection<DB> {
         }
         let _ = state.prepared.set(prepared);
         pool.counts().opened.add(state.opened.elapsed());
-        state.verify();
+        state.verify(Instant::now());
         Ok(Box::new(Self { conn, state, single }))
     }
 
@@ -177,7 +177,7 @@ impl<DB: Driver> Connection<DB> {
         let answered = timeout(patience, self.conn.ping()).await;
         let works = matches!(answered, Ok(Ok(())));
         if works {
-            self.state.verify();
+            self.state.verify(Instant::now());
         }
         works
     }
@@ -230,34 +230,42 @@ impl<DB: Driver> ConnectionState<DB> {
         self.prepared().session
     }
 
-    /// It has just answered.
-    pub(super) fn verify(&self) {
-        self.verified.store(self.now(), Ordering::Relaxed);
+    /// It has answered.
+    pub(super) fn verify(&self, now: Instant) {
+        self.verified.store(self.millis(now), Ordering::Relaxed);
     }
 
     pub(super) fn verified(&self) -> Instant {
         self.opened + Duration::from_millis(self.verified.load(Ordering::Relaxed))
     }
 
-    /// A statement is sent, for as long as the guard lives.
-    pub(super) fn begin_statement(&self) -> Busy<'_> {
-        self.busy_since.store(self.now() + 1, Ordering::Relaxed);
-        Busy(&self.busy_since)
+    /// A statement is sent.
+    pub(super) fn begin_statement(&self, now: Instant) {
+        self.busy_since.store(self.millis(now) + 1, Ordering::Relaxed);
+    }
+
+    /// Nobody waits for its answer any more. Tells the clock of whoever did, if there is one.
+    pub(super) fn end_statement(&self, took: Duration) {
+        self.busy_since.store(0, Ordering::Relaxed);
+        let holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(clock) = &holder.clock {
+            clock.add(took);
+        }
     }
 
     /// For how long a statement has been under way.
     pub(super) fn busy_for(&self) -> Option<Duration> {
-        since(&self.busy_since, self.now())
+        since(&self.busy_since, self.millis(Instant::now()))
     }
 
     /// For how long a handler has held it.
     pub(super) fn held_for(&self) -> Option<Duration> {
-        since(&self.held_since, self.now())
+        since(&self.held_since, self.millis(Instant::now()))
     }
 
     /// A handler holds it from now on.
     pub(super) fn begin_hold(&self) {
-        self.held_since.store(self.now() + 1, Ordering::Relaxed);
+        self.held_since.store(self.millis(Instant::now()) + 1, Ordering::Relaxed);
     }
 
     pub(super) fn end_hold(&self) {
@@ -305,12 +313,6 @@ impl<DB: Driver> ConnectionState<DB> {
         if present.asker != asker {
             *present = holder();
         }
-    }
-
-    /// Tells the clock of whoever has it, if there is one.
-    pub(super) fn ticking(&self) -> Ticking {
-        let holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        Ticking::new(holder.clock.as_ref())
     }
 
     pub(super) fn holder(&self) -> Holder {
@@ -378,7 +380,7 @@ impl<DB: Driver> ConnectionState<DB> {
             }
         };
         match timeout(pool.check_timeout(), settled).await {
-            Ok(Ok(Left::Clean)) => self.verify(),
+            Ok(Ok(Left::Clean)) => self.verify(Instant::now()),
             Ok(Ok(Left::Dirty)) => {
                 pool.warn_of_transaction();
                 self.close(CloseCause::Dirty);
@@ -416,17 +418,9 @@ impl<DB: Driver> ConnectionState<DB> {
         self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-/// A statement is under way, until its answer is there or nobody waits for it.
-pub(super) struct Busy<'a>(&'a AtomicU64);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.store(0, Ordering::Relaxed);
+    /// Since it was opened.
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.opened).as_millis()).unwrap_or(u64::MAX)
     }
 }
 

@@ -142,7 +142,7 @@ impl<DB: Driver> Pool<DB> {
         let check = !access.writes() && settings.enforce_read_only;
         Ok(Arc::new(Self {
             access,
-            // A `Stopwatch` warns of slow statements.
+            // A `Watch` warns of slow statements.
             options: DB::options(settings, access)?.log_slow_statements(log::LevelFilter::Off, Duration::MAX),
             prepared_statements: settings.prepared_statements,
             timeout,
@@ -249,7 +249,7 @@ impl<DB: Driver> Pool<DB> {
         }
         let began = Instant::now();
         let permit = match self.queue.enter(self, began) {
-            Entry::Permit(permit) => match Checkout::of_trusted(permit) {
+            Entry::Permit(permit) => match Checkout::of_trusted(permit, began) {
                 Ok(checkout) => {
                     self.counts.immediate.add_one();
                     return Ok(checkout);
@@ -259,12 +259,18 @@ impl<DB: Driver> Pool<DB> {
             Entry::Waits(receiver, ticker) => self.wait(receiver, ticker, asker).await?,
             Entry::Closed => return Err(Failure::Busy(sqlx::Error::PoolClosed)),
         };
-        let checkout = match Checkout::of_trusted(permit) {
-            Ok(checkout) => checkout,
-            Err(permit) => Box::pin(self.test_or_open(permit, began, asker)).await?,
-        };
-        self.counts.waited.add(began.elapsed());
-        Ok(checkout)
+        let now = Instant::now();
+        match Checkout::of_trusted(permit, now) {
+            Ok(checkout) => {
+                self.counts.waited.add(now - began);
+                Ok(checkout)
+            }
+            Err(permit) => {
+                let checkout = Box::pin(self.test_or_open(permit, began, asker)).await?;
+                self.counts.waited.add(began.elapsed());
+                Ok(checkout)
+            }
+        }
     }
 
     /// Waits for a permit.
@@ -360,7 +366,9 @@ impl<DB: Driver> Pool<DB> {
                 return self.open_one().await;
             };
             let Some(mut conn) = self.keep_or_close(conn) else { continue };
-            if self.trusts(&conn.state) || conn.ping(self.health.ping_timeout(self.check_timeout)).await {
+            if self.trusts(&conn.state, Instant::now())
+                || conn.ping(self.health.ping_timeout(self.check_timeout)).await
+            {
                 return Ok(conn);
             }
             self.close_sleepers(conn.state.verified());
@@ -397,9 +405,11 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// Whether it can be handed out as it is.
-    fn trusts(&self, state: &ConnectionState<DB>) -> bool {
+    fn trusts(&self, state: &ConnectionState<DB>, now: Instant) -> bool {
         let verified = state.verified();
-        self.may_keep(state) && verified.elapsed() < TRUSTED_IDLE && self.health.trusts(verified)
+        self.may_keep(state)
+            && now.saturating_duration_since(verified) < TRUSTED_IDLE
+            && self.health.trusts(verified)
     }
 
     /// Whether another statement may run on it.

@@ -103,10 +103,10 @@ impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
         run: impl for<'a> FnOnce(&'a mut Conn<DB>) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let before = self.state.left();
-        let (conn, watch) = self.parts();
-        let stopwatch = watch.stopwatch(sql.as_str());
-        let done = watch.over(pin!(run(conn))).await;
-        drop(stopwatch);
+        let done = {
+            let (conn, watch) = self.parts();
+            watch.of(sql.as_str()).over(pin!(run(conn))).await
+        };
         if opens == Opens::Never && done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {
             self.state.leave(before);
         }
@@ -146,12 +146,12 @@ where
             let (opens, sql) = (query.opens_transaction(), query.text().clone());
             let before = self.state.left();
             let (conn, watch) = self.parts();
-            let stopwatch = watch.stopwatch(sql.as_str());
+            let mut watch = watch.of(sql.as_str());
             let mut steps = DB::executor(conn).fetch_many(query);
             while let Some(step) = watch.over(pin!(async { steps.next().await.transpose() })).await? {
                 yield step;
             }
-            drop((steps, stopwatch));
+            drop((steps, watch));
             if opens == Opens::Never {
                 self.state.leave(before);
             }

@@ -13,7 +13,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transaction};
 
 use super::handle::ReplicatedDb;
-use super::query::Query;
+use super::query::{Frame, Query};
 use super::retry::{Attempts, Repeatable};
 use crate::backend::{Backend, Conn, Driver, Left, Opens, Rest};
 use crate::cluster::Db;
@@ -124,15 +124,19 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                 let rest = if decision.access.writes() { Rest::Read } else { Rest::Abandon };
                 let done = {
                     let (conn, watch) = checkout.parts();
-                    let text = query.text().clone();
-                    let _stopwatch = watch.stopwatch(text.as_str());
-                    let framed = pin!(async {
-                        let frame = query.frame(watch.pool());
-                        frame.open::<Db<D>>(conn).await?;
-                        let done = W::run(conn, query.attempt(watch.pool()), rest).await;
-                        frame.close::<Db<D>, _>(conn, done).await
-                    });
-                    watch.over(framed).await
+                    let (frame, attempt) = query.attempt(watch.pool());
+                    let mut watch = watch.of(query.text().as_str());
+                    match frame {
+                        Frame::Connection => watch.over(pin!(W::run(conn, attempt, rest))).await,
+                        Frame::Transaction(_) => {
+                            let framed = async {
+                                frame.open::<Db<D>>(conn).await?;
+                                let done = W::run(conn, attempt, rest).await;
+                                frame.close::<Db<D>, _>(conn, done).await
+                            };
+                            watch.over(Box::pin(framed).as_mut()).await
+                        }
+                    }
                 };
                 match done {
                     Ok((answer, left)) => {
@@ -184,7 +188,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         loop {
             let (mut checkout, decision) = self.session.check_out().await?;
             let told = {
-                let (conn, watch) = checkout.parts();
+                let (conn, mut watch) = checkout.parts();
                 watch.over(pin!(ask(conn))).await
             };
             match told {
@@ -253,14 +257,13 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                 let (mut checkout, decision) = self.session.check_out().await?;
                 let mut repeatable = query.repeatable();
                 let (conn, watch) = checkout.parts();
-                let text = query.text().clone();
-                let stopwatch = watch.stopwatch(text.as_str());
-                let frame = query.frame(watch.pool());
+                let (frame, attempt) = query.attempt(watch.pool());
+                let mut watch = watch.of(query.text().as_str());
                 let opened = watch.over(pin!(frame.open::<Db<D>>(conn))).await;
                 let done = match opened {
                     Err(error) => Err(error),
                     Ok(()) => {
-                        let mut steps = Db::<D>::executor(conn).fetch_many(query.attempt(watch.pool()));
+                        let mut steps = Db::<D>::executor(conn).fetch_many(attempt);
                         let done = loop {
                             match watch.over(pin!(async { steps.next().await.transpose() })).await {
                                 Ok(Some(step)) => {
@@ -275,7 +278,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                         watch.over(pin!(frame.close::<Db<D>, _>(conn, done))).await
                     }
                 };
-                drop(stopwatch);
+                drop(watch);
                 match done {
                     Ok(()) => {
                         self.leave(checkout, Left::Clean, opens).await?;

@@ -37,19 +37,16 @@ impl<DB: Driver> Query<DB> {
         if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }
     }
 
-    /// What holds it together on a connection of this pool.
-    pub(super) fn frame(&self, pool: &Pool<DB>) -> Frame {
-        match self.arguments {
+    /// What to run on a connection of this pool, and what holds it together there. The last attempt that there can be
+    /// takes the arguments along.
+    pub(super) fn attempt(&mut self, pool: &Pool<DB>) -> (Frame, Self) {
+        let frame = match self.arguments {
             Some(_) if !pool.prepared_statements() => {
                 Frame::Transaction(pool.begin_read_only().unwrap_or("BEGIN"))
             }
             _ => Frame::Connection,
-        }
-    }
-
-    /// What to run on a connection of this pool. The last attempt that there can be takes the arguments along.
-    pub(super) fn attempt(&mut self, pool: &Pool<DB>) -> Self {
-        Self {
+        };
+        let attempt = Self {
             sql: self.sql.clone(),
             statement: self.statement.clone(),
             arguments: match pool.access().writes() {
@@ -57,7 +54,8 @@ impl<DB: Driver> Query<DB> {
                 false => self.arguments.clone(),
             },
             persistent: self.persistent && pool.prepared_statements(),
-        }
+        };
+        (frame, attempt)
     }
 
     /// Whether the connection may be in a transaction afterwards.

@@ -329,17 +329,22 @@ impl<DB: Driver> Session<DB> {
     /// nobody holds two connections to ask one question.
     fn next(&self) -> Next<DB> {
         let mut progress = self.progress();
-        let kept = progress.kept.take();
-        let route = self.choose(&mut progress);
-        let is_here = |kept: &Sticky<DB>| route.pool().is_some_and(|pool| kept.is_of(pool));
-        let (kept, elsewhere) = if kept.as_ref().is_some_and(is_here) { (kept, None) } else { (None, kept) };
-        let next = match kept.as_ref().and_then(Sticky::claim) {
-            Some(checkout) => Next::Kept(checkout, route.decision),
-            None => Next::Route(route.clone()),
+        let Some(kept) = progress.kept.take() else {
+            return Next::Route(self.choose(&mut progress).clone());
         };
-        progress.kept = kept;
-        drop((progress, elsewhere));
-        next
+        let route = self.choose(&mut progress);
+        match route.pool().and_then(|pool| kept.claim(pool)) {
+            Some(checkout) => {
+                let next = Next::Kept(checkout, route.decision);
+                progress.kept = Some(kept);
+                next
+            }
+            None => {
+                let next = Next::Route(route.clone());
+                drop((progress, kept));
+                next
+            }
+        }
     }
 
     fn choose<'p>(&self, progress: &'p mut Progress<DB>) -> &'p Route<DB> {
