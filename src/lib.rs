@@ -13,6 +13,7 @@
 //     backend    what differs between databases
 //     position   where a replication log stands
 //     counters   what all rooms count with
+//     throttle   how often a line is said that concerns each request
 //
 // The way of a query: a guard (`web::guards`) hands out a `ReplicatedDb` (`request::handle`) over the session of its
 // request. `request::executor` takes the query apart and asks `request::session` for a connection: `routing` chooses a
@@ -58,6 +59,7 @@ mod position;
 mod request;
 mod routing;
 mod statistics;
+mod throttle;
 mod web;
 
 pub use cluster::{Cluster, UnknownSlave};

@@ -109,15 +109,6 @@ fn rows(lines: &str) -> Vec<Row> {
 
 const ROWS: &str = "SELECT id, port FROM writes";
 
-/// Polls, and lets the background work in between.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// Until so much time is over since then: for what is a matter of time itself.
 async fn after(begun: Instant, time: Duration) {
     tokio::time::sleep_until((begun + time).into()).await;
@@ -176,7 +167,7 @@ support::on_servers! {
     use rocket_replicated::Cluster;
     use sqlx::AssertSqlSafe;
 
-    use crate::support::rocket_over;
+    use crate::support::{eventually_holds, rocket_over};
     use rocket_replicated_testing::Wire;
     use crate::*;
 
@@ -263,7 +254,7 @@ support::on_servers! {
         let (_client, cluster) = launch(&section).await;
         let load = Load::start(&cluster);
         let master = &lab.servers().master;
-        eventually("the load", async || running(master, WRITE).len() > CONNECTIONS / 2).await;
+        eventually_holds("the load", async || running(master, WRITE).len() > CONNECTIONS / 2).await;
 
         wire.silence_open();
         let moved = Instant::now();
@@ -275,7 +266,7 @@ support::on_servers! {
 
     /// Idle for longer than a connection is trusted without a question.
     async fn asleep(cluster: &Cluster<Database>, handle: impl Fn() -> ReplicatedDb, wire: &Wire) {
-        eventually("as many connections as there may be", async || {
+        eventually_holds("as many connections as there may be", async || {
             let handles: Vec<_> = (0..CONNECTIONS).map(|_| handle()).collect();
             // On a machine that is busy, some may find none in time.
             join_all(handles.iter().map(|db| select(db, 0.5))).await;
@@ -283,7 +274,7 @@ support::on_servers! {
         })
         .await;
         let idle = Instant::now();
-        eventually("silence", async || cluster.status().iter().all(|node| node.busy == 0)).await;
+        eventually_holds("silence", async || cluster.status().iter().all(|node| node.busy == 0)).await;
         after(idle, Duration::from_secs(2)).await;
     }
 
@@ -365,7 +356,7 @@ support::on_servers! {
             })
         });
         let readers: Vec<_> = readers.collect();
-        eventually("the reads", async || running(slave, READ).len() == CONNECTIONS).await;
+        eventually_holds("the reads", async || running(slave, READ).len() == CONNECTIONS).await;
         wire.silence_open();
         let all = tokio::time::timeout(Duration::from_secs(60), join_all(readers)).await;
         for read in all.expect("no reader waits for ever") {
@@ -386,7 +377,7 @@ support::on_servers! {
         let db = cluster.write();
         let write = insert(&db, 1, LONG);
         let meanwhile = async {
-            eventually("the write", async || running(server, LONG).len() == 1).await;
+            eventually_holds("the write", async || running(server, LONG).len() == 1).await;
             meantime().await;
         };
         let (written, ()) = tokio::join!(write, meanwhile);
@@ -435,12 +426,12 @@ support::on_servers! {
         let master = &lab.servers().master;
         let (forgotten, remembered) = (cluster.write(), cluster.write());
         let forgotten = async {
-            eventually("the long write", async || running(master, REMEMBERED).len() == 1).await;
+            eventually_holds("the long write", async || running(master, REMEMBERED).len() == 1).await;
             let told = tokio::time::timeout(2 * SOON, insert(&forgotten, 1, FORGOTTEN)).await;
             (told.expect("an end of it"), Instant::now())
         };
         let forget = async {
-            eventually("the other", async || running(master, FORGOTTEN).len() == 1).await;
+            eventually_holds("the other", async || running(master, FORGOTTEN).len() == 1).await;
             wire.silence(running(master, FORGOTTEN)[0]);
             Instant::now()
         };
@@ -476,14 +467,14 @@ support::on_servers! {
                 sqlx::query(AssertSqlSafe(Dbms::select(HELD))).execute(&mut *transaction).await
             }),
         ];
-        eventually("both", async || running(master, HELD).len() == 2).await;
+        eventually_holds("both", async || running(master, HELD).len() == 2).await;
         wire.silence_open();
         // A host that is gone runs nothing any more.
         for port in running(master, HELD) {
             end_session(&lab, port);
         }
         let moved = Instant::now();
-        eventually("a write", async || insert(&cluster.write(), 1, 0.0).await.is_ok()).await;
+        eventually_holds("a write", async || insert(&cluster.write(), 1, 0.0).await.is_ok()).await;
         assert!(moved.elapsed() < SOON, "{:?}", moved.elapsed());
         // One place for each of them.
         let handles = [cluster.write(), cluster.write()];
@@ -531,7 +522,7 @@ mod to_a_promoted_standby {
     use rocket::local::asynchronous::Client;
     use rocket_replicated::postgres::Replicated;
 
-    use crate::support::rocket_over;
+    use crate::support::{eventually_holds, rocket_over};
     use crate::*;
     use rocket_replicated_testing::Servers;
     use rocket_replicated_testing::Wire;
@@ -550,12 +541,12 @@ mod to_a_promoted_standby {
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
 
         let load = postgres::Load::start(&cluster);
-        eventually("the load", async || running(old, postgres::WRITE).len() > CONNECTIONS / 2).await;
+        eventually_holds("the load", async || running(old, postgres::WRITE).len() > CONNECTIONS / 2).await;
         // What is acknowledged is at both. From here on the old one is a host that is gone.
         old.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
         old.sql("SELECT pg_reload_conf()");
         let is_sync = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
-        eventually("a synchronous standby", async || old.sql(is_sync) == "1").await;
+        eventually_holds("a synchronous standby", async || old.sql(is_sync) == "1").await;
         wire.silence_open();
         wire.refuse();
         new.sql("SELECT pg_promote()");

@@ -135,7 +135,7 @@ mod postgresql {
     use rocket::local::asynchronous::Client;
 
     use crate::support::lab::postgres::Lab;
-    use crate::support::rocket_over;
+    use crate::support::{eventually_holds, rocket_over};
     use rocket_replicated_testing::postgres::Postgres;
     use rocket_replicated_testing::{Server, Servers};
 
@@ -147,15 +147,6 @@ mod postgresql {
         let client = Client::untracked(rocket).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
         (client, cluster)
-    }
-
-    /// Polls, and lets the background work in between.
-    async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !holds().await {
-            assert!(Instant::now() < deadline, "{what}: not within 20 s");
-            rocket::tokio::time::sleep(Duration::from_millis(10)).await;
-        }
     }
 
     /// The kind of evidence in a token: a position, or only a time.
@@ -250,7 +241,7 @@ mod postgresql {
         let rocket = rocket_over(&format!("{}{KEYS}", lab.section())).attach(Replicated::fairing());
         let client = Client::untracked(rocket.mount("/", rocket::routes![write])).await.unwrap();
         for (path, by_position) in [("/false", true), ("/true", false)] {
-            eventually("such a pin", async || {
+            eventually_holds("such a pin", async || {
                 let response = client.post(path).dispatch().await;
                 let pin = response.cookies().get("replicated_pin").unwrap().value().to_owned();
                 assert!(by_position || !has_position(&pin));
@@ -270,14 +261,14 @@ mod postgresql {
         let (_client, cluster) = launch(&section).await;
         let writer = cluster.write();
         sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
-        eventually("a position", async || has_position(&writer.pin().await.unwrap())).await;
+        eventually_holds("a position", async || has_position(&writer.pin().await.unwrap())).await;
 
         master.freeze();
         let begun = Instant::now();
         let pin = writer.pin().await.unwrap();
         assert!(!has_position(&pin) && begun.elapsed() < Duration::from_secs(1));
         master.thaw();
-        eventually("a read at the master", async || {
+        eventually_holds("a read at the master", async || {
             let reader = cluster.read(Some(&pin));
             sqlx::query("SELECT 1").execute(&reader).await.unwrap();
             reader.choice().unwrap().to_string().ends_with("(pinned)")

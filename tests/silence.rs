@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rocket::http::Cookie;
 use rocket::local::asynchronous::{Client, LocalResponse};
@@ -16,15 +16,7 @@ use rocket_replicated::{Database, Error, NodeState, ReadsDatabase, postgres};
 use rocket_replicated_testing::Servers;
 use rocket_replicated_testing::postgres::Postgres;
 use support::lab::postgres::Lab;
-use support::{logbook, rocket, rocket_over};
-
-async fn eventually(what: &str, is: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is().await {
-        assert!(Instant::now() < deadline, "{what}");
-        sleep(Duration::from_millis(10)).await;
-    }
-}
+use support::{eventually_holds, logbook, rocket, rocket_over};
 
 /// Returns what the database, or this crate, said.
 #[post("/write")]
@@ -227,14 +219,14 @@ async fn a_login_that_is_refused_later_is_no_outage() {
     master.sql("ALTER ROLE moody NOLOGIN");
     servers.wait_caught_up();
     end_sessions();
-    eventually("word of it", async || !lines().is_empty()).await;
+    eventually_holds("word of it", async || !lines().is_empty()).await;
     master.sql("ALTER ROLE moody LOGIN");
-    eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
+    eventually_holds("its return", async || cluster.status()[1].state == NodeState::Up).await;
     assert_eq!(logbook::lines(&["WARN", "`moody` of database `replicated` is back"]).len(), 1);
 
     // Now a real outage is called one.
     slave.kill();
-    eventually("an outage", async || cluster.status()[1].state == NodeState::Down).await;
+    eventually_holds("an outage", async || cluster.status()[1].state == NodeState::Down).await;
     assert!(!logbook::lines(&["WARN", "`moody`", "cannot be used"]).is_empty());
     assert_eq!(lines().len(), 1);
 }
@@ -260,10 +252,10 @@ async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
     // The role may log in by the time at which its server is back.
     master.sql("ALTER ROLE fickle LOGIN");
     slave.kill();
-    eventually("an outage", async || lines("WARN", "cannot be used for another reason now") == 1).await;
+    eventually_holds("an outage", async || lines("WARN", "cannot be used for another reason now") == 1).await;
     assert_eq!(lines("WARN", "is back"), 0);
     slave.start();
-    eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
+    eventually_holds("its return", async || cluster.status()[1].state == NodeState::Up).await;
     assert_eq!(lines("WARN", "is back"), 1);
 }
 
@@ -286,13 +278,56 @@ async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
     servers.slaves[0].kill();
     drop((held_conn, lent_conn));
     sqlx::query("SELECT 1").execute(&kept).await.unwrap();
-    eventually("word of it", async || cluster.status()[1].state == NodeState::Down).await;
+    eventually_holds("word of it", async || cluster.status()[1].state == NodeState::Down).await;
     servers.slaves[0].start();
-    eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
+    eventually_holds("its return", async || cluster.status()[1].state == NodeState::Up).await;
     sqlx::query("SELECT 1").execute(&cluster.read(None)).await.unwrap();
     for said in ["before_acquire", "on-release", "after_release", "ping on idle connection"] {
         assert_eq!(logbook::lines(&[said]), [""; 0]);
     }
+}
+
+#[rocket::async_test]
+async fn a_slow_statement_is_warned_of_and_not_a_slow_reader() {
+    use rocket::futures::TryStreamExt;
+
+    let lab = Lab::new();
+    let client = client(&lab.section()).await;
+    let db = Replicated::fetch(client.rocket()).unwrap().read(None);
+    let slow = || logbook::lines(&["WARN: Slow statement on the slave `slave-"]);
+    let mut rows = sqlx::query("SELECT generate_series(1, 2)").fetch(&db);
+    rows.try_next().await.unwrap();
+    sleep(Duration::from_millis(1100)).await;
+    while rows.try_next().await.unwrap().is_some() {}
+    drop(rows);
+    assert_eq!(slow(), [""; 0]);
+
+    sqlx::query("SELECT pg_sleep(1.1),\n    2").execute(&db).await.unwrap();
+    let told = slow();
+    let [line] = &told[..] else { panic!("{told:?}") };
+    assert!(line.contains("` of database `replicated`: 1."), "{line}");
+    assert!(line.ends_with(" s for SELECT pg_sleep(1.1), 2"), "{line}");
+}
+
+/// Whatever the master lacks has a line of its own.
+#[rocket::async_test]
+async fn requests_that_find_no_server_do_not_drown_what_happened() {
+    let servers = Servers::start(Postgres, 0);
+    let section = format!("url = \"{}\"\nname = \"drowned\"\ncheck_interval = 0.1\n", servers.master.url());
+    let client = client(&section).await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    servers.master.kill();
+    eventually_holds("its end", async || cluster.status()[0].state == NodeState::Down).await;
+    for _ in 0..50 {
+        assert_eq!(client.post("/write").dispatch().await.status().code, 503);
+    }
+    let said = logbook::lines(&[
+        "WARN: POST /write (database `replicated`)",
+        "master `drowned`",
+        "cannot be reached",
+    ]);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(logbook::lines(&["master `drowned`", "Leaving it alone until it answers"]).len(), 1);
 }
 
 #[rocket::async_test]
@@ -304,7 +339,7 @@ async fn a_write_after_the_reply_names_its_route() {
     let said = || {
         logbook::lines(&["WARN", "Database `replicated`", "after the reply of GET /late (`late`) has left"])
     };
-    eventually("word of it", async || said().len() == 1).await;
+    eventually_holds("word of it", async || said().len() == 1).await;
 }
 
 #[rocket::async_test]

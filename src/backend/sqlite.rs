@@ -35,6 +35,14 @@ impl Driver for Sqlite {
 
         let mut options: SqliteConnectOptions =
             settings.url.parse_as::<Self>()?.busy_timeout(settings.connect_timeout);
+        if access != Access::ReadSlave
+            && let Some(folder) = missing_folder(options.get_filename())
+        {
+            return Err(format!(
+                "the folder `{}` does not exist: create it, or correct the path",
+                folder.display()
+            ));
+        }
         for extension in &settings.extensions {
             options = load_extension(options, extension);
         }
@@ -159,6 +167,12 @@ fn whole_path(file: &Path) -> PathBuf {
         _ => file,
     };
     file.canonicalize().unwrap_or(file)
+}
+
+/// Where SQLite cannot make a file, as it makes no folders.
+fn missing_folder(file: &Path) -> Option<PathBuf> {
+    let file = std::path::absolute(file).ok()?;
+    file.parent().filter(|folder| !folder.exists()).map(Path::to_owned)
 }
 
 /// A statement that wanted to write, and nothing else.

@@ -295,7 +295,7 @@ impl<DB: Driver> Watch<DB> {
             DB::observe(&mut probing.conn, access, &mut probing.memory, depth).await
         });
         let observed = observed.await.unwrap_or_else(|_| {
-            let message = format!("no answer within {patience:?}");
+            let message = format!("no answer within {patience:?} (`check_timeout`)");
             Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
         });
         match &observed {

@@ -23,14 +23,15 @@ impl Config {
         let place = Place::profile(figment.profile()).inner(&path);
         match figment.find_value(&path) {
             Ok(Value::Dict(_, dict)) => read::<DB>(figment, name, &place, &dict),
-            Ok(_) => Err(place.wrong("expected a table")),
-            // Suggested for all profiles, as a section for the present one would be missing in the others.
-            Err(_) => Err(place.wrong(format!(
-                "missing: add to Rocket.toml\n\n    [default.{path}]\n    url = \"{}://…\"\n",
-                DB::URL_SCHEMES[0],
-            ))),
+            Ok(_) => Err(place.wrong(format!("expected a table: add instead {}", example::<DB>(&path)))),
+            Err(_) => Err(place.wrong(format!("missing: add {}", example::<DB>(&path)))),
         }
     }
+}
+
+/// Suggested for all profiles, as a section for the present one would be missing in the others.
+fn example<DB: Driver>(path: &str) -> String {
+    format!("to Rocket.toml\n\n    [default.{path}]\n    url = \"{}://…\"\n", DB::URL_SCHEMES[0])
 }
 
 /// The keys of the section that need other keys, or other tables, to be judged.

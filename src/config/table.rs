@@ -75,6 +75,9 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("connect_timeout", &["timeout", "acquire_timeout"]),
 ];
 
+/// Keys of a slave that people look for in the section.
+const OF_SLAVES: &[&str] = &["discover", "follow", "logical", "weight"];
+
 /// Keys that are less alike than this are not suggested: it would be a guess.
 const ALIKE: f64 = 0.6;
 
@@ -119,7 +122,11 @@ impl<'a> Table<'a> {
             let candidates = self.asked.iter().copied().filter(|ours| alike(ours) >= ALIKE);
             candidates.max_by(|a, b| alike(a).total_cmp(&alike(b)))
         };
+        let is_a_slaves = self.asked.contains(&"slaves") && OF_SLAVES.contains(&key.as_str());
         let problem = match alias.or_else(alike) {
+            _ if is_a_slaves => {
+                format!("unknown key: it belongs to a slave, as in `slaves = [{{ url = …, {key} = … }}]`")
+            }
             Some(ours) => format!("unknown key: did you mean `{ours}`?"),
             None => format!("unknown key: the keys here are `{}`", self.asked.join("`, `")),
         };

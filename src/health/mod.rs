@@ -203,6 +203,17 @@ impl Health {
         }
     }
 
+    /// What whoever is refused a connection is told.
+    pub(crate) fn why_not(&self) -> String {
+        match self.state.load() {
+            NodeState::Contested => {
+                format!("the {self} is not written to while another server of its system takes writes, too")
+            }
+            NodeState::Standby => format!("the {self} is in recovery: it takes no writes"),
+            _ => format!("the {self} cannot be reached"),
+        }
+    }
+
     /// Whether nobody is to wait for it any longer, which [`interrupted`](Self::interrupted) tells when it begins.
     pub(crate) fn is_gone(&self) -> bool {
         match self.state.load() {
@@ -347,7 +358,10 @@ impl Health {
             }
             NodeState::Contested => error!("{more}"),
             NodeState::MasterItself => {
-                warn!("The address of the {self} leads to the master itself: leaving it out as a slave.")
+                warn!(
+                    "The address of the {self} leads to the master itself: leaving it out as a slave. If that is \
+                     its only address, correct its URL."
+                )
             }
             NodeState::Stranger => {
                 error!(

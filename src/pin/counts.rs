@@ -1,12 +1,12 @@
 //! What is counted of pins, and said of those that are not believed.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::warn;
 
 use crate::counters::{Counter, Tally, key};
+use crate::throttle::Throttle;
 
 /// Why a pin was not believed: the read that carries it goes to any slave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,9 +80,7 @@ pub(crate) struct PinCounts {
     pub(crate) made: Counter,
     pub(crate) honoured: Counter,
     pub(crate) refused: Tally,
-    begun: Instant,
-    /// Milliseconds since `begun`, and one: when a refusal was last warned of.
-    warned: AtomicU64,
+    warnings: Throttle,
 }
 
 impl PinCounts {
@@ -91,18 +89,14 @@ impl PinCounts {
             made: Counter::default(),
             honoured: Counter::default(),
             refused: Tally::default(),
-            begun: Instant::now(),
-            warned: AtomicU64::new(0),
+            warnings: Throttle::new(BETWEEN_WARNINGS),
         }
     }
 
     pub(super) fn refuse(&self, database: &str, cause: PinRefusal) {
         self.refused.add(cause);
         let Some(remedy) = cause.remedy() else { return };
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
-        let warned = self.warned.load(Ordering::Relaxed);
-        let is_news = warned == 0 || now - warned > BETWEEN_WARNINGS.as_millis() as u64;
-        if is_news && self.warned.swap(now, Ordering::Relaxed) == warned {
+        if self.warnings.pass().is_some() {
             warn!(
                 "A pin of database `{database}` is not believed ({cause}): {remedy}. Until then its client may miss its \
                  own writes. This is said once a minute at most; `Cluster::statistics` counts all."

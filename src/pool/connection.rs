@@ -147,7 +147,7 @@ impl<DB: Driver> Connection<DB> {
         let (released, reused) = (state.clone(), state.clone());
         let single = PoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(pool.timeout())
+            .acquire_timeout(pool.longest_opening())
             .acquire_slow_level(log::LevelFilter::Off)
             .idle_timeout(None)
             .max_lifetime(None)

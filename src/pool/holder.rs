@@ -88,8 +88,15 @@ pub(super) struct TimedOut {
 
 #[derive(Debug)]
 enum Why {
-    /// All are in use.
-    Crowd { in_use: u32, max: u32, waiting: usize, longest: Option<Longest>, own: Option<Duration> },
+    /// All are in use, or are being opened for others.
+    Crowd {
+        in_use: u32,
+        opening: u32,
+        max: u32,
+        waiting: usize,
+        longest: Option<Longest>,
+        own: Option<Duration>,
+    },
     /// A new one was not there in time.
     Connecting,
     /// The server gives no more connections to anybody.
@@ -130,8 +137,9 @@ impl TimedOut {
 
 impl Why {
     fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker, others: usize) -> Self {
-        let (mut longest, mut own) = (None::<Longest>, None);
+        let (mut open, mut longest, mut own) = (0_u32, None::<Longest>, None);
         pool.for_each_open(|state| {
+            open += 1;
             let held_by_handler = state.held_for();
             let Some(held) = held_by_handler.max(state.busy_for()) else { return };
             let holder = state.holder();
@@ -142,7 +150,10 @@ impl Why {
                 longest = Some(Longest { handler: holder.handler, held });
             }
         });
-        Self::Crowd { in_use: pool.busy(), max: pool.max_connections, waiting: others, longest, own }
+        let (busy, max, waiting) = (pool.busy(), pool.max_connections, others);
+        let idle = u32::try_from(pool.queue.idle()).unwrap_or(u32::MAX);
+        let opening = busy.saturating_sub(open.saturating_sub(idle));
+        Self::Crowd { in_use: busy - opening, opening, max, waiting, longest, own }
     }
 }
 
@@ -150,7 +161,7 @@ impl fmt::Display for TimedOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { server, what, timeout, why } = self;
         match why {
-            Why::Crowd { in_use, max, waiting, longest, own } => {
+            Why::Crowd { in_use, opening, max, waiting, longest, own } => {
                 write!(f, "no connection for {what} to the {server} became free within {timeout:?}: ")?;
                 write!(f, "{in_use} of {max} are in use")?;
                 match longest {
@@ -161,6 +172,11 @@ impl fmt::Display for TimedOut {
                         write!(f, ", one of them for {:.1} s", held.as_secs_f64())?;
                     }
                     None => {}
+                }
+                match opening {
+                    0 => {}
+                    1 => f.write_str(", 1 is being opened")?,
+                    many => write!(f, ", {many} are being opened")?,
                 }
                 write!(f, "; {waiting} more wait")?;
                 if own.is_some() {

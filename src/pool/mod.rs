@@ -12,17 +12,19 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use log::warn;
 use rocket::tokio;
 use rocket::tokio::runtime::Handle;
+use rocket::tokio::sync::oneshot;
 use sqlx::ConnectOptions;
 
 use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
 use crate::health::{Health, Role, Use};
+use crate::throttle::Throttle;
 
 mod checkout;
 mod connection;
@@ -48,13 +50,16 @@ use read_only::ReadOnlyCheck;
 /// A checkout that takes longer asks for a probe of its server.
 const SUSPICIOUS_WAIT: Duration = Duration::from_millis(100);
 
+/// A connection is given up that has been opening for longer, though checkouts wait less long.
+const LONGEST_OPENING: Duration = Duration::from_secs(10);
+
 /// For so long a connection is kept for its session though others wait.
 const KEPT_IF_WAITED_FOR: Duration = Duration::from_millis(1);
 
 /// A connection that has been idle for longer is pinged before it is handed out.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
-/// One line about a full pool in so much time.
+/// One line about a pool that keeps everybody waiting in so much time.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// What a pool needs to be opened.
@@ -91,9 +96,8 @@ pub(crate) struct Pool<DB: Driver> {
     open: Mutex<Vec<Weak<ConnectionState<DB>>>>,
     /// For crates that ask for a pool of sqlx's own, once one did.
     plain: Mutex<Option<sqlx::Pool<DB>>>,
-    opened: Instant,
-    /// Milliseconds since `opened`, and one: when a full pool was last complained about.
-    warned: AtomicU64,
+    /// Of checkouts that timed out.
+    warnings: Throttle,
     /// The monitor's: another one, which a job may bring along, need not be driven for long.
     runtime: OnceLock<Handle>,
     /// The application shuts down.
@@ -157,8 +161,7 @@ impl<DB: Driver> Pool<DB> {
             plain: Mutex::default(),
             health,
             counts: Arc::default(),
-            opened: Instant::now(),
-            warned: AtomicU64::new(0),
+            warnings: Throttle::new(BETWEEN_WARNINGS),
             runtime: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             is_filling: AtomicBool::new(false),
@@ -201,10 +204,6 @@ impl<DB: Driver> Pool<DB> {
 
     pub(crate) fn prepared_statements(&self) -> bool {
         self.prepared_statements
-    }
-
-    fn timeout(&self) -> Duration {
-        self.timeout
     }
 
     fn check_timeout(&self) -> Duration {
@@ -296,7 +295,12 @@ impl<DB: Driver> Pool<DB> {
 
     fn timed_out(&self, why: TimedOut) -> Failure {
         self.counts.timed_out.add_one();
-        self.warn_of_crowd(&why);
+        // A read that finds a slave busy goes elsewhere, and needs no warning.
+        let is_news = self.role() == Role::Master || !why.is_crowd();
+        if is_news && self.warnings.pass().is_some() {
+            let text = why.to_string();
+            warn!("{}{}.", text[..1].to_uppercase(), &text[1..]);
+        }
         Failure::Busy(why.into())
     }
 
@@ -304,7 +308,7 @@ impl<DB: Driver> Pool<DB> {
     /// Whoever finds the server gone meanwhile goes elsewhere at once.
     async fn test_or_open(
         self: &Arc<Self>,
-        mut permit: Permit<DB>,
+        permit: Permit<DB>,
         began: Instant,
         asker: Asker,
     ) -> Result<Checkout<DB>, Failure> {
@@ -314,15 +318,14 @@ impl<DB: Driver> Pool<DB> {
         if self.health.is_gone() {
             return Err(Failure::Unreachable(self.unreachable()));
         }
-        let idle = permit.conn.take();
         let found = tokio::select! {
             biased;
-            found = self.tested_or_new(idle) => found,
+            found = self.tested_or_new(permit) => found,
             () = interrupted => return Err(Failure::Unreachable(self.unreachable())),
             () = self.patience(began) => Err(sqlx::Error::PoolTimedOut),
         };
         match found {
-            Ok(conn) => Ok(Checkout::new(conn, permit)),
+            Ok(checkout) => Ok(checkout),
             Err(sqlx::Error::PoolTimedOut) if self.has_room() => {
                 Err(self.timed_out(TimedOut::connecting(self)))
             }
@@ -330,10 +333,7 @@ impl<DB: Driver> Pool<DB> {
                 Err(self.timed_out(TimedOut::crowd(self, asker, self.queue.waiting())))
             }
             Err(error) if DB::fault(&error) == Fault::Full => Err(Failure::Busy(TimedOut::full(self).into())),
-            Err(error) => {
-                self.health.request_probe();
-                Err(Failure::Unreachable(error))
-            }
+            Err(error) => Err(Failure::Unreachable(error)),
         }
     }
 
@@ -356,20 +356,18 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// An idle connection that works, this one if it does; else a new one.
-    async fn tested_or_new(
-        &self,
-        mut idle: Option<PooledConnection<DB>>,
-    ) -> Result<PooledConnection<DB>, sqlx::Error> {
+    /// An idle connection that works, that of the permit if it does; else a new one.
+    async fn tested_or_new(self: &Arc<Self>, mut permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
         loop {
-            let Some(conn) = idle.take().or_else(|| self.queue.pop_idle()) else {
-                return self.open_one().await;
+            let Some(conn) = permit.conn.take().or_else(|| self.queue.pop_idle()) else {
+                permit = self.open_for(permit).await?;
+                continue;
             };
             let Some(mut conn) = self.keep_or_close(conn) else { continue };
             if self.trusts(&conn.state, Instant::now())
                 || conn.ping(self.health.ping_timeout(self.check_timeout)).await
             {
-                return Ok(conn);
+                return Ok(Checkout::new(conn, permit));
             }
             self.close_sleepers(conn.state.verified());
             conn.discard(CloseCause::Failed);
@@ -380,6 +378,52 @@ impl<DB: Driver> Pool<DB> {
     fn close_sleepers(&self, since: Instant) {
         let sleepers = self.queue.take_idle(|conn| conn.state.verified() <= since);
         sleepers.into_iter().for_each(|conn| conn.discard(CloseCause::Failed));
+    }
+
+    /// Opens a connection for a permit, in a task of its own. If whoever asked for it has gone when it is there, it is
+    /// for the next who waits: where opening one takes longer than anybody waits, there would never be any otherwise.
+    async fn open_for(self: &Arc<Self>, permit: Permit<DB>) -> Result<Permit<DB>, sqlx::Error> {
+        let (sender, receiver) = oneshot::channel();
+        self.spawn({
+            let pool = self.clone();
+            async move {
+                let opened = pool.open_in_time().await;
+                // Whoever has gone drops the permit, which passes it on.
+                let _ = sender.send(opened.map(|conn| permit.with(conn)));
+            }
+        });
+        // Its runtime has ended.
+        receiver.await.unwrap_or(Err(sqlx::Error::PoolClosed))
+    }
+
+    /// In the monitor's runtime, if there is one.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match self.runtime.get() {
+            Some(runtime) => drop(runtime.spawn(task)),
+            None => drop(tokio::spawn(task)),
+        }
+    }
+
+    async fn open_in_time(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
+        // Listens before it looks, so that it misses no fall in between.
+        let interrupted = self.health.interrupted.notified();
+        if self.health.is_gone() {
+            return Err(self.unreachable());
+        }
+        let opened = tokio::select! {
+            biased;
+            opened = self.open_one() => opened,
+            () = interrupted => return Err(self.unreachable()),
+            () = tokio::time::sleep(self.longest_opening()) => Err(sqlx::Error::PoolTimedOut),
+        };
+        if opened.as_ref().is_err_and(|error| DB::fault(error) != Fault::Full) {
+            self.health.request_probe();
+        }
+        opened
+    }
+
+    fn longest_opening(&self) -> Duration {
+        LONGEST_OPENING.max(self.timeout)
     }
 
     async fn open_one(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
@@ -451,8 +495,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     fn unreachable(&self) -> sqlx::Error {
-        let message = format!("the {} cannot be reached", self.health);
-        io::Error::new(io::ErrorKind::NotConnected, message).into()
+        io::Error::new(io::ErrorKind::NotConnected, self.health.why_not()).into()
     }
 
     fn outcome_unknown(&self, cause: Option<io::Error>) -> sqlx::Error {
@@ -466,21 +509,6 @@ impl<DB: Driver> Pool<DB> {
             (Ended::Dead, Access::ReadWrite) => self.outcome_unknown(None),
             (Ended::Dead | Ended::ServerDown, _) => self.unreachable(),
         }
-    }
-
-    /// Says what everybody waits for. A read that finds a slave busy goes elsewhere, and needs no warning.
-    fn warn_of_crowd(&self, timed_out: &TimedOut) {
-        if self.role() == Role::Slave || !timed_out.is_crowd() {
-            return;
-        }
-        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
-        let warned = self.warned.load(Ordering::Relaxed);
-        let is_news = warned == 0 || now - warned > BETWEEN_WARNINGS.as_millis() as u64;
-        if !is_news || self.warned.swap(now, Ordering::Relaxed) != warned {
-            return;
-        }
-        let text = timed_out.to_string();
-        warn!("N{}.", text.strip_prefix('n').unwrap_or(&text));
     }
 
     fn warn_of_transaction(&self) {

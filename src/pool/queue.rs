@@ -96,6 +96,10 @@ impl<DB: Driver> Queue<DB> {
         self.state().free
     }
 
+    pub(super) fn idle(&self) -> usize {
+        self.state().idle.len()
+    }
+
     /// How many wait for a permit.
     pub(super) fn waiting(&self) -> usize {
         self.state().waiting.iter().filter(|waiter| !waiter.sender.is_closed()).count()

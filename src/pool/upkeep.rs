@@ -63,10 +63,7 @@ impl<DB: Driver> Pool<DB> {
             }
             drop(unless_lost.0.take());
         };
-        match self.runtime.get() {
-            Some(runtime) => drop(runtime.spawn(ticker)),
-            None => drop(tokio::spawn(ticker)),
-        }
+        self.spawn(ticker);
     }
 
     /// Why somebody is not to wait for a permit any longer.
@@ -128,10 +125,8 @@ impl<DB: Driver> Pool<DB> {
         }
         let pool = self.clone();
         tokio::spawn(async move {
-            if let Some(permit) = pool.queue.take_bare(&pool)
-                && let Ok(Ok(conn)) = tokio::time::timeout(pool.timeout, pool.open_one()).await
-            {
-                drop(permit.with(conn));
+            if let Some(permit) = pool.queue.take_bare(&pool) {
+                drop(pool.open_for(permit).await);
             }
             pool.is_filling.store(false, Ordering::Release);
         });

@@ -17,7 +17,7 @@ use crate::pool::OutcomeUnknown;
 /// | variant                         | status | log   |
 /// |---------------------------------|--------|-------|
 /// | [`NotFound`](Self::NotFound)    | 404    | –     |
-/// | [`Unavailable`](Self::Unavailable) | 503 with `Retry-After` | warning |
+/// | [`Unavailable`](Self::Unavailable) | 503 with `Retry-After` | warning, one in 10 s |
 /// | [`OutcomeUnknown`](Self::OutcomeUnknown) | 504 | error |
 /// | [`Database`](Self::Database)    | 500    | error |
 ///
@@ -75,7 +75,11 @@ impl<'r> Responder<'r, 'static> for Error {
         match &self {
             Self::NotFound => Err(Status::NotFound),
             Self::Unavailable(_) => {
-                warn!("{}: {self}", Named(request));
+                match Attached::may_warn(request) {
+                    None => {}
+                    Some(0) => warn!("{}: {self}", Named(request)),
+                    Some(more) => warn!("{}: {self} (so did {more} requests before it)", Named(request)),
+                }
                 RetryLater::tell(request);
                 Err(Status::ServiceUnavailable)
             }

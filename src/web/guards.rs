@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use log::{error, info};
 use rocket::http::Status;
@@ -17,6 +18,7 @@ use crate::cluster::{Cluster, Db};
 use crate::config::{Config, ConfigError, PinNames};
 use crate::request::{ReplicatedDb, Session};
 use crate::routing::{Client, Declared, MethodKind};
+use crate::throttle::Throttle;
 
 #[rocket::async_trait]
 impl<'r, D: Database<Pool: Backend>> FromRequest<'r> for ReplicatedDb<D> {
@@ -210,7 +212,14 @@ impl<D: Database<Pool: Backend>> Scope for D {
 }
 
 /// The databases attached so far, for what concerns every one.
-pub(crate) struct Attached(RwLock<Vec<Member>>);
+pub(crate) struct Attached {
+    members: RwLock<Vec<Member>>,
+    /// Of requests that find no server.
+    warnings: Throttle,
+}
+
+/// One warning about requests that find no server in so much time: what their servers lack has a line of its own.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Member {
@@ -239,17 +248,25 @@ impl Attached {
         let pin = config.pin.as_ref().map(|pin| PinNames::new(D::NAME, pin));
         let member = Member { database: D::NAME, declare: declare::<D>, is_asked: is_asked::<D>, pin };
         match rocket.state::<Self>() {
-            Some(Self(members)) => {
+            Some(Self { members, .. }) => {
                 members.write().unwrap_or_else(PoisonError::into_inner).push(member);
                 rocket
             }
-            None => rocket.manage(Self(RwLock::new(vec![member]))),
+            None => rocket.manage(Self {
+                members: RwLock::new(vec![member]),
+                warnings: Throttle::new(BETWEEN_WARNINGS),
+            }),
         }
     }
 
     #[cfg(feature = "status")]
     pub(crate) fn has(&self, database: &str) -> bool {
         self.members().iter().any(|member| member.database == database)
+    }
+
+    /// Whether to warn of a request that finds no server: if so, of how many that was not done since the last one.
+    pub(super) fn may_warn(request: &Request<'_>) -> Option<u64> {
+        request.rocket().state::<Self>().map_or(Some(0), |attached| attached.warnings.pass())
     }
 
     /// The databases that a request has asked so far.
@@ -259,11 +276,11 @@ impl Attached {
     }
 
     fn members(&self) -> Vec<Member> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.members.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn declare(&self, request: &Request<'_>, declared: Declared) -> bool {
-        let members = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         members.iter().all(|member| (member.declare)(request, declared))
     }
 }

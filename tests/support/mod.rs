@@ -111,6 +111,15 @@ pub fn pin_of(response: &LocalResponse<'_>) -> Option<Cookie<'static>> {
     set.first().map(|cookie| Cookie::parse_encoded(cookie.to_string()).unwrap())
 }
 
+/// Polls, and lets the background work in between; panics after a while.
+pub async fn eventually_holds(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within 30 s");
+        rocket::tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Polls until `probe` has an answer; panics after a while.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {

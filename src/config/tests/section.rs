@@ -50,6 +50,12 @@ fn a_quarter_of_the_reads_at_the_master_is_reserved() {
 
 #[test]
 fn unknown_keys_are_refused_with_the_likely_one() {
+    for key in ["discover", "follow", "logical", "weight"] {
+        let remedy = format!(
+            "{key}`: unknown key: it belongs to a slave, as in `slaves = [{{ url = …, {key} = … }}]`"
+        );
+        refuses(&format!("{key} = 1"), &remedy);
+    }
     refuses("slavs = []", "slavs`: unknown key: did you mean `slaves`?");
     refuses("replicas = []", "replicas`: unknown key: did you mean `slaves`?");
     refuses("primary = \"x\"", "primary`: unknown key: did you mean `url`?");
@@ -162,7 +168,11 @@ fn a_section_that_is_missing_or_no_table() {
         "`debug.databases.blog`: missing: add to Rocket.toml\n\n    [default.databases.blog]\n    \
          url = \"postgres://…\"\n"
     );
-    assert_eq!(read("[debug.databases]\nblog = 7"), "`debug.databases.blog`: expected a table");
+    assert_eq!(
+        read("[debug.databases]\nblog = 7"),
+        "`debug.databases.blog`: expected a table: add instead to Rocket.toml\n\n    [default.databases.blog]\n    \
+         url = \"postgres://…\"\n"
+    );
     assert_eq!(
         read("[debug.databases.blog]\nslaves = []"),
         "`debug.databases.blog.url`: missing: the URL of the master"

@@ -7,6 +7,7 @@ use super::Outlet;
 use super::chart::chart;
 use super::drills::{Drill, Drills};
 use super::snapshot::{ServerSnapshot, Snapshot, timestamp};
+use crate::config::ReadShare;
 use crate::counters::Counts;
 use crate::health::{NodeState, Role};
 use crate::routing::Reason;
@@ -173,6 +174,8 @@ fn drill(context: &Context<'_>, drill: Drill, slave: Option<&str>) -> Markup {
 
 /// Where reads go, whatever the configuration says.
 fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
+    let is_present =
+        |percent: u8| ReadShare::of_clients(f64::from(percent) / 100.0) == snapshot.reads_from_slaves;
     html! {
         div.drills {
             (drill(context, Drill::ReadFromMaster, None))
@@ -180,7 +183,9 @@ fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
                 input type="hidden" name="drill" value=(Drill::ReadShare.as_str());
                 label for="share" { "Clients read from slaves" }
                 select #share name="share" {
-                    @for percent in [0, 1, 5, 10, 25, 50, 75, 100] { option value=(percent) selected[percent == 50] { (percent) " %" } }
+                    @for percent in [0, 1, 5, 10, 25, 50, 75, 100] {
+                        option value=(percent) selected[is_present(percent)] { (percent) " %" }
+                    }
                 }
                 button #drill-share { "Set" }
             }

@@ -1,0 +1,78 @@
+//! Connections that take longer to open than anybody waits for one, as on a machine that has much else to do.
+
+mod support;
+
+support::on_servers! {
+    use std::time::Duration;
+
+    use rocket::local::asynchronous::Client;
+    use rocket_replicated::{Cluster, NodeState};
+    use rocket_replicated_testing::Wire;
+
+    use crate::support::{eventually_holds, logbook, rocket_over};
+
+    /// There and back: no protocol opens a connection in less than two round trips.
+    const DELAY: Duration = Duration::from_millis(300);
+
+    /// Checkouts wait for 0.2 s, and probes for longer.
+    async fn behind_a_wire(wire: &Wire, section: &str) -> (Client, Cluster<Database>) {
+        let section = format!(
+            "{section}\nmax_connections = 2\nconnect_timeout = 0.2\nslave_timeout = 0.2\ncheck_timeout = 5\n\
+             max_lag = false\n"
+        );
+        let rocket = rocket_over(&section).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        let are_up = async || cluster.status().iter().all(|node| node.state == NodeState::Up);
+        eventually_holds("all servers up", are_up).await;
+        wire.delay(DELAY);
+        (client, cluster)
+    }
+
+    /// The logbook is that of all databases.
+    fn named(lab: &Lab) -> String {
+        format!("slow-{}", lab.master_url().split_once(':').unwrap().0)
+    }
+
+    #[rocket::async_test]
+    async fn a_connection_is_there_for_whoever_asks_next() {
+        let lab = Lab::new();
+        let name = named(&lab);
+        let wire = Wire::to(lab.servers().master.port());
+        let section = format!("url = \"{}\"\nname = \"{name}\"", wire.url(lab.master_url()));
+        let (_client, cluster) = behind_a_wire(&wire, &section).await;
+        let get = async || cluster.write().get().await.map(drop).unwrap_err().to_string();
+
+        let slow = format!(
+            "new connection for writes to the master `{name}` of database `replicated` took longer than 200ms"
+        );
+        assert!(get().await.ends_with(&format!(": a {slow}")));
+        assert_eq!(logbook::lines(&[&format!("WARN: A {slow}.")]).len(), 1);
+        let (second, third) = rocket::tokio::join!(get(), get());
+        for error in [second, third] {
+            assert!(error.contains(": 0 of 2 are in use, 2 are being opened; "), "{error}");
+        }
+        eventually_holds("a connection", async || cluster.write().get().await.is_ok()).await;
+    }
+
+    #[rocket::async_test]
+    async fn reads_come_back_to_a_slave() {
+        let lab = Lab::new();
+        let name = named(&lab);
+        let wire = Wire::to(lab.servers().slaves[0].port());
+        let slave = wire.url(&lab.slave_urls()[0]);
+        let section =
+            format!("url = \"{}\"\nslaves = [{{ url = \"{slave}\", name = \"{name}\" }}]", lab.master_url());
+        let (_client, cluster) = behind_a_wire(&wire, &section).await;
+        let read = async || {
+            let db = cluster.read(None);
+            sqlx::query("SELECT 1").execute(&db).await.unwrap();
+            db.choice().unwrap().node().to_owned()
+        };
+
+        assert_ne!(read().await, name, "the master keeps nobody waiting");
+        let said = logbook::lines(&[&format!("WARN: A new connection for reads to the slave `{name}`")]);
+        assert_eq!(said.len(), 1, "{said:?}");
+        eventually_holds("the slave", async || read().await == name).await;
+    }
+}
