@@ -89,7 +89,7 @@ pub struct PoolStatistics {
     pub used_for: PoolUse,
     /// How many there may be at the same time.
     pub max: u32,
-    /// How many are in use now, or kept for the next query of a request.
+    /// How many are in use now, being opened, or kept for the next query of a request.
     pub in_use: u32,
     /// How many are open now and free.
     pub idle: u32,

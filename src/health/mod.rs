@@ -204,12 +204,12 @@ impl Health {
     }
 
     /// What whoever is refused a connection is told.
-    pub(crate) fn why_not(&self) -> String {
+    pub(crate) fn why_not(&self, wanted: Use) -> String {
         match self.state.load() {
-            NodeState::Contested => {
+            NodeState::Contested if wanted == Use::Writes => {
                 format!("the {self} is not written to while another server of its system takes writes, too")
             }
-            NodeState::Standby => format!("the {self} is in recovery: it takes no writes"),
+            NodeState::Standby => format!("the {self} is in recovery, and not used until it is promoted"),
             _ => format!("the {self} cannot be reached"),
         }
     }

@@ -148,7 +148,7 @@ pub struct NodeStatus {
     /// How far a slave was behind its master when it was last looked at, at most: known to about
     /// `check_interval`. `None` where that cannot be known.
     pub lag: Option<Duration>,
-    /// How many of its connections are in use, or kept for the next query of a request: for a slave those
+    /// How many of its connections are in use, being opened, or kept for the next query of a request: for a slave those
     /// for reads, for the master all.
     pub busy: u32,
 }

@@ -125,8 +125,9 @@ impl TimedOut {
         Self::because(pool, Why::Full)
     }
 
+    /// Whether others have what there is.
     pub(super) fn is_crowd(&self) -> bool {
-        matches!(self.why, Why::Crowd { .. })
+        matches!(self.why, Why::Crowd { in_use: 1.., .. })
     }
 
     fn because<DB: Driver>(pool: &Pool<DB>, why: Why) -> Self {

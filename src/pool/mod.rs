@@ -360,8 +360,7 @@ impl<DB: Driver> Pool<DB> {
     async fn tested_or_new(self: &Arc<Self>, mut permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
         loop {
             let Some(conn) = permit.conn.take().or_else(|| self.queue.pop_idle()) else {
-                permit = self.open_for(permit).await?;
-                continue;
+                return self.open_for(permit).await;
             };
             let Some(mut conn) = self.keep_or_close(conn) else { continue };
             if self.trusts(&conn.state, Instant::now())
@@ -382,7 +381,7 @@ impl<DB: Driver> Pool<DB> {
 
     /// Opens a connection for a permit, in a task of its own. If whoever asked for it has gone when it is there, it is
     /// for the next who waits: where opening one takes longer than anybody waits, there would never be any otherwise.
-    async fn open_for(self: &Arc<Self>, permit: Permit<DB>) -> Result<Permit<DB>, sqlx::Error> {
+    async fn open_for(self: &Arc<Self>, permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
         let (sender, receiver) = oneshot::channel();
         self.spawn({
             let pool = self.clone();
@@ -392,8 +391,9 @@ impl<DB: Driver> Pool<DB> {
                 let _ = sender.send(opened.map(|conn| permit.with(conn)));
             }
         });
-        // Its runtime has ended.
-        receiver.await.unwrap_or(Err(sqlx::Error::PoolClosed))
+        // Its runtime may have ended.
+        let mut permit = receiver.await.unwrap_or(Err(sqlx::Error::PoolClosed))?;
+        permit.conn.take().map(|conn| Checkout::new(conn, permit)).ok_or(sqlx::Error::PoolClosed)
     }
 
     /// In the monitor's runtime, if there is one.
@@ -495,7 +495,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     fn unreachable(&self) -> sqlx::Error {
-        io::Error::new(io::ErrorKind::NotConnected, self.health.why_not()).into()
+        io::Error::new(io::ErrorKind::NotConnected, self.health.why_not(self.wanted())).into()
     }
 
     fn outcome_unknown(&self, cause: Option<io::Error>) -> sqlx::Error {

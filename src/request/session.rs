@@ -278,6 +278,7 @@ impl<DB: Driver> Session<DB> {
     ) -> Result<bool, sqlx::Error> {
         match (decision.reason, self.pin.as_ref().map(Pin::needs)) {
             (Reason::CaughtUp, Some(Needed::Position(position))) => {
+                self.take(&self.progress(), checkout);
                 Box::pin(self.cluster.has_replayed(checkout, position)).await
             }
             _ => Ok(true),
@@ -364,15 +365,20 @@ impl<DB: Driver> Session<DB> {
         progress.route.insert(route)
     }
 
-    /// A query is about to run: whether it may. Where an address leads to several servers, a request reads from one
-    /// of them only: another one could be behind what the client has just seen.
-    fn start(&self, decision: Decision, checkout: &Checkout<DB>) -> bool {
-        let mut progress = self.progress();
+    /// What runs on the connection from now on is the session's.
+    fn take(&self, progress: &Progress<DB>, checkout: &Checkout<DB>) {
         checkout.state().take_for(self.asker, || Holder {
             asker: self.asker,
             handler: progress.handler.clone(),
             clock: self.clock.clone(),
         });
+    }
+
+    /// A query is about to run: whether it may. Where an address leads to several servers, a request reads from one
+    /// of them only: another one could be behind what the client has just seen.
+    fn start(&self, decision: Decision, checkout: &Checkout<DB>) -> bool {
+        let mut progress = self.progress();
+        self.take(&progress, checkout);
         if !decision.access.writes() {
             let instance = checkout.instance();
             if decision.access == Access::ReadSlave

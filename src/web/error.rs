@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use log::{error, warn};
+use log::{debug, error, warn};
 use rocket::Request;
 use rocket::http::Status;
 use rocket::response::{self, Responder};
@@ -76,9 +76,14 @@ impl<'r> Responder<'r, 'static> for Error {
             Self::NotFound => Err(Status::NotFound),
             Self::Unavailable(_) => {
                 match Attached::may_warn(request) {
-                    None => {}
+                    None => debug!("{}: {self}", Named(request)),
                     Some(0) => warn!("{}: {self}", Named(request)),
-                    Some(more) => warn!("{}: {self} (so did {more} requests before it)", Named(request)),
+                    Some(more) => {
+                        warn!(
+                            "{}: {self} (and {more} more requests since this was last said)",
+                            Named(request)
+                        );
+                    }
                 }
                 RetryLater::tell(request);
                 Err(Status::ServiceUnavailable)

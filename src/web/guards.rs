@@ -212,11 +212,7 @@ impl<D: Database<Pool: Backend>> Scope for D {
 }
 
 /// The databases attached so far, for what concerns every one.
-pub(crate) struct Attached {
-    members: RwLock<Vec<Member>>,
-    /// Of requests that find no server.
-    warnings: Throttle,
-}
+pub(crate) struct Attached(RwLock<Vec<Member>>);
 
 /// One warning about requests that find no server in so much time: what their servers lack has a line of its own.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
@@ -227,6 +223,8 @@ struct Member {
     declare: fn(&Request<'_>, Declared) -> bool,
     is_asked: fn(&Request<'_>) -> bool,
     pin: Option<PinNames>,
+    /// Of requests that find no server.
+    warnings: Arc<Throttle>,
 }
 
 impl Attached {
@@ -246,16 +244,15 @@ impl Attached {
 
     pub(crate) fn add<D: Database<Pool: Backend>>(rocket: Rocket<Build>, config: &Config) -> Rocket<Build> {
         let pin = config.pin.as_ref().map(|pin| PinNames::new(D::NAME, pin));
-        let member = Member { database: D::NAME, declare: declare::<D>, is_asked: is_asked::<D>, pin };
+        let warnings = Arc::new(Throttle::new(BETWEEN_WARNINGS));
+        let member =
+            Member { database: D::NAME, declare: declare::<D>, is_asked: is_asked::<D>, pin, warnings };
         match rocket.state::<Self>() {
-            Some(Self { members, .. }) => {
+            Some(Self(members)) => {
                 members.write().unwrap_or_else(PoisonError::into_inner).push(member);
                 rocket
             }
-            None => rocket.manage(Self {
-                members: RwLock::new(vec![member]),
-                warnings: Throttle::new(BETWEEN_WARNINGS),
-            }),
+            None => rocket.manage(Self(RwLock::new(vec![member]))),
         }
     }
 
@@ -264,23 +261,32 @@ impl Attached {
         self.members().iter().any(|member| member.database == database)
     }
 
-    /// Whether to warn of a request that finds no server: if so, of how many that was not done since the last one.
-    pub(super) fn may_warn(request: &Request<'_>) -> Option<u64> {
-        request.rocket().state::<Self>().map_or(Some(0), |attached| attached.warnings.pass())
-    }
-
     /// The databases that a request has asked so far.
     pub(super) fn asked(request: &Request<'_>) -> Vec<&'static str> {
+        Self::asked_members(request).iter().map(|member| member.database).collect()
+    }
+
+    /// Whether to warn of a request that finds no server: if so, of how many others of its databases that was not done
+    /// since the last one.
+    pub(super) fn may_warn(request: &Request<'_>) -> Option<u64> {
+        let asked = Self::asked_members(request);
+        if asked.is_empty() {
+            return Some(0);
+        }
+        asked.iter().filter_map(|member| member.warnings.pass()).reduce(|all, more| all + more)
+    }
+
+    fn asked_members(request: &Request<'_>) -> Vec<Member> {
         let members = request.rocket().state::<Self>().map(Self::members).unwrap_or_default();
-        members.iter().filter(|member| (member.is_asked)(request)).map(|member| member.database).collect()
+        members.into_iter().filter(|member| (member.is_asked)(request)).collect()
     }
 
     fn members(&self) -> Vec<Member> {
-        self.members.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn declare(&self, request: &Request<'_>, declared: Declared) -> bool {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = self.0.read().unwrap_or_else(PoisonError::into_inner);
         members.iter().all(|member| (member.declare)(request, declared))
     }
 }

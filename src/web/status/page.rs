@@ -172,6 +172,9 @@ fn drill(context: &Context<'_>, drill: Drill, slave: Option<&str>) -> Markup {
     }
 }
 
+/// In percent.
+const SHARES: [u8; 8] = [0, 1, 5, 10, 25, 50, 75, 100];
+
 /// Where reads go, whatever the configuration says.
 fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
     let is_present =
@@ -182,8 +185,9 @@ fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
             form.drill method="post" action=(Outlet::Drills.link(context.base)) {
                 input type="hidden" name="drill" value=(Drill::ReadShare.as_str());
                 label for="share" { "Clients read from slaves" }
-                select #share name="share" {
-                    @for percent in [0, 1, 5, 10, 25, 50, 75, 100] {
+                select #share name="share" required {
+                    @if !SHARES.into_iter().any(is_present) { option value="" disabled selected { "–" } }
+                    @for percent in SHARES {
                         option value=(percent) selected[is_present(percent)] { (percent) " %" }
                     }
                 }
