@@ -318,6 +318,9 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
         .is_empty()
     );
 
+    let folder = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
+    assert_eq!(logbook::lines(&[&folder, "does not exist: create it, or correct the path"]).len(), 1);
+
     std::fs::create_dir(&missing).unwrap();
     let master = rusqlite::Connection::open(missing.join("master.db")).unwrap();
     // At once: a copy that is made in between has no row.

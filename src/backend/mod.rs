@@ -14,6 +14,7 @@
 //! [`sqlite::Pool`]: crate::sqlite::Pool
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rocket::futures::future::BoxFuture;
@@ -119,6 +120,12 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// Whether the name of the host has to be in the server's certificate.
     #[doc(hidden)]
     fn verified_host(_options: &Options<Self>) -> Option<VerifiedHost> {
+        None
+    }
+
+    /// The folder of the file that these options lead to, if it does not exist.
+    #[doc(hidden)]
+    fn missing_folder(_options: &Options<Self>) -> Option<PathBuf> {
         None
     }
 

@@ -35,14 +35,6 @@ impl Driver for Sqlite {
 
         let mut options: SqliteConnectOptions =
             settings.url.parse_as::<Self>()?.busy_timeout(settings.connect_timeout);
-        if access != Access::ReadSlave
-            && let Some(folder) = missing_folder(options.get_filename())
-        {
-            return Err(format!(
-                "the folder `{}` does not exist: create it, or correct the path",
-                folder.display()
-            ));
-        }
         for extension in &settings.extensions {
             options = load_extension(options, extension);
         }
@@ -62,6 +54,11 @@ impl Driver for Sqlite {
 
     fn address(options: &Options<Self>) -> Address {
         Address { host: whole_path(options.get_filename()).display().to_string(), port: None }
+    }
+
+    fn missing_folder(options: &Options<Self>) -> Option<PathBuf> {
+        let file = std::path::absolute(options.get_filename()).ok()?;
+        file.parent().filter(|folder| !folder.exists()).map(Path::to_owned)
     }
 
     fn is_unfilled(options: &Options<Self>) -> bool {
@@ -167,12 +164,6 @@ fn whole_path(file: &Path) -> PathBuf {
         _ => file,
     };
     file.canonicalize().unwrap_or(file)
-}
-
-/// Where SQLite cannot make a file, as it makes no folders.
-fn missing_folder(file: &Path) -> Option<PathBuf> {
-    let file = std::path::absolute(file).ok()?;
-    file.parent().filter(|folder| !folder.exists()).map(Path::to_owned)
 }
 
 /// A statement that wanted to write, and nothing else.

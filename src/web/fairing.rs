@@ -265,15 +265,25 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     for (address, connections) in connections(config) {
         info!(target: INDENTED, "at most {connections} connections to {address}");
     }
-    for slave in slaves.iter().filter(|slave| slave.follow.is_none()) {
-        let options = Db::<D>::options(&slave.server.settings, Access::ReadSlave);
-        if options.is_ok_and(|options| Db::<D>::is_unfilled(&options)) {
+    let of_slaves = slaves.iter().map(|slave| (&slave.server, Access::ReadSlave, slave.follow.is_none()));
+    for (server, access, is_for_others_to_fill) in
+        [(master, Access::ReadWrite, false)].into_iter().chain(of_slaves)
+    {
+        let Ok(options) = Db::<D>::options(&server.settings, access) else { continue };
+        if let Some(folder) = Db::<D>::missing_folder(&options) {
+            warn!(
+                "The folder `{}` of server `{}` of database `{}` does not exist: create it, or correct the path.",
+                folder.display(),
+                server.name,
+                D::NAME,
+            );
+        } else if is_for_others_to_fill && Db::<D>::is_unfilled(&options) {
             warn!(
                 "Slave `{}` of database `{}` has nothing in it: let this crate fill it, as in \
                  `{{ url = …, follow = 2 }}`, or copy the master to {}.",
-                slave.server.name,
+                server.name,
                 D::NAME,
-                slave.server.address
+                server.address
             );
         }
     }

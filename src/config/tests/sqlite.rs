@@ -15,8 +15,8 @@ fn the_example_is_accepted() {
 #[test]
 fn one_writer_and_a_follower() {
     let config = read(
-        "url = \"sqlite://Blog.db\"\nmax_connections = 12\nmin_connections = 2\n\
-         slaves = [{ url = \"slave.db\", follow = 0.5 }]",
+        "url = \"sqlite://var/Blog.db\"\nmax_connections = 12\nmin_connections = 2\n\
+         slaves = [{ url = \"var/slave.db\", follow = 0.5 }]",
     )
     .unwrap();
     assert_eq!(config.master.name, "blog.db");
@@ -39,12 +39,6 @@ fn urls_that_cannot_serve() {
             "`debug.databases.blog.url`: an in-memory database cannot be shared between pools: name a file"
         );
     }
-    let error = read("url = \"sqlite://no/such/folder/a.db\"").unwrap_err();
-    assert!(
-        error.starts_with("`debug.databases.blog.url`: the folder `")
-            && error.ends_with("no/such/folder` does not exist: create it, or correct the path"),
-        "{error}"
-    );
 }
 
 #[test]
