@@ -91,14 +91,21 @@ support::on_servers! {
     #[rocket::async_test]
     async fn a_read_waits_for_a_slave_to_catch_up() {
         let lab = Lab::new();
-        let client = client(&lab, "catch_up_timeout = 15\nslave_timeout = 10").await;
+        let keys = "catch_up_timeout = 15\nslave_timeout = 10\nserver_timing = true";
+        let client = client(&lab, keys).await;
         lab.pause();
         let pin = written(&client, "mine").await;
-        let mut seen = pin!(seen(&client, Some(&pin)));
-        let waited = tokio::time::timeout(Duration::from_millis(300), &mut seen).await;
+        let begun = Instant::now();
+        let mut response = pin!(client.get("/").cookie(pin).dispatch());
+        let waited = tokio::time::timeout(Duration::from_millis(300), &mut response).await;
         assert!(waited.is_err(), "{waited:?}");
         lab.resume();
-        let seen = seen.await;
+        let response = response.await;
+        let took = begun.elapsed().as_secs_f64() * 1e3;
+        let timing = response.headers().get_one("Server-Timing").unwrap().to_owned();
+        let told: f64 = timing.split_once(";dur=").unwrap().1.parse().unwrap();
+        assert!((300.0..=took).contains(&told), "{timing}, in {took} ms");
+        let seen: Seen = response.into_json().await.unwrap();
         assert_eq!((&*seen.reason, &*seen.notes), ("CaughtUp", &["mine".to_owned()][..]));
     }
 

@@ -207,23 +207,27 @@ impl<DB: Driver> Session<DB> {
     /// Checks out a connection to the session's server; at the first time, or if that server lets it
     /// down, to one chosen now.
     pub(crate) async fn check_out(&self) -> Result<(Checkout<DB>, Decision), sqlx::Error> {
-        let _ticking = Ticking::new(self.clock.as_ref());
         let retries = &self.cluster.counts.retries;
         loop {
             let (mut checkout, decision) = match self.next() {
                 Next::Kept(checkout, decision) => (checkout, decision),
-                Next::Route(route) => match route.check_out(self.asker).await {
-                    Ok(checkout) => (checkout, route.decision),
-                    Err(failure) => {
-                        let cause = match failure {
-                            Failure::Busy(_) => RetryCause::Busy,
-                            Failure::Unreachable(_) => RetryCause::Unreachable,
-                        };
-                        self.move_on(route.decision, failure)?;
-                        retries.add(cause);
-                        continue;
+                Next::Route(route) => {
+                    let ticking = Ticking::new(self.clock.as_ref());
+                    let checkout = route.check_out(self.asker).await;
+                    drop(ticking);
+                    match checkout {
+                        Ok(checkout) => (checkout, route.decision),
+                        Err(failure) => {
+                            let cause = match failure {
+                                Failure::Busy(_) => RetryCause::Busy,
+                                Failure::Unreachable(_) => RetryCause::Unreachable,
+                            };
+                            self.move_on(route.decision, failure)?;
+                            retries.add(cause);
+                            continue;
+                        }
                     }
-                },
+                }
             };
             if !decision.is_current(self.cluster.mastership.term()) {
                 // Another server has become the master while this one kept us waiting.
