@@ -9,7 +9,7 @@ support::on_every_database! {
 
     use rocket::local::asynchronous::Client;
     use rocket::tokio;
-    use rocket_replicated::Cluster;
+    use rocket_replicated::{Cluster, PoolUse};
 
     use crate::support::eventually;
 
@@ -120,6 +120,22 @@ support::on_every_database! {
         eventually("that none is open", || (open() == 0).then_some(()));
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         assert_eq!(open(), 1);
+    }
+
+    #[rocket::async_test]
+    async fn as_many_as_there_always_have_to_be_are_opened_and_stay() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "min_connections = 3").await;
+        let writes = || {
+            let statistics = cluster.statistics();
+            let pools = statistics.servers[0].pools.iter();
+            pools.into_iter().find(|pool| pool.used_for == PoolUse::Writes).unwrap().clone()
+        };
+        // SQLite has one writer.
+        let wanted = writes().max.min(3);
+        eventually("all of them", || (writes().idle == wanted).then_some(()));
+        let pool = writes();
+        assert_eq!((pool.opened.count(), pool.closed.total()), (wanted.into(), 0));
     }
 
     #[rocket::async_test]

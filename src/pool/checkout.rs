@@ -219,7 +219,7 @@ pub(crate) struct Watch<'a, DB: Driver> {
 }
 
 impl<'a, DB: Driver> Watch<'a, DB> {
-    /// Over a connection that a handler is about to hold.
+    /// Over this connection.
     pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
         Self { pool, state, sql: None, took: Duration::ZERO }
     }

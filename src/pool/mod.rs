@@ -357,10 +357,15 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// An idle connection that works, that of the permit if it does; else a new one.
-    async fn tested_or_new(self: &Arc<Self>, mut permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
+    async fn tested_or_new(&self, mut permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
         loop {
             let Some(conn) = permit.conn.take().or_else(|| self.queue.pop_idle()) else {
-                return self.open_for(permit).await;
+                permit = Self::open_for(permit).await?;
+                // As it is: one that is opened while the pool drains serves one statement.
+                match permit.conn.take() {
+                    Some(conn) => return Ok(Checkout::new(conn, permit)),
+                    None => continue,
+                }
             };
             let Some(mut conn) = self.keep_or_close(conn) else { continue };
             if self.trusts(&conn.state, Instant::now())
@@ -381,19 +386,16 @@ impl<DB: Driver> Pool<DB> {
 
     /// Opens a connection for a permit, in a task of its own. If whoever asked for it has gone when it is there, it is
     /// for the next who waits: where opening one takes longer than anybody waits, there would never be any otherwise.
-    async fn open_for(self: &Arc<Self>, permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
+    async fn open_for(permit: Permit<DB>) -> Result<Permit<DB>, sqlx::Error> {
         let (sender, receiver) = oneshot::channel();
-        self.spawn({
-            let pool = self.clone();
-            async move {
-                let opened = pool.open_in_time().await;
-                // Whoever has gone drops the permit, which passes it on.
-                let _ = sender.send(opened.map(|conn| permit.with(conn)));
-            }
+        let pool = permit.pool.clone();
+        pool.spawn(async move {
+            let opened = permit.pool.open_in_time().await;
+            // Whoever has gone drops the permit, which passes it on.
+            let _ = sender.send(opened.map(|conn| permit.with(conn)));
         });
         // Its runtime may have ended.
-        let mut permit = receiver.await.unwrap_or(Err(sqlx::Error::PoolClosed))?;
-        permit.conn.take().map(|conn| Checkout::new(conn, permit)).ok_or(sqlx::Error::PoolClosed)
+        receiver.await.unwrap_or(Err(sqlx::Error::PoolClosed))
     }
 
     /// In the monitor's runtime, if there is one.

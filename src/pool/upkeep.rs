@@ -126,7 +126,7 @@ impl<DB: Driver> Pool<DB> {
         let pool = self.clone();
         tokio::spawn(async move {
             if let Some(permit) = pool.queue.take_bare(&pool) {
-                drop(pool.open_for(permit).await);
+                drop(Self::open_for(permit).await);
             }
             pool.is_filling.store(false, Ordering::Release);
         });

@@ -212,10 +212,11 @@ impl<DB: Driver> Session<DB> {
             let (mut checkout, decision) = match self.next() {
                 Next::Kept(checkout, decision) => (checkout, decision),
                 Next::Route(route) => {
-                    let ticking = Ticking::new(self.clock.as_ref());
-                    let checkout = route.check_out(self.asker).await;
-                    drop(ticking);
-                    match checkout {
+                    let checked_out = {
+                        let _ticking = Ticking::new(self.clock.as_ref());
+                        route.check_out(self.asker).await
+                    };
+                    match checked_out {
                         Ok(checkout) => (checkout, route.decision),
                         Err(failure) => {
                             let cause = match failure {

@@ -17,7 +17,7 @@ use crate::pool::OutcomeUnknown;
 /// | variant                         | status | log   |
 /// |---------------------------------|--------|-------|
 /// | [`NotFound`](Self::NotFound)    | 404    | –     |
-/// | [`Unavailable`](Self::Unavailable) | 503 with `Retry-After` | warning, one in 10 s |
+/// | [`Unavailable`](Self::Unavailable) | 503 with `Retry-After` | warning, one in 10 s for each database |
 /// | [`OutcomeUnknown`](Self::OutcomeUnknown) | 504 | error |
 /// | [`Database`](Self::Database)    | 500    | error |
 ///
