@@ -102,6 +102,25 @@ support::on_servers! {
         }
     }
 
+    /// All that is known of the master then is where it stands now, which the slaves have yet to reach.
+    #[rocket::async_test]
+    async fn a_launch_waits_for_slaves_that_are_a_moment_behind() {
+        let lab = Lab::new();
+        let name = format!("moment-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
+        lab.lag(std::time::Duration::from_millis(400));
+        write(&lab, 0);
+        let keys = "lag_window = 30\ncheck_timeout = 10\n";
+        let section = format!("{}{keys}", lab.section().replace("slave-", &name));
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        assert_eq!(states(cluster), [NodeState::Up; 3]);
+        for _ in 0..10 {
+            let choice = reader(cluster).await;
+            assert!(choice.starts_with(&name) && choice.ends_with("(reads database)"), "{choice}");
+        }
+        assert_eq!(logbook::lines(&["WARN", &name]), Vec::<String>::new());
+    }
+
     #[rocket::async_test]
     async fn a_slave_that_is_late_at_launch_is_left_out_from_the_first_request() {
         let lab = Lab::new();

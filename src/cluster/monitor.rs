@@ -138,7 +138,9 @@ impl<DB: Driver> Monitor<DB> {
         Self { watch, lookups, tasks }
     }
 
-    /// Ready once every name has been looked up, and every server looked at, or has not answered in time.
+    /// Ready once every name has been looked up, and every server looked at, or has not answered in time. A slave is
+    /// looked at until it is known how far it is behind, which is soon where that is not far: else all that it could
+    /// serve would go to the master whenever an application is started while the master is busy.
     pub(super) async fn begin(&self) {
         let found = join_all(self.lookups.iter().map(|lookups| lookups.first()));
         let _ = timeout(self.watch.checks.timeout * 2, found).await;
@@ -148,9 +150,14 @@ impl<DB: Driver> Monitor<DB> {
         for servers in [master, others] {
             let probed = servers.iter().map(|server| {
                 let mut probes = server.health.probes.subscribe();
-                let seen = *probes.borrow();
-                server.health.request_probe();
-                async move { probes.wait_for(|probes| *probes > seen).await.is_ok() }
+                async move {
+                    loop {
+                        server.health.request_probe();
+                        if probes.changed().await.is_err() || server.health.state() != NodeState::New {
+                            return;
+                        }
+                    }
+                }
             });
             let _ = timeout(self.watch.checks.timeout * 2, join_all(probed)).await;
         }

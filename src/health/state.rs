@@ -35,9 +35,10 @@ impl fmt::Display for Role {
 pub enum NodeState {
     /// It serves.
     Up,
-    /// A slave that was just discovered: it is not used until the monitor has looked at it.
+    /// A slave that was just discovered, or, right after launch, is behind where the master was first seen: it is not
+    /// used until the monitor has looked at it (again).
     ///
-    /// Wait: that takes `check_timeout` at most.
+    /// Wait: that takes `check_timeout` or, after a launch, twice `check_interval` at most.
     New,
     /// A connection to it failed: it is not used until the monitor has looked at it.
     ///

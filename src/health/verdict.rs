@@ -7,6 +7,7 @@
 //! | a slave that is the master, by another address                   | left out: [`Verdicts::is_master_itself`]    |
 //! | a slave of another system that is not declared to be `logical`   | left out                                    |
 //! | a slave further behind than `max_lag`                            | left out, until [`Lateness`] lets it return |
+//! | right after launch, a slave behind all that is known of the master | looked at again before it serves      |
 //! | a slave whose lag cannot be known, though the master answers     | left out, if `unknown_lag` says so          |
 //! | a slave of `follow` that was never copied                        | left out                                    |
 //! | a master in recovery                                             | not to be written to                        |
@@ -318,6 +319,13 @@ impl Verdicts {
                 false => (NodeState::Up, Why::Nothing),
             };
         };
+        // Right after launch: it may be behind by a moment only.
+        if matches!(lag, Lag::MoreThan(known) if known < self.checks.interval)
+            && self.checks.max_lag.is_some()
+            && master == Master::Answers
+        {
+            return (NodeState::New, Why::Nothing);
+        }
         let lateness = &mut self.servers.entry(server).or_default().lateness;
         lateness.observe(&self.checks, lag, now, master);
         match lateness.leaves_out() || self.checks.is_too_much(lag) {

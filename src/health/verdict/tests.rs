@@ -236,10 +236,10 @@ fn a_server_of_another_system_serves_if_it_is_declared_to() {
 
 /// A master that writes all the time, looked at each second, and a slave that replays what was written so long ago.
 #[test]
-fn a_lag_about_the_limit_changes_a_state_once() {
+fn a_lag_about_the_limit_has_a_slave_left_out_once() {
     let changes = |lag: fn(u64) -> u64| {
         let (mut verdicts, start) = (new(&CHECKS), Instant::now());
-        let mut states = Vec::new();
+        let mut serves = Vec::new();
         for second in 1..=600 {
             let now = start + Duration::from_secs(second);
             let mut look = |server, role, lsn| {
@@ -248,9 +248,9 @@ fn a_lag_about_the_limit_changes_a_state_once() {
             };
             look(MASTER, ReportedRole::Master, 1000 * second);
             let replayed = (1000 * second).saturating_sub(lag(second));
-            states.push(look(SLAVE, ReportedRole::Slave, replayed).states[0].1);
+            serves.push(look(SLAVE, ReportedRole::Slave, replayed).states[0].1 == NodeState::Up);
         }
-        states.windows(2).filter(|pair| pair[0] != pair[1]).count()
+        serves.windows(2).filter(|pair| pair[0] != pair[1]).count()
     };
     // In milliseconds. It is left out at launch as well, until its lag is known.
     assert_eq!(changes(|_| 500), 1, "never late");
@@ -319,4 +319,24 @@ fn a_server_that_has_left_is_judged_no_more_and_the_master_does_not_leave() {
     let promoted = observation(ReportedRole::Master, 2, 100);
     let verdict = observe(&mut verdicts, SLAVE, &promoted);
     assert_eq!(verdict.new_master, None, "it was not seen as a slave since it is there again");
+}
+
+/// Next to nothing is known of the master yet.
+#[test]
+fn who_is_a_moment_behind_right_after_launch_is_looked_at_again_and_serves() {
+    let mut verdicts = new(&CHECKS);
+    let began = Instant::now();
+    let mut look = |server, role, lsn, seconds| {
+        let finding = Finding::Observed(observation(role, 1, lsn));
+        verdicts.judge(server, SlaveLog::Masters, began + Duration::from_secs_f64(seconds), &finding).states
+    };
+    look(MASTER, ReportedRole::Master, 100, 0.0);
+    assert_eq!(look(SLAVE, ReportedRole::Slave, 99, 0.1), [(SLAVE, NodeState::New, Why::Nothing)]);
+    look(MASTER, ReportedRole::Master, 101, 0.9);
+    assert_eq!(look(SLAVE, ReportedRole::Slave, 99, 0.9), [(SLAVE, NodeState::New, Why::Nothing)]);
+    assert_eq!(look(SLAVE, ReportedRole::Slave, 100, 0.9), [(SLAVE, NodeState::Up, Why::Nothing)]);
+
+    look(MASTER, ReportedRole::Master, 102, 1.0);
+    let behind = Why::Lag(Lag::MoreThan(Duration::from_secs(1)));
+    assert_eq!(look(SLAVE, ReportedRole::Slave, 99, 1.0), [(SLAVE, NodeState::Behind, behind)]);
 }

@@ -321,7 +321,7 @@ fn meaning(server: &ServerSnapshot) -> &'static str {
     match server.state {
         NodeState::Up if server.role == Role::Master => "It takes the writes.",
         NodeState::Up => "It serves reads.",
-        NodeState::New => "It was just discovered: it is being looked at.",
+        NodeState::New => "It has just come, or the application has: it is being looked at.",
         NodeState::Suspect => "A connection to it failed: it is being looked at.",
         NodeState::Down => "It does not answer, or lets nobody in. The log has the error.",
         NodeState::Behind => "It is further behind than max_lag: left out until it has caught up.",
