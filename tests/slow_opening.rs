@@ -55,6 +55,27 @@ support::on_servers! {
         eventually_holds("a connection", async || cluster.write().get().await.is_ok()).await;
     }
 
+    /// A round trip takes 0.5 s: a look two or three, and the connection for it as many before that.
+    #[rocket::async_test]
+    async fn a_server_comes_up_to_which_no_connection_opens_within_a_probe() {
+        let lab = Lab::new();
+        let name = format!("{}-probed", named(&lab));
+        let wire = Wire::to(lab.servers().slaves[0].port());
+        wire.delay(Duration::from_millis(250));
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"{name}\" }}]\nmax_lag = false\n\
+             check_timeout = 1.5\ncheck_interval = 0.1\n",
+            lab.master_url(),
+            wire.url(&lab.slave_urls()[0]),
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let state = || cluster.status().iter().find(|node| node.name == name).unwrap().state;
+        let late = [&*name, "cannot be used: ", "no answer within 1.5s (`check_timeout`)"];
+        let comes_up = async || !logbook::lines(&late).is_empty() && state() == NodeState::Up;
+        eventually_holds("the slave", comes_up).await;
+    }
+
     #[rocket::async_test]
     async fn reads_come_back_to_a_slave() {
         let lab = Lab::new();

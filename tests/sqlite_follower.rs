@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rocket::error::ErrorKind;
+use rocket::fairing::AdHoc;
 use rocket::local::asynchronous::Client;
 use rocket::tokio;
 use rocket_replicated::Cluster;
@@ -329,4 +331,24 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
         .unwrap();
     eventually_holds("its copy", async || state() == rocket_replicated::NodeState::Up).await;
     assert_eq!(count(cluster).await.unwrap(), 1);
+}
+
+/// What SQLite says then does not name it, and nothing lifts off.
+#[rocket::async_test]
+async fn a_missing_folder_is_named_where_migrations_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let section = format!("url = \"sqlite://{}\"", missing.join("master.db").display());
+    let migrations = AdHoc::try_on_ignite("Migrations", |rocket| async {
+        let db = Replicated::fetch(&rocket).unwrap().write();
+        match sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&db).await {
+            Ok(_) => Ok(rocket),
+            Err(_) => Err(rocket),
+        }
+    });
+    let rocket = rocket_over(&section).attach(Replicated::fairing()).attach(migrations);
+    let error = rocket.ignite().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::FailedFairings(_)), "{error}");
+    let folder = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
+    assert_eq!(logbook::lines(&[&folder, "does not exist: create it, or correct the path"]).len(), 1);
 }

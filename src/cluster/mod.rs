@@ -15,6 +15,7 @@ mod discovery;
 mod inner;
 mod monitor;
 mod opening;
+mod probing;
 pub(crate) mod server;
 
 pub(crate) use counts::ClusterCounts;

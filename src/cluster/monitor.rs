@@ -19,10 +19,10 @@ use sqlx::{ConnectOptions, Connection};
 use super::Servers;
 use super::discovery::{Discovery, Lookups, Resolver};
 use super::opening::Opening;
+use super::probing::{Attempts, Path, Probing};
 use super::server::{Purpose, Server};
 use crate::backend::{
-    Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, Prepared, ReportedRole,
-    SessionId,
+    Access, Activity, Depth, Driver, Fault, Instance, Observation, Options, Prepared, ReportedRole,
 };
 use crate::config::Checks;
 use crate::health::{
@@ -73,28 +73,6 @@ impl PositionRequests {
     fn waiting(&self) -> MutexGuard<'_, Vec<oneshot::Sender<Option<Seen>>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A connection of the monitor's.
-struct Probing<DB: Driver> {
-    conn: Conn<DB>,
-    instance: Option<Instance>,
-    session: Option<SessionId>,
-    memory: DB::Memory,
-    opened: Instant,
-    path: Path,
-}
-
-/// What is known of the way to a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
-    Untested,
-    /// The test has failed.
-    Unknown,
-    /// Each connection has a session of its own for its whole life.
-    Straight,
-    /// A pooler gives each transaction the session that is free.
-    Pooled,
 }
 
 /// Ends with the last handle.
@@ -244,12 +222,12 @@ impl<DB: Driver> Watch<DB> {
     }
 
     async fn watch(&self, server: &Server<DB>) {
-        let (mut probing, mut failures) = (None, 0);
+        let (mut probing, mut attempts, mut failures) = (None, Attempts::new(), 0);
         server.health.probe_requested.notified().await;
         loop {
             let began = Instant::now();
             let depth = self.verdicts().depth(server.id());
-            let observed = self.observe(server, &mut probing, depth).await;
+            let observed = self.observe(server, &mut probing, &mut attempts, depth).await;
             failures = match &observed {
                 Ok(_) => 0,
                 // It answers, if not by what was asked for.
@@ -273,43 +251,45 @@ impl<DB: Driver> Watch<DB> {
                 server.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
             }
             self.ask_about_sessions(server, began, &mut probing).await;
-            self.rest(server, began, &mut probing).await;
+            self.rest(server, began, &mut probing, &mut attempts).await;
         }
     }
 
-    /// Looks at a server. A connection that fails is given up.
+    /// Looks at a server. A connection that fails is given up; one that takes too long to open is not.
     async fn observe(
         &self,
         server: &Server<DB>,
         probing: &mut Option<Probing<DB>>,
+        attempts: &mut Attempts<DB>,
         depth: Depth,
     ) -> Result<Observation, sqlx::Error> {
         let access = access(server);
-        let patience = self.checks.timeout;
-        let observed = timeout(patience, async {
+        let observed = async {
             let probing = match probing {
                 Some(probing) => probing,
                 None => {
-                    let opened = Instant::now();
-                    let mut conn = server.prober.options.connect().await?;
-                    let prepared = DB::prepare(&mut conn, access).await?;
-                    let instance = prepared.instance.filter(|_| !server.health.is_pooled());
-                    let Prepared { session, .. } = prepared;
-                    let (memory, path) = (DB::Memory::default(), Path::Untested);
-                    probing.insert(Probing { conn, instance, session, memory, opened, path })
+                    probing.insert(self.in_time(attempts.open(server, access, self.checks.timeout)).await?)
                 }
             };
-            DB::observe(&mut probing.conn, access, &mut probing.memory, depth).await
-        });
-        let observed = observed.await.unwrap_or_else(|_| {
-            let message = format!("no answer within {patience:?} (`check_timeout`)");
-            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
-        });
+            self.in_time(DB::observe(&mut probing.conn, access, &mut probing.memory, depth)).await
+        };
+        let observed = observed.await;
         match &observed {
             Ok(_) => self.arrive(server, probing).await,
             Err(_) => *probing = None,
         }
         observed
+    }
+
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let patience = self.checks.timeout;
+        timeout(patience, answer).await.unwrap_or_else(|_| {
+            let message = format!("no answer within {patience:?} (`check_timeout`)");
+            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+        })
     }
 
     /// The monitor's connection to a server failed, and a new one leads to this instance. If that is another one,
@@ -431,7 +411,13 @@ impl<DB: Driver> Watch<DB> {
     }
 
     /// Until the next probe is due; answers questions meanwhile.
-    async fn rest(&self, server: &Server<DB>, began: Instant, probing: &mut Option<Probing<DB>>) {
+    async fn rest(
+        &self,
+        server: &Server<DB>,
+        began: Instant,
+        probing: &mut Option<Probing<DB>>,
+        attempts: &mut Attempts<DB>,
+    ) {
         let health = &server.health;
         let interval = self.checks.interval;
         let is_master = health.role() == Role::Master;
@@ -449,7 +435,7 @@ impl<DB: Driver> Watch<DB> {
                 }
                 () = server.prober.position_requests.asked.notified() => {
                     let waiting = server.prober.position_requests.take();
-                    let observed = self.observe(server, probing, Depth::Light).await;
+                    let observed = self.observe(server, probing, attempts, Depth::Light).await;
                     if observed.is_err() {
                         health.request_probe();
                     }

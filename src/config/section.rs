@@ -8,7 +8,7 @@ use rocket::figment::value::{Dict, Value};
 use rocket::http::Method;
 
 use super::checks::CheckKeys;
-use super::table::{ConfigError, DAY, Place, Table};
+use super::table::{ConfigError, DAY, Place, Table, found};
 use super::{
     Affinity, Config, Consistency, PinnedWithoutMaster, ReadMethods, ReadShare, RefusedWrite, ServerConfig,
     ServerTiming, pin, slaves,
@@ -24,7 +24,19 @@ impl Config {
         match figment.find_value(&path) {
             Ok(Value::Dict(_, dict)) => read::<DB>(figment, name, &place, &dict),
             Ok(_) => Err(place.wrong(format!("expected a table: add instead {}", example::<DB>(&path)))),
-            Err(_) => Err(place.wrong(format!("missing: add {}", example::<DB>(&path)))),
+            Err(_) => Err(match figment.find_value("databases") {
+                Ok(Value::Dict(..)) | Err(_) => place.wrong(format!("missing: add {}", example::<DB>(&path))),
+                // As whatever is in the environment, and no TOML.
+                Ok(value) => Place::profile(figment.profile()).error(
+                    "databases",
+                    format!(
+                        "expected a table, found {}: in the environment, write \
+                         `ROCKET_DATABASES='{{{name}={{url=\"{}://…\"}}}}'`",
+                        found(&value),
+                        DB::URL_SCHEMES[0],
+                    ),
+                ),
+            }),
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) const DAY: f64 = 86_400.0;
 
 /// What is wrong with the configuration, where, and what to do about it.
 ///
-/// Shows profile, database and key, but never a text: that may be a URL with a password.
+/// Shows profile, database and key, but no text that may be a URL, or a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConfigError {
     key: String,
@@ -172,7 +172,13 @@ impl<'a> Table<'a> {
 
     /// One of the names of an enum; `expected` lists them.
     pub(super) fn choice<T: DeserializeOwned>(&mut self, key: &'static str, expected: &str) -> Option<T> {
-        self.get(key, expected)
+        let value = self.value(key)?;
+        let misspelt = match value {
+            Value::String(_, word) if is_word(word) => Some(format!("`\"{word}\"`")),
+            _ => None,
+        };
+        let found = || misspelt.unwrap_or_else(|| found(value));
+        value.deserialize().ok().or_else(|| self.refuse_value(key, expected, &found()))
     }
 
     pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
@@ -241,8 +247,13 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Whether a text can be shown that is in the place of a name: it is as short and plain as one.
+fn is_word(text: &str) -> bool {
+    text.len() <= 12 && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
 /// A value, for messages: in full only where it cannot hold a password.
-fn found(value: &Value) -> String {
+pub(super) fn found(value: &Value) -> String {
     match value {
         Value::String(..) | Value::Char(..) => "a string".into(),
         Value::Bool(..) => "a boolean".into(),

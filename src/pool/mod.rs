@@ -51,7 +51,7 @@ use read_only::ReadOnlyCheck;
 const SUSPICIOUS_WAIT: Duration = Duration::from_millis(100);
 
 /// A connection is given up that has been opening for longer, though checkouts wait less long.
-const LONGEST_OPENING: Duration = Duration::from_secs(10);
+pub(crate) const LONGEST_OPENING: Duration = Duration::from_secs(10);
 
 /// For so long a connection is kept for its session though others wait.
 const KEPT_IF_WAITED_FOR: Duration = Duration::from_millis(1);

@@ -20,8 +20,8 @@ use super::guards::{Attached, Failed, attached, existing_session};
 use crate::backend::{Access, Backend, Driver};
 use crate::cluster::{Cluster, Db, Inner, Resolver};
 use crate::config::{
-    Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, ServerTiming, SlaveLog,
-    UnknownLag,
+    Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, ServerTiming, SlaveConfig,
+    SlaveLog, UnknownLag,
 };
 use crate::pin::PinConfig;
 use crate::request::TARGET;
@@ -85,6 +85,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
                 return Err(rocket.manage(Failed::<D>::new()));
             }
         };
+        warn_of_missing_folders::<D>(&config);
         let resolver = rocket.state::<Resolver>().cloned().unwrap_or_default();
         match Inner::open(D::NAME, config, resolver) {
             Ok(inner) => {
@@ -265,19 +266,9 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     for (address, connections) in connections(config) {
         info!(target: INDENTED, "at most {connections} connections to {address}");
     }
-    let of_slaves = slaves.iter().map(|slave| (&slave.server, Access::ReadSlave, slave.follow.is_none()));
-    for (server, access, is_for_others_to_fill) in
-        [(master, Access::ReadWrite, false)].into_iter().chain(of_slaves)
-    {
-        let Ok(options) = Db::<D>::options(&server.settings, access) else { continue };
-        if let Some(folder) = Db::<D>::missing_folder(&options) {
-            warn!(
-                "The folder `{}` of server `{}` of database `{}` does not exist: create it, or correct the path.",
-                folder.display(),
-                server.name,
-                D::NAME,
-            );
-        } else if is_for_others_to_fill && Db::<D>::is_unfilled(&options) {
+    for SlaveConfig { server, .. } in slaves.iter().filter(|slave| slave.follow.is_none()) {
+        let Ok(options) = Db::<D>::options(&server.settings, Access::ReadSlave) else { continue };
+        if Db::<D>::missing_folder(&options).is_none() && Db::<D>::is_unfilled(&options) {
             warn!(
                 "Slave `{}` of database `{}` has nothing in it: let this crate fill it, as in \
                  `{{ url = …, follow = 2 }}`, or copy the master to {}.",
@@ -293,6 +284,21 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
              ends. Say `pin.secure = true`, or `false` if there really is none.",
             D::NAME
         );
+    }
+}
+
+/// At ignition, as what migrations say of such a file does not name it. No error: the folder may be mounted later.
+fn warn_of_missing_folders<D: Database<Pool: Backend>>(config: &Config) {
+    for server in std::iter::once(&config.master).chain(config.slaves.iter().map(|slave| &slave.server)) {
+        let Ok(options) = Db::<D>::options(&server.settings, Access::ReadWrite) else { continue };
+        if let Some(folder) = Db::<D>::missing_folder(&options) {
+            warn!(
+                "The folder `{}` of server `{}` of database `{}` does not exist: create it, or correct the path.",
+                folder.display(),
+                server.name,
+                D::NAME,
+            );
+        }
     }
 }
 

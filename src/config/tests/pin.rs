@@ -37,7 +37,7 @@ fn pins_with_a_position_last_longer() {
     );
     refuses(
         "consistency = \"strong\"",
-        "consistency`: expected `\"window\"` or `\"position\"`, found a string",
+        "consistency`: expected `\"window\"` or `\"position\"`, found `\"strong\"`",
     );
 }
 
@@ -69,7 +69,7 @@ fn cookies_that_no_browser_would_keep() {
     );
     refuses(
         "pin = { same_site = \"some\" }",
-        "pin.same_site`: expected `\"lax\"`, `\"strict\"` or `\"none\"`, found a string",
+        "pin.same_site`: expected `\"lax\"`, `\"strict\"` or `\"none\"`, found `\"some\"`",
     );
     refuses(
         "pin = { name = \"__Secure-pin\" }",

@@ -138,6 +138,10 @@ fn values_of_the_wrong_kind_or_size_are_refused() {
     );
     refuses(
         "refused_write = \"retry\"",
+        "refused_write`: expected `\"error\"` or `\"reroute\"`, found `\"retry\"`",
+    );
+    refuses(
+        "refused_write = \"hunter2\"",
         "refused_write`: expected `\"error\"` or `\"reroute\"`, found a string",
     );
     refuses("pin = \"x\"", "pin`: expected a table, found a string");
@@ -167,6 +171,11 @@ fn a_section_that_is_missing_or_no_table() {
         read(""),
         "`debug.databases.blog`: missing: add to Rocket.toml\n\n    [default.databases.blog]\n    \
          url = \"postgres://…\"\n"
+    );
+    assert_eq!(
+        read("[debug]\ndatabases = \"{blog={url=postgres://app:hunter2@db-1/blog}}\""),
+        "`debug.databases`: expected a table, found a string: in the environment, write \
+         `ROCKET_DATABASES='{blog={url=\"postgres://…\"}}'`"
     );
     assert_eq!(
         read("[debug.databases]\nblog = 7"),

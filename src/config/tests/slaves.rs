@@ -119,7 +119,7 @@ fn the_addresses_of_a_name_are_servers_named_after_it() {
     }
     refuses(
         "slaves = [{ url = \"postgres://readers/blog\", discover = \"srv\" }]",
-        "slaves[0].discover`: expected `\"dns\"`, found a string",
+        "slaves[0].discover`: expected `\"dns\"`, found `\"srv\"`",
     );
 }
 
