@@ -267,9 +267,7 @@ impl<DB: Driver> Watch<DB> {
         let observed = async {
             let probing = match probing {
                 Some(probing) => probing,
-                None => {
-                    probing.insert(self.in_time(attempts.open(server, access, self.checks.timeout)).await?)
-                }
+                None => probing.insert(self.in_time(attempts.open(server, access)).await?),
             };
             self.in_time(DB::observe(&mut probing.conn, access, &mut probing.memory, depth)).await
         };
@@ -430,6 +428,7 @@ impl<DB: Driver> Watch<DB> {
             tokio::select! {
                 () = sleep_until(due) => return,
                 () = health.probe_requested.notified() => due = due.min(began + LEAST_INTERVAL),
+                () = attempts.opened() => due = due.min(began + LEAST_INTERVAL),
                 _ = master_probed.changed(), if !is_master => {
                     due = due.min(Instant::now() + head_start);
                 }

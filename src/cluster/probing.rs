@@ -1,10 +1,10 @@
 //! The monitor's own connection to a server, which it keeps from one look to the next.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rocket::futures::future::select_all;
 use rocket::tokio;
+use rocket::tokio::sync::Notify;
 use rocket::tokio::task::JoinHandle;
 use rocket::tokio::time::Instant;
 use sqlx::ConnectOptions;
@@ -40,7 +40,11 @@ pub(super) enum Path {
 ///
 /// The earliest goes on until [`LONGEST_OPENING`]. Each look begins another one all the same, since the address may lead
 /// elsewhere by then, and ends the one that the look before began.
-pub(super) struct Attempts<DB: Driver>(Vec<Attempt<DB>>);
+pub(super) struct Attempts<DB: Driver> {
+    begun: Vec<Attempt<DB>>,
+    /// One of them has a connection.
+    opened: Arc<Notify>,
+}
 
 /// Ends when it is dropped.
 struct Attempt<DB: Driver> {
@@ -50,46 +54,48 @@ struct Attempt<DB: Driver> {
 
 impl<DB: Driver> Attempts<DB> {
     pub(super) fn new() -> Self {
-        Self(Vec::new())
+        Self { begun: Vec::new(), opened: Arc::default() }
     }
 
-    /// The first that one of them has, or the error of the one that begins now. `patience`: of this look.
+    /// The first that one of them has, or the error of the one that begins now.
     pub(super) async fn open(
         &mut self,
         server: &Server<DB>,
         access: Access,
-        patience: Duration,
     ) -> Result<Probing<DB>, sqlx::Error> {
-        let Self(attempts) = self;
-        attempts.retain(|attempt| attempt.began.elapsed() < LONGEST_OPENING);
-        attempts.truncate(1);
-        attempts.push(Attempt::begin(server, access, patience));
+        let Self { begun, opened } = self;
+        begun.retain(|attempt| attempt.began.elapsed() < LONGEST_OPENING);
+        begun.truncate(1);
+        begun.push(Attempt::begin(server, access, opened.clone()));
         loop {
-            // INVARIANT: it may be dropped while it waits, and none of the attempts ends thereby.
-            let (opened, index, _) = select_all(attempts.iter_mut().map(|attempt| &mut attempt.task)).await;
-            let is_latest = index + 1 == attempts.len();
-            match opened.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
-                Err(_) if !is_latest => drop(attempts.remove(index)),
-                opened => {
-                    attempts.clear();
-                    return opened;
+            // INVARIANT: whoever waits may give up at any time, and none of the attempts ends thereby.
+            let (ended, index, _) = select_all(begun.iter_mut().map(|attempt| &mut attempt.task)).await;
+            let is_latest = index + 1 == begun.len();
+            match ended.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
+                Err(_) if !is_latest => drop(begun.remove(index)),
+                ended => {
+                    *self = Self::new();
+                    return ended;
                 }
             }
         }
     }
+
+    /// Ready once one of them has a connection that nobody has waited for.
+    pub(super) async fn opened(&self) {
+        self.opened.notified().await;
+    }
 }
 
 impl<DB: Driver> Attempt<DB> {
-    fn begin(server: &Server<DB>, access: Access, patience: Duration) -> Self {
-        let (options, health, began) = (server.prober.options.clone(), server.health.clone(), Instant::now());
+    fn begin(server: &Server<DB>, access: Access, opened: Arc<Notify>) -> Self {
+        let (options, health) = (server.prober.options.clone(), server.health.clone());
         let task = tokio::spawn(async move {
-            let opened = open(&options, &health, access).await;
-            if opened.is_ok() && began.elapsed() > patience {
-                health.request_probe();
-            }
-            opened
+            let probing = open(&options, &health, access).await?;
+            opened.notify_one();
+            Ok(probing)
         });
-        Self { began, task }
+        Self { began: Instant::now(), task }
     }
 }
 

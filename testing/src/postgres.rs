@@ -14,6 +14,8 @@ const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
 max_connections = 60
 shared_buffers = 16MB
+# In its folder, with which it is removed when the server was killed.
+dynamic_shared_memory_type = mmap
 fsync = off
 wal_level = replica
 max_wal_senders = 20
@@ -50,6 +52,19 @@ impl Program for Postgres {
 
     fn answers(server: &Server<Self>) -> bool {
         output(&mut client(server, "pg_isready")).is_ok()
+    }
+
+    /// The segment by which it would notice another server with its data:
+    /// <https://www.postgresql.org/docs/current/kernel-resources.html#SYSVIPC>
+    fn clear_after_kill(server: &Server<Self>) {
+        // Its seventh line is key and number of the segment:
+        // <https://www.postgresql.org/docs/current/storage-file-layout.html>
+        let file = fs::read_to_string(server.data().join("postmaster.pid")).unwrap_or_default();
+        let id = file.lines().nth(6).and_then(|segment| segment.split_whitespace().nth(1));
+        if let Some(id) = id.and_then(|id| id.parse().ok()) {
+            // SAFETY: this command uses no buffer.
+            unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
+        }
     }
 }
 

@@ -35,6 +35,9 @@ pub trait Program: Debug + Sized + Send + Sync + 'static {
 
     /// Whether it takes connections.
     fn answers(server: &Server<Self>) -> bool;
+
+    /// Removes what one that was killed has left outside of its folder, once it is not to be started again.
+    fn clear_after_kill(_server: &Server<Self>) {}
 }
 
 /// One server: a child of this process, and whatever that forks. It ends when it is dropped.
@@ -184,14 +187,14 @@ impl<P: Program> Server<P> {
 
     /// Whatever state the server is in.
     pub(crate) fn end(&self) {
-        if self.has_ended() {
-            return;
+        if !self.has_ended() {
+            self.thaw();
+            send(&[self.pid()], P::END);
+            if !within(Duration::from_secs(5), || self.has_ended()) {
+                self.kill();
+            }
         }
-        self.thaw();
-        send(&[self.pid()], P::END);
-        if !within(Duration::from_secs(5), || self.has_ended()) {
-            self.kill();
-        }
+        P::clear_after_kill(self);
     }
 }
 

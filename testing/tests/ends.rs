@@ -106,6 +106,25 @@ fn servers_end_with_a_test_that_panics() {
     }
 }
 
+/// Told by Linux.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_was_killed_leaves_no_shared_memory() {
+    let is_there = |segment: &str| {
+        let segments = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+        segments.lines().any(|line| line.split_whitespace().nth(1) == Some(segment))
+    };
+    let servers = Servers::start(Postgres, 1);
+    let slave = &servers.slaves[0];
+    assert_eq!(slave.sql("SHOW dynamic_shared_memory_type"), "mmap");
+    let file = std::fs::read_to_string(slave.data().join("postmaster.pid")).unwrap();
+    let segment = file.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap();
+    slave.kill();
+    assert!(is_there(segment));
+    drop(servers);
+    assert!(!is_there(segment));
+}
+
 #[test]
 fn what_is_missing_is_named() {
     match part().as_deref() {
