@@ -107,11 +107,14 @@ support::on_servers! {
     async fn a_launch_waits_for_slaves_that_are_a_moment_behind() {
         let lab = Lab::new();
         let name = format!("moment-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
-        lab.lag(std::time::Duration::from_millis(400));
+        // By up to a second less on MariaDB and MySQL, which know whole seconds.
+        lab.lag(std::time::Duration::from_secs(2));
+        let wrote = Instant::now();
         write(&lab, 0);
-        let keys = "lag_window = 30\ncheck_timeout = 10\n";
+        let keys = "lag_window = 60\ncheck_interval = 10\ncheck_timeout = 10\n";
         let section = format!("{}{keys}", lab.section().replace("slave-", &name));
         let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        assert!(wrote.elapsed() >= std::time::Duration::from_secs(1), "{:?}", wrote.elapsed());
         let cluster = Replicated::fetch(client.rocket()).unwrap();
         assert_eq!(states(cluster), [NodeState::Up; 3]);
         for _ in 0..10 {
@@ -128,6 +131,8 @@ support::on_servers! {
         write(&lab, 0);
         let (_client, cluster) = launch(&lab.section()).await;
         assert!(reader(&cluster).await.ends_with("(slaves unavailable)"));
+        let late = [NodeState::Up, NodeState::Behind, NodeState::Behind];
+        eventually("word of it, though the master does nothing", || states(&cluster) == late).await;
         lab.resume();
         eventually("the slaves", || states(&cluster) == [NodeState::Up; 3]).await;
     }

@@ -297,15 +297,14 @@ fn is_timeout(error: &sqlx::Error) -> bool {
 #[rocket::async_test]
 async fn a_pool_that_keeps_everybody_waiting_says_so() {
     let lab = Lab::new();
-    let section = format!("url = \"{}\"\nmax_connections = 1\nconnect_timeout = 0.3\n", lab.master_url());
+    let section = format!("url = \"{}\"\nmax_connections = 1\nconnect_timeout = 2\n", lab.master_url());
     let client = client(&section).await;
     let writer = Replicated::fetch(client.rocket()).unwrap().write();
     let _held = writer.get().await.unwrap();
     for _ in 0..2 {
         assert!(is_timeout(&writer.get().await.unwrap_err()));
     }
-    let said =
-        logbook::lines(&["WARN", "No connection for writes", "within 300ms: 1 of 1 are in use, one of"]);
+    let said = logbook::lines(&["WARN", "No connection for writes", "within 2s: 1 of 1 are in use, one of"]);
     assert_eq!(said.len(), 1, "{said:?}");
 }
 

@@ -55,7 +55,7 @@ support::on_servers! {
         eventually_holds("a connection", async || cluster.write().get().await.is_ok()).await;
     }
 
-    /// A round trip takes 0.5 s: a look two or three, and the connection for it as many before that.
+    /// A round trip takes 0.5 s, and so does a look: the connection for it takes four or more before that.
     #[rocket::async_test]
     async fn a_server_comes_up_to_which_no_connection_opens_within_a_probe() {
         let lab = Lab::new();

@@ -267,7 +267,14 @@ impl<DB: Driver> Watch<DB> {
         let observed = async {
             let probing = match probing {
                 Some(probing) => probing,
-                None => probing.insert(self.in_time(attempts.open(server, access)).await?),
+                None => {
+                    let opened = self.in_time(attempts.open(server, access, depth)).await?;
+                    let probing = probing.insert(opened.probing);
+                    match opened.observation {
+                        Some(observation) => return Ok(observation),
+                        None => probing,
+                    }
+                }
             };
             self.in_time(DB::observe(&mut probing.conn, access, &mut probing.memory, depth)).await
         };
@@ -320,10 +327,12 @@ impl<DB: Driver> Watch<DB> {
             return known.path;
         }
         known.path = Path::Unknown;
-        let Ok(Ok(mut other)) = timeout(self.checks.timeout, server.prober.options.connect()).await else {
+        // It takes about as long as the one before did, and so do a few questions.
+        let patience = self.checks.timeout.max(known.took * 2);
+        let Ok(Ok(mut other)) = timeout(patience, server.prober.options.connect()).await else {
             return Path::Unknown;
         };
-        let tested = timeout(self.checks.timeout, async {
+        let tested = timeout(patience, async {
             // The servers behind an address may have sessions of the same number.
             let mut sessions = [known.session.map(|session| (known.instance, session)), None];
             for turn in TURNS {

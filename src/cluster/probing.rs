@@ -1,6 +1,7 @@
 //! The monitor's own connection to a server, which it keeps from one look to the next.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocket::futures::future::select_all;
 use rocket::tokio;
@@ -10,7 +11,7 @@ use rocket::tokio::time::Instant;
 use sqlx::ConnectOptions;
 
 use super::server::Server;
-use crate::backend::{Access, Conn, Depth, Driver, Instance, Options, Prepared, SessionId};
+use crate::backend::{Access, Conn, Depth, Driver, Instance, Observation, Options, Prepared, SessionId};
 use crate::health::Health;
 use crate::pool::LONGEST_OPENING;
 
@@ -20,6 +21,8 @@ pub(super) struct Probing<DB: Driver> {
     pub(super) session: Option<SessionId>,
     pub(super) memory: DB::Memory,
     pub(super) opened: Instant,
+    /// To open it, and to look at the server for the first time.
+    pub(super) took: Duration,
     pub(super) path: Path,
 }
 
@@ -33,6 +36,13 @@ pub(super) enum Path {
     Straight,
     /// A pooler gives each transaction the session that is free.
     Pooled,
+}
+
+/// A connection, and the first look by it.
+pub(super) struct Opened<DB: Driver> {
+    pub(super) probing: Probing<DB>,
+    /// `None` if that was before whoever asks now.
+    pub(super) observation: Option<Observation>,
 }
 
 /// Attempts to open it that go on beyond the look that began them: on a machine that has much else to do, none may be
@@ -49,7 +59,7 @@ pub(super) struct Attempts<DB: Driver> {
 /// Ends when it is dropped.
 struct Attempt<DB: Driver> {
     began: Instant,
-    task: JoinHandle<Result<Probing<DB>, sqlx::Error>>,
+    task: JoinHandle<Result<(Probing<DB>, Observation), sqlx::Error>>,
 }
 
 impl<DB: Driver> Attempts<DB> {
@@ -62,21 +72,32 @@ impl<DB: Driver> Attempts<DB> {
         &mut self,
         server: &Server<DB>,
         access: Access,
-    ) -> Result<Probing<DB>, sqlx::Error> {
-        let Self { begun, opened } = self;
-        begun.retain(|attempt| attempt.began.elapsed() < LONGEST_OPENING);
-        begun.truncate(1);
-        begun.push(Attempt::begin(server, access, opened.clone()));
+        depth: Depth,
+    ) -> Result<Opened<DB>, sqlx::Error> {
+        if !self.begun.iter().any(|attempt| attempt.task.is_finished()) {
+            self.begun.retain(|attempt| attempt.began.elapsed() < LONGEST_OPENING);
+            self.begun.truncate(1);
+        }
+        let latest = Attempt::begin(server, access, depth, self.opened.clone());
+        let began = latest.began;
+        self.begun.push(latest);
         loop {
             // INVARIANT: whoever waits may give up at any time, and none of the attempts ends thereby.
-            let (ended, index, _) = select_all(begun.iter_mut().map(|attempt| &mut attempt.task)).await;
-            let is_latest = index + 1 == begun.len();
-            match ended.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
-                Err(_) if !is_latest => drop(begun.remove(index)),
-                ended => {
+            let tasks = self.begun.iter_mut().rev().map(|attempt| &mut attempt.task);
+            let (ended, from_the_end, _) = select_all(tasks).await;
+            let attempt = self.begun.remove(self.begun.len() - 1 - from_the_end);
+            let ended = ended.unwrap_or_else(|error| match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(sqlx::Error::WorkerCrashed),
+            });
+            match ended {
+                Ok((probing, observation)) => {
                     *self = Self::new();
-                    return ended;
+                    let observation = (attempt.began == began).then_some(observation);
+                    return Ok(Opened { probing, observation });
                 }
+                Err(error) if attempt.began == began => return Err(error),
+                Err(_) => {}
             }
         }
     }
@@ -88,14 +109,14 @@ impl<DB: Driver> Attempts<DB> {
 }
 
 impl<DB: Driver> Attempt<DB> {
-    fn begin(server: &Server<DB>, access: Access, opened: Arc<Notify>) -> Self {
-        let (options, health) = (server.prober.options.clone(), server.health.clone());
+    fn begin(server: &Server<DB>, access: Access, depth: Depth, opened: Arc<Notify>) -> Self {
+        let (options, health, began) = (server.prober.options.clone(), server.health.clone(), Instant::now());
         let task = tokio::spawn(async move {
-            let probing = open(&options, &health, access).await?;
+            let ended = open(&options, &health, access, depth, began).await?;
             opened.notify_one();
-            Ok(probing)
+            Ok(ended)
         });
-        Self { began: Instant::now(), task }
+        Self { began, task }
     }
 }
 
@@ -109,14 +130,15 @@ async fn open<DB: Driver>(
     options: &Options<DB>,
     health: &Arc<Health>,
     access: Access,
-) -> Result<Probing<DB>, sqlx::Error> {
-    let opened = Instant::now();
+    depth: Depth,
+    began: Instant,
+) -> Result<(Probing<DB>, Observation), sqlx::Error> {
     let mut conn = options.connect().await?;
+    let opened = Instant::now();
     let Prepared { instance, session, .. } = DB::prepare(&mut conn, access).await?;
     let instance = instance.filter(|_| !health.is_pooled());
-    // The first look takes longest, as it prepares statements: it is part of the opening, and what it saw may be old once
-    // somebody asks for it.
     let mut memory = DB::Memory::default();
-    DB::observe(&mut conn, access, &mut memory, Depth::Full).await?;
-    Ok(Probing { conn, instance, session, memory, opened, path: Path::Untested })
+    let observation = DB::observe(&mut conn, access, &mut memory, depth).await?;
+    let took = began.elapsed();
+    Ok((Probing { conn, instance, session, memory, opened, took, path: Path::Untested }, observation))
 }

@@ -15,7 +15,8 @@ pub(super) const DAY: f64 = 86_400.0;
 
 /// What is wrong with the configuration, where, and what to do about it.
 ///
-/// Shows profile, database and key, but no text that may be a URL, or a password.
+/// Shows profile, database and key, but never a text that may be a URL with a password: only a short word in the place of
+/// one of a few names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConfigError {
     key: String,
@@ -154,6 +155,15 @@ impl<'a> Table<'a> {
     }
 
     fn get<T: DeserializeOwned>(&mut self, key: &'static str, expected: &str) -> Option<T> {
+        self.get_or(key, expected, found)
+    }
+
+    fn get_or<T: DeserializeOwned>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        found: fn(&Value) -> String,
+    ) -> Option<T> {
         let value = self.value(key)?;
         value.deserialize().ok().or_else(|| self.refuse_value(key, expected, &found(value)))
     }
@@ -172,13 +182,10 @@ impl<'a> Table<'a> {
 
     /// One of the names of an enum; `expected` lists them.
     pub(super) fn choice<T: DeserializeOwned>(&mut self, key: &'static str, expected: &str) -> Option<T> {
-        let value = self.value(key)?;
-        let misspelt = match value {
-            Value::String(_, word) if is_word(word) => Some(format!("`\"{word}\"`")),
-            _ => None,
-        };
-        let found = || misspelt.unwrap_or_else(|| found(value));
-        value.deserialize().ok().or_else(|| self.refuse_value(key, expected, &found()))
+        self.get_or(key, expected, |value| match value {
+            Value::String(_, word) if is_word(word) => format!("`\"{word}\"`"),
+            _ => found(value),
+        })
     }
 
     pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
@@ -249,7 +256,7 @@ impl<'a> Table<'a> {
 
 /// Whether a text can be shown that is in the place of a name: it is as short and plain as one.
 fn is_word(text: &str) -> bool {
-    text.len() <= 12 && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    text.len() <= 12 && text.bytes().all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'_' | b'-'))
 }
 
 /// A value, for messages: in full only where it cannot hold a password.

@@ -35,10 +35,10 @@ impl fmt::Display for Role {
 pub enum NodeState {
     /// It serves.
     Up,
-    /// A slave that was just discovered, or, right after launch, is behind where the master was first seen: it is not
-    /// used until the monitor has looked at it (again).
+    /// A slave that was just discovered, or one that is behind where the master was first seen, within a `check_interval`
+    /// after launch: it is not used until the monitor has looked at it again.
     ///
-    /// Wait: that takes `check_timeout` or, after a launch, twice `check_interval` at most.
+    /// Wait: it is up, or something else is known of it, within `check_interval` and `check_timeout`.
     New,
     /// A connection to it failed: it is not used until the monitor has looked at it.
     ///

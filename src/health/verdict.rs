@@ -65,6 +65,8 @@ pub(crate) enum Why {
 pub(crate) struct Verdicts {
     checks: Checks,
     history: History,
+    /// Since when anything is known of where the master stands.
+    known_since: Option<Instant>,
     /// The master's.
     system: Option<u64>,
     master: ServerId,
@@ -127,6 +129,7 @@ impl Verdicts {
         Self {
             checks,
             history: History::default(),
+            known_since: None,
             system: None,
             master,
             confirmed: false,
@@ -136,7 +139,7 @@ impl Verdicts {
 
     /// All that verdicts depend on, but times and what decides how much is asked: for a search through states.
     pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
-        let Self { checks: _, history, system, master, confirmed, servers } = self;
+        let Self { checks: _, history, known_since: _, system, master, confirmed, servers } = self;
         (history.latest(), system, master, confirmed).hash(hasher);
         for (id, record) in servers {
             let Record {
@@ -274,6 +277,7 @@ impl Verdicts {
         self.system = observed.system.or(self.system);
         if let Some(position) = &observed.position {
             self.history.record(position.clone(), began);
+            self.known_since.get_or_insert(began);
         }
     }
 
@@ -319,10 +323,14 @@ impl Verdicts {
                 false => (NodeState::Up, Why::Nothing),
             };
         };
-        // Right after launch: it may be behind by a moment only.
-        if matches!(lag, Lag::MoreThan(known) if known < self.checks.interval)
-            && self.checks.max_lag.is_some()
+        let is_launching = || {
+            self.known_since.is_some_and(|since| now.saturating_duration_since(since) < self.checks.interval)
+        };
+        // It may be behind by a moment only.
+        if self.checks.is_too_much(lag)
+            && matches!(lag, Lag::MoreThan(_))
             && master == Master::Answers
+            && is_launching()
         {
             return (NodeState::New, Why::Nothing);
         }

@@ -324,8 +324,7 @@ fn a_server_that_has_left_is_judged_no_more_and_the_master_does_not_leave() {
 /// Next to nothing is known of the master yet.
 #[test]
 fn who_is_a_moment_behind_right_after_launch_is_looked_at_again_and_serves() {
-    let mut verdicts = new(&CHECKS);
-    let began = Instant::now();
+    let (mut verdicts, began) = (new(&CHECKS), Instant::now());
     let mut look = |server, role, lsn, seconds| {
         let finding = Finding::Observed(observation(role, 1, lsn));
         verdicts.judge(server, SlaveLog::Masters, began + Duration::from_secs_f64(seconds), &finding).states
@@ -335,8 +334,22 @@ fn who_is_a_moment_behind_right_after_launch_is_looked_at_again_and_serves() {
     look(MASTER, ReportedRole::Master, 101, 0.9);
     assert_eq!(look(SLAVE, ReportedRole::Slave, 99, 0.9), [(SLAVE, NodeState::New, Why::Nothing)]);
     assert_eq!(look(SLAVE, ReportedRole::Slave, 100, 0.9), [(SLAVE, NodeState::Up, Why::Nothing)]);
+}
 
-    look(MASTER, ReportedRole::Master, 102, 1.0);
-    let behind = Why::Lag(Lag::MoreThan(Duration::from_secs(1)));
-    assert_eq!(look(SLAVE, ReportedRole::Slave, 99, 1.0), [(SLAVE, NodeState::Behind, behind)]);
+/// However little the master does.
+#[test]
+fn who_is_behind_for_longer_than_a_moment_after_launch_is_behind() {
+    for idle in [true, false] {
+        let (mut verdicts, began) = (new(&CHECKS), Instant::now());
+        let mut look = |server, role, lsn, seconds| {
+            let finding = Finding::Observed(observation(role, 1, lsn));
+            verdicts.judge(server, SlaveLog::Masters, began + Duration::from_secs(seconds), &finding).states
+        };
+        look(MASTER, ReportedRole::Master, 100, 0);
+        look(SLAVE, ReportedRole::Slave, 99, 0);
+        look(MASTER, ReportedRole::Master, if idle { 100 } else { 101 }, 1);
+        let known = Duration::from_secs(if idle { 0 } else { 1 });
+        let behind = (SLAVE, NodeState::Behind, Why::Lag(Lag::MoreThan(known)));
+        assert_eq!(look(SLAVE, ReportedRole::Slave, 99, 1), [behind], "idle: {idle}");
+    }
 }
