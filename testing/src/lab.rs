@@ -15,14 +15,15 @@ use crate::postgres::Postgres;
 use crate::process::{PATIENCE, wait_for};
 use crate::section::Section;
 use crate::server::Server;
-use crate::servers::{Dbms, Replay, Servers, Taken};
+use crate::servers::{Dbms, Replay, Servers};
+use crate::shared::{self, Taken};
 #[cfg(feature = "sqlite")]
 use crate::sqlite::InFiles;
 
 /// A database of a test's own, with slaves whose lag the test controls.
 ///
 /// Where methods say nothing else, they block until what they name has happened, and panic with what a server says if
-/// it does not happen within 20 s. They work below blocking and below asynchronous tests, of which they stop one thread
+/// it does not happen within a minute. They work below blocking and below asynchronous tests, of which they stop one thread
 /// for some milliseconds.
 #[derive(Debug)]
 pub struct Lab<D: Deployment> {
@@ -52,12 +53,13 @@ pub trait Deployment: fmt::Debug + Send + Sync {
 }
 
 impl Lab<OnServers<Postgres>> {
-    /// On PostgreSQL servers that it shares with the other tests of this process: a master and two slaves. They wait
-    /// until this lab is dropped.
+    /// On PostgreSQL servers that it shares with other tests of this process, one after the other: a master and two
+    /// slaves. There are as many of them as tests run at the same time, and four at most: further tests wait until a lab
+    /// is dropped.
     ///
     /// # Panics
     ///
-    /// If this test has such a lab already: a second database is [`beside`](Self::beside) it. If another test has had one
+    /// If this test has such a lab already: a second database is [`beside`](Self::beside) it. If others have had them all
     /// for ten minutes.
     pub fn postgres() -> Self {
         Self::shared(Postgres)
@@ -90,10 +92,10 @@ impl Lab<InFiles> {
 }
 
 impl<D: Dbms> Lab<OnServers<D>> {
-    /// On the servers that all tests of this process share, of this kind.
+    /// On servers of this kind that tests of this process share.
     pub fn shared(kind: D) -> Self {
-        let (servers, turn) = Servers::shared(kind);
-        Self { deployment: OnServers::new(Held::Shared(servers, Arc::new(turn))) }
+        let (servers, taken) = shared::take(kind);
+        Self { deployment: OnServers::new(Held::Shared(servers, Arc::new(taken))) }
     }
 
     /// On servers that others do not use, as [`Servers::start`] starts them, and as many.
@@ -194,7 +196,7 @@ impl<D: Deployment> Lab<D> {
     ///
     /// # Panics
     ///
-    /// If it takes longer than 20 s, as when replay is [paused](Self::pause).
+    /// If it takes longer than a minute, as when replay is [paused](Self::pause).
     pub async fn catch_up(&self) {
         let (position, deadline) = (self.deployment.position(), Instant::now() + PATIENCE);
         while !self.deployment.has_replayed(&position) {

@@ -6,8 +6,10 @@
 //     lab        a test's database, with lag and a section for Rocket; `section`, `reply`
 //     sqlite     labs in files
 //     postgres, mysql   what these kinds of server have of their own
-//     servers    a master and its slaves
+//     shared     servers that tests have one after the other
+//     servers    a master and its slaves, and the data that they start on
 //     server     one server program
+//     session    client programs that are kept
 //     guard      ends and removes what a killed test leaves behind
 //     process    programs and processes of this machine
 //     wire       a proxy that fails as networks do; it knows none of the others
@@ -21,6 +23,8 @@ mod reply;
 mod section;
 pub mod server;
 mod servers;
+mod session;
+mod shared;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod wire;

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::process::{as_user, find_server_program, output, root, server_program, system_program, wait_for};
+use crate::process::{copy_template, find_server_program, output, root, server_program, wait_for};
 use crate::server::{Program, Server};
 use crate::servers::{Dbms, Replay, Servers};
+use crate::session::is_question;
 
 mod mariadb;
 mod oracle;
@@ -30,7 +32,7 @@ struct Software {
     /// For the client. Where it would verify a certificate, even on the Unix socket, it does not know our authorities.
     without_tls: &'static str,
     settings: &'static str,
-    /// Makes the folder `fresh` for data in the folder of the settings. Root has no password where only
+    /// Makes the folder `data` for data in the folder of the settings. Root has no password where only
     /// `localhost`, the Unix socket, is its host.
     install: fn(&Path),
     /// What a slave is told of its master at this port.
@@ -112,7 +114,7 @@ impl Program for MySql {
     }
 
     fn answers(server: &Server<Self>) -> bool {
-        server.sql_in("mysql", "SELECT 1").is_ok()
+        UnixStream::connect(socket(server)).is_ok() && server.sql_in("mysql", "SELECT 1").is_ok()
     }
 }
 
@@ -120,10 +122,14 @@ impl Dbms for MySql {
     const SCHEME: &str = "mysql";
     const ADMIN: &str = "root";
 
-    fn start_master(self, folder: &Path) -> Server<Self> {
+    fn make_template(self, folder: &Path) {
         fs::write(folder.join("my.cnf"), self.software.settings).unwrap();
         (self.software.install)(folder);
-        let master = Server::launch(self, copy_fresh(folder, "master"));
+    }
+
+    fn start_master(self, folder: &Path) -> Server<Self> {
+        fs::write(folder.join("my.cnf"), self.software.settings).unwrap();
+        let master = Server::launch(self, copy_template::<Self>(folder, "master"));
         let create = "
             CREATE USER replication IDENTIFIED BY 'secret';
             GRANT REPLICATION SLAVE ON *.* TO replication;
@@ -137,7 +143,7 @@ impl Dbms for MySql {
 
     fn start_slave(master: &Server<Self>, number: usize) -> Server<Self> {
         let kind = Self { server_id: number + 1, ..*master.program() };
-        let slave = Server::launch(kind, copy_fresh(master.folder(), &format!("slave{number}")));
+        let slave = Server::launch(kind, copy_template::<Self>(master.folder(), &format!("slave{number}")));
         slave.sql_in("mysql", &(kind.software.replicate)(master.port())).unwrap();
         slave
     }
@@ -145,7 +151,7 @@ impl Dbms for MySql {
     fn start_slave_at(master: &Server<Self>, address: Ipv4Addr) -> Server<Self> {
         let last = address.octets()[3];
         let kind = Self { server_id: last.into(), address, ..*master.program() };
-        let data = copy_fresh(master.folder(), &format!("slave-at-{last}"));
+        let data = copy_template::<Self>(master.folder(), &format!("slave-at-{last}"));
         let slave = Server::launch_on(master.port(), kind, data);
         slave.sql_in("mysql", &(kind.software.replicate)(master.port())).unwrap();
         slave
@@ -185,22 +191,24 @@ impl Dbms for MySql {
     }
 
     fn sql_as(server: &Server<Self>, role: &str, database: &str, sql: &str) -> Result<String, String> {
-        let mut client = server_program::<Self>(&["/usr/bin".into()], server.program().software.client);
-        client.args(["--no-defaults", "--default-character-set=utf8mb4"]).arg(format!("--user={role}"));
-        // Root has none.
-        if role != Self::ADMIN {
-            client.env("MYSQL_PWD", "secret");
+        let client = || {
+            let mut client = server_program::<Self>(&["/usr/bin".into()], server.program().software.client);
+            client.args(["--no-defaults", "--default-character-set=utf8mb4"]).arg(format!("--user={role}"));
+            // Root has none.
+            if role != Self::ADMIN {
+                client.env("MYSQL_PWD", "secret");
+            }
+            // A frozen server takes the connection and then says nothing.
+            client.args(["--connect-timeout=10", "--batch", "--raw", "--skip-column-names", "--unbuffered"]);
+            client.arg(server.program().software.without_tls);
+            client.arg(option("socket", &socket(server)));
+            client.args(["-D", database]);
+            client
+        };
+        match role == Self::ADMIN && is_question(sql) {
+            true => server.sessions.ask(database, sql, client),
+            false => output(client().args(["-e", sql])),
         }
-        // A frozen server takes the connection and then says nothing.
-        client.args([
-            "--connect-timeout=10",
-            "--batch",
-            "--raw",
-            "--skip-column-names",
-            server.program().software.without_tls,
-        ]);
-        client.arg(option("socket", &socket(server)));
-        output(client.args(["-D", database, "-e", sql]))
     }
 }
 
@@ -241,14 +249,6 @@ impl Server<MySql> {
         fs::write(&file, fs::read_to_string(&file).unwrap() + setting + "\n").unwrap();
         self.start();
     }
-}
-
-/// On which a server starts.
-fn copy_fresh(folder: &Path, name: &str) -> PathBuf {
-    let mut copy = system_program("cp");
-    as_user(&mut copy, MySql::USER, folder);
-    output(copy.args(["-R", "fresh", name])).unwrap();
-    folder.join(name)
 }
 
 /// With the settings in the folder.

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::process::{self, as_user, output, server_program, system_program, wait_for};
+use crate::process::{self, as_user, copy_template, output, server_program, system_program, wait_for};
 use crate::server::{Program, Server};
 use crate::servers::{Dbms, Replay, Servers};
+use crate::session::is_question;
 
 const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
@@ -51,7 +53,8 @@ impl Program for Postgres {
     }
 
     fn answers(server: &Server<Self>) -> bool {
-        output(&mut client(server, "pg_isready")).is_ok()
+        let socket = server.folder().join(format!(".s.PGSQL.{}", server.port()));
+        UnixStream::connect(socket).is_ok() && output(&mut client(server, "pg_isready")).is_ok()
     }
 
     /// The segment by which it would notice another server with its data:
@@ -72,36 +75,44 @@ impl Dbms for Postgres {
     const SCHEME: &str = "postgres";
     const ADMIN: &str = "postgres";
 
-    fn start_master(self, folder: &Path) -> Server<Self> {
-        let data = folder.join("master");
+    fn make_template(self, folder: &Path) {
+        let data = folder.join("data");
         let mut initdb = program("initdb");
         initdb.args(["--no-sync", "--username=postgres", "--wal-segsize=1"]);
         initdb.args(["--auth-local=trust", "--auth-host=scram-sha-256"]);
         initdb.args(["--encoding=UTF8", "--locale=C"]);
         as_user(&mut initdb, Self::USER, folder);
         output(initdb.arg("-D").arg(&data)).unwrap();
-        let config = data.join("postgresql.conf");
-        fs::write(&config, fs::read_to_string(&config).unwrap() + SETTINGS).unwrap();
+        append(&data.join("postgresql.conf"), SETTINGS);
 
-        let master = Server::launch(Self, data);
+        let server = Server::launch(self, data);
         for sql in [
             "ALTER ROLE postgres PASSWORD 'secret'",
             "CREATE ROLE app LOGIN PASSWORD 'secret'",
             "CREATE DATABASE app OWNER app",
         ] {
-            master.sql_in("postgres", sql).unwrap();
+            server.sql_in("postgres", sql).unwrap();
         }
-        master
+        // Its data is a base backup now.
+        server.stop();
+    }
+
+    fn start_master(self, folder: &Path) -> Server<Self> {
+        Server::launch(self, copy_template::<Self>(folder, "master"))
     }
 
     fn start_slave(master: &Server<Self>, number: usize) -> Server<Self> {
         let name = format!("slave{number}");
-        let data = master.folder().join(&name);
-        let mut copy = client(master, "pg_basebackup");
+        let data = copy_template::<Self>(master.folder(), &name);
         // With a slot, WAL is kept for a slave that is away.
-        copy.args(["-R", "-c", "fast", "--no-sync", "-C", "-S", &name]);
-        as_user(&mut copy, Self::USER, master.folder());
-        output(copy.arg("-D").arg(&data)).unwrap();
+        let slot = format!("SELECT pg_create_physical_replication_slot('{name}', true)");
+        master.sql_in("postgres", &slot).unwrap();
+        let (host, port) = (master.folder().display(), master.port());
+        let source = format!(
+            "primary_conninfo = 'host={host} port={port} user=postgres'\nprimary_slot_name = '{name}'\n"
+        );
+        append(&data.join("postgresql.auto.conf"), &source);
+        fs::write(data.join("standby.signal"), "").unwrap();
         Server::launch(Self, data)
     }
 
@@ -116,9 +127,7 @@ impl Dbms for Postgres {
         copy.args(["-R", "-c", "fast", "--no-sync", "-C", "-S", &slot]);
         as_user(&mut copy, Postgres::USER, &folder);
         output(copy.arg("-D").arg(&data)).unwrap();
-        let config = data.join("postgresql.conf");
-        let listen = format!("\nlisten_addresses = '{address}'\n");
-        fs::write(&config, fs::read_to_string(&config).unwrap() + &listen).unwrap();
+        append(&data.join("postgresql.conf"), &format!("\nlisten_addresses = '{address}'\n"));
         Server::launch_on(master.port(), Self, data)
     }
 
@@ -163,11 +172,22 @@ impl Dbms for Postgres {
     }
 
     fn sql_as(server: &Server<Self>, role: &str, database: &str, sql: &str) -> Result<String, String> {
-        let mut psql = client(server, "psql");
-        // A frozen server takes the connection and then says nothing.
-        psql.env("PGUSER", role).env("PGCONNECT_TIMEOUT", "10").args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
-        output(psql.args(["-d", database, "-c", sql]))
+        let psql = || {
+            let mut psql = client(server, "psql");
+            // A frozen server takes the connection and then says nothing.
+            psql.env("PGUSER", role).env("PGCONNECT_TIMEOUT", "10").args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
+            psql.args(["-d", database]);
+            psql
+        };
+        match role == Self::ADMIN && is_question(sql) {
+            true => server.sessions.ask(database, sql, psql),
+            false => output(psql().args(["-c", sql])),
+        }
     }
+}
+
+fn append(file: &Path, text: &str) {
+    fs::write(file, fs::read_to_string(file).unwrap() + text).unwrap();
 }
 
 /// A client program on the Unix socket, which trusts whoever can reach it.

@@ -15,7 +15,7 @@ use crate::guard;
 use crate::server::Program;
 
 /// How long tests wait for what servers do, before they panic.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The folder that the environment variable `LAB_SERVERS` names: it is laid out like `/`, and server programs are
 /// taken from there and from nowhere else.
@@ -109,8 +109,8 @@ pub fn output(command: &mut Command) -> Result<String, String> {
 
 /// For the data of a kind of server, whose user owns it. Whatever ends this process, it is removed.
 pub fn temporary_folder<P: Program>() -> TempDir {
-    // Without `ps` no server could be ended: fail before there is one.
-    processes();
+    // Without `ps` no server could be ended by the guard: fail before there is one.
+    system_program("ps");
     let prefix = format!("{}-", P::NAME.to_lowercase());
     let folder = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
     if let Some((uid, gid)) = ids(P::USER) {
@@ -120,6 +120,15 @@ pub fn temporary_folder<P: Program>() -> TempDir {
     folder
 }
 
+/// Data for a server of this kind, from the template in its folder.
+pub(crate) fn copy_template<P: Program>(folder: &Path, name: &str) -> PathBuf {
+    let mut copy = system_program("cp");
+    as_user(&mut copy, P::USER, folder);
+    // What the link leads to.
+    output(copy.args(["-R", "template/.", name])).unwrap();
+    folder.join(name)
+}
+
 /// Removes it before its owner is dropped, which statics never are.
 pub(crate) fn remove(folder: &TempDir) {
     let _ = fs::remove_dir_all(folder.path());
@@ -127,6 +136,24 @@ pub(crate) fn remove(folder: &TempDir) {
 
 /// Process id, parent and state of everything that runs on this machine.
 fn processes() -> Vec<(i32, i32, char)> {
+    if cfg!(target_os = "linux") { listed_by_linux() } else { listed_by_ps() }
+}
+
+/// <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>: the name is in parentheses, and may have some in it.
+fn listed_by_linux() -> Vec<(i32, i32, char)> {
+    let process = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // One that has ended meanwhile has none.
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = words.next()?.chars().next()?;
+        Some((pid, words.next()?.parse().ok()?, state))
+    };
+    let entries = fs::read_dir("/proc").expect("the processes of this machine");
+    entries.flatten().filter_map(process).collect()
+}
+
+fn listed_by_ps() -> Vec<(i32, i32, char)> {
     let list = output(system_program("ps").args(["-A", "-o", "pid=", "-o", "ppid=", "-o", "stat="]));
     let process = |line: &str| {
         let mut words = line.split_whitespace();

@@ -14,6 +14,7 @@ use std::{fmt::Debug, mem};
 use crate::guard;
 pub use crate::process::{PATIENCE, as_user, output, server_program, temporary_folder, wait_for};
 use crate::process::{family, lock, send, wait_for_state, within};
+use crate::session::Sessions;
 
 /// What one kind of server has of its own.
 pub trait Program: Debug + Sized + Send + Sync + 'static {
@@ -49,6 +50,7 @@ pub struct Server<P: Program> {
     data: PathBuf,
     port: u16,
     child: Mutex<Option<Child>>,
+    pub(crate) sessions: Sessions,
 }
 
 impl<P: Program> Server<P> {
@@ -59,7 +61,8 @@ impl<P: Program> Server<P> {
     ///
     /// If it does not start, with the end of its log.
     pub fn launch(program: P, data: PathBuf) -> Self {
-        let mut server = Self { program, data, port: 0, child: Mutex::new(None) };
+        let mut server =
+            Self { program, data, port: 0, child: Mutex::new(None), sessions: Sessions::default() };
         for _ in 0..5 {
             server.port = free_port();
             match server.try_start() {
@@ -73,7 +76,7 @@ impl<P: Program> Server<P> {
 
     /// As [`launch`](Self::launch), on a port that is known to be free at its address.
     pub fn launch_on(port: u16, program: P, data: PathBuf) -> Self {
-        let server = Self { program, data, port, child: Mutex::new(None) };
+        let server = Self { program, data, port, child: Mutex::new(None), sessions: Sessions::default() };
         server.try_start().unwrap_or_else(|log| panic!("{} does not start:\n{log}", P::NAME));
         server
     }
@@ -120,6 +123,7 @@ impl<P: Program> Server<P> {
 
     /// A shutdown that does not wait for clients.
     pub fn stop(&self) {
+        self.sessions.end();
         send(&[self.pid()], P::STOP);
         wait_for("end of the stopped server", || self.has_ended());
     }
@@ -128,7 +132,7 @@ impl<P: Program> Server<P> {
     ///
     /// # Panics
     ///
-    /// If it runs, or does not start within 20 s.
+    /// If it runs, or does not start within a minute.
     pub fn start(&self) {
         wait_for("port of the stopped server", || match self.try_start() {
             Err(log) if log.contains(P::PORT_TAKEN) => false,
@@ -155,6 +159,7 @@ impl<P: Program> Server<P> {
 
     /// SIGSTOP to every process of the server: connections stay open and nothing answers.
     pub fn freeze(&self) {
+        self.sessions.end();
         let parent = self.pid();
         // First, so that it forks no more.
         send(&[parent], libc::SIGSTOP);
@@ -187,6 +192,7 @@ impl<P: Program> Server<P> {
 
     /// Whatever state the server is in.
     pub(crate) fn end(&self) {
+        self.sessions.end();
         if !self.has_ended() {
             self.thaw();
             send(&[self.pid()], P::END);

@@ -2,19 +2,17 @@
 
 use std::any::Any;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::process::{lock, remove, wait_for, within};
 use crate::server::{Program, Server, at_exit, temporary_folder};
-
-/// How long a test waits for its turn at most.
-const LONGEST_TEST: Duration = Duration::from_secs(600);
 
 /// What one kind of database server has of its own.
 ///
@@ -26,7 +24,10 @@ pub trait Dbms: Program + Copy + Default + PartialEq {
     /// The role that may do everything.
     const ADMIN: &str;
 
-    /// With both roles, and the database `app`.
+    /// Makes the data that servers of one system start on, in `data` below this folder.
+    fn make_template(self, folder: &Path);
+
+    /// With both roles, and the database `app`, on a copy of the `template` in this folder.
     fn start_master(self, folder: &Path) -> Server<Self>;
 
     /// The `number`th, from 1.
@@ -181,22 +182,35 @@ pub struct Servers<D: Dbms> {
     /// They replicate it.
     pub slaves: Vec<Server<D>>,
     // After the servers, which are dropped first and live in it.
-    folder: TempDir,
-    turn: Turn,
-    /// Not for other tests any more.
-    spent: AtomicBool,
+    pub(crate) folder: TempDir,
     /// Told to replay late.
     is_late: AtomicBool,
 }
 
 impl<D: Dbms> Servers<D> {
-    /// Starts them, in a second or two.
+    /// Starts them, in a second or less. All that a process starts in this way are of one system, as PostgreSQL calls what
+    /// descends from one `initdb`.
     ///
     /// # Panics
     ///
     /// If programs are missing, with what to install; if they do not start, with their log.
     pub fn start(kind: D, slaves: usize) -> Self {
+        Self::start_from(template(kind), kind, slaves)
+    }
+
+    /// As [`start`](Self::start), and they are of a system of their own.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_another_system(kind: D, slaves: usize) -> Self {
+        let template = new_template(kind);
+        Self::start_from(template.path(), kind, slaves)
+    }
+
+    fn start_from(template: &Path, kind: D, slaves: usize) -> Self {
         let folder = temporary_folder::<D>();
+        symlink(template.join("data"), folder.path().join("template")).unwrap();
         let master = kind.start_master(folder.path());
         let slaves = thread::scope(|scope| {
             let master = &master;
@@ -205,55 +219,14 @@ impl<D: Dbms> Servers<D> {
             let joined = threads.into_iter().map(|thread| thread.join().unwrap());
             joined.collect::<Vec<_>>()
         });
-        let servers = Self {
-            master,
-            slaves,
-            folder,
-            turn: Turn::default(),
-            spent: false.into(),
-            is_late: false.into(),
-        };
+        let servers = Self { master, slaves, folder, is_late: false.into() };
         wait_for("replicating slaves", || D::is_replicating(&servers));
-        servers
-    }
-
-    /// Those that the tests of this process share, two slaves, and the right to use them alone: replay stops, and
-    /// servers fail, for all databases of a server.
-    pub(crate) fn shared(kind: D) -> (&'static Self, Taken) {
-        loop {
-            let servers = Self::leaked(kind);
-            let turn = servers.turn.take();
-            if !servers.spent.load(Ordering::Acquire) && servers.mend() {
-                return (servers, turn);
-            }
-            // They are somebody's until the process ends, but nobody else's any more.
-            servers.spent.store(true, Ordering::Release);
-        }
-    }
-
-    fn leaked(kind: D) -> &'static Self {
-        // Of every kind: it is the same for all `D`.
-        static SHARED: Mutex<Vec<&'static (dyn Any + Send + Sync)>> = Mutex::new(Vec::new());
-
-        let mut shared = lock(&SHARED);
-        let mut all = shared.iter().filter_map(|servers| servers.downcast_ref::<Self>());
-        let serves =
-            |servers: &&Self| *servers.master.program() == kind && !servers.spent.load(Ordering::Acquire);
-        if let Some(servers) = all.find(serves) {
-            return servers;
-        }
-        let servers: &Self = Box::leak(Box::new(Self::start(kind, 2)));
-        shared.push(servers);
-        at_exit(|| {
-            servers.all().for_each(Server::end);
-            remove(&servers.folder);
-        });
         servers
     }
 
     /// Takes back what a test did, which may have ended by a panic. Whether they can be used again: a slave that was
     /// promoted is none any more.
-    fn mend(&self) -> bool {
+    pub(crate) fn mend(&self) -> bool {
         for server in self.all() {
             match server.has_ended() {
                 true => server.start(),
@@ -264,7 +237,7 @@ impl<D: Dbms> Servers<D> {
             true => self.replay(Replay::default()),
             false => self.slaves.iter().try_for_each(D::resume_replay),
         };
-        mended.is_ok() && within(Duration::from_secs(5), || D::is_replicating(self))
+        mended.is_ok() && within(Duration::from_secs(10), || D::is_replicating(self))
     }
 
     /// How all slaves replay from now on.
@@ -286,7 +259,7 @@ impl<D: Dbms> Servers<D> {
     ///
     /// # Panics
     ///
-    /// If that takes longer than 20 s, as when replay is paused.
+    /// If that takes longer than a minute, as when replay is paused.
     #[track_caller]
     pub fn wait_caught_up(&self) {
         let position = D::position(&self.master);
@@ -305,43 +278,26 @@ impl<D: Dbms> Servers<D> {
     }
 }
 
-/// A lock that any thread may give back: a lab goes where its test goes.
-#[derive(Debug, Default)]
-struct Turn {
-    holder: Mutex<Option<Thread>>,
-    given_back: Condvar,
+fn new_template<D: Dbms>(kind: D) -> TempDir {
+    let folder = temporary_folder::<D>();
+    kind.make_template(folder.path());
+    folder
 }
 
-/// Given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Taken(&'static Turn);
+/// The folder of the template that all servers of this kind start from in this process.
+fn template<D: Dbms>(kind: D) -> &'static Path {
+    /// A kind, and its template.
+    type Template = (&'static (dyn Any + Send + Sync), &'static TempDir);
 
-impl Turn {
-    /// The thread of a test has its name.
-    #[track_caller]
-    fn take(&'static self) -> Taken {
-        let me = thread::current();
-        let is_taken = |holder: &mut Option<Thread>| {
-            // Nothing would ever end this wait.
-            assert!(
-                holder.as_ref().is_none_or(|holder| holder.id() != me.id()),
-                "this test has a lab on these servers: `lab.beside()` is another one, and dropping it gives them back",
-            );
-            holder.is_some()
-        };
-        let waited = self.given_back.wait_timeout_while(lock(&self.holder), LONGEST_TEST, is_taken);
-        let (mut holder, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if let Some(holder) = &*holder {
-            panic!("a lab has been held for {LONGEST_TEST:?}, by {:?}", holder.name());
-        }
-        *holder = Some(me);
-        Taken(self)
-    }
-}
+    static TEMPLATES: Mutex<Vec<Template>> = Mutex::new(Vec::new());
 
-impl Drop for Taken {
-    fn drop(&mut self) {
-        *lock(&self.0.holder) = None;
-        self.0.given_back.notify_one();
+    // Whoever comes meanwhile wants it, too.
+    let mut templates = lock(&TEMPLATES);
+    if let Some((_, template)) = templates.iter().find(|(of, _)| of.downcast_ref() == Some(&kind)) {
+        return template.path();
     }
+    let template: &TempDir = Box::leak(Box::new(new_template(kind)));
+    at_exit(|| remove(template));
+    templates.push((Box::leak(Box::new(kind)), template));
+    template.path()
 }

@@ -115,50 +115,6 @@ fn lag_is_what_it_says(lab: &Lab<impl Deployment>, client: impl Fn() -> blocking
     assert_eq!(served_by(&stranger.get("/nothing").dispatch()), []);
 }
 
-fn ports(servers: &Servers<impl Dbms>) -> Vec<u16> {
-    servers.all().map(|server| server.port()).collect()
-}
-
-/// Whatever a test has done, the next one finds servers that work.
-fn the_next_test_finds_them_mended<D: Dbms>(lab: impl Fn() -> Lab<OnServers<D>>) {
-    let faults: [fn(&Lab<OnServers<D>>); 5] = [
-        |lab| lab.slave(1).kill(),
-        |lab| lab.master().freeze(),
-        |lab| lab.master().stop(),
-        |lab| lab.pause(),
-        |lab| lab.lag(Duration::from_secs(3600)),
-    ];
-    for (number, fault) in faults.into_iter().enumerate() {
-        let broken = lab();
-        let before = ports(broken.servers());
-        fault(&broken);
-        drop(broken);
-        let mended = lab();
-        assert_eq!(ports(mended.servers()), before, "fault {number}");
-        mended.sql("CREATE TABLE notes (id INTEGER)");
-        mended.blocking_catch_up();
-    }
-
-    let broken = lab();
-    let before = ports(broken.servers());
-    broken.slave(2).promote().unwrap();
-    drop(broken);
-    let others = lab();
-    assert_ne!(ports(others.servers()), before, "a promoted slave is no slave any more");
-    others.sql("CREATE TABLE notes (id INTEGER)");
-    others.blocking_catch_up();
-}
-
-#[test]
-fn postgresql_servers_are_mended() {
-    the_next_test_finds_them_mended(Lab::postgres);
-}
-
-#[test]
-fn mysql_servers_are_mended() {
-    the_next_test_finds_them_mended(|| Lab::shared(MySql::default()));
-}
-
 #[test]
 fn those_who_want_mysql_do_not_get_mariadb() {
     assert!(MySql::mariadb() != MySql::oracle() && MySql::mariadb().is_mariadb());
@@ -231,4 +187,74 @@ fn an_assertion_that_fails_says_who_served() {
 fn a_second_lab_of_one_test_does_not_wait_for_the_first() {
     let _lab = Lab::postgres();
     Lab::postgres();
+}
+
+fn ports(servers: &Servers<impl Dbms>) -> Vec<u16> {
+    servers.all().map(|server| server.port()).collect()
+}
+
+#[test]
+fn tests_at_the_same_time_have_servers_of_their_own() {
+    let lab = Lab::postgres();
+    let theirs = std::thread::spawn(|| ports(Lab::postgres().servers())).join().unwrap();
+    assert!(ports(lab.servers()).iter().all(|port| !theirs.contains(port)), "{theirs:?}");
+}
+
+/// The client of a server is kept from one question to the next, and nobody need know.
+fn sessions_are_replaced<D: Dbms>(
+    lab: Lab<OnServers<D>>,
+    identify: &str,
+    end: fn(&str) -> String,
+    [set, show]: [&str; 2],
+) {
+    let server = lab.master();
+    let first = server.sql(identify);
+    assert_eq!(server.sql(identify), first, "it is kept");
+    let error = server.try_sql("SELECT nothing FROM nowhere").unwrap_err();
+    assert!(error.contains("nowhere"), "{error}");
+    let second = server.sql(identify);
+    assert_ne!(second, first, "an error ends it");
+    server.sql(&end(&second));
+    assert_ne!(server.sql(identify), second, "a lost one is replaced");
+    // What changes its session has one of its own.
+    let before = server.sql(identify);
+    server.sql(set);
+    assert_eq!(server.sql(identify), before);
+    assert!(!server.sql(show).contains("changed"));
+    lab.slave(1).kill();
+    lab.slave(1).start();
+    assert_eq!(lab.slave(1).sql("SELECT 1 + 1"), "2", "one of an earlier process is not asked");
+}
+
+#[test]
+fn sessions_on_postgresql_are_replaced() {
+    let end = |id: &str| format!("SELECT pg_terminate_backend({id}, 10000)");
+    sessions_are_replaced(
+        Lab::postgres(),
+        "SELECT pg_backend_pid()",
+        end,
+        ["SET search_path = changed", "SHOW search_path"],
+    );
+}
+
+#[test]
+fn sessions_on_mysql_are_replaced() {
+    let end = |id: &str| format!("KILL {id}");
+    sessions_are_replaced(
+        Lab::shared(MySql::default()),
+        "SELECT CONNECTION_ID()",
+        end,
+        ["SET @it = 'changed'", "SELECT @it"],
+    );
+}
+
+#[test]
+fn only_another_system_is_another_system() {
+    const SYSTEM: &str = "SELECT system_identifier FROM pg_control_system()";
+
+    let [one, two] = [(); 2].map(|()| Servers::start(Postgres, 0).master.sql(SYSTEM));
+    let other = Servers::start_another_system(Postgres, 1);
+    assert_eq!(one, two);
+    assert_ne!(other.master.sql(SYSTEM), one);
+    assert_eq!(other.slaves[0].sql(SYSTEM), other.master.sql(SYSTEM));
 }

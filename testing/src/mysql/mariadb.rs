@@ -58,7 +58,7 @@ gtid_strict_mode = on
 
 fn install(folder: &Path) {
     let mut install = program("mariadb-install-db", folder);
-    install.arg(option("datadir", &folder.join("fresh")));
+    install.arg(option("datadir", &folder.join("data")));
     install.args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
     // Older ones log what they install, and slaves would do it again.
     install.arg("--skip-log-bin");

@@ -76,7 +76,7 @@ fn install(folder: &Path) {
     // Where MariaDB is installed, it often goes by this name as well.
     assert!(!version.contains("MariaDB"), "`mysqld` is MariaDB's: {}", MySql::INSTALL);
     let mut install = program("mysqld", folder);
-    let data = folder.join("fresh");
+    let data = folder.join("data");
     install.arg(option("datadir", &data)).arg("--initialize-insecure");
     as_user(&mut install, MySql::USER, folder);
     output(&mut install).unwrap();
