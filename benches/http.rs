@@ -3,8 +3,6 @@
 //! A real PostgreSQL pair; one server at a time under `wrk`, each for a second in turn, so that what else the machine
 //! does falls on all alike. Prints the tables of `docs/benchmarks.md`.
 
-mod spread;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;

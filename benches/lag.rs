@@ -4,9 +4,6 @@
 //! mode; clients that read at once, as by following a redirect, and again and again until they have all
 //! but left. Prints the tables of `docs/benchmarks.md` and draws `docs/lag.svg`.
 
-#[path = "../tests/program/mod.rs"]
-mod program;
-
 use std::error::Error;
 use std::path::Path;
 use std::process::Child;
@@ -19,9 +16,9 @@ use rocket::tokio;
 use rocket::tokio::time::{sleep, sleep_until};
 use serde::Deserialize;
 
-use program::Website;
 use rocket_replicated_testing::postgres::{Postgres, client};
 use rocket_replicated_testing::{Server, Servers};
+use support::program::{Website, repository};
 
 const CLIENTS: usize = 16;
 
@@ -260,8 +257,9 @@ async fn launch(cluster: &Servers<Postgres>, keys: &str) -> Website {
     let slaves: Vec<_> = cluster.slaves.iter().map(|slave| format!("\"{}\"", slave.url())).collect();
     let (master, slaves) = (cluster.master.url(), slaves.join(","));
     let section = format!("{{replicated={{url=\"{master}\",slaves=[{slaves}],{keys}}}}}");
-    let environment = [("REGISTERS", "postgres"), ("ROCKET_LOG_LEVEL", "critical")];
-    Website::launch_with("registers", "Rocket.toml", &section, &environment).await
+    let environment =
+        [("ROCKET_DATABASES", &*section), ("REGISTERS", "postgres"), ("ROCKET_LOG_LEVEL", "critical")];
+    Website::launch("registers", "Rocket.toml", &environment).await
 }
 
 async fn measure(url: &str, lasts: Duration) -> Measured {
@@ -316,8 +314,8 @@ fn draw(measured: &[[Measured; 3]]) -> Result<(), Box<dyn Error>> {
     // Readable on white and on black.
     const GREY: RGBColor = RGBColor(128, 128, 128);
 
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/lag.svg");
-    let area = SVGBackend::new(path, (760, 360)).into_drawing_area();
+    let path = repository().join("docs/lag.svg");
+    let area = SVGBackend::new(&path, (760, 360)).into_drawing_area();
     let (left, right) = area.split_horizontally(380);
     let is_slave: fn(&Read) -> bool = |read| read.by_slave;
     for (area, caption, counts) in

@@ -1,6 +1,6 @@
 //! What replication adds to a request: choosing a server, signing and reading a pin.
 //!
-//! `cargo bench --features sqlite`
+//! `cargo bench -p rocket_replicated_benches --bench overhead`
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use rocket::figment::providers::Serialized;

@@ -4,8 +4,6 @@
 //! interleaved, so that what else the machine does falls on all alike. Prints the table of
 //! `docs/benchmarks.md`.
 
-mod spread;
-
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 

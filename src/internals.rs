@@ -16,6 +16,9 @@ pub use process::{Instance, LetDown, Pin, Process, Route, Term, instance};
 
 /// Manage a `Resolver` of your own to have names looked up by it.
 pub use crate::cluster::{Resolve, Resolver};
+
+/// Manage one of your own to have replies wait longer for a position, as on a machine that has much else to do.
+pub use crate::cluster::PositionBudget;
 pub use crate::position::Position;
 
 /// Chooses a node as the first query of a request does.

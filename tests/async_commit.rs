@@ -1,9 +1,5 @@
 //! A commit that does not wait for the disk is waited for all the same by whoever reads what it wrote.
 
-#![cfg(feature = "postgres")]
-
-mod support;
-
 use rocket::local::asynchronous::Client;
 use rocket_replicated::postgres::Replicated;
 

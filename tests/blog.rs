@@ -1,11 +1,6 @@
 //! The blog example, as its clients meet it: the built program, over HTTP, on servers whose slaves have
 //! stopped to replay.
 
-#![cfg(feature = "postgres")]
-
-mod program;
-mod support;
-
 use std::time::Instant;
 
 use reqwest::header::{AUTHORIZATION, CACHE_CONTROL, LOCATION, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
@@ -13,9 +8,9 @@ use reqwest::{Client, Method, Response, StatusCode};
 use rocket::tokio::time::sleep;
 use serde_json::{Value, json};
 
-use program::{DEADLINE, PAUSE, Website};
 use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::{Lab, OnServers};
+use support::program::{DEADLINE, PAUSE, Website};
 
 /// What the migrations give to Ada.
 const TOKEN: &str = "ada-s-token";
@@ -41,7 +36,8 @@ impl Blog {
             )
         };
         let databases = format!("{{{},{}}}", section("blog", &posts), section("stats", &stats));
-        let website = Website::launch("blog", "examples/blog/Rocket.toml", &databases).await;
+        let website =
+            Website::launch("blog", "examples/blog/Rocket.toml", &[("ROCKET_DATABASES", &databases)]).await;
         posts.pause();
         Self { website, posts, _stats: stats }
     }

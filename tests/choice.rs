@@ -1,14 +1,12 @@
 //! The rows of the choice table, through a whole application.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::http::Cookie;
     use rocket::local::blocking::Client;
     use rocket::{Build, Rocket, get, options, post, routes};
     use rocket_replicated::{Error, ReadShare, ReadsDatabase, Role};
 
-    use crate::support::{pin_of, rocket_over};
+    use support::{pin_of, rocket_over};
 
     async fn choice(db: ReplicatedDb) -> Result<String, Error> {
         assert_eq!(db.choice(), None, "chosen at the first query");
@@ -109,7 +107,7 @@ support::on_every_database! {
         let lab = Lab::new();
         let client = Client::untracked(app(lab.section()).mount("/", routes![many])).unwrap();
         let mut seen = std::collections::BTreeSet::new();
-        crate::support::eventually("both slaves", || {
+        support::blocking_eventually("both slaves", || {
             seen.insert(client.get("/many").dispatch().into_string().unwrap());
             (seen.len() == 2).then_some(())
         });
@@ -197,7 +195,7 @@ support::on_every_database! {
         assert_eq!(choices(&client, "/node", 100), before);
 
         // Where no client is known, load decides.
-        crate::support::eventually("both slaves", || {
+        support::blocking_eventually("both slaves", || {
             let mut seen: Vec<_> =
                 (0..10).map(|_| client.get("/node").dispatch().into_string().unwrap()).collect();
             seen.sort();
@@ -226,7 +224,7 @@ support::on_every_database! {
         // One that does not get rid of its queries gets no more of them.
         let [slow, mut quick] = held;
         quick.clear();
-        crate::support::eventually("a quick slave at rest", || {
+        support::blocking_eventually("a quick slave at rest", || {
             let status = cluster.status();
             let slave = status.iter().find(|node| node.name == "slave-2").unwrap();
             (slave.busy == 0).then_some(())

@@ -1,10 +1,5 @@
 //! The cluster to try things on, as its users type: the built program, on its standard input and output.
 
-#![cfg(any(feature = "mysql", feature = "postgres"))]
-
-mod program;
-mod support;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -17,8 +12,8 @@ use std::{fs, thread};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use program::{DEADLINE, PAUSE};
-use support::eventually;
+use support::blocking_eventually;
+use support::program::{self, DEADLINE, PAUSE};
 
 /// What the servers of one kind are called.
 struct Kind {
@@ -144,10 +139,10 @@ impl<'a> Play<'a> {
         let servers = self.servers();
         assert!(!servers.is_empty(), "nothing runs");
         tell(&mut self);
-        let status = eventually("its end", || self.program.try_wait().unwrap());
+        let status = blocking_eventually("its end", || self.program.try_wait().unwrap());
         assert!(status.success(), "{status}");
         // One of them waits for that end, and looks once more.
-        eventually("the end of its servers", || {
+        blocking_eventually("the end of its servers", || {
             let mut left = processes();
             left.retain(|(pid, _, state)| servers.contains(pid) && *state != 'Z');
             left.is_empty().then_some(())
@@ -206,7 +201,7 @@ fn it_prints_the_same_for_file_and_environment(kind: &Kind) {
     assert_eq!(databases, json!({ "blog": section("blog"), "stats": section("stats") }));
 
     // As Rocket parses variables.
-    let variable: figment::value::Value = play.variable.parse().unwrap();
+    let variable: rocket::figment::value::Value = play.variable.parse().unwrap();
     assert_eq!(variable.deserialize::<Value>().unwrap(), databases);
     play.end(|play| drop(play.program.stdin.take()));
 }
@@ -221,16 +216,16 @@ fn nodes_fail_and_come_back(kind: &Kind) {
         assert!(!answers(port) && TcpStream::connect(("127.0.0.1", port)).is_ok());
         assert_eq!(play.complaint(&format!("start {node}")), format!("{node} is frozen"));
         assert!(play.after(&format!("thaw {node}")).contains(&line("running")));
-        eventually("its answer", || answers(port).then_some(()));
+        blocking_eventually("its answer", || answers(port).then_some(()));
 
         assert!(play.after(&format!("kill {node}")).contains(&line("killed")));
         assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
         assert_eq!(play.complaint(&format!("thaw {node}")), format!("{node} is killed"));
         assert!(play.after(&format!("start {node}")).contains(&line("running")));
-        eventually("its answer", || answers(port).then_some(()));
+        blocking_eventually("its answer", || answers(port).then_some(()));
         assert_eq!(play.complaint(&format!("start {node}")), format!("{node} is running"));
     }
-    eventually("slaves that replicate again", || {
+    blocking_eventually("slaves that replicate again", || {
         (play.after("status").matches("up to date").count() == 2).then_some(())
     });
 
@@ -252,7 +247,7 @@ fn a_signal_at_the_start_leaves_nothing_behind(kind: &Kind) {
     for signal in [libc::SIGTERM, libc::SIGHUP] {
         let play = Play::spawn(kind, &[]);
         // The data of the first slave, which comes after a running master.
-        eventually("half a cluster", || {
+        blocking_eventually("half a cluster", || {
             let mut clusters = fs::read_dir(&play.folder).unwrap().flatten();
             clusters.any(|cluster| cluster.path().join("slave1").exists()).then_some(())
         });
@@ -261,8 +256,7 @@ fn a_signal_at_the_start_leaves_nothing_behind(kind: &Kind) {
 }
 
 macro_rules! on {
-    ($kind:literal $feature:literal $module:ident) => {
-        #[cfg(feature = $feature)]
+    ($kind:literal $module:ident) => {
         mod $module {
             use std::sync::Mutex;
             use std::time::{Duration, Instant};
@@ -273,7 +267,7 @@ macro_rules! on {
             use rocket_replicated::$module::{Replicated, ReplicatedDb};
 
             use super::{Kind, Play};
-            use crate::support::{eventually, rocket};
+            use support::{blocking_eventually, rocket};
 
             static KIND: Kind = Kind { name: $kind, scheme: stringify!($module), turn: Mutex::new(()) };
 
@@ -324,7 +318,7 @@ macro_rules! on {
                 }
 
                 fn eventually_reads(&self, expected: &str) {
-                    eventually(expected, || self.read().starts_with(expected).then_some(()));
+                    blocking_eventually(expected, || self.read().starts_with(expected).then_some(()));
                 }
             }
 
@@ -367,7 +361,7 @@ macro_rules! on {
                 assert!(status.ends_with("\nlag 2 s"), "{status}");
                 let mut notes = 3;
                 // A slave may hear of it a little later.
-                eventually("a note that is 2 s late", || {
+                blocking_eventually("a note that is 2 s late", || {
                     let written = Instant::now();
                     app.write();
                     notes += 1;
@@ -380,8 +374,8 @@ macro_rules! on {
     };
 }
 
-on!("mariadb" "mysql" mysql);
-on!("postgres" "postgres" postgres);
+on!("mariadb" mysql);
+on!("postgres" postgres);
 
 #[test]
 fn what_is_not_understood_is_said() {

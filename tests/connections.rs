@@ -1,8 +1,6 @@
 //! A request goes on with the connection that it has, unless others need it.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use std::pin::pin;
     use std::task::{Context, Waker};
     use std::time::{Duration, Instant};
@@ -11,11 +9,11 @@ support::on_every_database! {
     use rocket::tokio;
     use rocket_replicated::{Cluster, PoolUse};
 
-    use crate::support::eventually;
+    use support::blocking_eventually;
 
     async fn open(lab: &Lab, keys: &str) -> (Client, Cluster<Database>) {
         let section = format!("{keys}\n{}", lab.section());
-        let rocket = crate::support::rocket_over(&section).attach(Replicated::fairing());
+        let rocket = support::rocket_over(&section).attach(Replicated::fairing());
         let client = Client::untracked(rocket).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
         (client, cluster)
@@ -117,7 +115,7 @@ support::on_every_database! {
             let pools = statistics.servers.iter().flat_map(|server| &server.pools);
             pools.map(|pool| pool.idle + pool.in_use).sum::<u32>()
         };
-        eventually("that none is open", || (open() == 0).then_some(()));
+        blocking_eventually("that none is open", || (open() == 0).then_some(()));
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         assert_eq!(open(), 1);
     }
@@ -133,7 +131,7 @@ support::on_every_database! {
         };
         // SQLite has one writer.
         let wanted = writes().max.min(3);
-        eventually("all of them", || (writes().idle == wanted).then_some(()));
+        blocking_eventually("all of them", || (writes().idle == wanted).then_some(()));
         let pool = writes();
         assert_eq!((pool.opened.count(), pool.closed.total()), (wanted.into(), 0));
     }
@@ -162,7 +160,7 @@ support::on_every_database! {
                 request.await.unwrap();
             }
         }
-        eventually("that all places are free", || (busy(&cluster) == 0).then_some(()));
+        blocking_eventually("that all places are free", || (busy(&cluster) == 0).then_some(()));
         sqlx::query("SELECT 1").execute(&cluster.write()).await.unwrap();
     }
 

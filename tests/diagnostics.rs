@@ -4,33 +4,17 @@
 //! messages. The compiler is asked itself, with what this test was built of: a crate for such tests would build all of
 //! it anew.
 
-#![cfg(all(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use support::program::repository;
 
-/// The features that this test was built with: with others, Cargo would build something else.
-fn features() -> String {
-    let features = [
-        ("metrics", cfg!(feature = "metrics")),
-        ("mysql", cfg!(feature = "mysql")),
-        ("postgres", cfg!(feature = "postgres")),
-        ("sqlite", cfg!(feature = "sqlite")),
-        ("status", cfg!(feature = "status")),
-        ("tls-native-tls", cfg!(feature = "tls-native-tls")),
-        ("tls-rustls", cfg!(feature = "tls-rustls")),
-    ];
-    let on: Vec<_> = features.into_iter().filter_map(|(name, on)| on.then_some(name)).collect();
-    on.join(",")
-}
-
-/// The libraries that this test was built with, as Cargo names them. Nothing is left to be built.
+/// The libraries that this test was built with, as Cargo names them. Nothing is left to be built, unless the test was
+/// asked for by its package: then others have a say in features.
 fn libraries(names: &[&str]) -> Vec<(String, PathBuf)> {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--no-run", "--locked", "--message-format", "json", "--test", "diagnostics"]);
-    cargo.args(["--features", &features()]);
+    cargo.args(["test", "--no-run", "--locked", "--message-format", "json", "--test", "programs"]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
@@ -40,7 +24,7 @@ fn libraries(names: &[&str]) -> Vec<(String, PathBuf)> {
     for name in told.filter(|name| of_package.iter().any(|prefix| name.starts_with(prefix))) {
         cargo.env_remove(name);
     }
-    let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let output = cargo.current_dir(repository()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = String::from_utf8(output.stdout).unwrap();
     let messages = messages.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -80,7 +64,7 @@ fn messages_lead_to_the_remedy() {
 
     let libraries = libraries(&USED);
     assert_eq!(libraries.len(), USED.len(), "{libraries:?}");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/diagnostics");
+    let folder = repository().join("tests/diagnostics");
     let mut programs: Vec<_> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     programs.sort();
     assert!(programs.len() >= 5, "{programs:?}");

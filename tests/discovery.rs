@@ -1,21 +1,15 @@
 //! `discover = "dns"`: servers that a name leads to, and that come and go while it is read from them.
 
-#![cfg(any(feature = "mysql", feature = "postgres"))]
-
-mod support;
-
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use rocket::local::asynchronous::Client;
-use rocket::tokio;
 use rocket_replicated::backend::Backend;
 use rocket_replicated::{Cluster, Database, NodeState, Replicated, Role};
 
 use rocket_replicated_testing::server::wait_for;
 use rocket_replicated_testing::{Dbms, Server, Servers};
 use support::dns::{Dns, loopback};
-use support::rocket_over;
+use support::{eventually, rocket_over};
 
 /// What these tests ask of a database server besides what others do.
 trait Addressed: Dbms {
@@ -26,14 +20,12 @@ trait Addressed: Dbms {
     const CONNECTIONS: &str;
 }
 
-#[cfg(feature = "mysql")]
 impl Addressed for rocket_replicated_testing::mysql::MySql {
     const BRIEF: &str = "SELECT (SELECT count(*) FROM notes) + SLEEP(0.02)";
     const NINE_SECONDS: &str = "SELECT (SELECT count(*) FROM notes) + SLEEP(9)";
     const CONNECTIONS: &str = "SELECT count(*) FROM information_schema.processlist WHERE user = 'app'";
 }
 
-#[cfg(feature = "postgres")]
 impl Addressed for rocket_replicated_testing::postgres::Postgres {
     const BRIEF: &str = "SELECT count(*) FROM notes, pg_sleep(0.02)";
     const NINE_SECONDS: &str = "SELECT count(*) FROM notes, pg_sleep(9)";
@@ -96,18 +88,7 @@ impl<P: Addressed> Named<P> {
     async fn looked_up(&self) {
         let before = self.dns.queries();
         // The second one begins after the first one has had its effect.
-        eventually("two looks", || (self.dns.queries() >= before + 2).then_some(())).await;
-    }
-}
-
-async fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        if let Some(answer) = probe() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        eventually("two looks", async || (self.dns.queries() >= before + 2).then_some(())).await;
     }
 }
 
@@ -120,7 +101,7 @@ fn up<const N: usize>(nodes: [String; N]) -> BTreeMap<String, NodeState> {
     nodes.into_iter().map(|node| (node, NodeState::Up)).collect()
 }
 
-support::on_servers! {
+crate::on_servers! {
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
@@ -132,8 +113,8 @@ support::on_servers! {
 
     use super::{Addressed, Named, eventually, states, up};
     use rocket_replicated_testing::Dbms as _;
-    use crate::support::dns::{Answer, Dns};
-    use crate::support::{logbook, rocket_over};
+    use support::dns::{Answer, Dns};
+    use support::{logbook, rocket_over};
 
     /// But for those that its statements take long, as they are meant to.
     fn warnings_of(node: &str) -> Vec<String> {
@@ -204,14 +185,14 @@ support::on_servers! {
         assert_eq!(logbook::lines(&[&format!("slave: {}", lab.name()), &each]).len(), 1);
         assert_eq!(logbook::lines(&["at most", "connections to", &each]).len(), 1);
         let load = Load::start(&cluster);
-        eventually("reads of the first", || (load.reads(&two) > 10).then_some(())).await;
+        eventually("reads of the first", async || (load.reads(&two) > 10).then_some(())).await;
 
         let (job, slow) = (cluster.read(None), cluster.read(None));
         sqlx::query("SELECT id FROM notes").execute(&job).await.unwrap();
         assert_eq!(job.choice().unwrap().node(), two);
 
         lab.dns.set(&[2, 3]);
-        eventually("reads of the second", || (load.reads(&three) > 10).then_some(())).await;
+        eventually("reads of the second", async || (load.reads(&three) > 10).then_some(())).await;
         assert_eq!(states(&cluster), up([two.clone(), three.clone()]));
         let lines = || logbook::lines(&[lab.name()]);
         assert_eq!(load.reads("127.0.0.1"), 0, "the master is not asked: {:#?}", lines());
@@ -230,14 +211,14 @@ support::on_servers! {
             (slept.map(drop).map_err(|error| error.to_string()), under_way.choice().unwrap().node().to_owned())
         });
         lab.dns.set(&[3]);
-        eventually("the end of the first", || (!states(&cluster).contains_key(&two)).then_some(())).await;
+        eventually("the end of the first", async || (!states(&cluster).contains_key(&two)).then_some(())).await;
         assert!(began.elapsed() < Duration::from_secs(8), "there is a statement to be finished");
         let before = load.reads(&three);
-        eventually("more reads of the second", || (load.reads(&three) > before + 20).then_some(())).await;
+        eventually("more reads of the second", async || (load.reads(&three) > before + 20).then_some(())).await;
         let last = load.reads(&two);
 
         assert_eq!(statement.await.unwrap(), (Ok(()), two.clone()), "what is under way is finished");
-        eventually("no connection to the first", || (lab.connections(2) == 0).then_some(())).await;
+        eventually("no connection to the first", async || (lab.connections(2) == 0).then_some(())).await;
         assert_eq!(load.reads(&two), last, "nobody is led there any more");
         assert_eq!(load.reads("127.0.0.1"), 0, "the master was never needed: {:#?}", lines());
 
@@ -271,10 +252,10 @@ support::on_servers! {
             assert_eq!(db.choice().unwrap().role(), Role::Slave);
         }
         lab.dns.set(&[3]);
-        eventually("an answer", || (states(&cluster) == up([lab.node(3)])).then_some(())).await;
+        eventually("an answer", async || (states(&cluster) == up([lab.node(3)])).then_some(())).await;
         assert_eq!(logbook::lines(&["WARN", &lab.host, "are found again"]).len(), 1);
         lab.dns.answer(Answer::Refused);
-        eventually("another failure", || (warnings() == 2).then_some(())).await;
+        eventually("another failure", async || (warnings() == 2).then_some(())).await;
     }
 
     #[rocket::async_test]
@@ -286,7 +267,7 @@ support::on_servers! {
         sqlx::query("SELECT id FROM notes").execute(&db).await.unwrap();
         assert_eq!(db.choice().unwrap().reason(), Reason::SlavesUnavailable);
         lab.dns.set(&[2]);
-        eventually("a slave", || (states(&cluster) == up([lab.node(2)])).then_some(())).await;
+        eventually("a slave", async || (states(&cluster) == up([lab.node(2)])).then_some(())).await;
     }
 
     #[rocket::async_test]
@@ -301,20 +282,20 @@ support::on_servers! {
         lab.dns.set(&[2]);
         let killed = Instant::now();
         lab.slaves[&3].kill();
-        eventually("a look", || (lab.dns.queries() > looks).then_some(())).await;
+        eventually("a look", async || (lab.dns.queries() > looks).then_some(())).await;
         assert!(killed.elapsed() < Duration::from_secs(4), "before its turn, but after {:?}", killed.elapsed());
-        eventually("the end of one", || (states(&cluster) == up([two.clone()])).then_some(())).await;
+        eventually("the end of one", async || (states(&cluster) == up([two.clone()])).then_some(())).await;
 
         lab.slaves[&3].start();
         lab.dns.set(&[2, 3]);
         let taken_out = [(two.clone(), NodeState::Up), (three.clone(), NodeState::TakenOut)];
-        eventually("one that is back, and still taken out", || {
+        eventually("one that is back, and still taken out", async || {
             (states(&cluster) == BTreeMap::from(taken_out.clone())).then_some(())
         })
         .await;
         cluster.put_back(&three).unwrap();
         let before = load.reads(&three);
-        eventually("reads of it", || (load.reads(&three) > before).then_some(())).await;
+        eventually("reads of it", async || (load.reads(&three) > before).then_some(())).await;
         load.end().await;
     }
 
@@ -326,9 +307,9 @@ support::on_servers! {
         let pool = cluster.slave_pool(&lab.node(2)).unwrap();
         sqlx::query("SELECT 1").execute(&pool).await.unwrap();
         lab.dns.set(&[3]);
-        eventually("its end", || pool.is_closed().then_some(())).await;
+        eventually("its end", async || pool.is_closed().then_some(())).await;
         assert!(cluster.slave_pool(&lab.node(2)).is_err(), "it is no slave any more");
-        eventually("no connection", || (lab.connections(2) == 0).then_some(())).await;
+        eventually("no connection", async || (lab.connections(2) == 0).then_some(())).await;
     }
 
     /// A pod that is deleted is gone from the name, and soon after that it says nothing any more.
@@ -343,17 +324,17 @@ support::on_servers! {
             let slept = sqlx::query_scalar::<_, i64>(Dbms::NINE_SECONDS).fetch_one(&db).await;
             (slept.map_err(|error| error.to_string()), db.choice().unwrap().node().to_owned())
         });
-        eventually("a statement", || (statements.load(Ordering::SeqCst) == 1).then_some(())).await;
+        eventually("a statement", async || (statements.load(Ordering::SeqCst) == 1).then_some(())).await;
         lab.dns.set(&[3]);
         let two = lab.node(2);
-        eventually("the end of the first", || (!states(&cluster).contains_key(&two)).then_some(())).await;
+        eventually("the end of the first", async || (!states(&cluster).contains_key(&two)).then_some(())).await;
         lab.slaves[&2].freeze();
         let read = tokio::time::timeout(Duration::from_secs(30), read).await;
         let (slept, node) = read.expect("an answer of another server").unwrap();
         assert_eq!(slept, Ok(0));
         assert_ne!(node, two, "it has run elsewhere");
         lab.slaves[&2].thaw();
-        eventually("no connection", || (lab.connections(2) == 0).then_some(())).await;
+        eventually("no connection", async || (lab.connections(2) == 0).then_some(())).await;
         assert_eq!(warnings_of(&two), [""; 0], "it was to go");
     }
 
@@ -366,15 +347,15 @@ support::on_servers! {
         assert_eq!(states(&cluster), expected);
         sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap();
         let load = Load::start(&cluster);
-        eventually("reads", || (load.reads(&two) > 30).then_some(())).await;
+        eventually("reads", async || (load.reads(&two) > 30).then_some(())).await;
         assert_eq!(load.reads(&one), 0);
 
         // Another process answers there, which either address may find first.
         lab.cluster.master.stop();
-        eventually("a master that is gone", || (cluster.status()[0].state == NodeState::Down).then_some(()))
+        eventually("a master that is gone", async || (cluster.status()[0].state == NodeState::Down).then_some(()))
             .await;
         lab.cluster.master.start();
-        eventually("a master that is back", || {
+        eventually("a master that is back", async || {
             (cluster.status()[0].state == NodeState::Up && states(&cluster) == expected).then_some(())
         })
         .await;
@@ -394,7 +375,7 @@ support::on_servers! {
         let rocket = rocket_over(&section).manage(dns.resolver()).attach(Replicated::fairing());
         let client = Client::untracked(rocket).await.unwrap();
         let warnings = || logbook::lines(&["WARN", &format!("`{host}`"), "has 2 addresses", "discover"]).len();
-        eventually("a warning", || (warnings() > 0).then_some(())).await;
+        eventually("a warning", async || (warnings() > 0).then_some(())).await;
         let cluster = Replicated::fetch(client.rocket()).unwrap();
         assert!(states(cluster).into_keys().eq([host.clone()]));
         assert_eq!(warnings(), 1);
@@ -402,14 +383,13 @@ support::on_servers! {
 }
 
 /// A promotion that is proved.
-#[cfg(feature = "postgres")]
 mod promotion {
     use rocket_replicated::postgres::Database;
     use rocket_replicated::{NodeState, Role};
 
     use super::{Named, eventually};
-    use crate::support::logbook;
     use rocket_replicated_testing::postgres::Postgres;
+    use support::logbook;
 
     #[rocket::async_test]
     async fn a_server_that_was_promoted_stays_while_it_is_the_master() {
@@ -420,7 +400,7 @@ mod promotion {
         lab.cluster.master.stop();
         lab.slaves[&2].sql("SELECT pg_promote()");
         let master = || cluster.status().into_iter().find(|node| node.role == Role::Master).unwrap();
-        eventually("another master", || (master().name == two).then_some(())).await;
+        eventually("another master", async || (master().name == two).then_some(())).await;
         // As a name that only leads to standbys.
         lab.dns.set(&[3]);
         lab.looked_up().await;
@@ -433,7 +413,6 @@ mod promotion {
 
 /// The machine's own resolver, in a process that has names of its own: <https://cwrap.org/nss_wrapper.html>. Nobody
 /// answers at their addresses.
-#[cfg(feature = "postgres")]
 mod machine {
     use std::path::Path;
     use std::process::Command;
@@ -445,7 +424,7 @@ mod machine {
     use rocket_replicated::postgres::Replicated;
 
     use super::{eventually, states};
-    use crate::support::rocket_over;
+    use support::rocket_over;
 
     const HOSTS: &str = "NSS_WRAPPER_HOSTS";
 
@@ -467,7 +446,8 @@ mod machine {
         let hosts = folder.path().join("hosts");
         write(&hosts, 1, &["127.0.0.2", "::1", "127.0.0.3"]);
         let mut test = Command::new(env::current_exe().unwrap());
-        test.args(["--exact", "machine::all_addresses_that_the_machine_knows_are_servers", "--nocapture"]);
+        // Its thread has its name.
+        test.args(["--exact", std::thread::current().name().unwrap(), "--nocapture"]);
         let done = test.env("LD_PRELOAD", "libnss_wrapper.so").env(HOSTS, &hosts).output().unwrap();
         let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
         assert!(done.status.success() && said.contains("1 passed"), "{said}");
@@ -482,7 +462,7 @@ mod machine {
         let names = || states(cluster).into_keys().collect::<Vec<_>>();
         assert_eq!(names(), ["machine.test-127.0.0.2", "machine.test-127.0.0.3"]);
         write(hosts.as_ref(), 2, &["127.0.0.3", "127.0.0.4"]);
-        eventually("the other addresses", || {
+        eventually("the other addresses", async || {
             (names() == ["machine.test-127.0.0.3", "machine.test-127.0.0.4"]).then_some(())
         })
         .await;

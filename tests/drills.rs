@@ -1,14 +1,12 @@
 //! What an operator can do at run time, and see.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use std::collections::BTreeSet;
 
     use rocket::local::asynchronous::Client;
     use rocket_replicated::{Cluster, NodeState, Role};
 
-    use crate::support::rocket_over;
+    use support::rocket_over;
 
     async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
         let rocket = rocket_over(&lab.section()).attach(Replicated::fairing());

@@ -1,8 +1,6 @@
 //! Whatever sqlx does over `&Pool`, it does over `&ReplicatedDb`.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::futures::{StreamExt, TryStreamExt};
     use rocket::http::Status;
     use rocket::local::asynchronous::Client;
@@ -11,7 +9,7 @@ support::on_every_database! {
     use rocket_replicated::{Cluster, Error};
     use sqlx::{Acquire, Either, Executor, FromRow, QueryBuilder, Row, SqlSafeStr, Statement};
 
-    use crate::support::rocket_over;
+    use support::rocket_over;
 
     type Db = <Pool as rocket_replicated::backend::Backend>::Db;
 
@@ -181,7 +179,7 @@ support::on_every_database! {
     async fn migrations_run_at_ignition() {
         async fn migrate(rocket: Rocket<Build>) -> rocket::fairing::Result {
             let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
-            match sqlx::migrate!("tests/migrations").run(&cluster.write()).await {
+            match sqlx::migrate!("./migrations").run(&cluster.write()).await {
                 Ok(()) => Ok(rocket),
                 Err(_) => Err(rocket),
             }
@@ -246,7 +244,7 @@ support::on_every_database! {
         assert_eq!(response.status(), Status::InternalServerError);
         let body = response.into_string().await.unwrap();
         assert!(!body.contains("nowhere") && !body.contains("secret"), "{body}");
-        assert!(!crate::support::logbook::lines(&["ERROR", "GET /broken", "nowhere"]).is_empty());
+        assert!(!support::logbook::lines(&["ERROR", "GET /broken", "nowhere"]).is_empty());
     }
 
     #[rocket::async_test]
@@ -258,47 +256,48 @@ support::on_every_database! {
         let cluster = Replicated::fetch(client.rocket()).unwrap();
         sqlx::raw_sql("SELECT 'of production'").execute(&cluster.write()).await.unwrap();
         sqlx::raw_sql("SELECT 'of production'").execute(&cluster.read(None)).await.unwrap();
-        assert_eq!(crate::support::logbook::lines(&["of production"]), Vec::<String>::new());
+        assert_eq!(support::logbook::lines(&["of production"]), Vec::<String>::new());
     }
 }
 
-#[cfg(feature = "postgres")]
-#[rocket::async_test]
-async fn a_statement_that_takes_longer_than_a_second_is_reported() {
-    use rocket::{get, routes};
-    use rocket_replicated::Error;
-    use rocket_replicated::postgres::{Replicated, ReplicatedDb};
+crate::on_postgres! {
+    #[rocket::async_test]
+    async fn a_statement_that_takes_longer_than_a_second_is_reported() {
+        use rocket::{get, routes};
+        use rocket_replicated::Error;
+        use rocket_replicated::postgres::{Replicated, ReplicatedDb};
 
-    #[get("/patient")]
-    async fn patient(db: ReplicatedDb) -> Result<(), Error> {
-        sqlx::query("SELECT 'long',\n pg_sleep(1.01)").execute(&db).await?;
-        let mut connection = db.get().await?;
-        sqlx::query("SELECT 'held', pg_sleep(1.01)").fetch_one(&mut *connection).await?;
-        drop(connection);
-        let mut transaction = db.begin().await?;
-        sqlx::query("SELECT 'begun', pg_sleep(1.01)").fetch_all(&mut *transaction).await?;
-        sqlx::query("SELECT 'short'").execute(&mut *transaction).await?;
-        Ok(())
-    }
+        #[get("/patient")]
+        async fn patient(db: ReplicatedDb) -> Result<(), Error> {
+            sqlx::query("SELECT 'long',\n pg_sleep(1.01)").execute(&db).await?;
+            let mut connection = db.get().await?;
+            sqlx::query("SELECT 'held', pg_sleep(1.01)").fetch_one(&mut *connection).await?;
+            drop(connection);
+            let mut transaction = db.begin().await?;
+            sqlx::query("SELECT 'begun', pg_sleep(1.01)").fetch_all(&mut *transaction).await?;
+            sqlx::query("SELECT 'short'").execute(&mut *transaction).await?;
+            Ok(())
+        }
 
-    let lab = support::lab::postgres::Lab::new();
-    let section = lab.section().replace("slave-1", "slow-1").replace("slave-2", "slow-2");
-    let rocket = support::rocket_over(&section).attach(Replicated::fairing());
-    let client =
-        rocket::local::asynchronous::Client::untracked(rocket.mount("/", routes![patient])).await.unwrap();
-    client.get("/patient").dispatch().await;
-    let job = Replicated::fetch(client.rocket()).unwrap().read(None);
-    sqlx::query("SELECT 'streamed', pg_sleep(1.01)").fetch_all(&job).await.unwrap();
-    for (word, handler) in
-        [("'long', pg", "`patient`"), ("'held'", "`patient`"), ("'begun'", "`patient`"), ("'streamed'", "")]
-    {
-        let lines = support::logbook::lines(&["WARN", "low statement", word]);
-        let [line] = &lines[..] else { panic!("{word}: {lines:?}") };
-        assert!(
-            line.contains("on the slave `slow-") && line.contains("` of database `replicated`"),
-            "{line}"
-        );
-        assert!(line.contains(handler) && line.contains(": 1.0 s for SELECT "), "{line}");
+        let lab = support::lab::postgres::Lab::new();
+        let section = lab.section().replace("slave-1", "slow-1").replace("slave-2", "slow-2");
+        let rocket = support::rocket_over(&section).attach(Replicated::fairing());
+        let client =
+            rocket::local::asynchronous::Client::untracked(rocket.mount("/", routes![patient])).await.unwrap();
+        client.get("/patient").dispatch().await;
+        let job = Replicated::fetch(client.rocket()).unwrap().read(None);
+        sqlx::query("SELECT 'streamed', pg_sleep(1.01)").fetch_all(&job).await.unwrap();
+        for (word, handler) in
+            [("'long', pg", "`patient`"), ("'held'", "`patient`"), ("'begun'", "`patient`"), ("'streamed'", "")]
+        {
+            let lines = support::logbook::lines(&["WARN", "low statement", word]);
+            let [line] = &lines[..] else { panic!("{word}: {lines:?}") };
+            assert!(
+                line.contains("on the slave `slow-") && line.contains("` of database `replicated`"),
+                "{line}"
+            );
+            assert!(line.contains(handler) && line.contains(": 1.0 s for SELECT "), "{line}");
+        }
+        assert_eq!(support::logbook::lines(&["WARN", "'short'"]), [""; 0]);
     }
-    assert_eq!(support::logbook::lines(&["WARN", "'short'"]), [""; 0]);
 }

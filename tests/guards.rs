@@ -1,9 +1,6 @@
 //! The guards: any order, anywhere in a request, and what they refuse.
 
-mod support;
-
-support::on_every_database! {
-    use std::sync::PoisonError;
+crate::on_every_database! {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use rocket::form::Form;
@@ -16,7 +13,7 @@ support::on_every_database! {
     use rocket::{Build, FromForm, Request, Rocket, catch, catchers, delete, get, head, post, put, routes};
     use rocket_replicated::{ChangesDatabase, Error, ReadsDatabase};
 
-    use crate::support::{eventually, logbook, pin_of, rocket_over};
+    use support::{blocking_eventually, logbook, pin_of, rocket_over};
 
     /// Asks the database something, and tells who answered.
     async fn ask(db: &ReplicatedDb) -> Result<String, Error> {
@@ -279,14 +276,13 @@ support::on_every_database! {
     #[test]
     fn a_write_after_the_reply_is_warned_of_once() {
         let lab = Lab::new();
-        let _alone = crate::ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let rocket = rocket_over(&lab.section()).attach(Replicated::fairing()).mount("/", routes![late]);
         let client = Client::untracked(rocket).unwrap();
         let warnings = || logbook::lines(&["WARN", "after the reply"]).len();
         let before = warnings();
         assert_eq!(pin_of(&client.get("/late").dispatch()), None);
         ANSWERED.store(true, Ordering::Release);
-        eventually("two late writes", || WRITTEN.load(Ordering::Acquire).then_some(()));
+        blocking_eventually("two late writes", || WRITTEN.load(Ordering::Acquire).then_some(()));
         assert_eq!(warnings(), before + 1);
     }
 
@@ -306,6 +302,3 @@ support::on_every_database! {
         }
     }
 }
-
-/// For tests that count lines of the log.
-static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());

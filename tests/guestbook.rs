@@ -1,104 +1,38 @@
 //! The guestbook example, as its visitors meet it: the built program, over HTTP.
 
-#![cfg(all(feature = "sqlite", feature = "status"))]
-
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{CACHE_CONTROL, LOCATION, SET_COOKIE};
 use reqwest::{Client, Response, StatusCode, redirect};
 use rocket::tokio::time::sleep;
-use tempfile::TempDir;
 
-const DEADLINE: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(20);
+use support::program::{DEADLINE, PAUSE, Website};
 
 /// Longer than any test: of two states, the earlier one is the one that is seen.
 const NEVER: u32 = 3600;
 
 /// A guestbook of its own, in a folder of its own.
-struct Guestbook {
-    program: Child,
-    folder: TempDir,
-    url: String,
-}
+struct Guestbook(Website);
 
 impl Guestbook {
     /// As `Rocket.toml` has it.
     async fn open() -> Self {
-        Self::start(None).await
+        Self(Website::launch("guestbook", "Rocket.toml", &[]).await)
     }
 
     /// With other times than those of `Rocket.toml`, in seconds.
     async fn with(follow: impl ToString, lag_window: impl ToString) -> Self {
         let (follow, lag_window) = (follow.to_string(), lag_window.to_string());
         let slave = format!(r#"{{url="sqlite://guestbook-slave.db",follow={follow}}}"#);
-        Self::start(Some(format!(
-            "{{replicated={{lag_window={lag_window},max_lag=false,slaves=[{slave}]}}}}"
-        )))
-        .await
-    }
-
-    async fn start(databases: Option<String>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let log = File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(program());
-        command
-            .current_dir(&folder)
-            .env("ROCKET_CONFIG", concat!(env!("CARGO_MANIFEST_DIR"), "/Rocket.toml"))
-            .env("ROCKET_PROFILE", "debug")
-            .env("ROCKET_ADDRESS", "127.0.0.1")
-            .env("ROCKET_PORT", "0")
-            .env("ROCKET_LOG_LEVEL", "normal")
-            .env("ROCKET_CLI_COLORS", "false")
-            .envs(databases.map(|databases| ("ROCKET_DATABASES", databases)))
-            .stderr(log.try_clone().unwrap())
-            .stdout(log);
-
-        let mut guestbook = Self { program: command.spawn().unwrap(), folder, url: String::new() };
-        let deadline = Instant::now() + DEADLINE;
-        while guestbook.url.is_empty() {
-            let log = guestbook.log();
-            if let Some((_, url)) = log.split_once("launched from ") {
-                guestbook.url = url.lines().next().unwrap().trim().to_owned();
-            }
-            let ended = guestbook.program.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "the guestbook does not open:\n{log}");
-            sleep(PAUSE).await;
-        }
-        guestbook
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap()
+        let databases = format!("{{replicated={{lag_window={lag_window},max_lag=false,slaves=[{slave}]}}}}");
+        Self(Website::launch("guestbook", "Rocket.toml", &[("ROCKET_DATABASES", &databases)]).await)
     }
 
     /// Somebody with a browser: it keeps cookies. Redirects are left to the tests.
     fn visitor(&self) -> Visitor {
         let client = Client::builder().cookie_store(true).redirect(redirect::Policy::none()).no_proxy();
-        Visitor { client: client.build().unwrap(), url: self.url.clone() }
+        Visitor { client: client.build().unwrap(), url: self.0.url.clone() }
     }
-}
-
-impl Drop for Guestbook {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.log());
-        }
-        let _ = self.program.kill();
-        let _ = self.program.wait();
-    }
-}
-
-/// Cargo builds examples along with tests, beside them, unless it is told to test this file alone.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.ancestors().nth(2).unwrap();
-    let program = profile.join("examples").join(format!("guestbook{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "not built: `cargo build --example guestbook --features sqlite,status`");
-    program
 }
 
 struct Visitor {

@@ -1,9 +1,5 @@
 //! Behind a real HAProxy: one address for two standbys, one for the master.
 
-#![cfg(feature = "postgres")]
-
-mod support;
-
 use support::haproxy::HaProxy;
 use support::proxied::{self, Site};
 

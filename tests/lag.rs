@@ -1,22 +1,10 @@
 //! `max_lag`: a slave that is further behind is left out until it has caught up, and only then.
 
-#![cfg(any(feature = "mysql", feature = "postgres"))]
+use std::time::Duration;
 
-mod support;
-
-use std::time::{Duration, Instant};
-
-use rocket::tokio;
 use rocket_replicated::{Cluster, Database, NodeState, NodeStatus, backend::Backend};
 
-/// Polls, and lets the background work in between.
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within 20 s");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use support::eventually;
 
 fn status_of<D: Database<Pool: Backend>>(cluster: &Cluster<D>, name: &str) -> NodeStatus {
     cluster.status().into_iter().find(|node| node.name == name).unwrap()
@@ -31,7 +19,7 @@ const A_WHILE: Duration = Duration::from_millis(1500);
 
 const KEYS: &str = "lag_window = 3\ncheck_interval = 0.1\ncheck_timeout = 2\nmax_lag = 0.5\n";
 
-support::on_servers! {
+crate::on_servers! {
     use std::time::Instant;
 
     use rocket::local::asynchronous::Client;
@@ -39,7 +27,7 @@ support::on_servers! {
     use rocket_replicated::{Cluster, NodeState};
 
     use super::{A_WHILE, KEYS, eventually, states, status_of};
-    use crate::support::{logbook, rocket_over};
+    use support::{logbook, rocket_over};
 
     async fn launch(section: &str) -> (Client, Cluster<Database>) {
         let rocket = rocket_over(&format!("{section}{KEYS}")).attach(Replicated::fairing());
@@ -68,7 +56,7 @@ support::on_servers! {
         lab.servers().wait_caught_up();
         late.pause_replay();
         let mut number = 0;
-        eventually("its absence", || {
+        eventually("its absence", async || {
             number += 1;
             write(&lab, number);
             status_of(&cluster, &name).state == NodeState::Behind
@@ -82,7 +70,7 @@ support::on_servers! {
         }
 
         late.resume_replay();
-        eventually("its return", || status_of(&cluster, &name).state == NodeState::Up).await;
+        eventually("its return", async || status_of(&cluster, &name).state == NodeState::Up).await;
         while reader(&cluster).await != format!("{name} (reads database)") {}
         let name = format!("slave `{name}` of database `replicated` is ");
         assert_eq!(logbook::lines(&["WARN", &name, " behind: leaving it out"]).len(), 1);
@@ -94,7 +82,7 @@ support::on_servers! {
         let lab = Lab::new();
         write(&lab, 0);
         let (_client, cluster) = launch(&lab.section()).await;
-        eventually("caught-up slaves", || states(&cluster) == [NodeState::Up; 3]).await;
+        eventually("caught-up slaves", async || states(&cluster) == [NodeState::Up; 3]).await;
         let begun = Instant::now();
         while begun.elapsed() < A_WHILE {
             assert_eq!(states(&cluster), [NodeState::Up; 3]);
@@ -111,7 +99,7 @@ support::on_servers! {
         lab.lag(std::time::Duration::from_secs(2));
         let wrote = Instant::now();
         write(&lab, 0);
-        let keys = "lag_window = 60\ncheck_interval = 10\ncheck_timeout = 10\n";
+        let keys = "lag_window = 60\nmax_lag = \"auto\"\ncheck_interval = 10\ncheck_timeout = 10\n";
         let section = format!("{}{keys}", lab.section().replace("slave-", &name));
         let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
         assert!(wrote.elapsed() >= std::time::Duration::from_secs(1), "{:?}", wrote.elapsed());
@@ -132,9 +120,9 @@ support::on_servers! {
         let (_client, cluster) = launch(&lab.section()).await;
         assert!(reader(&cluster).await.ends_with("(slaves unavailable)"));
         let late = [NodeState::Up, NodeState::Behind, NodeState::Behind];
-        eventually("word of it, though the master does nothing", || states(&cluster) == late).await;
+        eventually("word of it, though the master does nothing", async || states(&cluster) == late).await;
         lab.resume();
-        eventually("the slaves", || states(&cluster) == [NodeState::Up; 3]).await;
+        eventually("the slaves", async || states(&cluster) == [NodeState::Up; 3]).await;
     }
 
     #[rocket::async_test]
@@ -146,9 +134,9 @@ support::on_servers! {
             cluster.slaves[0].url(),
         );
         let (_client, nodes) = launch(&section).await;
-        eventually("the slave", || states(&nodes) == [NodeState::Up; 2]).await;
+        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
         cluster.master.kill();
-        eventually("the loss", || states(&nodes) == [NodeState::Down, NodeState::Up]).await;
+        eventually("the loss", async || states(&nodes) == [NodeState::Down, NodeState::Up]).await;
         let begun = Instant::now();
         while begun.elapsed() < A_WHILE {
             assert_eq!(reader(&nodes).await, "slave-1 (reads database)");
@@ -171,7 +159,7 @@ support::on_servers! {
         let (_fail, fail) = launch(&section("pinned_without_master = \"fail\"")).await;
         cluster.slaves[0].pause_replay();
         for nodes in [&stale, &fail] {
-            eventually("its absence", || {
+            eventually("its absence", async || {
                 cluster.master.sql("INSERT INTO counts VALUES (1)");
                 states(nodes) == [NodeState::Up, NodeState::Behind]
             })
@@ -180,14 +168,13 @@ support::on_servers! {
         }
         cluster.master.kill();
         for nodes in [&stale, &fail] {
-            eventually("the loss", || states(nodes) == [NodeState::Down, NodeState::Behind]).await;
+            eventually("the loss", async || states(nodes) == [NodeState::Down, NodeState::Behind]).await;
         }
         assert_eq!(reader(&stale).await, "slave-1 (reads database)");
         sqlx::query("SELECT 1").execute(&fail.read(None)).await.unwrap_err();
     }
 }
 
-#[cfg(feature = "postgres")]
 mod postgresql {
     use std::time::{Duration, Instant};
 
@@ -197,10 +184,10 @@ mod postgresql {
     use rocket_replicated::{Cluster, NodeState, Reason};
 
     use super::{KEYS, eventually, states, status_of};
-    use crate::support::lab::postgres::Lab;
-    use crate::support::{logbook, rocket_over};
     use rocket_replicated_testing::postgres::Postgres;
     use rocket_replicated_testing::{Server, Servers};
+    use support::lab::postgres::Lab;
+    use support::{logbook, rocket_over};
 
     async fn launch(section: &str) -> (Client, Cluster<Database>) {
         let rocket = rocket_over(&format!("{section}{KEYS}")).attach(Replicated::fairing());
@@ -223,11 +210,11 @@ mod postgresql {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         let (_client, nodes) = launch(&section(master, slave)).await;
-        eventually("the slave", || states(&nodes) == [NodeState::Up; 2]).await;
+        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
 
         slave.sql("ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'");
         slave.sql("SELECT pg_reload_conf()");
-        eventually("its absence", || {
+        eventually("its absence", async || {
             master.sql("SELECT pg_logical_emit_message(true, 'test', 'more')");
             status_of(&nodes, "slave-1").state == NodeState::Behind
         })
@@ -236,7 +223,7 @@ mod postgresql {
 
     #[rocket::async_test]
     async fn a_slave_of_another_system_is_left_out() {
-        let (ours, theirs) = (Servers::start(Postgres, 0), Servers::start(Postgres, 1));
+        let (ours, theirs) = (Servers::start(Postgres, 0), Servers::start_another_system(Postgres, 1));
         let (_client, nodes) = launch(&section(&ours.master, &theirs.slaves[0])).await;
         assert_eq!(states(&nodes), [NodeState::Up, NodeState::Stranger]);
         let db = nodes.read(None);
@@ -252,7 +239,7 @@ mod postgresql {
         master.sql("CREATE TABLE steps (step SERIAL); INSERT INTO steps DEFAULT VALUES; GRANT SELECT ON steps TO app");
         cluster.wait_caught_up();
         let (_client, nodes) = launch(&section(master, slave)).await;
-        eventually("the slave", || states(&nodes) == [NodeState::Up; 2]).await;
+        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
         let writer = tokio::spawn({
             let pool = sqlx::PgPool::connect(&master.admin_url()).await.unwrap();
             async move {
@@ -285,7 +272,7 @@ mod postgresql {
         assert_eq!((before, changes, steps_back), (NodeState::Behind, 1, 0));
 
         delay("0");
-        eventually("its return", || status_of(&nodes, "slave-1").state == NodeState::Up).await;
+        eventually("its return", async || status_of(&nodes, "slave-1").state == NodeState::Up).await;
         writer.abort();
     }
 
@@ -298,12 +285,12 @@ mod postgresql {
         cluster.wait_caught_up();
         let section = section(master, slave).replace("slave-1", "hidden");
         for (keys, state) in [
-            ("", NodeState::LagUnknown),
-            ("unknown_lag = \"use\"", NodeState::Up),
+            ("max_lag = \"auto\"", NodeState::LagUnknown),
+            ("max_lag = \"auto\"\nunknown_lag = \"use\"", NodeState::Up),
             ("consistency = \"position\"\nlag_window = 1\nmax_lag = 60\npin.max_age = 60", NodeState::Up),
             ("max_lag = false\nunknown_lag = \"leave_out\"", NodeState::LagUnknown),
         ] {
-            let keys = format!("check_interval = 0.1\n{keys}");
+            let keys = format!("check_interval = 0.1\ncheck_timeout = 2\n{keys}");
             let rocket = rocket_over(&format!("{section}{keys}")).attach(Replicated::fairing());
             let client = Client::untracked(rocket).await.unwrap();
             let nodes = Replicated::fetch(client.rocket()).unwrap();
@@ -332,7 +319,7 @@ mod postgresql {
         let (_client, nodes) = launch(&section(master, slave)).await;
         assert_eq!(states(&nodes), [NodeState::Up, NodeState::LagUnknown]);
         master.sql("GRANT EXECUTE ON FUNCTION pg_last_wal_replay_lsn() TO PUBLIC");
-        eventually("its lag", || states(&nodes) == [NodeState::Up, NodeState::Up]).await;
+        eventually("its lag", async || states(&nodes) == [NodeState::Up, NodeState::Up]).await;
     }
 
     /// Nobody is left out because nothing is known of a master that is gone.
@@ -345,7 +332,7 @@ mod postgresql {
         let (_client, nodes) = launch(&section(master, slave)).await;
         assert_eq!(states(&nodes), [NodeState::Up, NodeState::LagUnknown]);
         master.kill();
-        eventually("the slave", || states(&nodes) == [NodeState::Down, NodeState::Up]).await;
+        eventually("the slave", async || states(&nodes) == [NodeState::Down, NodeState::Up]).await;
         let db = nodes.read(None);
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         assert_eq!(db.choice().unwrap().to_string(), "slave-1 (reads database)");
@@ -367,7 +354,8 @@ mod postgresql {
             rocket::tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         slave.sql("SELECT pg_promote()");
-        eventually("its absence", || status_of(&nodes, "slave-1").state == NodeState::SecondMaster).await;
+        eventually("its absence", async || status_of(&nodes, "slave-1").state == NodeState::SecondMaster)
+            .await;
     }
 
     #[rocket::async_test]
@@ -382,7 +370,6 @@ mod postgresql {
 }
 
 /// Of servers that have logged nothing: MariaDB or MySQL.
-#[cfg(feature = "mysql")]
 mod fresh_mysql {
     use std::time::{Duration, Instant};
 
@@ -392,9 +379,9 @@ mod fresh_mysql {
     use rocket_replicated::{Cluster, NodeState, Reason};
 
     use super::{A_WHILE, KEYS, eventually, states};
-    use crate::support::rocket_over;
     use rocket_replicated_testing::mysql::MySql;
     use rocket_replicated_testing::{Dbms, Replay, Server, Servers};
+    use support::rocket_over;
 
     async fn launch(
         master: &Server<MySql>,
@@ -432,11 +419,11 @@ mod fresh_mysql {
 
         // Its lag is known from the first write on.
         MySql::replay(slave, Replay { lag: Duration::from_secs(60), paused: false }).unwrap();
-        eventually("the slave", || states(&nodes) == [NodeState::Up; 2]).await;
+        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
         master.sql("CREATE TABLE notes (id INTEGER)");
-        eventually("its absence", || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
+        eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
         MySql::replay(slave, Replay::default()).unwrap();
-        eventually("its return", || states(&nodes) == [NodeState::Up; 2]).await;
+        eventually("its return", async || states(&nodes) == [NodeState::Up; 2]).await;
     }
 
     /// A pin by an empty log would lead to any slave.
@@ -476,20 +463,19 @@ mod fresh_mysql {
         let (_client, nodes) = launch(&cluster.master, &cluster.slaves[0], "").await;
         assert_eq!(states(&nodes), [NodeState::Up; 2]);
         cluster.master.reset_log();
-        eventually("its absence", || states(&nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
+        eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
     }
 }
 
-#[cfg(feature = "mysql")]
 mod mariadb {
     use rocket::local::asynchronous::Client;
     use rocket_replicated::NodeState;
     use rocket_replicated::mysql::Replicated;
 
     use super::{KEYS, eventually, states};
-    use crate::support::rocket_over;
     use rocket_replicated_testing::Servers;
     use rocket_replicated_testing::mysql::MySql;
+    use support::rocket_over;
 
     #[rocket::async_test]
     async fn a_slave_that_writes_and_replays_no_more_is_left_out() {
@@ -502,9 +488,9 @@ mod mariadb {
         );
         let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
         let nodes = Replicated::fetch(client.rocket()).unwrap();
-        eventually("the slave", || states(nodes) == [NodeState::Up; 2]).await;
+        eventually("the slave", async || states(nodes) == [NodeState::Up; 2]).await;
         slave.sql("STOP SLAVE; SET GLOBAL read_only = 0; CREATE TABLE app.mine (id INT)");
-        eventually("its absence", || states(nodes) == [NodeState::Up, NodeState::SecondMaster]).await;
+        eventually("its absence", async || states(nodes) == [NodeState::Up, NodeState::SecondMaster]).await;
     }
 
     /// It has replayed nothing, as a server that has nothing to do with the master.
@@ -522,8 +508,8 @@ mod mariadb {
         let nodes = Replicated::fetch(client.rocket()).unwrap();
         assert_eq!(states(nodes), [NodeState::Up; 2]);
         slave.sql("STOP SLAVE");
-        eventually("its absence", || states(nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
+        eventually("its absence", async || states(nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
         slave.sql("START SLAVE");
-        eventually("its return", || states(nodes) == [NodeState::Up; 2]).await;
+        eventually("its return", async || states(nodes) == [NodeState::Up; 2]).await;
     }
 }

@@ -1,8 +1,6 @@
 //! From ignition to shutdown: what aborts launch, what is said at lift-off, and how it all ends.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use std::time::{Duration, Instant};
 
     use rocket::fairing::AdHoc;
@@ -11,7 +9,7 @@ support::on_every_database! {
     use rocket::{Build, Rocket, get, routes};
     use rocket_replicated::{ChangesDatabase, Cluster, rocket_db_pools};
 
-    use crate::support::{logbook, rocket, rocket_over};
+    use support::{logbook, rocket, rocket_over};
 
     async fn aborts(rocket: Rocket<Build>) {
         let error = Client::untracked(rocket).await.unwrap_err();
@@ -82,7 +80,6 @@ support::on_every_database! {
     async fn two_databases_with_one_pin_abort_it() {
         use rocket_replicated::Replicated;
 
-        let _alone = crate::ONE_AT_A_TIME.lock().await;
         let lab = Lab::new();
         let attached = |keys: &str, keys_of_other: &str| {
             two(&lab, keys, keys_of_other)
@@ -138,7 +135,9 @@ support::on_every_database! {
     async fn lift_off_says_what_is_in_force() {
         let lab = Lab::new();
         let section = format!("{}lag_window = 7.25\nmax_connections = 23\n", lab.section());
-        let _client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        // By itself, with all defaults.
+        let rocket = rocket(&format!("[debug.databases.replicated]\n{section}"));
+        let _client = Client::untracked(rocket.attach(Replicated::fairing())).await.unwrap();
         for line in [
             &["Replicated database `replicated`:"][..],
             &["master: ", " at "],
@@ -172,7 +171,6 @@ support::on_every_database! {
             let _client = Client::untracked(rocket).await.unwrap();
             logbook::lines(&["WARN", "`pin.secure = true`"]).len() - before
         };
-        let _alone = crate::ONE_AT_A_TIME.lock().await;
         assert_eq!(launch("").await, 1);
         assert_eq!(launch("pin = { secure = false }").await, 0);
         assert_eq!(launch("pin = { secure = true }").await, 0);
@@ -272,28 +270,26 @@ support::on_every_database! {
     }
 }
 
-#[cfg(feature = "sqlite")]
-#[rocket::async_test]
-async fn a_sqlite_slave_that_nobody_fills_is_pointed_out() {
-    use rocket::local::asynchronous::Client;
-    use rocket_replicated::sqlite::Replicated;
-    use support::{logbook, rocket_over};
+crate::on_sqlite! {
+    #[rocket::async_test]
+    async fn a_sqlite_slave_that_nobody_fills_is_pointed_out() {
+        use rocket::local::asynchronous::Client;
+        use rocket_replicated::sqlite::Replicated;
+        use support::{logbook, rocket_over};
 
-    let lab = support::lab::sqlite::Lab::new();
-    std::fs::write(lab.file("empty.db"), "").unwrap();
-    let warned = async |slave: &str, keys: &str| {
-        let url = format!("sqlite://{}", lab.file(slave).display());
-        let section = format!("{}slaves = [{{ url = \"{url}\"{keys} }}]", lab.section_alone());
-        let _client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
-        let file = lab.file(slave).canonicalize().unwrap_or_else(|_| lab.file(slave));
-        let remedy = format!("or copy the master to {}.", file.display());
-        logbook::lines(&["WARN", &format!("Slave `{slave}` of"), "`{ url = …, follow = 2 }`", &remedy]).len()
-    };
-    assert_eq!(warned("missing.db", "").await, 1);
-    assert_eq!(warned("empty.db", "").await, 1);
-    assert_eq!(warned("slave-1", "").await, 0, "it has been filled");
-    assert_eq!(warned("copied.db", ", follow = 2").await, 0, "the crate fills it");
+        let lab = support::lab::sqlite::Lab::new();
+        std::fs::write(lab.file("empty.db"), "").unwrap();
+        let warned = async |slave: &str, keys: &str| {
+            let url = format!("sqlite://{}", lab.file(slave).display());
+            let section = format!("{}slaves = [{{ url = \"{url}\"{keys} }}]", lab.section_alone());
+            let _client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+            let file = lab.file(slave).canonicalize().unwrap_or_else(|_| lab.file(slave));
+            let remedy = format!("or copy the master to {}.", file.display());
+            logbook::lines(&["WARN", &format!("Slave `{slave}` of"), "`{ url = …, follow = 2 }`", &remedy]).len()
+        };
+        assert_eq!(warned("missing.db", "").await, 1);
+        assert_eq!(warned("empty.db", "").await, 1);
+        assert_eq!(warned("slave-1", "").await, 0, "it has been filled");
+        assert_eq!(warned("copied.db", ", follow = 2").await, 0, "the crate fills it");
+    }
 }
-
-/// For tests that count lines of the log.
-static ONE_AT_A_TIME: rocket::tokio::sync::Mutex<()> = rocket::tokio::sync::Mutex::const_new(());

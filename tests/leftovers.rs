@@ -1,7 +1,5 @@
 //! No request meets what another one left behind on a connection: rows, errors, transactions, dead sessions.
 
-mod support;
-
 /// SQL that all databases have, each in its own words. Each answers with integers.
 trait Sql {
     const FEW_ROWS: &str;
@@ -13,7 +11,6 @@ trait Sql {
 }
 
 /// SQL with tables of the numbers from 1, as `n`. MariaDB and MySQL each have a comment that they alone read.
-#[cfg(feature = "mysql")]
 macro_rules! series {
     ($([$before:literal $last:literal])+ $after:literal) => {
         concat!($(
@@ -25,12 +22,11 @@ macro_rules! series {
     };
 }
 
-#[cfg(feature = "mysql")]
 impl Sql for rocket_replicated::mysql::Database {
     const BEGIN: &str = "BEGIN";
     const FEW_ROWS: &str = series!(["SELECT CAST(n AS SIGNED) FROM " "5"] "rows_of");
     const MANY_ROWS: &str = series!(
-        ["SELECT /*+ SET_VAR(cte_max_recursion_depth = 1000000) */ CAST(n AS SIGNED) FROM " "1000000"] "rows_of"
+        ["SELECT /*+ SET_VAR(cte_max_recursion_depth = 100000) */ CAST(n AS SIGNED) FROM " "100000"] "rows_of"
     );
     // For 2, the subquery returns more than one row.
     const BAD_LATER_ROW: &str = series!(
@@ -38,27 +34,25 @@ impl Sql for rocket_replicated::mysql::Database {
     );
 }
 
-#[cfg(feature = "postgres")]
 impl Sql for rocket_replicated::postgres::Database {
     const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ";
     const FEW_ROWS: &str = "SELECT generate_series(1::bigint, 5)";
-    const MANY_ROWS: &str = "SELECT generate_series(1::bigint, 1000000)";
+    const MANY_ROWS: &str = "SELECT generate_series(1::bigint, 100000)";
     const BAD_LATER_ROW: &str = "SELECT 1 / (3 - g) FROM generate_series(1::bigint, 5) g";
 }
 
-#[cfg(feature = "sqlite")]
 impl Sql for rocket_replicated::sqlite::Database {
     const BEGIN: &str = "BEGIN";
     const FEW_ROWS: &str =
         "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 5) SELECT n FROM g";
     const MANY_ROWS: &str =
-        "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 1000000) SELECT n FROM g";
+        "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 100000) SELECT n FROM g";
     // An overflow.
     const BAD_LATER_ROW: &str = "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 5) \
          SELECT CASE n WHEN 3 THEN abs(-9223372036854775807 - 1) ELSE n END FROM g";
 }
 
-support::on_every_database! {
+crate::on_every_database! {
     use std::future::{Future, poll_fn};
     use std::pin::pin;
     use std::task::Poll;
@@ -70,20 +64,20 @@ support::on_every_database! {
     use rocket_replicated::Cluster;
     use sqlx::Executor;
 
-    use crate::Sql;
+    use super::Sql;
 
     /// A pool with one connection for reads, and one for writes: what comes next gets the same one, if it is
     /// passed on at all.
     async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
         let section = format!("{}max_connections = 1\n", lab.section_alone());
-        let rocket = crate::support::rocket_over(&section).attach(Replicated::fairing());
+        let rocket = support::rocket_over(&section).attach(Replicated::fairing());
         let client = Client::untracked(rocket).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
         (client, cluster)
     }
 
     async fn soon<T>(what: impl Future<Output = T>) -> T {
-        tokio::time::timeout(Duration::from_secs(5), what).await.expect("an answer within 5 s")
+        tokio::time::timeout(Duration::from_secs(30), what).await.expect("an answer within 30 s")
     }
 
     /// Asks, and is answered that.
@@ -421,172 +415,173 @@ support::on_every_database! {
     }
 }
 
-/// The server may end a session for what it did, or did not do.
-#[cfg(feature = "postgres")]
-mod a_session_that_the_server_ended {
-    use std::time::{Duration, Instant};
+crate::on_postgres! {
+    /// The server may end a session for what it did, or did not do.
+    mod a_session_that_the_server_ended {
+        use std::time::{Duration, Instant};
 
-    use rocket::local::asynchronous::Client;
-    use rocket::tokio;
-    use rocket_replicated::Cluster;
-    use rocket_replicated::postgres::{Database, Replicated, ReplicatedDb};
+        use rocket::local::asynchronous::Client;
+        use rocket::tokio;
+        use rocket_replicated::Cluster;
+        use rocket_replicated::postgres::{Database, Replicated, ReplicatedDb};
 
-    use crate::support::lab::postgres::Lab;
-    use crate::support::rocket_over;
+        use support::lab::postgres::Lab;
+        use support::rocket_over;
 
-    async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
-        let section = format!("{}max_connections = 1\n", lab.section_alone());
-        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
-        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
-        (client, cluster)
-    }
-
-    async fn pid(db: &ReplicatedDb) -> i32 {
-        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(db).await.unwrap()
-    }
-
-    async fn ended(lab: &Lab, pid: i32) {
-        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while lab.sql(&sql) != "0" {
-            assert!(Instant::now() < deadline, "the server does not end the session");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
+            let section = format!("{}max_connections = 1\n", lab.section_alone());
+            let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+            let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+            (client, cluster)
         }
-    }
 
-    /// So many of some queries fail, and nobody waits.
-    async fn failures(cluster: &Cluster<Database>, first: ReplicatedDb) -> usize {
-        let begun = Instant::now();
-        let mut failures = usize::from(sqlx::query("SELECT 1").execute(&first).await.is_err());
-        drop(first);
-        for _ in 0..20 {
-            let handles = [cluster.read(None), cluster.write()];
-            for db in handles {
-                failures += usize::from(sqlx::query("SELECT 1").execute(&db).await.is_err());
-            }
+        async fn pid(db: &ReplicatedDb) -> i32 {
+            sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(db).await.unwrap()
         }
-        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
-        failures
-    }
 
-    /// 57P05.
-    #[rocket::async_test]
-    async fn for_being_idle_costs_one_write_and_no_read() {
-        let lab = Lab::new();
-        let (_client, cluster) = launch(&lab).await;
-        let reads = || cluster.read(None);
-        let writes = || cluster.write();
-        let handles: [(&dyn Fn() -> ReplicatedDb, usize); 2] = [(&reads, 0), (&writes, 1)];
-        for (handle, at_most) in handles {
-            let db = handle();
-            let pid = pid(&db).await;
-            sqlx::query("SET idle_session_timeout = 200").execute(&db).await.unwrap();
-            drop(db);
-            ended(&lab, pid).await;
-            let failures = failures(&cluster, handle()).await;
-            assert!(failures <= at_most, "{failures} failed, {at_most} may");
-
-            // The same, while its request does something else.
-            let db = handle();
-            let pid = self::pid(&db).await;
-            sqlx::query("SET idle_session_timeout = 200").execute(&db).await.unwrap();
-            ended(&lab, pid).await;
-            let failures = self::failures(&cluster, db).await;
-            assert!(failures <= at_most, "{failures} failed, {at_most} may");
-        }
-    }
-
-    /// 25P03.
-    #[rocket::async_test]
-    async fn for_being_idle_in_a_transaction_costs_nobody_else_anything() {
-        let lab = Lab::new();
-        let (_client, cluster) = launch(&lab).await;
-        for db in [cluster.read(None), cluster.write()] {
-            let mut transaction = db.begin().await.unwrap();
-            let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await;
-            let set = "SET idle_in_transaction_session_timeout = 200";
-            sqlx::query(set).execute(&mut *transaction).await.unwrap();
-            ended(&lab, pid.unwrap()).await;
-            // Not used since by the handler, which leaves.
-            drop(transaction);
-            assert_eq!(failures(&cluster, db).await, 0);
-        }
-        for db in [cluster.read(None), cluster.write()] {
-            let mut transaction = db.begin().await.unwrap();
-            let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await;
-            let set = "SET idle_in_transaction_session_timeout = 200";
-            sqlx::query(set).execute(&mut *transaction).await.unwrap();
-            ended(&lab, pid.unwrap()).await;
-            sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap_err();
-            drop(transaction);
-            assert_eq!(failures(&cluster, db).await, 0);
-        }
-    }
-
-    /// 40001, with FATAL: not only a query that is to be run again.
-    #[rocket::async_test]
-    async fn for_being_in_the_way_of_replay_costs_nobody_else_anything() {
-        let servers =
-            rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 1);
-        let (master, slave) = (&servers.master, &servers.slaves[0]);
-        master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
-        servers.wait_caught_up();
-        slave.sql("ALTER SYSTEM SET max_standby_streaming_delay = 0");
-        slave.sql("SELECT pg_reload_conf()");
-        let section = format!(
-            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"replaying\" }}]\nmax_connections = 1\n",
-            master.url(),
-            slave.url()
-        );
-        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
-        let cluster = Replicated::fetch(client.rocket()).unwrap();
-
-        for use_it in [false, true] {
-            let db = cluster.read(None);
-            let mut transaction = db.begin().await.unwrap();
-            assert_eq!(db.choice().unwrap().node(), "replaying");
-            sqlx::query("SELECT id FROM notes").execute(&mut *transaction).await.unwrap();
-            master.sql("TRUNCATE notes");
-            let idle = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+        async fn ended(lab: &Lab, pid: i32) {
+            let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
             let deadline = Instant::now() + Duration::from_secs(20);
-            while slave.sql(idle) != "0" {
-                assert!(Instant::now() < deadline, "the slave does not end the session");
+            while lab.sql(&sql) != "0" {
+                assert!(Instant::now() < deadline, "the server does not end the session");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            if use_it {
-                sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap_err();
-            }
-            drop(transaction);
-            drop(db);
+        }
+
+        /// So many of some queries fail, and nobody waits.
+        async fn failures(cluster: &Cluster<Database>, first: ReplicatedDb) -> usize {
+            let begun = Instant::now();
+            let mut failures = usize::from(sqlx::query("SELECT 1").execute(&first).await.is_err());
+            drop(first);
             for _ in 0..20 {
-                sqlx::query("SELECT id FROM notes").execute(&cluster.read(None)).await.unwrap();
-            }
-            let deadline = Instant::now() + Duration::from_secs(20);
-            loop {
-                let db = cluster.read(None);
-                sqlx::query("SELECT id FROM notes").execute(&db).await.unwrap();
-                if db.choice().unwrap().node() == "replaying" {
-                    break;
+                let handles = [cluster.read(None), cluster.write()];
+                for db in handles {
+                    failures += usize::from(sqlx::query("SELECT 1").execute(&db).await.is_err());
                 }
-                assert!(Instant::now() < deadline, "the slave, which is well, is not used");
-                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+            failures
+        }
+
+        /// 57P05.
+        #[rocket::async_test]
+        async fn for_being_idle_costs_one_write_and_no_read() {
+            let lab = Lab::new();
+            let (_client, cluster) = launch(&lab).await;
+            let reads = || cluster.read(None);
+            let writes = || cluster.write();
+            let handles: [(&dyn Fn() -> ReplicatedDb, usize); 2] = [(&reads, 0), (&writes, 1)];
+            for (handle, at_most) in handles {
+                let db = handle();
+                let pid = pid(&db).await;
+                sqlx::query("SET idle_session_timeout = 200").execute(&db).await.unwrap();
+                drop(db);
+                ended(&lab, pid).await;
+                let failures = failures(&cluster, handle()).await;
+                assert!(failures <= at_most, "{failures} failed, {at_most} may");
+
+                // The same, while its request does something else.
+                let db = handle();
+                let pid = self::pid(&db).await;
+                sqlx::query("SET idle_session_timeout = 200").execute(&db).await.unwrap();
+                ended(&lab, pid).await;
+                let failures = self::failures(&cluster, db).await;
+                assert!(failures <= at_most, "{failures} failed, {at_most} may");
             }
         }
-    }
 
-    #[rocket::async_test]
-    async fn for_being_idle_in_a_transaction_begun_by_hand_costs_nobody_else_anything() {
-        let lab = Lab::new();
-        let (_client, cluster) = launch(&lab).await;
-        for db in [cluster.read(None), cluster.write()] {
-            let mut connection = db.get().await.unwrap();
-            let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await;
-            let set = "SET idle_in_transaction_session_timeout = 200";
-            sqlx::query(set).execute(&mut *connection).await.unwrap();
-            sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
-            ended(&lab, pid.unwrap()).await;
-            drop(connection);
-            assert_eq!(failures(&cluster, db).await, 0);
+        /// 25P03.
+        #[rocket::async_test]
+        async fn for_being_idle_in_a_transaction_costs_nobody_else_anything() {
+            let lab = Lab::new();
+            let (_client, cluster) = launch(&lab).await;
+            for db in [cluster.read(None), cluster.write()] {
+                let mut transaction = db.begin().await.unwrap();
+                let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await;
+                let set = "SET idle_in_transaction_session_timeout = 200";
+                sqlx::query(set).execute(&mut *transaction).await.unwrap();
+                ended(&lab, pid.unwrap()).await;
+                // Not used since by the handler, which leaves.
+                drop(transaction);
+                assert_eq!(failures(&cluster, db).await, 0);
+            }
+            for db in [cluster.read(None), cluster.write()] {
+                let mut transaction = db.begin().await.unwrap();
+                let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await;
+                let set = "SET idle_in_transaction_session_timeout = 200";
+                sqlx::query(set).execute(&mut *transaction).await.unwrap();
+                ended(&lab, pid.unwrap()).await;
+                sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap_err();
+                drop(transaction);
+                assert_eq!(failures(&cluster, db).await, 0);
+            }
+        }
+
+        /// 40001, with FATAL: not only a query that is to be run again.
+        #[rocket::async_test]
+        async fn for_being_in_the_way_of_replay_costs_nobody_else_anything() {
+            let servers =
+                rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 1);
+            let (master, slave) = (&servers.master, &servers.slaves[0]);
+            master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
+            servers.wait_caught_up();
+            slave.sql("ALTER SYSTEM SET max_standby_streaming_delay = 0");
+            slave.sql("SELECT pg_reload_conf()");
+            let section = format!(
+                "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"replaying\" }}]\nmax_connections = 1\n",
+                master.url(),
+                slave.url()
+            );
+            let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+            let cluster = Replicated::fetch(client.rocket()).unwrap();
+
+            for use_it in [false, true] {
+                let db = cluster.read(None);
+                let mut transaction = db.begin().await.unwrap();
+                assert_eq!(db.choice().unwrap().node(), "replaying");
+                sqlx::query("SELECT id FROM notes").execute(&mut *transaction).await.unwrap();
+                master.sql("TRUNCATE notes");
+                let idle = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while slave.sql(idle) != "0" {
+                    assert!(Instant::now() < deadline, "the slave does not end the session");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                if use_it {
+                    sqlx::query("SELECT 1").execute(&mut *transaction).await.unwrap_err();
+                }
+                drop(transaction);
+                drop(db);
+                for _ in 0..20 {
+                    sqlx::query("SELECT id FROM notes").execute(&cluster.read(None)).await.unwrap();
+                }
+                let deadline = Instant::now() + Duration::from_secs(20);
+                loop {
+                    let db = cluster.read(None);
+                    sqlx::query("SELECT id FROM notes").execute(&db).await.unwrap();
+                    if db.choice().unwrap().node() == "replaying" {
+                        break;
+                    }
+                    assert!(Instant::now() < deadline, "the slave, which is well, is not used");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        }
+
+        #[rocket::async_test]
+        async fn for_being_idle_in_a_transaction_begun_by_hand_costs_nobody_else_anything() {
+            let lab = Lab::new();
+            let (_client, cluster) = launch(&lab).await;
+            for db in [cluster.read(None), cluster.write()] {
+                let mut connection = db.get().await.unwrap();
+                let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await;
+                let set = "SET idle_in_transaction_session_timeout = 200";
+                sqlx::query(set).execute(&mut *connection).await.unwrap();
+                sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
+                ended(&lab, pid.unwrap()).await;
+                drop(connection);
+                assert_eq!(failures(&cluster, db).await, 0);
+            }
         }
     }
 }

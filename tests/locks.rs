@@ -1,9 +1,5 @@
 //! A SQLite master that somebody else has locked.
 
-#![cfg(feature = "sqlite")]
-
-mod support;
-
 use rocket::http::Status;
 use rocket::local::blocking::Client;
 use rocket::{post, routes};

@@ -1,9 +1,5 @@
 //! `logical = true`: a PostgreSQL server that is kept by logical replication serves as a slave.
 
-#![cfg(feature = "postgres")]
-
-mod support;
-
 use rocket::local::asynchronous::Client;
 use rocket_replicated::postgres::{Database, Replicated};
 use rocket_replicated::{Cluster, NodeState, Reason};
@@ -21,7 +17,8 @@ struct Pair {
 
 impl Pair {
     fn start() -> Self {
-        let (publisher, subscriber) = (Servers::start(Postgres, 0), Servers::start(Postgres, 0));
+        let (publisher, subscriber) =
+            (Servers::start(Postgres, 0), Servers::start_another_system(Postgres, 0));
         publisher.master.sql("ALTER SYSTEM SET wal_level = logical");
         publisher.master.stop();
         publisher.master.start();

@@ -1,9 +1,5 @@
 //! The metrics, as a real exporter has them, and the dashboard that shows them.
 
-#![cfg(all(feature = "metrics", feature = "sqlite"))]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};

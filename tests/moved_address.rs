@@ -1,10 +1,6 @@
 //! An address that leads elsewhere from one moment to the next, while the connections to where it led before
 //! stay open and silent: a virtual IP that moved, a host that is gone, a router that forgets.
 
-#![cfg(any(feature = "mysql", feature = "postgres"))]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -45,7 +41,6 @@ trait Slow: Dbms {
     fn running(seconds: f64) -> String;
 }
 
-#[cfg(feature = "mysql")]
 impl Slow for rocket_replicated_testing::mysql::MySql {
     const TABLE: &str = "CREATE TABLE writes (id BIGINT NOT NULL, port INTEGER NOT NULL)";
 
@@ -69,7 +64,6 @@ impl Slow for rocket_replicated_testing::mysql::MySql {
     }
 }
 
-#[cfg(feature = "postgres")]
 impl Slow for rocket_replicated_testing::postgres::Postgres {
     const TABLE: &str =
         "CREATE TABLE writes (id BIGINT NOT NULL, port INTEGER NOT NULL); GRANT ALL ON writes TO app";
@@ -157,7 +151,7 @@ fn judge(writes: &[Write], moved: Instant, servers: &[Vec<Row>]) {
     assert!((1..=CONNECTIONS).contains(&unknown), "{unknown} writers were told that {UNKNOWN}");
 }
 
-support::on_servers! {
+crate::on_servers! {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -167,16 +161,16 @@ support::on_servers! {
     use rocket_replicated::Cluster;
     use sqlx::AssertSqlSafe;
 
-    use crate::support::{eventually_holds, rocket_over};
+    use support::{eventually, rocket_over};
     use rocket_replicated_testing::Wire;
-    use crate::*;
+    use super::*;
 
     /// What writes of a load take: long enough for all connections to be in use.
     pub(super) const WRITE: f64 = 0.05;
 
     async fn launch(section: &str) -> (Client, Cluster<Database>) {
-        let rocket = rocket_over(section).attach(Replicated::fairing());
-        let client = Client::untracked(rocket).await.unwrap();
+        let section = format!("check_timeout = 1\n{section}");
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
         (client, cluster)
     }
@@ -254,7 +248,7 @@ support::on_servers! {
         let (_client, cluster) = launch(&section).await;
         let load = Load::start(&cluster);
         let master = &lab.servers().master;
-        eventually_holds("the load", async || running(master, WRITE).len() > CONNECTIONS / 2).await;
+        eventually("the load", async || running(master, WRITE).len() > CONNECTIONS / 2).await;
 
         wire.silence_open();
         let moved = Instant::now();
@@ -266,7 +260,7 @@ support::on_servers! {
 
     /// Idle for longer than a connection is trusted without a question.
     async fn asleep(cluster: &Cluster<Database>, handle: impl Fn() -> ReplicatedDb, wire: &Wire) {
-        eventually_holds("as many connections as there may be", async || {
+        eventually("as many connections as there may be", async || {
             let handles: Vec<_> = (0..CONNECTIONS).map(|_| handle()).collect();
             // On a machine that is busy, some may find none in time.
             join_all(handles.iter().map(|db| select(db, 0.5))).await;
@@ -274,7 +268,7 @@ support::on_servers! {
         })
         .await;
         let idle = Instant::now();
-        eventually_holds("silence", async || cluster.status().iter().all(|node| node.busy == 0)).await;
+        eventually("silence", async || cluster.status().iter().all(|node| node.busy == 0)).await;
         after(idle, Duration::from_secs(2)).await;
     }
 
@@ -356,7 +350,7 @@ support::on_servers! {
             })
         });
         let readers: Vec<_> = readers.collect();
-        eventually_holds("the reads", async || running(slave, READ).len() == CONNECTIONS).await;
+        eventually("the reads", async || running(slave, READ).len() == CONNECTIONS).await;
         wire.silence_open();
         let all = tokio::time::timeout(Duration::from_secs(60), join_all(readers)).await;
         for read in all.expect("no reader waits for ever") {
@@ -377,7 +371,7 @@ support::on_servers! {
         let db = cluster.write();
         let write = insert(&db, 1, LONG);
         let meanwhile = async {
-            eventually_holds("the write", async || running(server, LONG).len() == 1).await;
+            eventually("the write", async || running(server, LONG).len() == 1).await;
             meantime().await;
         };
         let (written, ()) = tokio::join!(write, meanwhile);
@@ -426,12 +420,12 @@ support::on_servers! {
         let master = &lab.servers().master;
         let (forgotten, remembered) = (cluster.write(), cluster.write());
         let forgotten = async {
-            eventually_holds("the long write", async || running(master, REMEMBERED).len() == 1).await;
+            eventually("the long write", async || running(master, REMEMBERED).len() == 1).await;
             let told = tokio::time::timeout(2 * SOON, insert(&forgotten, 1, FORGOTTEN)).await;
             (told.expect("an end of it"), Instant::now())
         };
         let forget = async {
-            eventually_holds("the other", async || running(master, FORGOTTEN).len() == 1).await;
+            eventually("the other", async || running(master, FORGOTTEN).len() == 1).await;
             wire.silence(running(master, FORGOTTEN)[0]);
             Instant::now()
         };
@@ -467,14 +461,14 @@ support::on_servers! {
                 sqlx::query(AssertSqlSafe(Dbms::select(HELD))).execute(&mut *transaction).await
             }),
         ];
-        eventually_holds("both", async || running(master, HELD).len() == 2).await;
+        eventually("both", async || running(master, HELD).len() == 2).await;
         wire.silence_open();
         // A host that is gone runs nothing any more.
         for port in running(master, HELD) {
             end_session(&lab, port);
         }
         let moved = Instant::now();
-        eventually_holds("a write", async || insert(&cluster.write(), 1, 0.0).await.is_ok()).await;
+        eventually("a write", async || insert(&cluster.write(), 1, 0.0).await.is_ok()).await;
         assert!(moved.elapsed() < SOON, "{:?}", moved.elapsed());
         // One place for each of them.
         let handles = [cluster.write(), cluster.write()];
@@ -498,7 +492,6 @@ trait Sessions: Dbms {
     fn end(server: &Server<Self>, client_port: u16);
 }
 
-#[cfg(feature = "mysql")]
 impl Sessions for rocket_replicated_testing::mysql::MySql {
     fn end(server: &Server<Self>, client_port: u16) {
         let id = format!("SELECT id FROM information_schema.processlist WHERE host LIKE '%:{client_port}'");
@@ -507,7 +500,6 @@ impl Sessions for rocket_replicated_testing::mysql::MySql {
     }
 }
 
-#[cfg(feature = "postgres")]
 impl Sessions for rocket_replicated_testing::postgres::Postgres {
     fn end(server: &Server<Self>, client_port: u16) {
         server.sql(&format!(
@@ -516,17 +508,16 @@ impl Sessions for rocket_replicated_testing::postgres::Postgres {
     }
 }
 
-#[cfg(feature = "postgres")]
 mod to_a_promoted_standby {
     use rocket::futures::future::join_all;
     use rocket::local::asynchronous::Client;
     use rocket_replicated::postgres::Replicated;
 
-    use crate::support::{eventually_holds, rocket_over};
-    use crate::*;
+    use super::*;
     use rocket_replicated_testing::Servers;
     use rocket_replicated_testing::Wire;
     use rocket_replicated_testing::postgres::Postgres;
+    use support::{eventually, rocket_over};
 
     #[rocket::async_test]
     async fn under_load_all_writes_succeed_soon_after_and_none_is_run_twice() {
@@ -535,18 +526,21 @@ mod to_a_promoted_standby {
         old.sql(<Postgres as Slow>::TABLE);
         servers.wait_caught_up();
         let wire = Wire::to(old.port());
-        let section = format!("url = \"{}\"\nmax_connections = {CONNECTIONS}\n", wire.url(&old.url()));
+        let section = format!(
+            "url = \"{}\"\nmax_connections = {CONNECTIONS}\ncheck_timeout = 1\n",
+            wire.url(&old.url())
+        );
         let rocket = rocket_over(&section).attach(Replicated::fairing());
         let client = Client::untracked(rocket).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
 
         let load = postgres::Load::start(&cluster);
-        eventually_holds("the load", async || running(old, postgres::WRITE).len() > CONNECTIONS / 2).await;
+        eventually("the load", async || running(old, postgres::WRITE).len() > CONNECTIONS / 2).await;
         // What is acknowledged is at both. From here on the old one is a host that is gone.
         old.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
         old.sql("SELECT pg_reload_conf()");
         let is_sync = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
-        eventually_holds("a synchronous standby", async || old.sql(is_sync) == "1").await;
+        eventually("a synchronous standby", async || old.sql(is_sync) == "1").await;
         wire.silence_open();
         wire.refuse();
         new.sql("SELECT pg_promote()");

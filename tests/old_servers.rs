@@ -1,9 +1,5 @@
 //! A server that is older than what this crate works with is refused at its first connection.
 
-#![cfg(feature = "mysql")]
-
-mod support;
-
 /// MariaDB can be told to say that it is older than it is; of other servers, only the decision is tested.
 mod mariadb {
     use rocket::http::Status;
@@ -11,9 +7,9 @@ mod mariadb {
     use rocket_replicated::mysql::{Replicated, ReplicatedDb};
     use rocket_replicated::{Error, NodeState};
 
-    use crate::support::{eventually, logbook, rocket_over};
     use rocket_replicated_testing::Servers;
     use rocket_replicated_testing::mysql::MySql;
+    use support::{blocking_eventually, logbook, rocket_over};
 
     const NEEDED: &str = "version 10.4.34-MariaDB is too old, MariaDB 10.5 or newer is needed";
 
@@ -43,7 +39,7 @@ mod mariadb {
         };
 
         let client = app(&section(&new.url(), &old.url()));
-        eventually("the line", || {
+        blocking_eventually("the line", || {
             let told = logbook::lines(&["The slave `slave-1`", "cannot be used", NEEDED]);
             (!told.is_empty()).then_some(())
         });
@@ -51,7 +47,7 @@ mod mariadb {
         drop(client);
 
         let client = app(&section(&old.url(), &new.url()));
-        eventually("the line", || {
+        blocking_eventually("the line", || {
             (!logbook::lines(&["The master", "cannot be used", NEEDED]).is_empty()).then_some(())
         });
         assert_eq!(client.post("/").dispatch().status(), Status::ServiceUnavailable);

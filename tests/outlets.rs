@@ -1,9 +1,5 @@
 //! What leaves a process for its operators holds no password, no secret key and no pin.
 
-#![cfg(all(feature = "metrics", feature = "postgres", feature = "status"))]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -77,7 +73,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     let url = |url: String, password: &str| url.replace(":secret@", &format!(":{password}@"));
     let section = format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"well\" }}, {{ url = \"{}\", name = \"locked\" }}]\n\
-         max_connections = 1\nconnect_timeout = 1\ncheck_interval = 0.05\nconsistency = \"position\"\npin.header = \"X-Pin\"",
+         max_connections = 1\nconnect_timeout = 1\nslave_timeout = 1\ncheck_interval = 0.05\nconsistency = \"position\"\npin.header = \"X-Pin\"",
         url(servers.master.url(), PASSWORD),
         url(servers.slaves[0].url(), PASSWORD),
         url(servers.slaves[1].url(), WRONG),
@@ -89,7 +85,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
         .attach(Replicated::fairing())
         .mount("/", routes![read, write, careless, crowded, writable])
         .mount("/status", Replicated::status_open_to_everybody().with_drills());
-    log::set_max_level(log::LevelFilter::Debug);
+    logbook::open_with_details();
     let client = Client::untracked(rocket).await.unwrap();
     let cluster = Replicated::fetch(client.rocket()).unwrap();
 
@@ -137,7 +133,6 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
         sleep(Duration::from_millis(10)).await;
     }
     said.push(recorder.render());
-    log::set_max_level(log::LevelFilter::Info);
     let log = logbook::lines(&[]);
     for word in ["DEBUG", "lets nobody in", "is not believed", "became free within", "cannot be used"] {
         assert!(log.iter().any(|line| line.contains(word)), "{word} in {log:#?}");

@@ -1,15 +1,13 @@
 //! The pin: on every reply of a request that wrote, on no other, and believed only if it is ours.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::http::{Cookie, CookieJar, Header, SameSite, Status};
     use rocket::local::blocking::Client;
     use rocket::response::Redirect;
     use rocket::{Build, Rocket, get, post, routes};
     use rocket_replicated::{ChangesDatabase, Error, ReadsDatabase};
 
-    use crate::support::{pin_of, rocket, rocket_over};
+    use support::{pin_of, rocket, rocket_over};
 
     async fn insert(db: &ReplicatedDb) -> Result<(), Error> {
         sqlx::query("INSERT INTO notes (id, body) SELECT max(id) + 1, 'note ' || (max(id) + 1) FROM notes")

@@ -1,13 +1,11 @@
 //! `Cluster::pool`: sqlx's own pools, for crates that ask for one.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::local::asynchronous::Client;
     use rocket_replicated::Role;
     use sqlx::{AssertSqlSafe, Executor};
 
-    use crate::support::rocket_over;
+    use support::rocket_over;
 
     type Cluster = rocket_replicated::Cluster<Database>;
     type SqlxPool = sqlx::Pool<Driver>;

@@ -1,9 +1,5 @@
 //! `follow_promotion`: when the master is gone and a slave was promoted, writes follow.
 
-#![cfg(feature = "postgres")]
-
-mod support;
-
 use std::time::Duration;
 
 use rocket::local::asynchronous::Client;
@@ -15,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 
 use rocket_replicated_testing::Servers;
 use rocket_replicated_testing::postgres::Postgres;
-use support::{eventually_holds, logbook, rocket_over};
+use support::{eventually, logbook, rocket_over};
 
 type Nodes = rocket_replicated::Cluster<Database>;
 
@@ -33,7 +29,7 @@ async fn launch(cluster: &Servers<Postgres>, test: &str, keys: &str) -> (Client,
         format!("url = \"{}\"\nslaves = [{}]\n{KEYS}{keys}", cluster.master.url(), slaves.join(", "));
     let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
     let nodes = Replicated::fetch(client.rocket()).unwrap().clone();
-    eventually_holds("both slaves", async || states(&nodes) == [NodeState::Up; 3]).await;
+    eventually("both slaves", async || states(&nodes) == [NodeState::Up; 3]).await;
     (client, nodes)
 }
 
@@ -70,7 +66,7 @@ async fn writes_follow_a_promoted_slave() {
     cluster.wait_caught_up();
     cluster.master.kill();
     cluster.slaves[0].sql("SELECT pg_promote()");
-    eventually_holds("writes", async || write(&nodes).await.is_ok()).await;
+    eventually("writes", async || write(&nodes).await.is_ok()).await;
     assert_eq!(
         logbook::lines(&[
             "ERROR",
@@ -93,7 +89,7 @@ async fn writes_follow_a_promoted_slave() {
     let (count, _) = read(&nodes, &before).await;
     assert!(count >= 1);
     let shut_out = [NodeState::Up, NodeState::Down, NodeState::Behind];
-    eventually_holds("its absence", async || states(&nodes) == shut_out).await;
+    eventually("its absence", async || states(&nodes) == shut_out).await;
 
     // What an old master has is not what the new one has.
     cluster.master.start();
@@ -112,7 +108,7 @@ async fn while_the_master_is_there_nobody_takes_its_place() {
     let (_client, nodes) = launch(&cluster, "b", "follow_promotion = true").await;
     cluster.slaves[0].sql("SELECT pg_promote()");
     let shut_out = [NodeState::Up, NodeState::SecondMaster, NodeState::Up];
-    eventually_holds("its absence", async || states(&nodes) == shut_out).await;
+    eventually("its absence", async || states(&nodes) == shut_out).await;
     let written = write(&nodes).await.unwrap();
     assert_eq!(cluster.master.sql("SELECT count(*) FROM notes"), "1");
     for _ in 0..20 {
@@ -132,7 +128,7 @@ async fn nobody_is_followed_unless_that_is_wanted() {
     cluster.master.kill();
     cluster.slaves[0].sql("SELECT pg_promote()");
     let shut_out = [NodeState::Down, NodeState::SecondMaster, NodeState::Up];
-    eventually_holds("its absence", async || states(&nodes) == shut_out).await;
+    eventually("its absence", async || states(&nodes) == shut_out).await;
     assert!(write(&nodes).await.is_err());
     assert_eq!(cluster.slaves[0].sql("SELECT count(*) FROM notes"), "0");
 }

@@ -1,9 +1,5 @@
 //! sqlx's checked macros, over `&ReplicatedDb`. What they know of the table is in `.sqlx`.
 
-#![cfg(feature = "sqlite")]
-
-mod support;
-
 use rocket::local::asynchronous::Client;
 use rocket_replicated::sqlite::Replicated;
 

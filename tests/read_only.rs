@@ -1,15 +1,13 @@
 //! A read cannot write, on whichever server: on a laptop without slaves as in production.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::http::Status;
     use rocket::local::blocking::Client;
     use rocket::{Build, Rocket, get, post, routes};
     use rocket_replicated::{ChangesDatabase, Error, ReadsDatabase};
     use sqlx::error::ErrorKind;
 
-    use crate::support::{logbook, pin_of, rocket_over};
+    use support::{logbook, pin_of, rocket_over};
 
     const INSERT: &str = "INSERT INTO notes (id, body) VALUES (1, 'written')";
 

@@ -1,8 +1,6 @@
 //! Whoever has just written reads their own write, though every slave lags; strangers read slaves.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::form::Form;
     use std::time::{Duration, Instant};
 
@@ -13,7 +11,7 @@ support::on_every_database! {
     use rocket::{FromForm, get, post, routes};
     use rocket_replicated::Error;
 
-    use crate::support::{Seen, eventually, json, pin_of, rocket_over};
+    use support::{Seen, blocking_eventually, json, pin_of, rocket_over};
 
     #[derive(FromForm)]
     struct Note {
@@ -86,7 +84,7 @@ support::on_every_database! {
         let written = Instant::now();
         let pin = write(&client, "hello");
 
-        let stale = eventually("the end of the window", || {
+        let stale = blocking_eventually("the end of the window", || {
             let seen = read(&client, Some(&pin));
             (seen.role == "slave").then_some(seen)
         });

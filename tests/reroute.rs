@@ -1,14 +1,12 @@
 //! `refused_write = "reroute"`: a read that turns out to write is run again, on the master.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::http::Status;
     use rocket::local::blocking::Client;
     use rocket::{Build, Rocket, get, routes};
     use rocket_replicated::Error;
 
-    use crate::support::{logbook, pin_of, rocket_over};
+    use support::{logbook, pin_of, rocket_over};
 
     async fn insert(db: &ReplicatedDb) -> Result<(), Error> {
         sqlx::query("INSERT INTO notes (id, body) SELECT coalesce(max(id), 0) + 1, 'note' FROM notes")
@@ -66,8 +64,9 @@ support::on_every_database! {
     #[test]
     fn one_statement_runs_once_on_the_master_and_pins() {
         let lab = Lab::new();
+        let section = format!("{}refused_write = \"reroute\"\nmax_lag = false", lab.section());
+        let client = Client::untracked(app(&section)).unwrap();
         lab.pause();
-        let client = Client::untracked(app(&format!("{}refused_write = \"reroute\"", lab.section()))).unwrap();
         let response = client.get("/rerouted").dispatch();
         assert!(pin_of(&response).is_some());
         assert_eq!(response.into_string().unwrap(), "slave ChangesDatabase 1");
@@ -83,7 +82,6 @@ support::on_every_database! {
         let lab = Lab::new();
         let section = format!("{}refused_write = \"reroute\"", lab.section());
         let client = Client::untracked(app(&section).mount("/again", routes![rerouted])).unwrap();
-        let _alone = crate::ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let reports = |handler: &str| logbook::lines(&["WARN", &format!("`{handler}` wrote on a connection for reads")]).len();
         let before = (reports("rerouted"), reports("returning"));
         for _ in 0..3 {
@@ -114,6 +112,3 @@ support::on_every_database! {
         assert_eq!(lab.notes(), Vec::<String>::new());
     }
 }
-
-/// For tests that count lines of the log.
-static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());

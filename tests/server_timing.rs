@@ -1,14 +1,12 @@
 //! `Server-Timing`: which server served a reply, and why.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use rocket::figment::providers::{Format, Toml};
     use rocket::local::blocking::{Client, LocalResponse};
     use rocket::{get, post, routes};
     use rocket_replicated::Error;
 
-    use crate::support::{rocket, rocket_over};
+    use support::{rocket, rocket_over};
 
     #[get("/")]
     async fn read(db: ReplicatedDb) -> Result<(), Error> {
@@ -49,7 +47,7 @@ support::on_every_database! {
         let (what, took) = timing(&response).unwrap();
         assert_eq!(what, "db;desc=\"db-1: write method\"");
         assert!(took > 0.0, "what runs in a transaction counts");
-        assert!(crate::support::pin_of(&response).is_some());
+        assert!(support::pin_of(&response).is_some());
         assert_eq!(timing(&client.get("/unasked").dispatch()), None);
     }
 
@@ -69,62 +67,63 @@ support::on_every_database! {
     }
 }
 
-#[cfg(feature = "postgres")]
-mod several {
-    use rocket::local::blocking::Client;
-    use rocket::{get, routes};
-    use rocket_replicated::{Database, Error, Replicated, ReplicatedDb, postgres};
+crate::on_postgres! {
+    mod several {
+        use rocket::local::blocking::Client;
+        use rocket::{get, routes};
+        use rocket_replicated::{Database, Error, Replicated, ReplicatedDb, postgres};
 
-    use crate::support::lab::postgres::Lab;
-    use crate::support::rocket;
+        use support::lab::postgres::Lab;
+        use support::rocket;
 
-    #[derive(Database)]
-    #[database("blog")]
-    struct Blog(postgres::Pool);
+        #[derive(Database)]
+        #[database("blog")]
+        struct Blog(postgres::Pool);
 
-    #[derive(Database)]
-    #[database("shop")]
-    struct Shop(postgres::Pool);
+        #[derive(Database)]
+        #[database("shop")]
+        struct Shop(postgres::Pool);
 
-    #[get("/both")]
-    async fn both(blog: ReplicatedDb<Blog>, shop: ReplicatedDb<Shop>) -> Result<(), Error> {
-        sqlx::query("SELECT pg_sleep(0.05)").execute(&blog).await?;
-        let mut transaction = shop.begin().await?;
-        sqlx::query("SELECT pg_sleep(0.1)").execute(&mut *transaction).await?;
-        Ok(())
-    }
+        #[get("/both")]
+        async fn both(blog: ReplicatedDb<Blog>, shop: ReplicatedDb<Shop>) -> Result<(), Error> {
+            sqlx::query("SELECT pg_sleep(0.05)").execute(&blog).await?;
+            let mut transaction = shop.begin().await?;
+            sqlx::query("SELECT pg_sleep(0.1)").execute(&mut *transaction).await?;
+            Ok(())
+        }
 
-    #[get("/shop")]
-    async fn shop(_blog: ReplicatedDb<Blog>, shop: ReplicatedDb<Shop>) -> Result<(), Error> {
-        sqlx::query("SELECT 1").execute(&shop).await?;
-        Ok(())
-    }
+        #[get("/shop")]
+        async fn shop(_blog: ReplicatedDb<Blog>, shop: ReplicatedDb<Shop>) -> Result<(), Error> {
+            sqlx::query("SELECT 1").execute(&shop).await?;
+            Ok(())
+        }
 
-    #[test]
-    fn each_database_that_was_asked_tells_its_own() {
-        let lab = Lab::new();
-        let section = |database| {
-            format!("[debug.databases.{database}]\n{}pin.name = \"{database}_pin\"\n", lab.section())
-                .replace("\"slave-", &format!("\"{database}-"))
-        };
-        let rocket = rocket(&format!("{}{}", section("blog"), section("shop")))
-            .attach(Replicated::<Blog>::fairing())
-            .attach(Replicated::<Shop>::fairing())
-            .mount("/", routes![both, shop]);
-        let client = Client::untracked(rocket).unwrap();
-        let timings = |path: &str| -> Vec<String> {
-            let response = client.get(path.to_owned()).dispatch();
-            response.headers().get("Server-Timing").map(str::to_owned).collect()
-        };
-        let took = |timing: &str, database: &str| {
-            let what = format!("db;desc=\"{database} at {database}-");
-            let rest = timing.strip_prefix(&what).unwrap_or_else(|| panic!("{what} in {timing}"));
-            rest.split_once(": read method\";dur=").unwrap().1.parse::<f64>().unwrap()
-        };
-        let [blog, shop] = &timings("/both")[..] else { panic!() };
-        assert!(took(blog, "blog") >= 50.0, "{blog}");
-        assert!(took(shop, "shop") >= 100.0, "what runs in a transaction counts: {shop}");
-        let [shop] = &timings("/shop")[..] else { panic!() };
-        took(shop, "shop");
+        #[test]
+        fn each_database_that_was_asked_tells_its_own() {
+            let lab = Lab::new();
+            let section = |database| {
+                format!("[debug.databases.{database}]\n{}pin.name = \"{database}_pin\"\n", lab.section())
+                    .replace("\"slave-", &format!("\"{database}-"))
+            };
+            let rocket = rocket(&format!("{}{}", section("blog"), section("shop")))
+                .attach(Replicated::<Blog>::fairing())
+                .attach(Replicated::<Shop>::fairing())
+                .mount("/", routes![both, shop]);
+            let client = Client::untracked(rocket).unwrap();
+            let timings = |path: &str| -> Vec<String> {
+                let response = client.get(path.to_owned()).dispatch();
+                response.headers().get("Server-Timing").map(str::to_owned).collect()
+            };
+            let took = |timing: &str, database: &str| {
+                let what = format!("db;desc=\"{database} at {database}-");
+                let rest = timing.strip_prefix(&what).unwrap_or_else(|| panic!("{what} in {timing}"));
+                rest.split_once(": read method\";dur=").unwrap().1.parse::<f64>().unwrap()
+            };
+            let [blog, shop] = &timings("/both")[..] else { panic!() };
+            assert!(took(blog, "blog") >= 50.0, "{blog}");
+            assert!(took(shop, "shop") >= 100.0, "what runs in a transaction counts: {shop}");
+            let [shop] = &timings("/shop")[..] else { panic!() };
+            took(shop, "shop");
+        }
     }
 }

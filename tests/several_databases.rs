@@ -1,9 +1,5 @@
 //! Several named databases in one application: each has its own nodes, intents and pins.
 
-#![cfg(all(feature = "postgres", feature = "sqlite"))]
-
-mod support;
-
 use rocket::http::{Cookie, Status};
 use rocket::local::blocking::{Client, LocalResponse};
 use rocket::{Build, Rocket, get, post, routes};

@@ -1,10 +1,6 @@
 //! One address of a slave, and several servers behind it, as behind a service, a proxy or a reader endpoint:
 //! what is known of one of them is believed of no other.
 
-#![cfg(any(feature = "mysql", feature = "postgres"))]
-
-mod support;
-
 use rocket_replicated_testing::Dbms;
 
 trait CountsNotes: Dbms {
@@ -12,25 +8,23 @@ trait CountsNotes: Dbms {
     const COUNT: &str;
 }
 
-#[cfg(feature = "mysql")]
 impl CountsNotes for rocket_replicated_testing::mysql::MySql {
     const COUNT: &str = "SELECT count(*), CAST(@@port AS SIGNED) FROM notes";
 }
 
-#[cfg(feature = "postgres")]
 impl CountsNotes for rocket_replicated_testing::postgres::Postgres {
     const COUNT: &str = "SELECT count(*), inet_server_port()::bigint FROM notes";
 }
 
-support::on_servers! {
+crate::on_servers! {
     use std::collections::BTreeSet;
 
     use rocket::futures::future::join_all;
     use rocket::local::asynchronous::Client;
 
-    use crate::CountsNotes;
-    use crate::support::logbook;
-    use crate::support::rocket_over;
+    use super::CountsNotes;
+    use support::logbook;
+    use support::rocket_over;
     use rocket_replicated_testing::Wire;
 
     /// How many notes a handle sees, and at which port.

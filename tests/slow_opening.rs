@@ -1,30 +1,28 @@
 //! Connections that take longer to open than anybody waits for one, as on a machine that has much else to do.
 
-mod support;
-
-support::on_servers! {
+crate::on_servers! {
     use std::time::Duration;
 
     use rocket::local::asynchronous::Client;
     use rocket_replicated::{Cluster, NodeState};
     use rocket_replicated_testing::Wire;
 
-    use crate::support::{eventually_holds, logbook, rocket_over};
+    use support::{eventually, logbook, rocket_over};
 
     /// There and back: no protocol opens a connection in less than two round trips.
     const DELAY: Duration = Duration::from_millis(300);
 
-    /// Checkouts wait for 0.2 s, and probes for longer.
-    async fn behind_a_wire(wire: &Wire, section: &str) -> (Client, Cluster<Database>) {
+    /// Checkouts wait for 0.2 s at a slave, and probes for longer.
+    async fn behind_a_wire(wire: &Wire, section: &str, connect_timeout: f64) -> (Client, Cluster<Database>) {
         let section = format!(
-            "{section}\nmax_connections = 2\nconnect_timeout = 0.2\nslave_timeout = 0.2\ncheck_timeout = 5\n\
+            "{section}\nmax_connections = 2\nconnect_timeout = {connect_timeout}\nslave_timeout = 0.2\ncheck_timeout = 5\n\
              max_lag = false\n"
         );
         let rocket = rocket_over(&section).attach(Replicated::fairing());
         let client = Client::untracked(rocket).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
         let are_up = async || cluster.status().iter().all(|node| node.state == NodeState::Up);
-        eventually_holds("all servers up", are_up).await;
+        eventually("all servers up", are_up).await;
         wire.delay(DELAY);
         (client, cluster)
     }
@@ -40,7 +38,7 @@ support::on_servers! {
         let name = named(&lab);
         let wire = Wire::to(lab.servers().master.port());
         let section = format!("url = \"{}\"\nname = \"{name}\"", wire.url(lab.master_url()));
-        let (_client, cluster) = behind_a_wire(&wire, &section).await;
+        let (_client, cluster) = behind_a_wire(&wire, &section, 0.2).await;
         let get = async || cluster.write().get().await.map(drop).unwrap_err().to_string();
 
         let slow = format!(
@@ -52,7 +50,7 @@ support::on_servers! {
         for error in [second, third] {
             assert!(error.contains(": 0 of 2 are in use, 2 are being opened; "), "{error}");
         }
-        eventually_holds("a connection", async || cluster.write().get().await.is_ok()).await;
+        eventually("a connection", async || cluster.write().get().await.is_ok()).await;
     }
 
     /// A round trip takes 0.5 s, and so does a look: the connection for it takes four or more before that.
@@ -73,7 +71,7 @@ support::on_servers! {
         let state = || cluster.status().iter().find(|node| node.name == name).unwrap().state;
         let late = [&*name, "cannot be used: ", "no answer within 1.5s (`check_timeout`)"];
         let comes_up = async || !logbook::lines(&late).is_empty() && state() == NodeState::Up;
-        eventually_holds("the slave", comes_up).await;
+        eventually("the slave", comes_up).await;
     }
 
     #[rocket::async_test]
@@ -84,7 +82,7 @@ support::on_servers! {
         let slave = wire.url(&lab.slave_urls()[0]);
         let section =
             format!("url = \"{}\"\nslaves = [{{ url = \"{slave}\", name = \"{name}\" }}]", lab.master_url());
-        let (_client, cluster) = behind_a_wire(&wire, &section).await;
+        let (_client, cluster) = behind_a_wire(&wire, &section, 5.0).await;
         let read = async || {
             let db = cluster.read(None);
             sqlx::query("SELECT 1").execute(&db).await.unwrap();
@@ -94,6 +92,6 @@ support::on_servers! {
         assert_ne!(read().await, name, "the master keeps nobody waiting");
         let said = logbook::lines(&[&format!("WARN: A new connection for reads to the slave `{name}`")]);
         assert_eq!(said.len(), 1, "{said:?}");
-        eventually_holds("the slave", async || read().await == name).await;
+        eventually("the slave", async || read().await == name).await;
     }
 }

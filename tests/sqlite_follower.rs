@@ -1,9 +1,5 @@
 //! A SQLite slave that the crate keeps itself.
 
-#![cfg(feature = "sqlite")]
-
-mod support;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +12,7 @@ use rocket_replicated::Cluster;
 use rocket_replicated::sqlite::{Database, Replicated};
 use tempfile::TempDir;
 
-use support::{eventually_holds, logbook, rocket_over};
+use support::{eventually, logbook, rocket_over};
 
 struct Files(TempDir);
 
@@ -76,9 +72,9 @@ async fn it_lags_and_catches_up() {
     let files = Files::new();
     let (_client, cluster) = files.client("lagging.db", 0.2).await;
     sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
-    eventually_holds("the table", async || count(&cluster).await.is_ok()).await;
+    eventually("the table", async || count(&cluster).await.is_ok()).await;
     sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap();
-    eventually_holds("the row", async || count(&cluster).await.unwrap() == 1).await;
+    eventually("the row", async || count(&cluster).await.unwrap() == 1).await;
 }
 
 #[rocket::async_test]
@@ -86,18 +82,18 @@ async fn an_idle_master_is_not_copied() {
     let files = Files::new();
     let (_client, cluster) = files.client("idle.db", 0.02).await;
     sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
-    eventually_holds("the table", async || count(&cluster).await.is_ok()).await;
+    eventually("the table", async || count(&cluster).await.is_ok()).await;
 
     // Every copy changes the slave's `data_version`, as seen by a connection of ours.
     let slave = rusqlite::Connection::open(files.0.path().join("idle.db")).unwrap();
     let version = || slave.pragma_query_value(None, "data_version", |row| row.get::<_, i64>(0)).unwrap();
     let before = version();
     let begun = Instant::now();
-    eventually_holds("twenty periods", async || begun.elapsed() > Duration::from_millis(400)).await;
+    eventually("twenty periods", async || begun.elapsed() > Duration::from_millis(400)).await;
     assert_eq!(version(), before);
 
     sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap();
-    eventually_holds("the copy", async || version() != before).await;
+    eventually("the copy", async || version() != before).await;
 }
 
 #[rocket::async_test(flavor = "multi_thread")]
@@ -115,7 +111,7 @@ async fn readers_see_neither_half_a_copy_nor_an_error_nor_a_wait() {
     .execute(&master)
     .await
     .unwrap();
-    eventually_holds("the table", async || count(&cluster).await.is_ok_and(|count| count == ROWS)).await;
+    eventually("the table", async || count(&cluster).await.is_ok_and(|count| count == ROWS)).await;
 
     let over = std::sync::Arc::new(AtomicBool::new(false));
     // A reader that stays in its transaction while the copies go on.
@@ -156,7 +152,7 @@ async fn readers_see_neither_half_a_copy_nor_an_error_nor_a_wait() {
                 sqlx::query_scalar("SELECT max(generation) FROM notes").fetch_one(&db).await.unwrap();
             seen == generation
         };
-        eventually_holds("the generation", arrived).await;
+        eventually("the generation", arrived).await;
     }
     over.store(true, Ordering::Relaxed);
     let mut all = std::collections::BTreeSet::new();
@@ -190,7 +186,7 @@ async fn its_write_ahead_log_does_not_grow_with_every_copy() {
             let seen: sqlx::Result<i64> = sqlx::query_scalar("SELECT id FROM notes").fetch_one(&db).await;
             seen.is_ok_and(|seen| seen == generation)
         };
-        eventually_holds("the change", arrived).await;
+        eventually("the change", arrived).await;
     }
     let size = |name: &str| files.0.path().join(name).metadata().unwrap().len();
     assert!(size("log.db-wal") < 4 * size("log.db"), "{} for {}", size("log.db-wal"), size("log.db"));
@@ -211,7 +207,7 @@ async fn one_that_cannot_copy_is_reported_once_and_recovers() {
     assert_eq!(logbook::lines(&["ERROR", "`blocked.db` of database `replicated` cannot follow"]).len(), 1);
 
     std::fs::remove_dir(&slave).unwrap();
-    eventually_holds("a copy", async || {
+    eventually("a copy", async || {
         !logbook::lines(&["WARN", "`blocked.db` of database `replicated` follows its master again"])
             .is_empty()
     })
@@ -221,7 +217,7 @@ async fn one_that_cannot_copy_is_reported_once_and_recovers() {
         let read = sqlx::query("SELECT count(*) FROM notes").fetch_one(&db).await;
         read.is_ok() && db.choice().unwrap().node() == "blocked.db"
     };
-    eventually_holds("reads from it", slave_reads).await;
+    eventually("reads from it", slave_reads).await;
     assert_eq!(logbook::lines(&["ERROR", "`blocked.db` of database `replicated` cannot follow"]).len(), 1);
 }
 
@@ -240,11 +236,10 @@ async fn a_copy_longer_than_its_period_is_reported_once() {
     .await
     .unwrap();
     let reports = || logbook::lines(&["WARN", "slave `slow.db`", "longer than `follow`"]).len();
-    eventually_holds("a report", async || reports() == 1).await;
+    eventually("a report", async || reports() == 1).await;
     for rows in 61..=63 {
         sqlx::query("INSERT INTO notes VALUES (zeroblob(1))").execute(&master).await.unwrap();
-        eventually_holds("another copy", async || count(&cluster).await.is_ok_and(|count| count == rows))
-            .await;
+        eventually("another copy", async || count(&cluster).await.is_ok_and(|count| count == rows)).await;
     }
     assert_eq!(reports(), 1);
 }
@@ -254,7 +249,7 @@ async fn it_stops_at_shutdown() {
     let files = Files::new();
     let (client, cluster) = files.client("stopped.db", 0.01).await;
     sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
-    eventually_holds("the table", async || count(&cluster).await.is_ok()).await;
+    eventually("the table", async || count(&cluster).await.is_ok()).await;
     drop(client.terminate().await);
 
     let tables = |file: &Path| -> i64 {
@@ -264,7 +259,7 @@ async fn it_stops_at_shutdown() {
     let master = rusqlite::Connection::open(files.0.path().join("master.db")).unwrap();
     master.execute_batch("CREATE TABLE later (id INTEGER)").unwrap();
     let begun = Instant::now();
-    eventually_holds("thirty periods", async || begun.elapsed() > Duration::from_millis(300)).await;
+    eventually("thirty periods", async || begun.elapsed() > Duration::from_millis(300)).await;
     assert_eq!(tables(&files.0.path().join("stopped.db")), 1);
 }
 
@@ -280,7 +275,7 @@ async fn whoever_has_written_reads_from_the_copy_that_has_it() {
         sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
         let pin = writer.pin().await.unwrap();
         let mut reasons = std::collections::BTreeSet::new();
-        eventually_holds("the copy", async || {
+        eventually("the copy", async || {
             let db = cluster.read(Some(&pin));
             let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
             assert_eq!(count, number);
@@ -329,7 +324,7 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
     master
         .execute_batch("BEGIN; CREATE TABLE notes (id INTEGER); INSERT INTO notes VALUES (1); COMMIT")
         .unwrap();
-    eventually_holds("its copy", async || state() == rocket_replicated::NodeState::Up).await;
+    eventually("its copy", async || state() == rocket_replicated::NodeState::Up).await;
     assert_eq!(count(cluster).await.unwrap(), 1);
 }
 

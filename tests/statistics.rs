@@ -1,8 +1,6 @@
 //! Whatever happens is counted: by server, by reason, by cause.
 
-mod support;
-
-support::on_every_database! {
+crate::on_every_database! {
     use std::time::Duration;
 
     use rocket::http::{Cookie, Header};
@@ -12,7 +10,7 @@ support::on_every_database! {
         Cluster, CloseCause, Error, NodeState, PinRefusal, PoolUse, Reason, Role, Statistics,
     };
 
-    use crate::support::rocket_over;
+    use support::rocket_over;
 
     #[get("/")]
     async fn read(db: ReplicatedDb) -> Result<(), Error> {
@@ -92,7 +90,7 @@ support::on_every_database! {
         let refused = cluster.statistics().pins.refused;
         let count = |cause| refused.get(cause);
         assert_eq!((count(PinRefusal::Forged), count(PinRefusal::Foreign), count(PinRefusal::Doubled)), (1, 1, 1));
-        crate::support::eventually("an old pin", || {
+        support::blocking_eventually("an old pin", || {
             cluster.read(Some(&own));
             (cluster.statistics().pins.refused.get(PinRefusal::Expired) > 0).then_some(())
         });
@@ -167,129 +165,130 @@ support::on_every_database! {
     }
 }
 
-#[cfg(feature = "postgres")]
-mod outages {
-    use std::time::{Duration, Instant};
+crate::on_postgres! {
+    mod outages {
+        use std::time::{Duration, Instant};
 
-    use rocket::local::asynchronous::Client;
-    use rocket::tokio::time::sleep;
-    use rocket_replicated::postgres::{Database, Replicated};
-    use rocket_replicated::{CloseCause, Cluster, NodeState, PoolUse, Reason, RetryCause, Statistics};
+        use rocket::local::asynchronous::Client;
+        use rocket::tokio::time::sleep;
+        use rocket_replicated::postgres::{Database, Replicated};
+        use rocket_replicated::{CloseCause, Cluster, NodeState, PoolUse, Reason, RetryCause, Statistics};
 
-    use crate::support::rocket_over;
-    use rocket_replicated_testing::Servers;
-    use rocket_replicated_testing::postgres::Postgres;
+        use support::rocket_over;
+        use rocket_replicated_testing::Servers;
+        use rocket_replicated_testing::postgres::Postgres;
 
-    async fn eventually(
-        what: &str,
-        cluster: &Cluster<Database>,
-        is: impl Fn(&Statistics) -> bool,
-    ) -> Statistics {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let statistics = cluster.statistics();
-            if is(&statistics) {
-                return statistics;
+        async fn eventually(
+            what: &str,
+            cluster: &Cluster<Database>,
+            is: impl Fn(&Statistics) -> bool,
+        ) -> Statistics {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let statistics = cluster.statistics();
+                if is(&statistics) {
+                    return statistics;
+                }
+                assert!(Instant::now() < deadline, "{what}: {statistics:#?}");
+                sleep(Duration::from_millis(10)).await;
             }
-            assert!(Instant::now() < deadline, "{what}: {statistics:#?}");
-            sleep(Duration::from_millis(10)).await;
         }
-    }
 
-    #[rocket::async_test]
-    async fn of_a_connection_that_its_server_ends() {
-        let servers = Servers::start(Postgres, 1);
-        let section = format!(
-            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]",
-            servers.master.url(),
-            servers.slaves[0].url()
-        );
-        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
-        let cluster = Replicated::fetch(client.rocket()).unwrap();
-        let reader = cluster.read(None);
-        sqlx::query("SELECT 'ended'").execute(&reader).await.unwrap();
-        let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \
-                   WHERE query LIKE '%ended%' AND pid <> pg_backend_pid()";
-        assert_eq!(servers.slaves[0].sql(end), "t");
-        sqlx::query("SELECT 1").execute(&reader).await.unwrap();
-        let statistics = cluster.statistics();
-        let counted: Vec<_> = statistics.retries.iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(counted, [(RetryCause::Broken, 1)]);
-        let reads = statistics.servers[1].pools.iter().find(|pool| pool.used_for == PoolUse::SlaveReads);
-        let closed: Vec<_> = reads.unwrap().closed.iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(closed, [(CloseCause::Failed, 1)]);
-    }
+        #[rocket::async_test]
+        async fn of_a_connection_that_its_server_ends() {
+            let servers = Servers::start(Postgres, 1);
+            let section = format!(
+                "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]",
+                servers.master.url(),
+                servers.slaves[0].url()
+            );
+            let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+            let cluster = Replicated::fetch(client.rocket()).unwrap();
+            let reader = cluster.read(None);
+            sqlx::query("SELECT 'ended'").execute(&reader).await.unwrap();
+            let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \
+                       WHERE query LIKE '%ended%' AND pid <> pg_backend_pid()";
+            assert_eq!(servers.slaves[0].sql(end), "t");
+            sqlx::query("SELECT 1").execute(&reader).await.unwrap();
+            let statistics = cluster.statistics();
+            let counted: Vec<_> = statistics.retries.iter().filter(|(_, count)| *count > 0).collect();
+            assert_eq!(counted, [(RetryCause::Broken, 1)]);
+            let reads = statistics.servers[1].pools.iter().find(|pool| pool.used_for == PoolUse::SlaveReads);
+            let closed: Vec<_> = reads.unwrap().closed.iter().filter(|(_, count)| *count > 0).collect();
+            assert_eq!(closed, [(CloseCause::Failed, 1)]);
+        }
 
-    #[rocket::async_test]
-    async fn of_a_slave_that_dies_and_a_master_that_is_cut_off() {
-        let servers = Servers::start(Postgres, 1);
-        let section = format!(
-            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\nconsistency = \"position\"\n\
-             catch_up_timeout = 0.02",
-            servers.master.url(),
-            servers.slaves[0].url()
-        );
-        let rocket = rocket_over(&section).attach(Replicated::fairing());
-        let client = Client::untracked(rocket).await.unwrap();
-        let cluster = Replicated::fetch(client.rocket()).unwrap();
-        servers.master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
-        servers.wait_caught_up();
+        #[rocket::async_test]
+        async fn of_a_slave_that_dies_and_a_master_that_is_cut_off() {
+            let servers = Servers::start(Postgres, 1);
+            let section = format!(
+                "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\nconsistency = \"position\"\n\
+                 catch_up_timeout = 0.02",
+                servers.master.url(),
+                servers.slaves[0].url()
+            );
+            let rocket = rocket_over(&section).attach(Replicated::fairing());
+            let client = Client::untracked(rocket).await.unwrap();
+            let cluster = Replicated::fetch(client.rocket()).unwrap();
+            servers.master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
+            servers.wait_caught_up();
 
-        // A pin that the slave has replayed, and one that it has not.
-        let writer = cluster.write();
-        sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
-        let pin = writer.pin().await.unwrap();
-        servers.wait_caught_up();
-        sqlx::query("SELECT 1").execute(&cluster.read(Some(&pin))).await.unwrap();
-        servers.slaves[0].pause_replay();
-        sqlx::query("INSERT INTO notes VALUES (2)").execute(&writer).await.unwrap();
-        let pin = writer.pin().await.unwrap();
-        let behind = cluster.read(Some(&pin));
-        sqlx::query("SELECT 1").execute(&behind).await.unwrap();
-        assert_eq!(behind.choice().unwrap().reason(), Reason::Pinned);
-        servers.slaves[0].resume_replay();
-        let statistics = cluster.statistics();
-        let catch_ups = &statistics.catch_ups;
-        assert_eq!(catch_ups.known + catch_ups.caught_up.count(), 1, "{catch_ups:?}");
-        assert_eq!(catch_ups.timed_out.count(), 1, "{catch_ups:?}");
-        assert!(catch_ups.timed_out.sum() >= Duration::from_millis(20), "{catch_ups:?}");
-        assert_eq!(statistics.retries.get(RetryCause::Behind), 1);
-
-        // The slave's process dies under a query.
-        let reader = cluster.read(None);
-        sqlx::query("SELECT 1").execute(&reader).await.unwrap();
-        servers.slaves[0].kill();
-        sqlx::query("SELECT 1").execute(&reader).await.unwrap();
-        let gone =
-            eventually("word of it", cluster, |statistics| statistics.servers[1].state == NodeState::Down)
-                .await;
-        assert!(
-            gone.retries.get(RetryCause::Broken) + gone.retries.get(RetryCause::Unreachable) >= 1,
-            "{gone:#?}"
-        );
-        assert!(gone.servers[1].changes.get(NodeState::Down) >= 1);
-        sqlx::query("SELECT 1").execute(&cluster.read(None)).await.unwrap();
-        assert!(cluster.statistics().reads_at_master().get(Reason::SlavesUnavailable) >= 1);
-        let reads = gone.servers[1].pools.iter().find(|pool| pool.used_for == PoolUse::SlaveReads).unwrap();
-        assert!(
-            reads.closed.get(CloseCause::Failed) + reads.closed.get(CloseCause::Invalidated) >= 1,
-            "{reads:?}"
-        );
-        servers.slaves[0].start();
-        eventually("its return", cluster, |statistics| statistics.servers[1].state == NodeState::Up).await;
-
-        // The master dies under a write.
-        let write = rocket::tokio::spawn({
+            // A pin that the slave has replayed, and one that it has not.
             let writer = cluster.write();
-            async move { sqlx::query("INSERT INTO notes SELECT 3 FROM pg_sleep(60)").execute(&writer).await }
-        });
-        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO notes SELECT 3%'";
-        while servers.master.sql(sleeping) != "1" {}
-        servers.master.kill();
-        assert!(matches!(
-            rocket_replicated::Error::from(write.await.unwrap().unwrap_err()),
-            rocket_replicated::Error::OutcomeUnknown(_)
-        ));
-        assert_eq!(cluster.statistics().outcomes_unknown, 1);
+            sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
+            let pin = writer.pin().await.unwrap();
+            servers.wait_caught_up();
+            sqlx::query("SELECT 1").execute(&cluster.read(Some(&pin))).await.unwrap();
+            servers.slaves[0].pause_replay();
+            sqlx::query("INSERT INTO notes VALUES (2)").execute(&writer).await.unwrap();
+            let pin = writer.pin().await.unwrap();
+            let behind = cluster.read(Some(&pin));
+            sqlx::query("SELECT 1").execute(&behind).await.unwrap();
+            assert_eq!(behind.choice().unwrap().reason(), Reason::Pinned);
+            servers.slaves[0].resume_replay();
+            let statistics = cluster.statistics();
+            let catch_ups = &statistics.catch_ups;
+            assert_eq!(catch_ups.known + catch_ups.caught_up.count(), 1, "{catch_ups:?}");
+            assert_eq!(catch_ups.timed_out.count(), 1, "{catch_ups:?}");
+            assert!(catch_ups.timed_out.sum() >= Duration::from_millis(20), "{catch_ups:?}");
+            assert_eq!(statistics.retries.get(RetryCause::Behind), 1);
+
+            // The slave's process dies under a query.
+            let reader = cluster.read(None);
+            sqlx::query("SELECT 1").execute(&reader).await.unwrap();
+            servers.slaves[0].kill();
+            sqlx::query("SELECT 1").execute(&reader).await.unwrap();
+            let gone =
+                eventually("word of it", cluster, |statistics| statistics.servers[1].state == NodeState::Down)
+                    .await;
+            assert!(
+                gone.retries.get(RetryCause::Broken) + gone.retries.get(RetryCause::Unreachable) >= 1,
+                "{gone:#?}"
+            );
+            assert!(gone.servers[1].changes.get(NodeState::Down) >= 1);
+            sqlx::query("SELECT 1").execute(&cluster.read(None)).await.unwrap();
+            assert!(cluster.statistics().reads_at_master().get(Reason::SlavesUnavailable) >= 1);
+            let reads = gone.servers[1].pools.iter().find(|pool| pool.used_for == PoolUse::SlaveReads).unwrap();
+            assert!(
+                reads.closed.get(CloseCause::Failed) + reads.closed.get(CloseCause::Invalidated) >= 1,
+                "{reads:?}"
+            );
+            servers.slaves[0].start();
+            eventually("its return", cluster, |statistics| statistics.servers[1].state == NodeState::Up).await;
+
+            // The master dies under a write.
+            let write = rocket::tokio::spawn({
+                let writer = cluster.write();
+                async move { sqlx::query("INSERT INTO notes SELECT 3 FROM pg_sleep(60)").execute(&writer).await }
+            });
+            let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO notes SELECT 3%'";
+            while servers.master.sql(sleeping) != "1" {}
+            servers.master.kill();
+            assert!(matches!(
+                rocket_replicated::Error::from(write.await.unwrap().unwrap_err()),
+                rocket_replicated::Error::OutcomeUnknown(_)
+            ));
+            assert_eq!(cluster.statistics().outcomes_unknown, 1);
+        }
     }
 }

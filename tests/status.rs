@@ -1,9 +1,5 @@
 //! The status page: who may see it, what it says and does not say, and what operators can do there.
 
-#![cfg(feature = "status")]
-
-mod support;
-
 use rocket::http::uri::Host;
 use rocket::http::{ContentType, Header, Status};
 use rocket::local::asynchronous::{Client, LocalResponse};
@@ -70,7 +66,7 @@ async fn post<'c>(
     request.dispatch().await
 }
 
-support::on_every_database! {
+crate::on_every_database! {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
@@ -80,7 +76,7 @@ support::on_every_database! {
     use rocket_replicated::{Cluster, Error, NodeState, Role};
 
     use super::{Admin, SCRIPT, STYLE, admin, first_event, get, json, post, text};
-    use crate::support::{logbook, rocket_over};
+    use support::{logbook, rocket_over};
     use rocket::http::{Header, Status};
     use rocket::local::asynchronous::Client;
 
@@ -184,7 +180,6 @@ support::on_every_database! {
         assert!(servers[0]["connections"].as_array().unwrap().len() >= 2, "{servers:?}");
     }
 
-    #[cfg(feature = "metrics")]
     #[rocket::async_test]
     async fn it_has_all_metrics() {
         let lab = Lab::new();
@@ -230,7 +225,7 @@ support::on_every_database! {
         let key = "c2VjcmV0LWtleS1vZi10aGlzLXRlc3Qtb2YtdGhlLXN0YXR1cy1wYWdlLTEyMzQ1Njc4OTAxMjM0NTY3ODkwMQ==";
         let previous = "0ff1ce11".repeat(8);
         let section = format!("{}pin = {{ header = \"X-Pin\", previous_keys = [\"{previous}\"] }}\n", lab.section());
-        let rocket = crate::support::rocket(&format!("secret_key = \"{key}\"\n[debug.databases.replicated]\n{section}"))
+        let rocket = support::rocket(&format!("secret_key = \"{key}\"\n[debug.databases.replicated]\n{section}"))
             .attach(Replicated::fairing())
             .mount("/", routes![write])
             .mount("/status", Replicated::status::<Admin>().with_drills());
@@ -240,8 +235,7 @@ support::on_every_database! {
 
         let mut events = client.get("/status/events").header(admin()).header(Header::new("X-Pin", pin.clone())).dispatch().await;
         let mut outlets = vec![("events", first_event(&mut events).await)];
-        let metrics = cfg!(feature = "metrics").then_some("/status/metrics");
-        for path in ["/status", "/status/status.json", "/status/health", STYLE, SCRIPT].into_iter().chain(metrics) {
+        for path in ["/status", "/status/status.json", "/status/health", STYLE, SCRIPT, "/status/metrics"] {
             let reply = client.get(path).header(admin()).header(Header::new("X-Pin", pin.clone())).dispatch().await;
             let headers = format!("{:?}", reply.headers());
             outlets.push((path, headers + &reply.into_string().await.unwrap()));
@@ -359,146 +353,148 @@ support::on_every_database! {
     }
 }
 
-#[cfg(feature = "postgres")]
-mod outages {
-    use std::time::{Duration, Instant};
+crate::on_postgres! {
+    mod outages {
+        use std::time::{Duration, Instant};
 
-    use rocket::http::Status;
-    use rocket::local::asynchronous::Client;
-    use rocket::tokio::time::sleep;
-    use rocket_replicated::postgres::Replicated;
+        use rocket::http::Status;
+        use rocket::local::asynchronous::Client;
+        use rocket::tokio::time::sleep;
+        use rocket_replicated::postgres::Replicated;
 
-    use super::{Admin, json, text};
-    use crate::support::rocket_over;
-    use rocket_replicated_testing::Servers;
-    use rocket_replicated_testing::postgres::Postgres;
+        use super::{Admin, json, text};
+        use support::rocket_over;
+        use rocket_replicated_testing::Servers;
+        use rocket_replicated_testing::postgres::Postgres;
 
-    async fn health(client: &Client, path: &str) -> (Status, String) {
-        let reply = client.get(path).dispatch().await;
-        (reply.status(), reply.into_string().await.unwrap())
-    }
-
-    async fn eventually(client: &Client, path: &str, wanted: Status, body: &str) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let (status, told) = health(client, path).await;
-            if status == wanted && told == body {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{path}: {status}, {told}");
-            sleep(Duration::from_millis(20)).await;
+        async fn health(client: &Client, path: &str) -> (Status, String) {
+            let reply = client.get(path).dispatch().await;
+            (reply.status(), reply.into_string().await.unwrap())
         }
-    }
 
-    #[rocket::async_test]
-    async fn health_tells_load_balancers_what_can_be_served() {
-        let servers = Servers::start(Postgres, 1);
-        let section = format!(
-            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\n",
-            servers.master.url(),
-            servers.slaves[0].url()
-        );
-        let rocket = rocket_over(&section)
-            .attach(Replicated::fairing())
-            .mount("/status", Replicated::status::<Admin>());
-        let client = Client::untracked(rocket).await.unwrap();
-        let (well, readable) = (r#"{"reads":true,"writes":true}"#, r#"{"reads":true,"writes":false}"#);
-        assert_eq!(health(&client, "/status/health").await, (Status::Ok, well.into()));
-        assert_eq!(health(&client, "/status/health?writes").await, (Status::Ok, well.into()));
-        assert_eq!(health(&client, "/status/health?writes=perhaps").await.0, Status::BadRequest);
-
-        servers.master.kill();
-        eventually(&client, "/status/health?writes", Status::ServiceUnavailable, readable).await;
-        assert_eq!(health(&client, "/status/health").await, (Status::Ok, readable.into()));
-        assert_eq!(health(&client, "/status/health?writes=false").await.0, Status::Ok);
-        let page = text(&client, "/status").await;
-        assert!(page.contains("Reads are served, writes are not"), "{page}");
-        assert_eq!(json(&client, "/status/status.json").await["servers"][0]["state"], "down");
-
-        servers.slaves[0].kill();
-        let nothing = r#"{"reads":false,"writes":false}"#;
-        eventually(&client, "/status/health", Status::ServiceUnavailable, nothing).await;
-    }
-
-    #[rocket::async_test]
-    async fn a_promotion_is_among_the_latest_changes() {
-        let servers = Servers::start(Postgres, 1);
-        let section = format!(
-            "url = \"{}\"\nname = \"first\"\nslaves = [{{ url = \"{}\", name = \"second\" }}]\n\
-             check_interval = 0.05\nfollow_promotion = true\n",
-            servers.master.url(),
-            servers.slaves[0].url()
-        );
-        let rocket = rocket_over(&section)
-            .attach(Replicated::fairing())
-            .mount("/status", Replicated::status::<Admin>());
-        let client = Client::untracked(rocket).await.unwrap();
-        assert!(!text(&client, "/status").await.contains("promoted"));
-        servers.master.kill();
-        servers.slaves[0].sql("SELECT pg_promote()");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let changes = loop {
-            let status = json(&client, "/status/status.json").await;
-            let changes: Vec<_> = status["changes"].as_array().unwrap().clone();
-            if status["servers"][0]["name"] == "second" && status["servers"][0]["state"] == "up" {
-                break changes;
+        async fn eventually(client: &Client, path: &str, wanted: Status, body: &str) {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let (status, told) = health(client, path).await;
+                if status == wanted && told == body {
+                    return;
+                }
+                assert!(Instant::now() < deadline, "{path}: {status}, {told}");
+                sleep(Duration::from_millis(20)).await;
             }
-            assert!(Instant::now() < deadline, "{status}");
-            sleep(Duration::from_millis(20)).await;
-        };
-        let became = |server: &str| {
-            let of_it =
-                changes.iter().filter(|change| change["server"] == server && !change["became"].is_null());
-            of_it.map(|change| change["became"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-        };
-        assert_eq!((became("first"), became("second")), (vec!["slave".into()], vec!["master".into()]));
-        let page = text(&client, "/status").await;
-        for entry in [
-            "<strong>second</strong>: promoted, writes go there",
-            "<strong>first</strong>: the master no longer",
-        ] {
-            assert_eq!(page.matches(entry).count(), 1, "{entry}: {page}");
         }
-        for server in Replicated::fetch(client.rocket()).unwrap().statistics().servers {
-            let of_state = server.latest_changes.iter().filter(|change| change.became.is_none()).count();
-            assert_eq!(
-                server.changes.total(),
-                of_state as u64,
-                "a promotion is no change of state: {server:?}"
+
+        #[rocket::async_test]
+        async fn health_tells_load_balancers_what_can_be_served() {
+            let servers = Servers::start(Postgres, 1);
+            let section = format!(
+                "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\n",
+                servers.master.url(),
+                servers.slaves[0].url()
             );
+            let rocket = rocket_over(&section)
+                .attach(Replicated::fairing())
+                .mount("/status", Replicated::status::<Admin>());
+            let client = Client::untracked(rocket).await.unwrap();
+            let (well, readable) = (r#"{"reads":true,"writes":true}"#, r#"{"reads":true,"writes":false}"#);
+            assert_eq!(health(&client, "/status/health").await, (Status::Ok, well.into()));
+            assert_eq!(health(&client, "/status/health?writes").await, (Status::Ok, well.into()));
+            assert_eq!(health(&client, "/status/health?writes=perhaps").await.0, Status::BadRequest);
+
+            servers.master.kill();
+            eventually(&client, "/status/health?writes", Status::ServiceUnavailable, readable).await;
+            assert_eq!(health(&client, "/status/health").await, (Status::Ok, readable.into()));
+            assert_eq!(health(&client, "/status/health?writes=false").await.0, Status::Ok);
+            let page = text(&client, "/status").await;
+            assert!(page.contains("Reads are served, writes are not"), "{page}");
+            assert_eq!(json(&client, "/status/status.json").await["servers"][0]["state"], "down");
+
+            servers.slaves[0].kill();
+            let nothing = r#"{"reads":false,"writes":false}"#;
+            eventually(&client, "/status/health", Status::ServiceUnavailable, nothing).await;
+        }
+
+        #[rocket::async_test]
+        async fn a_promotion_is_among_the_latest_changes() {
+            let servers = Servers::start(Postgres, 1);
+            let section = format!(
+                "url = \"{}\"\nname = \"first\"\nslaves = [{{ url = \"{}\", name = \"second\" }}]\n\
+                 check_interval = 0.05\nfollow_promotion = true\n",
+                servers.master.url(),
+                servers.slaves[0].url()
+            );
+            let rocket = rocket_over(&section)
+                .attach(Replicated::fairing())
+                .mount("/status", Replicated::status::<Admin>());
+            let client = Client::untracked(rocket).await.unwrap();
+            assert!(!text(&client, "/status").await.contains("promoted"));
+            servers.master.kill();
+            servers.slaves[0].sql("SELECT pg_promote()");
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let changes = loop {
+                let status = json(&client, "/status/status.json").await;
+                let changes: Vec<_> = status["changes"].as_array().unwrap().clone();
+                if status["servers"][0]["name"] == "second" && status["servers"][0]["state"] == "up" {
+                    break changes;
+                }
+                assert!(Instant::now() < deadline, "{status}");
+                sleep(Duration::from_millis(20)).await;
+            };
+            let became = |server: &str| {
+                let of_it =
+                    changes.iter().filter(|change| change["server"] == server && !change["became"].is_null());
+                of_it.map(|change| change["became"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+            };
+            assert_eq!((became("first"), became("second")), (vec!["slave".into()], vec!["master".into()]));
+            let page = text(&client, "/status").await;
+            for entry in [
+                "<strong>second</strong>: promoted, writes go there",
+                "<strong>first</strong>: the master no longer",
+            ] {
+                assert_eq!(page.matches(entry).count(), 1, "{entry}: {page}");
+            }
+            for server in Replicated::fetch(client.rocket()).unwrap().statistics().servers {
+                let of_state = server.latest_changes.iter().filter(|change| change.became.is_none()).count();
+                assert_eq!(
+                    server.changes.total(),
+                    of_state as u64,
+                    "a promotion is no change of state: {server:?}"
+                );
+            }
         }
     }
 }
 
-#[cfg(feature = "sqlite")]
-mod names {
-    use rocket_replicated::{Database, Replicated, sqlite};
+crate::on_sqlite! {
+    mod names {
+        use rocket_replicated::{Database, Replicated, sqlite};
 
-    use super::{Admin, first_event, get, text};
-    use rocket::local::asynchronous::Client;
+        use super::{Admin, first_event, get, text};
+        use rocket::local::asynchronous::Client;
 
-    #[derive(Database)]
-    #[database("<i>&")]
-    struct Odd(sqlite::Pool);
+        #[derive(Database)]
+        #[database("<i>&")]
+        struct Odd(sqlite::Pool);
 
-    #[rocket::async_test]
-    async fn whatever_a_name_has_in_it_is_text() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("<b>'&");
-        std::fs::create_dir(&file).unwrap();
-        let url = format!("sqlite://{}/db", file.display());
-        let rocket = crate::support::rocket(&format!(
-            "[debug.databases.\"<i>&\"]\nurl = \"{url}\"\npin.name = \"odd\"\n"
-        ))
-        .attach(Replicated::<Odd>::fairing())
-        .mount("/status", Replicated::<Odd>::status::<Admin>());
-        let client = Client::untracked(rocket).await.unwrap();
-        let page = text(&client, "/status").await;
-        let event = first_event(&mut get(&client, "/status/events").await).await;
-        assert!(page.contains("&lt;i&gt;&amp;"), "{page}");
-        for html in [page, event] {
-            assert!(html.contains("&lt;b&gt;'&amp;/db"), "{html}");
-            assert!(!html.contains("<i>") && !html.contains("<b>"), "{html}");
+        #[rocket::async_test]
+        async fn whatever_a_name_has_in_it_is_text() {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("<b>'&");
+            std::fs::create_dir(&file).unwrap();
+            let url = format!("sqlite://{}/db", file.display());
+            let rocket = support::rocket(&format!(
+                "[debug.databases.\"<i>&\"]\nurl = \"{url}\"\npin.name = \"odd\"\n"
+            ))
+            .attach(Replicated::<Odd>::fairing())
+            .mount("/status", Replicated::<Odd>::status::<Admin>());
+            let client = Client::untracked(rocket).await.unwrap();
+            let page = text(&client, "/status").await;
+            let event = first_event(&mut get(&client, "/status/events").await).await;
+            assert!(page.contains("&lt;i&gt;&amp;"), "{page}");
+            for html in [page, event] {
+                assert!(html.contains("&lt;b&gt;'&amp;/db"), "{html}");
+                assert!(!html.contains("<i>") && !html.contains("<b>"), "{html}");
+            }
         }
     }
 }

@@ -1,22 +1,18 @@
 //! `follow_promotion`: nothing that was begun under one master is written to under another, and where two
 //! servers claim to be the master, neither is written to.
 
-#![cfg(feature = "postgres")]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
 use rocket::futures::TryStreamExt;
 use rocket::http::Status;
 use rocket::local::asynchronous::Client;
-use rocket::{post, routes, tokio};
+use rocket::{post, routes};
 use rocket_replicated::postgres::{Database, Replicated, ReplicatedDb};
 use rocket_replicated::{Error, NodeState, NodeStatus, Role};
 
 use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::{Server, Servers};
-use support::{logbook, rocket_over};
+use support::{eventually, logbook, rocket_over};
 
 type Nodes = rocket_replicated::Cluster<Database>;
 
@@ -68,14 +64,6 @@ fn status_of(nodes: &Nodes, name: &str) -> NodeStatus {
     status.retain(|node| node.name == name);
     assert_eq!(status.len(), 1, "{name}: {:?}", nodes.status());
     status.remove(0)
-}
-
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// Who was never seen as a slave is not followed.

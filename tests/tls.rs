@@ -1,17 +1,13 @@
 //! TLS to the servers: what a URL asks for is had, or there is no connection.
 
-#![cfg(any(feature = "mysql", feature = "postgres"))]
-
-mod support;
-
 support::on_servers! {
     use rocket::http::Status;
     use rocket::local::asynchronous::{Client, LocalResponse};
     use rocket::{get, post, routes};
     use rocket_replicated::Error;
 
-    use crate::support::tls::ServesTls;
-    use crate::support::{logbook, rocket_over};
+    use support::tls::ServesTls;
+    use support::{logbook, rocket_over};
 
     #[get("/")]
     async fn read(db: ReplicatedDb) -> Result<String, Error> {
@@ -63,9 +59,8 @@ support::on_servers! {
     #[rocket::async_test]
     async fn certificates_are_verified_as_the_url_asks() {
         use rocket_replicated_testing::Servers;
-        use crate::support::tls::Authority;
+        use support::tls::Authority;
 
-        let _alone = crate::ONE_AT_A_TIME.lock().await;
         let folder = tempfile::TempDir::new().unwrap();
         let (ours, other) = (Authority::new("ours"), Authority::new("other"));
         let (ours_file, other_file) = (ours.file(folder.path(), "ours"), other.file(folder.path(), "other"));
@@ -122,7 +117,6 @@ support::on_servers! {
     async fn a_build_without_it_does_not_launch() {
         const FEATURES: &str = "feature `tls-rustls` or `tls-native-tls` of `rocket_replicated`";
 
-        let _alone = crate::ONE_AT_A_TIME.lock().await;
         let lab = Lab::new();
         let (master, slave) = (lab.master_url(), &lab.slave_urls()[0]);
         let _client = client_of(&section(master, slave)).await;
@@ -132,6 +126,3 @@ support::on_servers! {
         }
     }
 }
-
-/// They count lines of the log.
-static ONE_AT_A_TIME: rocket::tokio::sync::Mutex<()> = rocket::tokio::sync::Mutex::const_new(());

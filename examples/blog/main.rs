@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! ./scripts/cluster postgres blog stats       # servers to try it on; says what to put into Rocket.toml
-//! ROCKET_CONFIG=examples/blog/Rocket.toml cargo run --example blog --features postgres
+//! ROCKET_CONFIG=examples/blog/Rocket.toml cargo run -p blog
 //!
 //! curl -i localhost:8000/posts -H 'Authorization: Bearer ada-s-token' \
 //!     --json '{"title": "Slaves lag", "body": "And writers do not notice.", "tags": ["sql"]}'
@@ -160,8 +160,8 @@ async fn migrate(rocket: Rocket<Build>) -> fairing::Result {
     let stats = Replicated::<Stats>::fetch(&rocket).map(Cluster::write);
     let (Some(blog), Some(stats)) = (blog, stats) else { return Err(rocket) };
 
-    let blog = sqlx::migrate!("examples/blog/migrations/blog").run(&blog).await;
-    let stats = sqlx::migrate!("examples/blog/migrations/stats").run(&stats).await;
+    let blog = sqlx::migrate!("migrations/blog").run(&blog).await;
+    let stats = sqlx::migrate!("migrations/stats").run(&stats).await;
     match blog.and(stats) {
         Ok(()) => Ok(rocket),
         Err(error) => {

@@ -2,7 +2,7 @@
 //! entries at the same moment, you and a stranger.
 //!
 //! ```text
-//! cargo run --example guestbook --features sqlite,status
+//! cargo run -p guestbook
 //! ```
 //!
 //! Nothing needs to be installed: `Rocket.toml` names a master file and a slave that follows it 2 s
@@ -11,12 +11,12 @@
 
 mod page;
 
-use maud::Markup;
 use rocket::fairing::{self, AdHoc};
 use rocket::form::{self, Form, FromForm, FromFormField, ValueField};
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome};
 use rocket::response::Redirect;
+use rocket::response::content::RawHtml;
 use rocket::{Build, Request, Rocket, catch, catchers, get, launch, post, routes, uri};
 use rocket_replicated::sqlite::{Replicated, ReplicatedDb};
 use rocket_replicated::{ChangesDatabase, Choice, Error};
@@ -24,14 +24,14 @@ use time::OffsetDateTime;
 
 /// The page, as you see it: after a write from the master, else from the slave.
 #[get("/")]
-async fn index(db: ReplicatedDb) -> Result<Markup, Error> {
-    Ok(page::index(&View::of(&db).await?))
+async fn index(db: ReplicatedDb) -> Result<RawHtml<String>, Error> {
+    Ok(RawHtml(page::index(&View::of(&db).await?).into_string()))
 }
 
 /// What whoever asks sees: the page's script asks with your cookies, and without any.
 #[get("/entries")]
-async fn entries(db: ReplicatedDb) -> Result<Markup, Error> {
-    Ok(page::view(&View::of(&db).await?))
+async fn entries(db: ReplicatedDb) -> Result<RawHtml<String>, Error> {
+    Ok(RawHtml(page::view(&View::of(&db).await?).into_string()))
 }
 
 /// A POST: it goes to the master, and its reply pins the client there for the lag window. That is
@@ -71,8 +71,8 @@ impl<'r> FromRequest<'r> for Operator {
 }
 
 #[catch(default)]
-fn problem(status: Status, _request: &Request<'_>) -> Markup {
-    page::problem(status)
+fn problem(status: Status, _request: &Request<'_>) -> RawHtml<String> {
+    RawHtml(page::problem(status).into_string())
 }
 
 #[launch]
@@ -88,7 +88,7 @@ fn rocket() -> _ {
 /// At the master alone: the slave replays migrations like any other write.
 async fn migrate(rocket: Rocket<Build>) -> fairing::Result {
     let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
-    match sqlx::migrate!("examples/guestbook/migrations").run(&cluster.write()).await {
+    match sqlx::migrate!().run(&cluster.write()).await {
         Ok(()) => Ok(rocket),
         Err(error) => {
             log::error!("The guestbook's tables cannot be made: {error}");

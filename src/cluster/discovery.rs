@@ -341,7 +341,7 @@ mod tests {
     use rocket::figment::providers::{Format, Toml};
     use sqlx::Postgres;
 
-    use super::super::Inner;
+    use super::super::{Inner, PositionBudget};
     use super::*;
 
     /// Answers what it was given, as the latest.
@@ -375,7 +375,7 @@ mod tests {
                     slaves = [{ url = \"postgres://app@readers.test:1/blog\", discover = \"dns\" }]";
         let figment = Figment::from(rocket::Config::debug_default()).merge(Toml::string(toml).nested());
         let config = Config::read::<Postgres>(&figment.select("debug"), "blog").unwrap();
-        Inner::open("blog", config, Resolver(resolver.clone())).unwrap()
+        Inner::open("blog", config, Resolver(resolver.clone()), PositionBudget::default()).unwrap()
     }
 
     fn names(inner: &Inner<Postgres>) -> Vec<String> {

@@ -28,8 +28,15 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it looks whether they are.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
-/// How long a reply waits to learn where the master's log stands.
-const POSITION_BUDGET: Duration = Duration::from_millis(20);
+/// How long the reply to a write waits to learn where the master's log stands. After that its pin is one by time.
+#[derive(Clone, Copy, Debug)]
+pub struct PositionBudget(pub Duration);
+
+impl Default for PositionBudget {
+    fn default() -> Self {
+        Self(Duration::from_millis(20))
+    }
+}
 
 pub(crate) struct Inner<DB: Driver> {
     pub(crate) database: &'static str,
@@ -39,6 +46,7 @@ pub(crate) struct Inner<DB: Driver> {
     pub(crate) mastership: Arc<Mastership>,
     pub(super) monitor: Monitor<DB>,
     pub(super) resolver: Resolver,
+    pub(super) position_budget: PositionBudget,
     /// A [`ReadShare`], as configured or as an operator says.
     pub(super) read_share: AtomicU32,
     pub(super) followers: Mutex<Vec<Follower>>,
@@ -68,7 +76,8 @@ impl<DB: Driver> Inner<DB> {
             Consistency::Window => None,
             Consistency::Position => {
                 let master = self.servers.master(&self.mastership);
-                let position = tokio::time::timeout(POSITION_BUDGET, master.prober.position_requests.ask());
+                let PositionBudget(budget) = self.position_budget;
+                let position = tokio::time::timeout(budget, master.prober.position_requests.ask());
                 let seen = position.await.ok().flatten();
                 let seen = seen.filter(|seen| seen.instance == written_at);
                 seen.map(|seen| self.cut(seen.position, before, since))

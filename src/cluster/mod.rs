@@ -22,6 +22,8 @@ pub(crate) use counts::ClusterCounts;
 #[doc(hidden)]
 pub use discovery::{Resolve, Resolver};
 pub(crate) use inner::Inner;
+#[doc(hidden)]
+pub use inner::PositionBudget;
 pub(crate) use server::{Purpose, Server, Share};
 
 /// The driver of a database.

@@ -7,6 +7,7 @@ use sqlx::ConnectOptions;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::discovery::{Discovered, Resolver};
+use super::inner::PositionBudget;
 use super::monitor::{Monitor, PositionRequests, Prober};
 use super::server::{Departure, Pools, Purpose, Server};
 use super::{Inner, Servers};
@@ -22,7 +23,12 @@ impl<DB: Driver> Inner<DB> {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(crate) fn open(database: &'static str, config: Config, resolver: Resolver) -> Result<Self, String> {
+    pub(crate) fn open(
+        database: &'static str,
+        config: Config,
+        resolver: Resolver,
+        position_budget: PositionBudget,
+    ) -> Result<Self, String> {
         const MASTER: ServerId = ServerId(0);
 
         let mastership = Arc::new(Mastership::new(MASTER));
@@ -38,6 +44,7 @@ impl<DB: Driver> Inner<DB> {
             database,
             monitor: Monitor::new(servers.clone(), &opening, &resolver),
             resolver,
+            position_budget,
             pins: config.pin.as_ref().map(|pin| Pins::new(database, pin)),
             servers,
             mastership,

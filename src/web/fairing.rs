@@ -18,7 +18,7 @@ use rocket_db_pools::Database;
 use super::error::RetryLater;
 use super::guards::{Attached, Failed, attached, existing_session};
 use crate::backend::{Access, Backend, Driver};
-use crate::cluster::{Cluster, Db, Inner, Resolver};
+use crate::cluster::{Cluster, Db, Inner, PositionBudget, Resolver};
 use crate::config::{
     Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, ServerTiming, SlaveConfig,
     SlaveLog, UnknownLag,
@@ -87,7 +87,8 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         };
         warn_of_missing_folders::<D>(&config);
         let resolver = rocket.state::<Resolver>().cloned().unwrap_or_default();
-        match Inner::open(D::NAME, config, resolver) {
+        let budget = rocket.state::<PositionBudget>().copied().unwrap_or_default();
+        match Inner::open(D::NAME, config, resolver, budget) {
             Ok(inner) => {
                 let cluster = Cluster::<D>(Arc::new(inner));
                 cluster.0.ignite().await;

@@ -11,7 +11,7 @@ use rocket::tokio::time::sleep;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::program::{DEADLINE, PAUSE};
+use support::program::{DEADLINE, PAUSE};
 
 /// Width and height of a screen that has room for the whole page.
 pub type Screen = (u32, u32);
@@ -34,6 +34,15 @@ pub struct Browser {
 
 impl Browser {
     pub async fn start() -> Self {
+        loop {
+            if let Some(browser) = Self::try_start().await {
+                return browser;
+            }
+        }
+    }
+
+    /// None, if the port is taken: chromedriver asks for a free one on IPv6, and then wants the same on IPv4.
+    async fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
         let driver = Command::new("chromedriver")
@@ -53,10 +62,13 @@ impl Browser {
                 let port: String = port.chars().take_while(char::is_ascii_digit).collect();
                 browser.url = format!("http://127.0.0.1:{port}");
             }
+            if log.contains("Address already in use") {
+                return None;
+            }
             assert!(Instant::now() < deadline, "chromedriver does not start:\n{log}");
             sleep(PAUSE).await;
         }
-        browser
+        Some(browser)
     }
 
     /// In a browser of its own, whose screen and scheme can be chosen at its start.

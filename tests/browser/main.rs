@@ -2,11 +2,6 @@
 //!
 //! The screenshots in `target/screenshots` are there to be looked at.
 
-#![cfg(all(feature = "sqlite", feature = "status"))]
-
-#[path = "../program/mod.rs"]
-mod program;
-
 mod chromium;
 
 use std::fs;
@@ -19,7 +14,7 @@ use rocket::tokio::time::sleep;
 use serde_json::Value;
 
 use chromium::{Browser, DESKTOP, PHONE, Scheme, Tab};
-use program::{DEADLINE, PAUSE, Website};
+use support::program::{DEADLINE, PAUSE, Website};
 
 const SLAVE: &str = "guestbook-slave.db";
 
@@ -78,7 +73,7 @@ async fn sign_and_be_ahead(tab: &Tab) -> String {
 
 #[rocket::async_test]
 async fn a_visitor_signs_and_an_operator_holds_a_drill() {
-    let guestbook = Website::launch("guestbook", "Rocket.toml", DATABASES).await;
+    let guestbook = Website::launch("guestbook", "Rocket.toml", &[("ROCKET_DATABASES", DATABASES)]).await;
     let browser = Browser::start().await;
     let tab = browser.tab(DESKTOP, Scheme::Light).await;
 

@@ -2,16 +2,12 @@
 //! the servers, and what the clients have seen is checked.
 //!
 //! The faults follow from a seed, which is printed. `HISTORY_SEED` plays one again, and
-//! `HISTORY_MINUTES` has it last: `./scripts/test --long [SEED] [MINUTES]`.
+//! `HISTORY_MINUTES` has it last: `./scripts/test long [SEED] [MINUTES]`.
 
 mod checker;
 mod clients;
 mod nemesis;
 mod operation;
-#[path = "../program/mod.rs"]
-mod program;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -25,10 +21,10 @@ use checker::{Promise, Violation, check, check_end};
 use clients::{Clients, SPARE};
 use nemesis::{Fault, Wires};
 use operation::{Operation, Outcome, Spell, Work, Write};
-use program::Website;
 use rocket_replicated_testing::mysql::MySql;
 use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::{Dbms, Servers};
+use support::program::Website;
 
 /// An application under test.
 struct Application {
@@ -145,7 +141,9 @@ async fn run<D: Dbms + Send + Sync>(
     let mut first = 0;
     for application in &APPLICATIONS {
         let databases = section(&*cluster, &wires, application, keys);
-        let website = Website::launch_with(EXAMPLE, "Rocket.toml", &databases, &[("REGISTERS", kind)]).await;
+        let website =
+            Website::launch(EXAMPLE, "Rocket.toml", &[("ROCKET_DATABASES", &databases), ("REGISTERS", kind)])
+                .await;
         let clients = Clients::start(&website.url, first..first + application.clients, origin);
         first += application.clients;
         running.push((application, website, clients));

@@ -1,9 +1,6 @@
 //! A name server, and a resolver that asks it: that of the machine asks none that a test could run without
 //! privileges.
 
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
-
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;

@@ -1,8 +1,5 @@
 //! HAProxy in front of PostgreSQL servers.
 
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
-
 use std::fs;
 use std::net::TcpStream;
 use std::process::Command;

@@ -4,9 +4,6 @@ use std::ops::Deref;
 
 use rocket_replicated_testing::Deployment;
 
-/// In the SQL that all databases share.
-const NOTES: &str = "CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE)";
-
 /// SQL with the argument `$1`, as the database takes it.
 pub fn sql(sql: &'static str) -> sqlx::SqlStr {
     sqlx::SqlSafeStr::into_sql_str(sql)
@@ -20,7 +17,7 @@ pub fn has_returning() -> bool {
 /// Where a lab can have the table.
 pub trait Notes: Deployment + Sized {
     /// Creates it, with ids that are counted up.
-    const NOTES: &[&str];
+    const NOTES: &str;
 
     fn lab() -> rocket_replicated_testing::Lab<Self>;
 }
@@ -31,7 +28,7 @@ pub struct Lab<D: Notes>(rocket_replicated_testing::Lab<D>);
 impl<D: Notes> Lab<D> {
     pub fn new() -> Self {
         let lab = D::lab();
-        D::NOTES.iter().for_each(|statement| drop(lab.sql(statement)));
+        lab.sql(D::NOTES);
         lab.blocking_catch_up();
         Self(lab)
     }
@@ -53,6 +50,12 @@ impl<D: Notes> Lab<D> {
     }
 }
 
+impl<D: Notes> Default for Lab<D> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<D: Notes> Deref for Lab<D> {
     type Target = rocket_replicated_testing::Lab<D>;
 
@@ -61,7 +64,6 @@ impl<D: Notes> Deref for Lab<D> {
     }
 }
 
-#[cfg(feature = "mysql")]
 pub mod mysql {
     use rocket_replicated_testing::{OnServers, mysql::MySql};
     use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
@@ -75,9 +77,8 @@ pub mod mysql {
     pub type Lab = super::Lab<OnServers<MySql>>;
 
     impl super::Notes for OnServers<MySql> {
-        const NOTES: &[&str] = &[
-            "CREATE TABLE notes (id INTEGER PRIMARY KEY AUTO_INCREMENT, body VARCHAR(200) NOT NULL UNIQUE)",
-        ];
+        const NOTES: &str =
+            "CREATE TABLE notes (id INTEGER PRIMARY KEY AUTO_INCREMENT, body VARCHAR(200) NOT NULL UNIQUE)";
 
         fn lab() -> rocket_replicated_testing::Lab<Self> {
             rocket_replicated_testing::Lab::shared(MySql::default())
@@ -95,7 +96,6 @@ pub mod mysql {
     }
 }
 
-#[cfg(feature = "postgres")]
 pub mod postgres {
     use rocket_replicated_testing::{OnServers, postgres::Postgres};
 
@@ -109,11 +109,8 @@ pub mod postgres {
     pub type Lab = super::Lab<OnServers<Postgres>>;
 
     impl super::Notes for OnServers<Postgres> {
-        const NOTES: &[&str] = &[
-            "CREATE SEQUENCE note_id",
-            super::NOTES,
-            "ALTER TABLE notes ALTER id SET DEFAULT nextval('note_id')",
-        ];
+        const NOTES: &str = "CREATE SEQUENCE note_id; \
+             CREATE TABLE notes (id INTEGER PRIMARY KEY DEFAULT nextval('note_id'), body TEXT NOT NULL UNIQUE)";
 
         fn lab() -> rocket_replicated_testing::Lab<Self> {
             rocket_replicated_testing::Lab::postgres()
@@ -121,7 +118,6 @@ pub mod postgres {
     }
 }
 
-#[cfg(feature = "sqlite")]
 pub mod sqlite {
     use rocket_replicated_testing::InFiles;
 
@@ -135,7 +131,7 @@ pub mod sqlite {
     pub type Lab = super::Lab<InFiles>;
 
     impl super::Notes for InFiles {
-        const NOTES: &[&str] = &[super::NOTES];
+        const NOTES: &str = "CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE)";
 
         fn lab() -> rocket_replicated_testing::Lab<Self> {
             rocket_replicated_testing::Lab::sqlite()

@@ -1,42 +1,125 @@
-//! The log of this test process, kept so that tests can read what an operator would.
+//! The log as an operator would read it, kept for each test by itself: tests of one program run side by side.
+//!
+//! A line belongs to the runtime in which it was logged, and a runtime to the test whose thread has logged in it: that of
+//! `#[rocket::async_test]` logs there, and so does a blocking client when it launches. What threads without a runtime log,
+//! such as those of SQLite's driver, is in every test's log.
 
-use std::sync::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
+use std::thread::{self, ThreadId};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use rocket::tokio::runtime::{Handle, Id};
+
+static BOOK: LazyLock<Mutex<Book>> = LazyLock::new(Mutex::default);
+
+#[derive(Default)]
+struct Book {
+    /// By their threads.
+    tests: HashMap<ThreadId, Test>,
+    lines: Vec<(Origin, String)>,
+}
+
+#[derive(Default)]
+struct Test {
+    /// In which its own thread has logged.
+    runtimes: HashSet<Id>,
+    wants_details: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Origin {
+    Runtime(Id),
+    Thread(ThreadId),
+}
+
+impl Book {
+    /// Where this thread is, which tells to which test a runtime belongs.
+    fn enter(&mut self) -> Origin {
+        let me = thread::current().id();
+        let Ok(runtime) = Handle::try_current() else { return Origin::Thread(me) };
+        if let Some(test) = self.tests.get_mut(&me) {
+            test.runtimes.insert(runtime.id());
+        }
+        Origin::Runtime(runtime.id())
+    }
+
+    fn wants_details(&self, origin: Origin) -> bool {
+        self.tests.iter().any(|(thread, test)| test.wants_details && self.is_of(origin, *thread))
+    }
+
+    /// Whether that is where this test logs, or nobody knows whose it is.
+    fn is_of(&self, origin: Origin, test: ThreadId) -> bool {
+        match origin {
+            Origin::Runtime(id) => self.tests.get(&test).is_some_and(|test| test.runtimes.contains(&id)),
+            Origin::Thread(id) => id == test || !self.tests.contains_key(&id),
+        }
+    }
+}
 
 struct Logbook;
 
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-impl log::Log for Logbook {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        let of_interest = ["rocket_", "sqlx::query", "sqlx_core::pool"]
-            .iter()
-            .any(|target| metadata.target().starts_with(target));
-        // What this crate tells at debug level is for tests that raise the level themselves.
-        let is_ours = metadata.target().starts_with("rocket_replicated");
-        (metadata.level() <= log::Level::Info || is_ours) && of_interest
+impl Log for Logbook {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let is_from = |target| metadata.target().starts_with(target);
+        match metadata.level() {
+            Level::Error | Level::Warn | Level::Info => {
+                ["rocket_", "sqlx::query", "sqlx_core::pool"].into_iter().any(is_from)
+            }
+            Level::Debug | Level::Trace => {
+                let mut book = book();
+                let here = book.enter();
+                is_from("rocket_replicated") && book.wants_details(here)
+            }
+        }
     }
 
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let line = format!("{}: {}", record.level(), record.args());
-            LINES.lock().unwrap().push(line);
+    fn log(&self, record: &Record<'_>) {
+        let is_kept = self.enabled(record.metadata());
+        let mut book = book();
+        // Whatever is logged tells whose the runtime is.
+        let here = book.enter();
+        if is_kept {
+            book.lines.push((here, format!("{}: {}", record.level(), record.args())));
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Takes the place of Rocket's logger.
+fn book() -> MutexGuard<'static, Book> {
+    BOOK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the place of Rocket's logger, and opens the log of the test that calls this from its own thread.
 pub fn open() {
-    static OPENED: std::sync::Once = std::sync::Once::new();
+    static OPENED: Once = Once::new();
     OPENED.call_once(|| {
         log::set_logger(&Logbook).expect("the first logger of this process");
-        log::set_max_level(log::LevelFilter::Info);
+        log::set_max_level(LevelFilter::Info);
     });
+    let mut book = book();
+    book.tests.entry(thread::current().id()).or_default();
+    book.enter();
+}
+
+/// From now on, this test's log has what this crate tells at debug level.
+pub fn open_with_details() {
+    open();
+    log::set_max_level(LevelFilter::Debug);
+    book().tests.entry(thread::current().id()).or_default().wants_details = true;
 }
 
 /// The lines so far that contain all of these words.
 pub fn lines(words: &[&str]) -> Vec<String> {
-    let lines = LINES.lock().unwrap();
-    lines.iter().filter(|line| words.iter().all(|word| line.contains(word))).cloned().collect()
+    let mut book = book();
+    let here = book.enter();
+    let me = thread::current().id();
+    let is_mine = |origin| match (origin, here) {
+        // A task of a test has its log, whichever thread it runs on.
+        (Origin::Runtime(origin), Origin::Runtime(here)) if origin == here => true,
+        _ => book.is_of(origin, me),
+    };
+    let mine = book.lines.iter().filter(|(origin, _)| is_mine(*origin)).map(|(_, text)| text);
+    mine.filter(|text| words.iter().all(|word| text.contains(word))).cloned().collect()
 }

@@ -1,8 +1,5 @@
 //! pgbouncer in front of one PostgreSQL server.
 
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
-
 use std::fs;
 use std::process::Command;
 

@@ -1,10 +1,6 @@
 //! What has to hold of an application whatever is in front of its servers: reads, writes, pins and faults.
 
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
-
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rocket::futures::future::join_all;
 use rocket::http::{Cookie, Status};
@@ -13,7 +9,7 @@ use rocket::{get, post, routes, tokio};
 use rocket_replicated::postgres::{Replicated, ReplicatedDb};
 use rocket_replicated::{Cluster, Error};
 
-use super::rocket_over;
+use crate::{eventually, logbook, rocket_over};
 use rocket_replicated_testing::Servers;
 use rocket_replicated_testing::postgres::Postgres;
 
@@ -64,8 +60,8 @@ impl Site {
     pub async fn launch(master: &str, slave: &str, consistency: &str, keys: &str) -> Self {
         let section = format!(
             "url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"slave\" }}]\n\
-             consistency = \"{consistency}\"\nmax_lag = false\ncheck_interval = 0.1\ncheck_timeout = 0.5\n\
-             connect_timeout = 2\nmax_connections = 8\nmaster_read_connections = 8\n{keys}"
+             consistency = \"{consistency}\"\nmax_lag = false\ncheck_interval = 0.1\ncheck_timeout = 2\n\
+             connect_timeout = 10\nmax_connections = 8\nmaster_read_connections = 8\n{keys}"
         );
         let rocket = rocket_over(&section)
             .attach(Replicated::fairing())
@@ -150,7 +146,7 @@ impl Site {
         let counts = join_all((0..READERS).map(|_| reader())).await;
         let (reads, failed): (Vec<usize>, Vec<usize>) = counts.into_iter().unzip();
         let (reads, failed): (usize, usize) = (reads.iter().sum(), failed.iter().sum());
-        assert_eq!(failed, 0, "{what}: of {reads} reads");
+        assert_eq!(failed, 0, "{what}: of {reads} reads: {:#?}", logbook::lines(&["GET /"]));
         fault.await.unwrap();
     }
 
@@ -198,14 +194,5 @@ impl Site {
         self.takes_writes().await;
         servers.wait_caught_up();
         self.reads_its_own_writes(20).await;
-    }
-}
-
-/// Polls, and lets the background work in between.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "{what}: not within 20 s");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

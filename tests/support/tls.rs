@@ -1,8 +1,5 @@
 //! Certificates, and servers that show them.
 
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
-
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -72,7 +69,6 @@ pub trait ServesTls: Dbms {
     }
 }
 
-#[cfg(feature = "postgres")]
 impl ServesTls for rocket_replicated_testing::postgres::Postgres {
     const VERIFY_FULL: &str = "sslmode=verify-full";
     const VERIFY_CA: &str = "sslmode=verify-ca";
@@ -104,7 +100,6 @@ impl ServesTls for rocket_replicated_testing::postgres::Postgres {
     }
 }
 
-#[cfg(feature = "mysql")]
 impl ServesTls for rocket_replicated_testing::mysql::MySql {
     const VERIFY_FULL: &str = "ssl-mode=VERIFY_IDENTITY";
     const VERIFY_CA: &str = "ssl-mode=VERIFY_CA";

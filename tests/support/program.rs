@@ -1,10 +1,7 @@
 //! The built examples, as their users run them.
 
-// Each test file compiles this module for itself and uses a part of it.
-#![allow(dead_code)]
-
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -22,30 +19,19 @@ pub struct Website {
 }
 
 impl Website {
-    /// Under the configuration file of this repository, and these databases in place of its own.
-    pub async fn launch(example: &str, config: &str, databases: &str) -> Self {
-        Self::launch_with(example, config, databases, &[]).await
-    }
-
-    /// With more variables in its environment.
-    pub async fn launch_with(
-        example: &str,
-        config: &str,
-        databases: &str,
-        environment: &[(&str, &str)],
-    ) -> Self {
+    /// Under this configuration file of the repository, with more variables in its environment.
+    pub async fn launch(program: &str, config: &str, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(path(example));
+        let mut command = Command::new(path(program));
         command
             .current_dir(&folder)
-            .env("ROCKET_CONFIG", format!("{}/{config}", env!("CARGO_MANIFEST_DIR")))
+            .env("ROCKET_CONFIG", repository().join(config))
             .env("ROCKET_PROFILE", "debug")
             .env("ROCKET_ADDRESS", "127.0.0.1")
             .env("ROCKET_PORT", "0")
             .env("ROCKET_LOG_LEVEL", "normal")
             .env("ROCKET_CLI_COLORS", "false")
-            .env("ROCKET_DATABASES", databases)
             .envs(environment.iter().copied())
             .stderr(log.try_clone().unwrap())
             .stdout(log);
@@ -58,7 +44,7 @@ impl Website {
                 website.url = url.lines().next().unwrap().trim().to_owned();
             }
             let ended = website.program.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "{example} does not launch:\n{log}");
+            assert!(ended.is_none() && Instant::now() < deadline, "{program} does not launch:\n{log}");
             sleep(PAUSE).await;
         }
         website
@@ -79,11 +65,20 @@ impl Drop for Website {
     }
 }
 
-/// Cargo builds examples along with tests, beside them, unless it is told to test one file alone.
+/// The folder that all paths of this repository are in.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The program of an example, which Cargo puts beside those of tests.
+///
+/// # Panics
+///
+/// If it is not built: tests of one package do not build the programs of another.
 pub fn path(example: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
-    let program = profile.join("examples").join(format!("{example}{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "not built: `cargo build --all-features --example {example}`");
+    let program = profile.join(format!("{example}{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.exists(), "{} is not built: run `cargo build --bins --tests`", program.display());
     program
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 /// The least, the median and the most.
+#[derive(Debug)]
 pub struct Spread([f64; 3]);
 
 impl Spread {

@@ -1,0 +1,42 @@
+//! What is promised on database servers: a file for each promise.
+
+use support::{absent as on_sqlite, given as on_postgres, on_servers, on_servers as on_every_database};
+
+#[global_allocator]
+static COUNTING: support::counting::Counting = support::counting::Counting;
+
+mod async_commit;
+mod choice;
+mod connections;
+mod cost;
+mod discovery;
+mod drills;
+mod executor;
+mod guards;
+mod haproxy;
+mod lag;
+mod launch;
+mod leftovers;
+mod logical;
+mod moved_address;
+mod old_servers;
+mod outages;
+mod outlets;
+mod pgbouncer;
+mod pins;
+mod pool;
+mod positions;
+mod promotion;
+mod read_only;
+mod reads_own_writes;
+mod reroute;
+mod round_trips;
+mod server_timing;
+mod several_databases;
+mod shared_address;
+mod silence;
+mod slow_opening;
+mod statistics;
+mod status;
+mod terms;
+mod tls;

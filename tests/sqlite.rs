@@ -1,0 +1,28 @@
+//! What is promised on SQLite, and what needs no database server: a file for each promise.
+
+use support::{absent as on_postgres, given as on_sqlite, in_files as on_every_database};
+
+#[global_allocator]
+static COUNTING: support::counting::Counting = support::counting::Counting;
+
+mod choice;
+mod connections;
+mod cost;
+mod drills;
+mod executor;
+mod guards;
+mod isolation;
+mod launch;
+mod leftovers;
+mod locks;
+mod pins;
+mod pool;
+mod query_macros;
+mod read_only;
+mod readme;
+mod reads_own_writes;
+mod reroute;
+mod server_timing;
+mod sqlite_follower;
+mod statistics;
+mod status;

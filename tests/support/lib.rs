@@ -1,0 +1,182 @@
+//! What the integration tests share, beside the servers of `rocket_replicated_testing`: a lab with a table of notes,
+//! Rockets over it, and the log.
+
+pub mod counting;
+pub mod dns;
+pub mod haproxy;
+pub mod lab;
+pub mod logbook;
+pub mod pgbouncer;
+pub mod program;
+pub mod proxied;
+pub mod tls;
+
+use std::time::{Duration, Instant};
+
+use rocket::figment::providers::{Format, Toml};
+use rocket::http::Cookie;
+use rocket::local::blocking::LocalResponse;
+use rocket::{Build, Rocket};
+use rocket_replicated::internals::PositionBudget;
+use serde::{Deserialize, Serialize};
+
+/// Instantiates tests for each kind of database server: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Dbms`,
+/// `Lab`, `DriverError`, the code by which it refuses a write (`REFUSED`), its way to write arguments (`sql`) and whether
+/// an `INSERT` returns rows (`has_returning`) are its own.
+#[macro_export]
+macro_rules! on_servers {
+    ($($test:tt)*) => {
+        #[allow(unused_imports)]
+        mod mysql {
+            use $crate::lab::mysql::{DriverError, Lab, REFUSED, has_returning, sql};
+            use rocket_replicated_testing::mysql::MySql as Dbms;
+            use rocket_replicated::mysql::{Database, Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+
+        #[allow(unused_imports)]
+        mod postgres {
+            use $crate::lab::postgres::{DriverError, Lab, REFUSED, has_returning, sql};
+            use rocket_replicated_testing::postgres::Postgres as Dbms;
+            use rocket_replicated::postgres::{Database, Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+    };
+}
+
+/// Instantiates tests for SQLite, with the same names as [`on_servers`] but for `Dbms`.
+///
+/// A file of tests for every database is in both programs, `servers` and `sqlite`, and says `crate::on_every_database!`:
+/// each program means its own macro by that.
+#[macro_export]
+macro_rules! in_files {
+    ($($test:tt)*) => {
+        #[allow(unused_imports)]
+        mod sqlite {
+            use $crate::lab::sqlite::{DriverError, Lab, REFUSED, has_returning, sql};
+            use rocket_replicated::sqlite::{Database, Pool, Replicated, ReplicatedDb};
+
+            $($test)*
+        }
+    };
+}
+
+/// What this program has of a file that is in both: see [`in_files`].
+#[macro_export]
+macro_rules! given {
+    ($($test:tt)*) => { $($test)* };
+}
+
+/// What the other program has.
+#[macro_export]
+macro_rules! absent {
+    ($($test:tt)*) => {};
+}
+
+/// A Rocket in the debug profile, configured by TOML under `[debug]`.
+pub fn rocket(toml: &str) -> Rocket<Build> {
+    logbook::open();
+    let toml = format!("[debug]\nlog_level = \"normal\"\ncli_colors = false\n{toml}");
+    let figment = rocket::figment::Figment::from(rocket::Config::debug_default())
+        .merge(Toml::string(&toml).nested())
+        .select("debug");
+    rocket::custom(figment)
+}
+
+/// What a section has unless it says otherwise: a server that answers late, on a machine that has much else to do, is
+/// used nevertheless.
+const PATIENT: [(&str, &str); 3] = [("check_timeout", "5"), ("max_lag", "false"), ("slave_timeout", "5")];
+
+/// A Rocket whose database `replicated` has this section, and patience.
+pub fn rocket_over(section: &str) -> Rocket<Build> {
+    impatient_rocket_over(section).manage(PositionBudget(PATIENCE))
+}
+
+/// As [`rocket_over`], but a reply waits for its position no longer than elsewhere.
+pub fn impatient_rocket_over(section: &str) -> Rocket<Build> {
+    let keys: toml::Table = section.parse().unwrap_or_else(|error| panic!("{section}: {error}"));
+    let patience = PATIENT.iter().filter(|(key, _)| !keys.contains_key(*key));
+    let patience: String = patience.map(|(key, value)| format!("{key} = {value}\n")).collect();
+    rocket(&format!("[debug.databases.replicated]\n{patience}{section}"))
+}
+
+/// What the test routes tell of a read.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Seen {
+    pub notes: Vec<String>,
+    pub node: String,
+    pub role: String,
+    pub reason: String,
+}
+
+/// The body, as JSON.
+#[track_caller]
+pub fn json<T: serde::de::DeserializeOwned>(response: LocalResponse<'_>) -> T {
+    let status = response.status();
+    let body = response.into_string().unwrap_or_default();
+    serde_json::from_str(&body).unwrap_or_else(|error| panic!("{status}: {error}: {body}"))
+}
+
+/// The pin of the database `replicated` that a reply sets, if it does.
+pub fn pin_of(response: &LocalResponse<'_>) -> Option<Cookie<'static>> {
+    let set: Vec<_> =
+        response.headers().get("Set-Cookie").filter(|cookie| cookie.starts_with("replicated_pin=")).collect();
+    assert!(set.len() < 2, "{set:?}");
+    set.first().map(|cookie| Cookie::parse_encoded(cookie.to_string()).unwrap())
+}
+
+/// How long tests wait for what is to come, on a machine that has much else to do.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What polling is for: that something holds, or what there is then.
+pub trait Sought {
+    /// What there is.
+    type Found;
+
+    /// It, once it is there.
+    fn found(self) -> Option<Self::Found>;
+}
+
+impl Sought for bool {
+    type Found = ();
+
+    fn found(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Sought for Option<T> {
+    type Found = T;
+
+    fn found(self) -> Self {
+        self
+    }
+}
+
+/// Polls until it is there, and lets the background work in between; panics when [`PATIENCE`] ends.
+pub async fn eventually<S: Sought>(what: &str, mut probe: impl AsyncFnMut() -> S) -> S::Found {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe().await.found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        rocket::tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// As [`eventually`], in tests that are not asynchronous.
+#[track_caller]
+pub fn blocking_eventually<S: Sought>(what: &str, mut probe: impl FnMut() -> S) -> S::Found {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe().found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(PAUSE);
+    }
+}
