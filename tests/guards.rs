@@ -98,6 +98,11 @@ crate::on_every_database! {
         Ok(format!("{} {}", user.0, ask(&db).await?))
     }
 
+    #[post("/user/reads")]
+    async fn user_reads(user: User, _reads: ReadsDatabase, db: ReplicatedDb) -> Result<String, Error> {
+        Ok(format!("{} {}", user.0, ask(&db).await?))
+    }
+
     #[get("/spawned")]
     async fn spawned(db: ReplicatedDb) -> Result<String, Error> {
         rocket::tokio::spawn(async move { ask(&db).await }).await.unwrap()
@@ -174,7 +179,7 @@ crate::on_every_database! {
     fn app(lab: &Lab) -> Rocket<Build> {
         let routes = routes![
             read, write, changes_before, changes_after, changes_alone, changes_midway, both, both_reversed, search, user,
-            user_changes, spawned, optional, own_head, deleted, put_form, forwards, forwarded, stream,
+            user_changes, user_reads, spawned, optional, own_head, deleted, put_form, forwards, forwarded, stream,
             stream_of_writes,
         ];
         rocket_over(&lab.section()).attach(Replicated::fairing()).mount("/", routes).register("/", catchers![not_found])
@@ -271,6 +276,16 @@ crate::on_every_database! {
             WRITTEN.store(true, Ordering::Release);
         });
         "later"
+    }
+
+    /// What a guard has read from the master, a slave may not have yet.
+    #[test]
+    fn a_request_that_has_asked_the_master_as_a_writer_stays_one() {
+        let lab = Lab::new();
+        let client = Client::untracked(app(&lab)).unwrap();
+        let response = client.post("/user/reads").dispatch();
+        assert!(pin_of(&response).is_some());
+        assert_eq!(response.into_string().unwrap(), "WriteMethod WriteMethod");
     }
 
     #[test]

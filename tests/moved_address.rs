@@ -441,6 +441,60 @@ crate::on_servers! {
         assert_eq!(ids, [1, 2]);
     }
 
+    /// Whatever asks for the rows of a write: none of these may tell its client to try again.
+    #[rocket::async_test]
+    async fn a_write_is_not_to_be_tried_again_though_its_rows_were_asked_for() {
+        use rocket::futures::TryStreamExt;
+
+        const FORGOTTEN: f64 = 2.75;
+        const SOON: Duration = Duration::from_secs(30);
+
+        let (lab, wire, section) = behind_a_wire("");
+        let (_client, cluster) = launch(&section).await;
+        let master = &lab.servers().master;
+        let handles = [cluster.write(), cluster.write(), cluster.write()];
+        let [all, stream, mapped] = handles.each_ref();
+        let sql = || AssertSqlSafe(Dbms::insert(FORGOTTEN));
+        let writes = async {
+            tokio::join!(
+                async { sqlx::query(sql()).bind(1).fetch_all(all).await.map(drop) },
+                async { sqlx::query(sql()).bind(2).fetch(stream).try_next().await.map(drop) },
+                async { sqlx::query_scalar::<_, i64>(sql()).bind(3).fetch_all(mapped).await.map(drop) },
+            )
+        };
+        let silence = async {
+            eventually("the writes", async || running(master, FORGOTTEN).len() == 3).await;
+            wire.silence_open();
+        };
+        let both = tokio::time::timeout(SOON, async { tokio::join!(writes, silence) });
+        let ((all, stream, mapped), ()) = both.await.expect("an end of them");
+        for (of, told) in [("all rows", all), ("a stream", stream), ("values", mapped)] {
+            let error = rocket_replicated::Error::from(told.unwrap_err());
+            assert!(matches!(error, rocket_replicated::Error::OutcomeUnknown(_)), "{of}: {error:?}");
+        }
+        let mut ids: Vec<_> = rows(&lab.sql(ROWS)).into_iter().map(|(id, _)| id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 2, 3], "they are there");
+    }
+
+    /// Nothing was written yet.
+    #[rocket::async_test]
+    async fn a_transaction_that_cannot_begin_may_be_tried_again() {
+        const SOON: Duration = Duration::from_secs(60);
+
+        let (_lab, wire, section) = behind_a_wire("max_connections = 1");
+        let (_client, cluster) = launch(&section).await;
+        let db = cluster.write();
+        // It keeps its connection, which is trusted.
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        wire.silence_open();
+        wire.refuse();
+        let began = tokio::time::timeout(SOON, db.begin()).await.expect("an end of it");
+        let error = rocket_replicated::Error::from(began.map(drop).unwrap_err());
+        assert!(matches!(error, rocket_replicated::Error::Unavailable(_)), "{error:?}");
+        assert_eq!(cluster.statistics().outcomes_unknown, 0);
+    }
+
     /// The crate cannot take from a handler what it has handed out, but what has died is not counted.
     #[rocket::async_test]
     async fn connections_of_ones_own_that_died_keep_nobody_waiting() {

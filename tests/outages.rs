@@ -635,6 +635,49 @@ async fn a_read_cancelled_by_recovery_runs_elsewhere() {
     assert_eq!(logbook::lines(&["slave-1", "cancel"]), Vec::<String>::new());
 }
 
+/// A read waits for a lock that the replay holds, and the replay for one that the read holds.
+#[rocket::async_test]
+async fn a_read_that_deadlocks_with_replay_runs_elsewhere() {
+    use sqlx::Connection;
+
+    #[get("/both")]
+    async fn both(db: ReplicatedDb) -> Result<String, Error> {
+        let sql = "SELECT count(*) FROM first_locked, then_locked WHERE $1";
+        let _: i64 = sqlx::query_scalar(sql).bind(true).fetch_one(&db).await?;
+        Ok(db.choice().unwrap().to_string())
+    }
+
+    let servers = Servers::start(Postgres, 1);
+    let (master, slave) = (&servers.master, &servers.slaves[0]);
+    master.sql("CREATE TABLE first_locked (id INTEGER); GRANT ALL ON first_locked TO app");
+    master.sql("CREATE TABLE then_locked (id INTEGER); GRANT ALL ON then_locked TO app");
+    servers.wait_caught_up();
+    let rocket = app(&section_of(&servers)).mount("/", routes![both]);
+    let client = Client::untracked(rocket).await.unwrap();
+    eventually("the slave", async || get(&client).await == "slave-1 (read method)").await;
+
+    let mut locks = sqlx::PgConnection::connect(&master.admin_url()).await.unwrap();
+    let mut lock = async |sql: &'static str| sqlx::raw_sql(sql).execute(&mut locks).await.map(drop).unwrap();
+    lock("BEGIN; LOCK TABLE then_locked").await;
+    // What is not flushed is not sent.
+    master.sql("SELECT pg_switch_wal()");
+    let locked = "SELECT count(*) FROM pg_locks WHERE relation = 'then_locked'::regclass AND granted";
+    eventually("the replayed lock", async || slave.sql(locked) == "1").await;
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%then_locked%'";
+    let deadlock = async {
+        eventually("the read", async || slave.sql(waiting) == "1").await;
+        lock("LOCK TABLE first_locked").await;
+        master.sql("SELECT pg_switch_wal()");
+        let conflicts = "SELECT confl_deadlock FROM pg_stat_database_conflicts WHERE datname = 'app'";
+        eventually("the deadlock", async || slave.sql(conflicts) == "1" || slave.sql(waiting) == "0").await;
+        // For whoever asks the master.
+        lock("COMMIT").await;
+    };
+    let (response, ()) = tokio::join!(client.get("/both").dispatch(), deadlock);
+    assert_eq!(text(response).await, format!("127.0.0.1-{} (slaves unavailable)", master.port()));
+}
+
 fn only_slave(lab: &Lab, keys: &str) -> String {
     format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\", {keys} }}]\n",

@@ -257,6 +257,31 @@ mod postgresql {
         }
     }
 
+    /// It goes on at its server, and is committed later than whatever the master's log says now.
+    #[rocket::async_test]
+    async fn a_write_that_was_abandoned_leaves_a_window() {
+        const SLOW: &str = "INSERT INTO notes (body) SELECT 'slow' FROM pg_sleep(2)";
+
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&format!("{}lag_window = 60\n", lab.section())).await;
+        let writer = cluster.write();
+        sqlx::query("INSERT INTO notes (body) VALUES ('first')").execute(&writer).await.unwrap();
+        eventually("a position", async || has_position(&writer.pin().await.unwrap())).await;
+        lab.pause();
+        let write = sqlx::query(SLOW).execute(&writer);
+        let given_up = rocket::tokio::time::timeout(Duration::from_millis(500), write).await;
+        assert!(given_up.is_err(), "{given_up:?}");
+        let pin = writer.pin().await.unwrap();
+        assert!(!has_position(&pin));
+        eventually("the row", async || {
+            let reader = cluster.read(Some(&pin));
+            let notes: Vec<String> =
+                sqlx::query_scalar("SELECT body FROM notes ORDER BY id").fetch_all(&reader).await.unwrap();
+            notes == ["first", "slow"]
+        })
+        .await;
+    }
+
     #[rocket::async_test]
     async fn a_position_that_is_not_known_in_time_leaves_a_window() {
         let servers = Servers::start(Postgres, 1);

@@ -28,6 +28,7 @@ mod pool;
 mod positions;
 mod promotion;
 mod read_only;
+mod read_role;
 mod reads_own_writes;
 mod reroute;
 mod round_trips;

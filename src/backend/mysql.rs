@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Execute, MySql, Row};
 
 use crate::position::{Gtid, GtidSet};
 
+use super::session::hash;
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
@@ -59,7 +60,11 @@ impl Driver for MySql {
             Ok(Prepared {
                 instance: Some(Instance::of(&[text(2), text(3), text(4), text(5)].join(" "))),
                 // The numbers of connections only go up while a server runs.
-                session: text(6).parse().ok().map(|id| SessionId { id, began: 0 }),
+                session: text(6).parse().ok().map(|id| SessionId {
+                    id,
+                    began: 0,
+                    role: Some(hash(&text(8))),
+                }),
                 read_only: matches!(&*text(7), "ON" | "1"),
             })
         })
@@ -106,7 +111,8 @@ impl Driver for MySql {
         })
     }
 
-    /// An ordinary user sees the connections of its own.
+    /// An ordinary user sees the connections of its own alone; one with the privilege `PROCESS` sees those of others, of
+    /// which a server has some itself. <https://dev.mysql.com/doc/refman/9.7/en/show-processlist.html>
     fn sessions<'a>(
         conn: &'a mut MySqlConnection,
         sessions: &'a [SessionId],
@@ -117,9 +123,14 @@ impl Driver for MySql {
                 let unsigned = row.try_get::<u64, _>("Id").ok().and_then(|id| id.try_into().ok());
                 unsigned.or_else(|| row.try_get::<i64, _>("Id").ok())
             };
+            let user = |row: &MySqlRow| row.try_get::<String, _>("User").ok();
+            let asks = sessions.first();
+            let own = asks.and_then(|own| rows.iter().find(|row| id(row) == Some(own.id))).and_then(user);
+            let sees_others = rows.iter().any(|row| user(row) != own);
             let activity = |session: &SessionId| {
                 let Some(row) = rows.iter().find(|row| id(row) == Some(session.id)) else {
-                    return Activity::Unknown;
+                    let may_be_seen = sees_others || asks.is_some_and(|own| own.role == session.role);
+                    return if may_be_seen { Activity::Unknown } else { Activity::Hidden };
                 };
                 let seconds = row.try_get::<i32, _>("Time").ok().and_then(|seconds| seconds.try_into().ok());
                 match (row.try_get::<String, _>("Command").as_deref(), seconds) {
@@ -193,10 +204,10 @@ macro_rules! identity {
     () => {
         "SELECT VERSION()
             /*!80000 , 'MySQL', @@hostname, CAST(@@port AS CHAR), @@server_uuid, '',
-                CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR) */
+                CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR), USER() */
             /*M! , 'MariaDB', @@hostname, CAST(@@port AS CHAR), (SELECT VARIABLE_VALUE
                 FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'),
-                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR) */"
+                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER() */"
     };
 }
 
@@ -277,18 +288,25 @@ async fn is_replicating(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error>
 
 /// The statement that waits for a position, with text made of numbers alone.
 fn wait_for(position: &Position, patience: Duration) -> Option<String> {
-    let seconds = patience.as_secs_f64();
+    let limit = limit(patience);
     match position {
         Position::Gtids(gtids) => {
             let gtids: Vec<_> = gtids
                 .iter()
                 .map(|Gtid { domain, server, sequence }| format!("{domain}-{server}-{sequence}"))
                 .collect();
-            Some(format!("SELECT MASTER_GTID_WAIT('{}', {seconds:.3})", gtids.join(",")))
+            Some(format!("SELECT MASTER_GTID_WAIT('{}', {limit})", gtids.join(",")))
         }
-        Position::GtidSet(set) => Some(format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{set}', {seconds:.3})")),
+        Position::GtidSet(set) => Some(format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{set}', {limit})")),
         Position::Lsn { .. } | Position::Time(_) => None,
     }
+}
+
+/// Seconds, in whole milliseconds. Rounded up: both functions wait without limit for 0.000.
+/// <https://dev.mysql.com/doc/refman/9.7/en/gtid-functions.html>
+fn limit(patience: Duration) -> String {
+    let millis = patience.as_nanos().div_ceil(1_000_000).max(1);
+    format!("{}.{:03}", millis / 1000, millis % 1000)
 }
 
 /// ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
@@ -312,7 +330,7 @@ fn is_full(number: u16) -> bool {
 
 /// Shut down; killed; network errors that the server saw first.
 fn ends_connections(number: u16) -> bool {
-    matches!(number, 1053 | 1927 | 1158..=1161)
+    matches!(number, 1053 | 1927 | 4031 | 1158..=1161)
 }
 
 /// Access denied (to the server, to the database, from this host), no such database, an account that is locked or
@@ -343,5 +361,21 @@ mod tests {
             wait_for(&set, patience).unwrap(),
             "SELECT WAIT_FOR_EXECUTED_GTID_SET('3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7-7', 0.050)",
         );
+    }
+
+    #[test]
+    fn no_wait_is_so_short_that_it_has_no_limit() {
+        let gtids = Position::parse_gtids("0-10-8").unwrap();
+        for (patience, limit) in [
+            (Duration::ZERO, "0.001"),
+            (Duration::from_nanos(1), "0.001"),
+            (Duration::from_micros(499), "0.001"),
+            (Duration::from_micros(1_001), "0.002"),
+            (Duration::from_millis(50), "0.050"),
+            (Duration::from_millis(12_345), "12.345"),
+        ] {
+            let wait = wait_for(&gtids, patience).unwrap();
+            assert!(wait.ends_with(&format!(", {limit})")), "{patience:?}: {wait}");
+        }
     }
 }

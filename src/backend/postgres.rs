@@ -138,7 +138,8 @@ impl Driver for Postgres {
         })
     }
 
-    /// An ordinary role sees what the sessions of its own are doing.
+    /// An ordinary role sees what the sessions of its own are doing. Of others it sees that they are there:
+    /// <https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS>
     fn sessions<'a>(
         conn: &'a mut PgConnection,
         sessions: &'a [SessionId],
@@ -148,11 +149,17 @@ impl Driver for Postgres {
             let sql = format!("{SESSIONS} WHERE pid IN ({})", pids.join(", "));
             let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(conn).await?;
             let activity = |session: &SessionId| {
-                let told = |row: &&PgRow| {
-                    let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<i64>().ok();
-                    (number(0), number(1)) == (Some(session.id), Some(session.began))
+                let number =
+                    |row: &PgRow, column: usize| row.try_get::<&str, _>(column).ok()?.parse::<i64>().ok();
+                let Some(row) = rows.iter().find(|row| number(row, 0) == Some(session.id)) else {
+                    return Activity::Unknown;
                 };
-                let Some(row) = rows.iter().find(told) else { return Activity::Unknown };
+                match number(row, 1) {
+                    Some(began) if began == session.began => {}
+                    // A later one, which has its number.
+                    Some(_) => return Activity::Unknown,
+                    None => return Activity::Hidden,
+                }
                 let idle = row.try_get::<&str, _>(3).ok().and_then(|seconds| seconds.parse::<f64>().ok());
                 match (row.try_get::<&str, _>(2), idle) {
                     (Ok(state), Some(seconds)) if state.starts_with("idle") => {
@@ -202,7 +209,8 @@ impl Driver for Postgres {
             // On a hot standby this is a conflict with recovery, not a serialization failure. One that hits a
             // session which is idle in its transaction ends it:
             // https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
-            "40001" => Fault::Conflict,
+            // So is a deadlock there, with the process that replays. At a master, reads may run once more as well.
+            "40001" | "40P01" => Fault::Conflict,
             _ if is_fatal(error) => Fault::Node,
             _ => Fault::Query,
         }
@@ -239,7 +247,7 @@ const SESSIONS: &str = "SELECT pid::text, (extract(epoch FROM backend_start) * 1
 fn prepared_from(row: &PgRow) -> Prepared {
     // By the simple protocol, everything is text.
     let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<i64>().ok();
-    let session = || Some(SessionId { id: number(1)?, began: number(3)? });
+    let session = || Some(SessionId { id: number(1)?, began: number(3)?, role: None });
     Prepared {
         instance: row.try_get::<&str, _>(0).ok().map(Instance::of),
         session: session(),

@@ -13,11 +13,7 @@ impl Instance {
     /// SipHash with fixed keys: the same words are the same instance in each process that hashes them.
     #[cfg(any(feature = "mysql", feature = "postgres", test))]
     pub(crate) fn of(words: &str) -> Self {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-
-        let mut hasher = DefaultHasher::new();
-        words.hash(&mut hasher);
-        Self(NonZeroU64::MIN.saturating_add(hasher.finish() >> 1))
+        Self(hash(words))
     }
 
     pub(crate) fn to_bits(self) -> u64 {
@@ -29,6 +25,16 @@ impl Instance {
     }
 }
 
+/// Of words that are hashed in the same way in each process.
+#[cfg(any(feature = "mysql", feature = "postgres", test))]
+pub(crate) fn hash(words: &str) -> NonZeroU64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+
+    let mut hasher = DefaultHasher::new();
+    words.hash(&mut hasher);
+    NonZeroU64::MIN.saturating_add(hasher.finish() >> 1)
+}
+
 /// What a server calls one connection to it.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +42,8 @@ pub struct SessionId {
     pub id: i64,
     /// Numbers are used again: when this one began, by the server's clock, where it tells.
     pub began: i64,
+    /// A hash of its role, where the server shows a role no sessions of others.
+    pub role: Option<NonZeroU64>,
 }
 
 /// What a new connection is told by its server.

@@ -1,21 +1,21 @@
 //! A connection for as long as one statement takes, and then for the next one of its session.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use std::{fmt, io};
 
 use log::warn;
 use rocket::tokio::runtime::Handle;
 use rocket::tokio::time::timeout;
 use sqlx::pool::PoolConnection;
 
-use super::connection::{Connection, ConnectionState, Lending, OutcomeUnknown, PooledConnection};
+use super::connection::{Connection, ConnectionState, Ended, Lending, PooledConnection};
 use super::holder::Asker;
 use super::queue::Permit;
 use super::{CloseCause, Pool};
-use crate::backend::{Conn, Driver, Instance, Left};
+use crate::backend::{Access, Conn, Driver, Instance, Left};
 
 /// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
 /// is closed, and its permit in the pool is free at once.
@@ -216,12 +216,20 @@ pub(crate) struct Watch<'a, DB: Driver> {
     sql: Option<&'a str>,
     /// For how long the server has been waited for.
     took: Duration,
+    sent: Sent,
+}
+
+/// Whether a server may have been told of a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Nothing,
+    Something,
 }
 
 impl<'a, DB: Driver> Watch<'a, DB> {
     /// Over this connection.
     pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
-        Self { pool, state, sql: None, took: Duration::ZERO }
+        Self { pool, state, sql: None, took: Duration::ZERO, sent: Sent::Nothing }
     }
 
     /// Over this statement.
@@ -243,31 +251,39 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
     ) -> Result<T, sqlx::Error> {
-        match self.over_harmless(work).await {
-            Err(sqlx::Error::Io(error)) if self.pool.access().writes() && !is_ours(&error) => {
+        let done = self.wait(work).await;
+        match (done, self.pool.access(), self.sent) {
+            (Ok(Err(sqlx::Error::Io(error))), Access::ReadWrite, _) => {
                 Err(self.pool.outcome_unknown(Some(error)))
             }
-            done => done,
+            (Ok(done), ..) => done,
+            // Its reader may have paused between two rows.
+            (Err(_), Access::ReadWrite, Sent::Something) => Err(self.pool.outcome_unknown(None)),
+            (Err(_), ..) => Err(self.pool.unreachable()),
         }
     }
 
-    /// Over what changes nothing.
+    /// Over what changes nothing, such as the beginning of a transaction.
     pub(crate) async fn over_harmless<T>(
         &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
     ) -> Result<T, sqlx::Error> {
-        if self.state.ended().is_some() {
-            // Nothing has been sent.
-            return Err(self.pool.unreachable());
+        self.wait(work).await.unwrap_or_else(|_| Err(self.pool.unreachable()))
+    }
+
+    /// What comes of it, unless the connection ends before, or has ended.
+    async fn wait<T>(
+        &mut self,
+        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
+    ) -> Result<Result<T, sqlx::Error>, Ended> {
+        if let Some(ended) = self.state.ended() {
+            return Err(ended);
         }
+        self.sent = Sent::Something;
         let mut wait = Wait::begin(self);
-        match wait.watch.state.unless_ended(work).await {
-            Ok(done) => {
-                wait.has_answer = done.as_ref().err().is_none_or(|error| !DB::ends_connection(error));
-                done
-            }
-            Err(ended) => Err(wait.watch.pool.error_of(ended)),
-        }
+        let done = wait.watch.state.unless_ended(work).await?;
+        wait.has_answer = done.as_ref().err().is_none_or(|error| !DB::ends_connection(error));
+        Ok(done)
     }
 
     fn warn_of_slow(&self, sql: &str) {
@@ -334,12 +350,6 @@ fn in_one_line(sql: &str) -> String {
         }
     }
     line
-}
-
-/// Whether this crate made it, and has said all there is to say.
-fn is_ours(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotConnected)
-        || error.get_ref().is_some_and(|error| error.is::<OutcomeUnknown>())
 }
 
 /// The connection that a session keeps between two statements, unless others wait for it. As a rule, only the first and

@@ -505,14 +505,6 @@ impl<DB: Driver> Pool<DB> {
         OutcomeUnknown { server: self.health.to_string(), cause }.into()
     }
 
-    /// What whoever waits for an answer on a connection is told when that is ended.
-    fn error_of(&self, ended: Ended) -> sqlx::Error {
-        match (ended, self.access) {
-            (Ended::Dead, Access::ReadWrite) => self.outcome_unknown(None),
-            (Ended::Dead | Ended::ServerDown, _) => self.unreachable(),
-        }
-    }
-
     fn warn_of_transaction(&self) {
         warn!(
             "A transaction was left open on a connection to the {}: the connection is closed, and the transaction \

@@ -121,6 +121,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             let mut attempts = self.attempts();
             loop {
                 let (mut checkout, decision) = self.session.check_out().await?;
+                let sent = self.session.send(decision);
                 let rest = if decision.access.writes() { Rest::Read } else { Rest::Abandon };
                 let done = {
                     let (conn, watch) = checkout.parts();
@@ -140,10 +141,12 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                 };
                 match done {
                     Ok((answer, left)) => {
+                        sent.settle();
                         self.leave(checkout, left, opens).await?;
                         return Ok(answer);
                     }
                     Err(error) => {
+                        sent.has_failed(&error);
                         let pool = self.after_error(checkout, &error, opens);
                         attempts.judge(&pool, decision, error, repeatable)?;
                     }
@@ -255,6 +258,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
             let mut attempts = self.attempts();
             loop {
                 let (mut checkout, decision) = self.session.check_out().await?;
+                let sent = self.session.send(decision);
                 let mut repeatable = query.repeatable();
                 let (conn, watch) = checkout.parts();
                 let (frame, attempt) = query.attempt(watch.pool());
@@ -275,16 +279,22 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                             }
                         };
                         drop(steps);
-                        watch.over(pin!(frame.close::<Db<D>, _>(conn, done))).await
+                        match done {
+                            // There is no transaction any more, and nothing else to be said of the connection.
+                            Err(error) if Db::<D>::ends_connection(&error) => Err(error),
+                            done => watch.over(pin!(frame.close::<Db<D>, _>(conn, done))).await,
+                        }
                     }
                 };
                 drop(watch);
                 match done {
                     Ok(()) => {
+                        sent.settle();
                         self.leave(checkout, Left::Clean, opens).await?;
                         return;
                     }
                     Err(error) => {
+                        sent.has_failed(&error);
                         let pool = self.after_error(checkout, &error, opens);
                         attempts.judge(&pool, decision, error, repeatable)?;
                     }

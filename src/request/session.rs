@@ -12,7 +12,7 @@ use crate::backend::{Access, Driver, Instance};
 use crate::cluster::Inner;
 use crate::config::ServerTiming;
 use crate::pin::{Needed, Pin};
-use crate::pool::{Asker, Checkout, Clock, Failure, Holder, Sticky, Ticking};
+use crate::pool::{Asker, Checkout, Clock, Failure, Holder, OutcomeUnknown, Sticky, Ticking};
 use crate::routing::{
     CatchUp, Choice, Client, Decision, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet,
 };
@@ -45,6 +45,8 @@ struct Progress<DB: Driver> {
     /// Which of the servers behind a slave's address those reads have seen.
     instance: Option<Instance>,
     writes: Writes,
+    /// Whether all of them were answered.
+    answered: Answered,
     /// Which of the servers behind the master's address the latest write went to.
     written_at: Option<Instance>,
     reply: Reply,
@@ -98,6 +100,40 @@ enum Writes {
     Since(Instant),
 }
 
+/// Whether the master has answered each write that was sent to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Answered {
+    #[default]
+    All,
+    /// One was abandoned, or its connection died: it may be committed later than whatever the master's log says now.
+    NotAll,
+}
+
+/// A write that was sent. Dropped without an answer, it was abandoned.
+pub(crate) struct Sent<'a, DB: Driver>(Option<&'a Session<DB>>);
+
+impl<DB: Driver> Sent<'_, DB> {
+    /// It has ended, and how is known.
+    pub(crate) fn settle(mut self) {
+        self.0 = None;
+    }
+
+    /// It has ended with this error.
+    pub(crate) fn has_failed(self, error: &sqlx::Error) {
+        if !OutcomeUnknown::is(error) {
+            self.settle();
+        }
+    }
+}
+
+impl<DB: Driver> Drop for Sent<'_, DB> {
+    fn drop(&mut self) {
+        if let Some(session) = self.0 {
+            session.progress().answered = Answered::NotAll;
+        }
+    }
+}
+
 /// What became of the request's reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Reply {
@@ -120,6 +156,7 @@ impl<DB: Driver> Session<DB> {
             reads_started: 0,
             instance: None,
             writes: Writes::default(),
+            answered: Answered::default(),
             written_at: None,
             reply: Reply::default(),
             service: Service::default(),
@@ -137,9 +174,12 @@ impl<DB: Driver> Session<DB> {
         self
     }
 
-    /// Raises the intent; it never sinks.
+    /// Raises the intent. It never sinks: what a request has seen at the master as a writer, a slave may not have yet.
     pub(crate) fn declare(&self, declared: Declared) {
         let mut progress = self.progress();
+        if declared == Declared::Reads && progress.writes != Writes::None {
+            return;
+        }
         progress.declared = progress.declared.max(declared);
     }
 
@@ -175,9 +215,10 @@ impl<DB: Driver> Session<DB> {
     pub(crate) async fn pin(&self) -> Option<String> {
         let (since, written_at) = {
             let progress = self.progress();
-            match progress.writes {
-                Writes::None => return None,
-                Writes::Since(since) => (since, progress.written_at),
+            match (progress.writes, progress.answered) {
+                (Writes::None, _) => return None,
+                (_, Answered::NotAll) => return self.cluster.window_pin(self.pin.as_ref()),
+                (Writes::Since(since), Answered::All) => (since, progress.written_at),
             }
         };
         self.cluster.pin(self.pin.as_ref(), since, written_at).await
@@ -191,7 +232,8 @@ impl<DB: Driver> Session<DB> {
         let (writes, may_write, written_at) = {
             let mut progress = self.progress();
             let writes = progress.writes;
-            let may_write = in_use && self.intent(&progress).is_write();
+            let is_abandoned = progress.answered == Answered::NotAll;
+            let may_write = is_abandoned || in_use && self.intent(&progress).is_write();
             progress.request = in_use.then(request);
             let settled = writes != Writes::None || may_write;
             progress.reply = if settled { Reply::Settled } else { Reply::WithoutPin };
@@ -253,6 +295,11 @@ impl<DB: Driver> Session<DB> {
                 }
             }
         }
+    }
+
+    /// A statement is about to be sent to this server. If it writes there, the pin depends on its answer.
+    pub(crate) fn send(&self, decision: Decision) -> Sent<'_, DB> {
+        Sent(decision.access.writes().then_some(self))
     }
 
     /// Keeps the connection of a query that ended well for the next one.

@@ -1,0 +1,51 @@
+//! `read_url` with a role of its own: what the monitor's role may not see of it is hidden, and not dead.
+
+use rocket_replicated_testing::Dbms;
+
+trait Reader: Dbms {
+    const CREATE: &str;
+    /// Takes longer than a session that says nothing is believed to be alive.
+    const SLOW: &str;
+}
+
+impl Reader for rocket_replicated_testing::mysql::MySql {
+    const CREATE: &str =
+        "CREATE OR REPLACE USER reader IDENTIFIED BY 'secret'; GRANT SELECT ON *.* TO reader";
+    const SLOW: &str = "SELECT SLEEP(5)";
+}
+
+impl Reader for rocket_replicated_testing::postgres::Postgres {
+    const CREATE: &str = "DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'secret'";
+    const SLOW: &str = "SELECT pg_sleep(5)";
+}
+
+crate::on_servers! {
+    use rocket::local::asynchronous::Client;
+    use support::{logbook, rocket_over};
+
+    use super::Reader;
+
+    #[rocket::async_test]
+    async fn its_statements_are_not_ended_for_taking_long() {
+        let lab = Lab::new();
+        for statement in <Dbms as Reader>::CREATE.split("; ") {
+            lab.master().sql(statement);
+        }
+        let section = format!(
+            "{}read_url = \"{}\"\ncheck_interval = 0.1\ncheck_timeout = 0.5\n",
+            lab.section_alone(),
+            lab.master_url().replace("//app:", "//reader:"),
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let before = cluster.statistics();
+        let read = cluster.read(None);
+        sqlx::query(<Dbms as Reader>::SLOW).execute(&read).await.unwrap();
+        // Nor was it run once more.
+        assert_eq!(cluster.statistics().retries, before.retries);
+        let held = cluster.read(None);
+        let mut connection = held.get().await.unwrap();
+        sqlx::query(<Dbms as Reader>::SLOW).execute(&mut *connection).await.unwrap();
+        assert_eq!(logbook::lines(&["WARN", "cannot be"]), [""; 0]);
+    }
+}
