@@ -591,7 +591,7 @@ async fn a_query_that_is_given_up_frees_its_place_and_its_server() {
 async fn a_crowd_without_slaves_cannot_lock_out_who_has_just_written() {
     let lab = Lab::new();
     let section = format!(
-        "{}master_read_connections = 2\nconnect_timeout = 0.5\nslave_timeout = 0.2\nlag_window = 3600\n",
+        "{}master_read_connections = 2\nconnect_timeout = 3\nslave_timeout = 0.2\nlag_window = 3600\n",
         section_with_bad_slave(&lab, closed_port(), 0),
     );
     let client = client(&section).await;
@@ -817,7 +817,7 @@ async fn what_may_have_written_does_not_run_twice() {
 #[rocket::async_test]
 async fn reads_at_the_master_cannot_take_the_connections_of_writers() {
     let lab = Lab::new();
-    let section = format!("url = \"{}\"\nmax_connections = 2\nconnect_timeout = 0.5\n", lab.master_url());
+    let section = format!("url = \"{}\"\nmax_connections = 2\nconnect_timeout = 3\n", lab.master_url());
     let client = client(&section).await;
     let crowd = Replicated::fetch(client.rocket()).unwrap().read(None);
     let _held = (crowd.get().await.unwrap(), crowd.get().await.unwrap());

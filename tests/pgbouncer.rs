@@ -14,7 +14,7 @@ use support::{logbook, rocket_over};
 
 /// A cluster whose master is reached through pgbouncer.
 async fn through(pooler: &PgBouncer, keys: &str) -> (Client, Cluster<Database>) {
-    let section = format!("url = \"{}\"\nmax_connections = 4\nconnect_timeout = 2\n{keys}", pooler.url());
+    let section = format!("url = \"{}\"\nmax_connections = 4\nconnect_timeout = 10\n{keys}", pooler.url());
     let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
     let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
     (client, cluster)

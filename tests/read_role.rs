@@ -9,8 +9,7 @@ trait Reader: Dbms {
 }
 
 impl Reader for rocket_replicated_testing::mysql::MySql {
-    const CREATE: &str =
-        "CREATE OR REPLACE USER reader IDENTIFIED BY 'secret'; GRANT SELECT ON *.* TO reader";
+    const CREATE: &str = "DROP USER IF EXISTS reader; CREATE USER reader IDENTIFIED BY 'secret'; GRANT SELECT ON *.* TO reader";
     const SLOW: &str = "SELECT SLEEP(5)";
 }
 

@@ -41,7 +41,7 @@ support::on_servers! {
     fn section(master: &str, slave: &str) -> String {
         format!(
             "url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"slave\" }}]\nlag_window = 0\n\
-             connect_timeout = 2\ncheck_interval = 0.2\n",
+             connect_timeout = 10\ncheck_interval = 0.2\n",
         )
     }
 

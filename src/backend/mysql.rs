@@ -63,7 +63,7 @@ impl Driver for MySql {
                 session: text(6).parse().ok().map(|id| SessionId {
                     id,
                     began: 0,
-                    role: Some(hash(&text(8))),
+                    role: Some(hash(name_of(&text(8)))),
                 }),
                 read_only: matches!(&*text(7), "ON" | "1"),
             })
@@ -111,8 +111,8 @@ impl Driver for MySql {
         })
     }
 
-    /// An ordinary user sees the connections of its own alone; one with the privilege `PROCESS` sees those of others, of
-    /// which a server has some itself. <https://dev.mysql.com/doc/refman/9.7/en/show-processlist.html>
+    /// An ordinary user sees the connections of its own alone; one with the privilege `PROCESS` sees those of others.
+    /// Who sees none but its own has to guess which of both it is. <https://dev.mysql.com/doc/refman/9.7/en/show-processlist.html>
     fn sessions<'a>(
         conn: &'a mut MySqlConnection,
         sessions: &'a [SessionId],
@@ -302,7 +302,12 @@ fn wait_for(position: &Position, patience: Duration) -> Option<String> {
     }
 }
 
-/// Seconds, in whole milliseconds. Rounded up: both functions wait without limit for 0.000.
+/// The account's name without its host: who may see a session depends on the name alone.
+fn name_of(user: &str) -> &str {
+    user.rsplit_once('@').map_or(user, |(name, _)| name)
+}
+
+/// Seconds, in whole milliseconds. Rounded up: MySQL's function waits without limit for 0.000.
 /// <https://dev.mysql.com/doc/refman/9.7/en/gtid-functions.html>
 fn limit(patience: Duration) -> String {
     let millis = patience.as_nanos().div_ceil(1_000_000).max(1);

@@ -125,7 +125,7 @@ impl<DB: Driver> Checkout<DB> {
     pub(crate) async fn settle(mut self) -> Result<Option<Self>, sqlx::Error> {
         let settled = {
             let (conn, mut watch) = self.parts();
-            watch.over(pin!(DB::settle(conn))).await
+            watch.over_harmless(pin!(DB::settle(conn))).await
         };
         match settled {
             Ok(Left::Clean) => {

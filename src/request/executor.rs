@@ -192,7 +192,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             let (mut checkout, decision) = self.session.check_out().await?;
             let told = {
                 let (conn, mut watch) = checkout.parts();
-                watch.over(pin!(ask(conn))).await
+                watch.over_harmless(pin!(ask(conn))).await
             };
             match told {
                 Ok(told) => {
@@ -263,7 +263,10 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                 let (conn, watch) = checkout.parts();
                 let (frame, attempt) = query.attempt(watch.pool());
                 let mut watch = watch.of(query.text().as_str());
-                let opened = watch.over(pin!(frame.open::<Db<D>>(conn))).await;
+                let opened = match frame {
+                    Frame::Connection => Ok(()),
+                    Frame::Transaction(_) => watch.over_harmless(pin!(frame.open::<Db<D>>(conn))).await,
+                };
                 let done = match opened {
                     Err(error) => Err(error),
                     Ok(()) => {
@@ -279,10 +282,17 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                             }
                         };
                         drop(steps);
-                        match done {
-                            // There is no transaction any more, and nothing else to be said of the connection.
-                            Err(error) if Db::<D>::ends_connection(&error) => Err(error),
-                            done => watch.over(pin!(frame.close::<Db<D>, _>(conn, done))).await,
+                        match (done, frame) {
+                            (done, Frame::Connection) => done,
+                            (Ok(()), Frame::Transaction(_)) => {
+                                watch.over(pin!(frame.close::<Db<D>, _>(conn, Ok(())))).await
+                            }
+                            // What failed is what there is to say, whatever becomes of the rollback.
+                            (Err(error), Frame::Transaction(_)) => {
+                                let rollback = pin!(frame.roll_back::<Db<D>>(conn));
+                                watch.over_harmless(rollback).await.unwrap_or_default();
+                                Err(error)
+                            }
                         }
                     }
                 };

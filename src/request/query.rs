@@ -108,9 +108,13 @@ impl Frame {
         // Whatever prevents a rollback has broken the connection, and so the transaction.
         match &done {
             Ok(_) => self.run::<DB>(conn, "COMMIT").await?,
-            Err(_) => self.run::<DB>(conn, "ROLLBACK").await.unwrap_or_default(),
+            Err(_) => self.roll_back::<DB>(conn).await.unwrap_or_default(),
         }
         done
+    }
+
+    pub(super) async fn roll_back<DB: Driver>(self, conn: &mut Conn<DB>) -> Result<(), Error> {
+        self.run::<DB>(conn, "ROLLBACK").await
     }
 
     async fn run<DB: Driver>(self, conn: &mut Conn<DB>, sql: &'static str) -> Result<(), Error> {

@@ -5,9 +5,9 @@ use rocket::figment::{Error, Metadata, Profile, Provider};
 
 /// A section of a database, for a figment: the servers of a lab, called `master`, `slave-1`, `slave-2`, and so on.
 ///
-/// Three keys differ from what an application has by default, so that a slow machine does not change who serves in a
-/// test: `lag_window` is a minute, `max_lag` is `false`, and `server_timing` is `true`, by which
-/// [`served_by`](crate::served_by) tells. [`with`](Self::with) sets them, and others.
+/// Five keys differ from what an application has by default. So that a slow machine does not change who serves in a test,
+/// `lag_window` is a minute, `max_lag` is `false`, and `check_timeout` and `slave_timeout` are 5 seconds. So that
+/// [`served_by`](crate::served_by) can tell, `server_timing` is `true`. [`with`](Self::with) sets them, and others.
 #[derive(Clone, Debug)]
 pub struct Section {
     database: String,
@@ -21,8 +21,10 @@ impl Section {
         let section = Self { database: database.to_owned(), keys: server("master", master) };
         section
             .with("slaves", slaves)
+            .with("check_timeout", 5)
             .with("lag_window", 60)
             .with("max_lag", false)
+            .with("slave_timeout", 5)
             .with("server_timing", true)
     }
 

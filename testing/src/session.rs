@@ -49,9 +49,23 @@ impl Sessions {
 
 /// True for SQL that leaves nothing behind in its session and may be asked twice.
 pub(crate) fn is_question(sql: &str) -> bool {
-    const ACTIONS: [&str; 6] = [";", "lock", "promote", "set_", "signal", "terminate"];
+    const ACTIONS: [&str; 12] = [
+        ";",
+        "--",
+        ":=",
+        " into ",
+        "create_",
+        "drop_",
+        "lock",
+        "promote",
+        "set_",
+        "signal",
+        "terminate",
+        "val(",
+    ];
 
-    ["SELECT ", "SHOW "].iter().any(|verb| sql.starts_with(verb))
+    let sql = sql.to_lowercase();
+    ["select ", "show "].iter().any(|verb| sql.starts_with(verb))
         && !ACTIONS.iter().any(|action| sql.contains(action))
 }
 

@@ -2,6 +2,8 @@
 //! fail, for all databases of a server.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ const LONGEST_TEST: Duration = Duration::from_secs(600);
 
 static SETS: Mutex<Vec<Set>> = Mutex::new(Vec::new());
 static GIVEN_BACK: Condvar = Condvar::new();
+static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 struct Set {
     /// The `Dbms` that its servers are of.
@@ -26,6 +29,7 @@ struct Set {
     servers: Option<&'static (dyn Any + Send + Sync)>,
     /// The thread of the test that has it: such a thread has the test's name.
     holder: Option<Thread>,
+    /// No other set ever has it.
     number: usize,
 }
 
@@ -58,12 +62,14 @@ pub(crate) fn take<D: Dbms>(kind: D) -> (&'static Servers<D>, Taken) {
     loop {
         let (servers, taken) = take_or_begin(kind, deadline);
         let servers = servers.unwrap_or_else(|| start(kind, &taken));
-        if servers.mend() {
+        // A server that does not start again panics.
+        if catch_unwind(AssertUnwindSafe(|| servers.mend())).unwrap_or(false) {
             return (servers, taken);
         }
         // Such as one with a slave that was promoted: it is none any more.
         lock(&SETS).retain(|set| set.number != taken.0);
         servers.all().for_each(Server::end);
+        remove(&servers.folder);
     }
 }
 
@@ -86,7 +92,7 @@ fn take_or_begin<D: Dbms>(kind: D, deadline: Instant) -> (Option<&'static Server
             return (set.servers.and_then(|servers| servers.downcast_ref()), Taken(set.number));
         }
         if of_kind < AT_ONCE {
-            let number = sets.iter().map(|set| set.number + 1).max().unwrap_or_default();
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
             sets.push(Set { kind: Box::new(kind), servers: None, holder: Some(me), number });
             return (None, Taken(number));
         }

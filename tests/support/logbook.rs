@@ -75,12 +75,12 @@ impl Log for Logbook {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let is_kept = self.enabled(record.metadata());
+        let line = self.enabled(record.metadata()).then(|| format!("{}: {}", record.level(), record.args()));
         let mut book = book();
         // Whatever is logged tells whose the runtime is.
         let here = book.enter();
-        if is_kept {
-            book.lines.push((here, format!("{}: {}", record.level(), record.args())));
+        if let Some(line) = line {
+            book.lines.push((here, line));
         }
     }
 
