@@ -671,7 +671,7 @@ async fn a_read_that_deadlocks_with_replay_runs_elsewhere() {
         master.sql("SELECT pg_switch_wal()");
         let conflicts = "SELECT confl_deadlock FROM pg_stat_database_conflicts WHERE datname = 'app'";
         eventually("the deadlock", async || slave.sql(conflicts) == "1" || slave.sql(waiting) == "0").await;
-        // For whoever asks the master.
+        // The read, which runs at the master now, waits for this lock.
         lock("COMMIT").await;
     };
     let (response, ()) = tokio::join!(client.get("/both").dispatch(), deadlock);

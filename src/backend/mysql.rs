@@ -111,8 +111,8 @@ impl Driver for MySql {
         })
     }
 
-    /// An ordinary user sees the connections of its own alone; one with the privilege `PROCESS` sees those of others.
-    /// Who sees none but its own has to guess which of both it is. <https://dev.mysql.com/doc/refman/9.7/en/show-processlist.html>
+    /// An ordinary user sees its own connections alone. A user with the privilege `PROCESS` sees all of them. A list
+    /// without connections of other users does not tell which of both this user is. <https://dev.mysql.com/doc/refman/9.7/en/show-processlist.html>
     fn sessions<'a>(
         conn: &'a mut MySqlConnection,
         sessions: &'a [SessionId],

@@ -25,7 +25,7 @@ impl Instance {
     }
 }
 
-/// Of words that are hashed in the same way in each process.
+/// A hash of these words that is the same in each process.
 #[cfg(any(feature = "mysql", feature = "postgres", test))]
 pub(crate) fn hash(words: &str) -> NonZeroU64 {
     use std::hash::{DefaultHasher, Hash, Hasher};

@@ -113,12 +113,12 @@ enum Answered {
 pub(crate) struct Sent<'a, DB: Driver>(Option<&'a Session<DB>>);
 
 impl<DB: Driver> Sent<'_, DB> {
-    /// It has ended, and how is known.
+    /// The write has ended, and its outcome is known.
     pub(crate) fn settle(mut self) {
         self.0 = None;
     }
 
-    /// It has ended with this error.
+    /// The write has ended with this error.
     pub(crate) fn has_failed(self, error: &sqlx::Error) {
         if !OutcomeUnknown::is(error) {
             self.settle();

@@ -291,7 +291,7 @@ fn template<D: Dbms>(kind: D) -> &'static Path {
 
     static TEMPLATES: Mutex<Vec<Template>> = Mutex::new(Vec::new());
 
-    // Whoever comes meanwhile wants it, too.
+    // Held until the template is made: other callers wait for it.
     let mut templates = lock(&TEMPLATES);
     if let Some((_, template)) = templates.iter().find(|(of, _)| of.downcast_ref() == Some(&kind)) {
         return template.path();

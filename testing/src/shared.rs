@@ -73,7 +73,7 @@ pub(crate) fn take<D: Dbms>(kind: D) -> (&'static Servers<D>, Taken) {
     }
 }
 
-/// A set that nobody has, with its servers unless they are still to be started.
+/// A free set, with its servers unless they are still to be started.
 #[track_caller]
 fn take_or_begin<D: Dbms>(kind: D, deadline: Instant) -> (Option<&'static Servers<D>>, Taken) {
     let me = thread::current();

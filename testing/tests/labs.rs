@@ -200,7 +200,7 @@ fn tests_at_the_same_time_have_servers_of_their_own() {
     assert!(ports(lab.servers()).iter().all(|port| !theirs.contains(port)), "{theirs:?}");
 }
 
-/// The client of a server is kept from one question to the next, and nobody need know.
+/// A client program is kept from one question to the next. Callers do not notice when it is replaced.
 fn sessions_are_replaced<D: Dbms>(
     lab: Lab<OnServers<D>>,
     identify: &str,

@@ -48,7 +48,7 @@ impl Book {
         self.tests.iter().any(|(thread, test)| test.wants_details && self.is_of(origin, *thread))
     }
 
-    /// Whether that is where this test logs, or nobody knows whose it is.
+    /// True where this test logs, and for threads that belong to no test.
     fn is_of(&self, origin: Origin, test: ThreadId) -> bool {
         match origin {
             Origin::Runtime(id) => self.tests.get(&test).is_some_and(|test| test.runtimes.contains(&id)),
@@ -77,7 +77,7 @@ impl Log for Logbook {
     fn log(&self, record: &Record<'_>) {
         let line = self.enabled(record.metadata()).then(|| format!("{}: {}", record.level(), record.args()));
         let mut book = book();
-        // Whatever is logged tells whose the runtime is.
+        // Each record tells to which test its runtime belongs.
         let here = book.enter();
         if let Some(line) = line {
             book.lines.push((here, line));
