@@ -95,8 +95,7 @@ crate::on_servers! {
     async fn a_launch_waits_for_slaves_that_are_a_moment_behind() {
         let lab = Lab::new();
         let name = format!("moment-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
-        // By up to a second less on MariaDB and MySQL, which know whole seconds.
-        lab.lag(std::time::Duration::from_secs(2));
+        lab.lag(std::time::Duration::from_secs(1));
         let wrote = Instant::now();
         write(&lab, 0);
         let keys = "lag_window = 60\nmax_lag = \"auto\"\ncheck_interval = 10\ncheck_timeout = 10\n";

@@ -178,8 +178,8 @@ impl<D: Deployment> Lab<D> {
         self.deployment.replay(Replay { paused: true, ..Replay::default() });
     }
 
-    /// From now on, slaves replay what is committed so much later. MariaDB and MySQL know whole seconds: it is rounded
-    /// up.
+    /// From now on, slaves replay what is committed at least so much later. MariaDB and MySQL know whole seconds: there
+    /// it may be up to two seconds more.
     pub fn lag(&self, lag: Duration) {
         self.deployment.replay(Replay { lag, paused: false });
     }

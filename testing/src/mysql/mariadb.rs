@@ -52,7 +52,9 @@ gtid_strict_mode = on
     promote: "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
-        format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {}; START SLAVE {threads}", whole_seconds(lag))
+        // From the second in which the statement began: one that began at the end of it would be replayed at once.
+        let delay = if lag.is_zero() { 0 } else { whole_seconds(lag) + 1 };
+        format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {delay}; START SLAVE {threads}")
     },
 };
 
