@@ -281,6 +281,16 @@ impl History {
         }
     }
 
+    /// This lag, where the master has not been seen since it was last.
+    pub(crate) fn unseen(&self, lag: Lag, now: Instant) -> Lag {
+        let unseen =
+            self.seen.back().map_or(Duration::ZERO, |latest| now.saturating_duration_since(latest.until));
+        match lag {
+            Lag::AtMost(lag) => Lag::AtMost(lag + unseen),
+            Lag::MoreThan(lag) => Lag::MoreThan(lag + unseen),
+        }
+    }
+
     /// The master's latest position.
     pub(crate) fn latest(&self) -> Option<&Position> {
         self.seen.back().map(|seen| &seen.position)

@@ -301,3 +301,25 @@ crate::on_postgres! {
         assert_eq!(support::logbook::lines(&["WARN", "'short'"]), [""; 0]);
     }
 }
+
+crate::on_sqlite! {
+    /// It is checked when the transaction commits: after the last row.
+    #[rocket::async_test]
+    async fn a_write_that_returns_a_row_and_cannot_be_committed_has_failed() {
+        use rocket::local::asynchronous::Client;
+        use rocket_replicated::sqlite::Replicated;
+
+        let lab = support::lab::sqlite::Lab::new();
+        lab.sql("CREATE TABLE replies (note INTEGER REFERENCES notes (id) DEFERRABLE INITIALLY DEFERRED)");
+        let rocket = support::rocket_over(&lab.section()).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let db = Replicated::fetch(client.rocket()).unwrap().write();
+        let reply = "INSERT INTO replies VALUES ($1) RETURNING note";
+        let done = sqlx::query_scalar::<_, i64>(reply).bind(99).fetch_one(&db).await;
+        assert!(done.as_ref().is_err_and(|error| error.to_string().contains("FOREIGN KEY")), "{done:?}");
+        let replies: i64 = sqlx::query_scalar("SELECT count(*) FROM replies").fetch_one(&db).await.unwrap();
+        assert_eq!(replies, 0);
+        sqlx::query("INSERT INTO notes (id, body) VALUES (99, 'note')").execute(&db).await.unwrap();
+        assert_eq!(sqlx::query_scalar::<_, i64>(reply).bind(99).fetch_one(&db).await.unwrap(), 99);
+    }
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rocket_replicated::{Cluster, Database, NodeState, NodeStatus, backend::Backend};
+use rocket_replicated_testing::Dbms;
 
 use support::eventually;
 
@@ -12,6 +13,22 @@ fn status_of<D: Database<Pool: Backend>>(cluster: &Cluster<D>, name: &str) -> No
 
 fn states<D: Database<Pool: Backend>>(cluster: &Cluster<D>) -> Vec<NodeState> {
     cluster.status().iter().map(|node| node.state).collect()
+}
+
+trait Limits: Dbms {
+    /// A role that can have one connection.
+    const CREATE: &str;
+}
+
+impl Limits for rocket_replicated_testing::mysql::MySql {
+    const CREATE: &str = "DROP USER IF EXISTS limited; \
+                          CREATE USER limited IDENTIFIED BY 'secret' WITH MAX_USER_CONNECTIONS 1; \
+                          GRANT SELECT ON *.* TO limited";
+}
+
+impl Limits for rocket_replicated_testing::postgres::Postgres {
+    const CREATE: &str = "DROP ROLE IF EXISTS limited; \
+                          CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 1";
 }
 
 /// Long enough for many probes, and for `max_lag` to be over.
@@ -26,8 +43,12 @@ crate::on_servers! {
     use rocket::tokio;
     use rocket_replicated::{Cluster, NodeState};
 
-    use super::{A_WHILE, KEYS, eventually, states, status_of};
+    use sqlx::Connection;
+
+    use super::{A_WHILE, KEYS, Limits, eventually, states, status_of};
     use support::{logbook, rocket_over};
+
+    type Driver = <Pool as rocket_replicated::backend::Backend>::Db;
 
     async fn launch(section: &str) -> (Client, Cluster<Database>) {
         let rocket = rocket_over(&format!("{section}{KEYS}")).attach(Replicated::fairing());
@@ -109,6 +130,32 @@ crate::on_servers! {
             assert!(choice.starts_with(&name) && choice.ends_with("(reads database)"), "{choice}");
         }
         assert_eq!(logbook::lines(&["WARN", &name]), Vec::<String>::new());
+    }
+
+    /// As at a deployment, when the processes of before are still there.
+    #[rocket::async_test]
+    async fn a_slave_that_is_full_at_launch_is_no_unguarded_one() {
+        let lab = Lab::new();
+        <Dbms as Limits>::CREATE.split("; ").for_each(|sql| drop(lab.master().sql(sql)));
+        lab.catch_up().await;
+        let url = lab.slave_urls()[0].replace("//app:", "//limited:");
+        let name = format!("full-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
+        let before = <Driver as sqlx::Database>::Connection::connect(&url).await.unwrap();
+        lab.pause();
+        write(&lab, 0);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{url}\", name = \"{name}\" }}]\n",
+            lab.master_url(),
+        );
+        let (_client, cluster) = launch(&section).await;
+        assert_eq!(states(&cluster), [NodeState::Up, NodeState::LagUnknown]);
+        assert!(reader(&cluster).await.ends_with("(slaves unavailable)"));
+        assert_eq!(logbook::lines(&["WARN", &name, "no connection to spare", "`max_connections`"]).len(), 1);
+        // It has room, and is late; and then it is not.
+        before.close().await.unwrap();
+        eventually("word of its lag", async || states(&cluster)[1] == NodeState::Behind).await;
+        lab.resume();
+        eventually("the slave", async || states(&cluster) == [NodeState::Up; 2]).await;
     }
 
     #[rocket::async_test]

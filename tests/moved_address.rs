@@ -165,6 +165,8 @@ crate::on_servers! {
     use rocket_replicated_testing::Wire;
     use super::*;
 
+    type Driver = <Pool as rocket_replicated::backend::Backend>::Db;
+
     /// What writes of a load take: long enough for all connections to be in use.
     pub(super) const WRITE: f64 = 0.05;
 
@@ -407,6 +409,34 @@ crate::on_servers! {
             master.thaw();
         })
         .await;
+    }
+
+    /// As functions of other crates do, which take the driver's own connection.
+    #[rocket::async_test]
+    async fn who_waits_on_the_drivers_own_connection_takes_no_place_once_it_is_dead() {
+        const FORGOTTEN: f64 = 3.25;
+
+        let (lab, wire, section) = behind_a_wire("max_connections = 2\nconnect_timeout = 1\n");
+        let (_client, cluster) = launch(&section).await;
+        let master = &lab.servers().master;
+        let waits = || {
+            let db = cluster.write();
+            tokio::spawn(async move {
+                let mut held = db.get().await.unwrap();
+                let conn: &mut <Driver as sqlx::Database>::Connection = &mut held;
+                let _ = sqlx::query(AssertSqlSafe(Dbms::select(FORGOTTEN))).execute(conn).await;
+            })
+        };
+        let waiting = [waits(), waits()];
+        eventually("both", async || running(master, FORGOTTEN).len() == 2).await;
+        wire.silence_open();
+        assert!(insert(&cluster.write(), 1, 0.0).await.is_err(), "both places are taken");
+        // It knows nothing of them afterwards.
+        master.kill();
+        master.start();
+        eventually("a write", async || insert(&cluster.write(), 2, 0.0).await.is_ok()).await;
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()), "they wait on");
+        waiting.iter().for_each(JoinHandle::abort);
     }
 
     #[rocket::async_test]

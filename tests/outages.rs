@@ -608,6 +608,28 @@ async fn a_crowd_without_slaves_cannot_lock_out_who_has_just_written() {
 }
 
 #[rocket::async_test]
+async fn who_has_just_written_waits_for_whichever_connection_is_free_first() {
+    let lab = Lab::new();
+    let section = format!(
+        "{}master_read_connections = 2\nconnect_timeout = 30\nslave_timeout = 0.2\nlag_window = 3600\n",
+        section_with_bad_slave(&lab, closed_port(), 0),
+    );
+    let client = client(&section).await;
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    let writer = cluster.write();
+    sqlx::query("INSERT INTO notes (body) VALUES ('own')").execute(&writer).await.unwrap();
+    let pin = writer.pin().await;
+    let (crowd, pinned, late) =
+        (cluster.read(None), cluster.read(pin.as_deref()), cluster.read(pin.as_deref()));
+    let (common, _reserve) = (crowd.get().await.unwrap(), pinned.get().await.unwrap());
+    let waits = tokio::spawn(async move { late.get().await.map(drop) });
+    let waiting = || cluster.statistics().servers[0].pools.iter().any(|pool| pool.waiting > 0);
+    eventually("that it waits", async || waiting()).await;
+    drop(common);
+    waits.await.unwrap().unwrap();
+}
+
+#[rocket::async_test]
 async fn a_read_cancelled_by_recovery_runs_elsewhere() {
     #[get("/held")]
     async fn held(db: ReplicatedDb) -> Result<String, Error> {

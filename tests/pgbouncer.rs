@@ -165,6 +165,25 @@ async fn in_transaction_mode_reads_run_once_more() {
     }
 }
 
+/// The pooler says so by an error of its own.
+#[rocket::async_test]
+async fn a_write_whose_server_dies_behind_it_may_have_been_done() {
+    let servers = rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 0);
+    let master = &servers.master;
+    let pooler = PgBouncer::start(master, PoolMode::Session, ignore());
+    let (_client, cluster) = through(&pooler, "enforce_read_only = false").await;
+    let db = cluster.write();
+    let write = sqlx::query("SELECT pg_sleep(600)").execute(&db);
+    let kill = async {
+        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        eventually("the write", async || master.sql(sleeping) == "1").await;
+        master.kill();
+    };
+    let (written, ()) = rocket::tokio::join!(write, kill);
+    let error = written.unwrap_err().to_string();
+    assert!(error.contains("outcome is unknown"), "{error}");
+}
+
 /// Nobody has said that there is a pooler. What it tells of the session that a connection once had says nothing of
 /// the write that is under way: that goes on in another one.
 #[rocket::async_test]

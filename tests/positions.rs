@@ -282,6 +282,44 @@ mod postgresql {
         .await;
     }
 
+    /// The same on a connection of one's own, and of a commit.
+    #[rocket::async_test]
+    async fn so_does_one_on_a_connection_that_a_handler_holds() {
+        const SLOW: &str = "INSERT INTO notes (body) SELECT 'slow' FROM pg_sleep(2)";
+        const SLOW_COMMIT: &str = "
+            CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';
+            CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW WHEN (NEW.body = 'slow commit') EXECUTE FUNCTION slow()";
+
+        let lab = Lab::new();
+        lab.sql(SLOW_COMMIT);
+        let (_client, cluster) = launch(&format!("{}lag_window = 60\n", lab.section())).await;
+        let soon = Duration::from_millis(500);
+        let (held, committed) = (cluster.write(), cluster.write());
+        for (writer, body) in [(&held, "one"), (&committed, "two")] {
+            sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind(body).execute(writer).await.unwrap();
+            eventually("a position", async || has_position(&writer.pin().await.unwrap())).await;
+        }
+
+        let mut connection = held.get().await.unwrap();
+        sqlx::query("INSERT INTO notes (body) VALUES ('in time')").execute(&mut *connection).await.unwrap();
+        eventually("a position", async || has_position(&held.pin().await.unwrap())).await;
+        let write = sqlx::query(SLOW).execute(&mut *connection);
+        assert!(rocket::tokio::time::timeout(soon, write).await.is_err());
+        drop(connection);
+        assert!(!has_position(&held.pin().await.unwrap()));
+
+        let mut transaction = committed.begin().await.unwrap();
+        let insert = sqlx::query("INSERT INTO notes (body) VALUES ('slow commit')");
+        insert.execute(&mut *transaction).await.unwrap();
+        assert!(rocket::tokio::time::timeout(soon, transaction.commit()).await.is_err());
+        assert!(!has_position(&committed.pin().await.unwrap()));
+        eventually("both rows", async || {
+            lab.sql("SELECT count(*) FROM notes WHERE body LIKE 'slow%'") == "2"
+        })
+        .await;
+    }
+
     #[rocket::async_test]
     async fn a_position_that_is_not_known_in_time_leaves_a_window() {
         let servers = Servers::start(Postgres, 1);

@@ -102,6 +102,30 @@ async fn writes_follow_a_promoted_slave() {
     assert!(!logbook::lines(&["ERROR", "takes writes, but is not the master"]).is_empty());
 }
 
+/// Slaves are read from by a role that may not write.
+#[rocket::async_test]
+async fn writes_follow_by_the_role_that_may_write() {
+    let cluster = start();
+    cluster.master.sql("CREATE ROLE reader LOGIN PASSWORD 'secret'; GRANT SELECT ON notes TO reader");
+    cluster.wait_caught_up();
+    let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+    let section = format!(
+        "url = \"{}\"\nslaves = [{{ url = \"{}\", write_url = \"{}\" }}]\nfollow_promotion = true\n{KEYS}",
+        master.url(),
+        slave.url().replace("//app:", "//reader:"),
+        slave.url(),
+    );
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let nodes = Replicated::fetch(client.rocket()).unwrap().clone();
+    eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
+    let user = async |db| sqlx::query_scalar::<_, String>("SELECT user::text").fetch_one(&db).await.unwrap();
+    assert_eq!((user(nodes.read(None)).await, user(nodes.write()).await), ("reader".into(), "app".into()));
+    master.kill();
+    slave.sql("SELECT pg_promote()");
+    eventually("writes", async || write(&nodes).await.is_ok()).await;
+    assert_eq!(user(nodes.write()).await, "app");
+}
+
 #[rocket::async_test]
 async fn while_the_master_is_there_nobody_takes_its_place() {
     let cluster = start();

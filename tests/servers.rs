@@ -14,6 +14,7 @@ mod drills;
 mod executor;
 mod guards;
 mod haproxy;
+mod keepalive;
 mod lag;
 mod launch;
 mod leftovers;

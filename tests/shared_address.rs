@@ -4,15 +4,19 @@
 use rocket_replicated_testing::Dbms;
 
 trait CountsNotes: Dbms {
+    /// Takes longer than a session that says nothing is believed to be alive, and ends at the server that ran it.
+    const SLOW: &str;
     /// How many notes there are, and at which port that is.
     const COUNT: &str;
 }
 
 impl CountsNotes for rocket_replicated_testing::mysql::MySql {
+    const SLOW: &str = "SELECT SLEEP(14), CAST(@@port AS SIGNED)";
     const COUNT: &str = "SELECT count(*), CAST(@@port AS SIGNED) FROM notes";
 }
 
 impl CountsNotes for rocket_replicated_testing::postgres::Postgres {
+    const SLOW: &str = "SELECT 0::bigint, inet_server_port()::bigint FROM pg_sleep(14)";
     const COUNT: &str = "SELECT count(*), inet_server_port()::bigint FROM notes";
 }
 
@@ -30,6 +34,37 @@ crate::on_servers! {
     /// How many notes a handle sees, and at which port.
     async fn seen(db: &ReplicatedDb) -> (i64, i64) {
         sqlx::query_as(<Dbms as CountsNotes>::COUNT).fetch_one(db).await.unwrap()
+    }
+
+    /// At the server that the monitor does not look at, nothing is heard of them for as long as they take.
+    #[rocket::async_test]
+    async fn statements_at_both_servers_may_take_long() {
+        let lab = Lab::new();
+        let slaves = &lab.servers().slaves;
+        let wire = Wire::to_each(&[slaves[0].port(), slaves[1].port()]);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"long-{}\" }}]\n\
+             check_interval = 0.1\ncheck_timeout = 0.5\n",
+            lab.master_url(),
+            wire.url(&lab.slave_urls()[0]),
+            <Dbms as rocket_replicated_testing::Dbms>::SCHEME,
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let long = |_| {
+            let db = cluster.read(None);
+            async move {
+                let (_, port): (i64, i64) = sqlx::query_as(<Dbms as CountsNotes>::SLOW).fetch_one(&db).await.unwrap();
+                (port, db.choice().unwrap().role())
+            }
+        };
+        let is_up = |node: &rocket_replicated::NodeStatus| node.state == rocket_replicated::NodeState::Up;
+        support::eventually("the slave", async || cluster.status().iter().all(is_up)).await;
+        let before = cluster.statistics().retries;
+        let ran: BTreeSet<_> = join_all((0..4).map(long)).await.into_iter().collect();
+        let both = slaves.iter().map(|slave| (i64::from(slave.port()), rocket_replicated::Role::Slave));
+        assert_eq!(ran, both.collect(), "there was nothing to mistake");
+        assert_eq!(cluster.statistics().retries, before, "none was run again");
     }
 
     #[rocket::async_test]

@@ -315,15 +315,16 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
         .is_empty()
     );
 
-    let folder = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
-    assert_eq!(logbook::lines(&[&folder, "does not exist: create it, or correct the path"]).len(), 1);
+    let warning = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
+    assert_eq!(logbook::lines(&[&warning, "does not exist: create it, or correct the path"]).len(), 1);
 
-    std::fs::create_dir(&missing).unwrap();
-    let master = rusqlite::Connection::open(missing.join("master.db")).unwrap();
-    // At once: a copy that is made in between has no row.
-    master
-        .execute_batch("BEGIN; CREATE TABLE notes (id INTEGER); INSERT INTO notes VALUES (1); COMMIT")
-        .unwrap();
+    // At once: a copy that is made in between has no table.
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let master = rusqlite::Connection::open(other.join("master.db")).unwrap();
+    master.execute_batch("CREATE TABLE notes (id INTEGER); INSERT INTO notes VALUES (1)").unwrap();
+    drop(master);
+    std::fs::rename(&other, &missing).unwrap();
     eventually("its copy", async || state() == rocket_replicated::NodeState::Up).await;
     assert_eq!(count(cluster).await.unwrap(), 1);
 }
@@ -344,6 +345,6 @@ async fn a_missing_folder_is_named_where_migrations_fail() {
     let rocket = rocket_over(&section).attach(Replicated::fairing()).attach(migrations);
     let error = rocket.ignite().await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::FailedFairings(_)), "{error}");
-    let folder = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
-    assert_eq!(logbook::lines(&[&folder, "does not exist: create it, or correct the path"]).len(), 1);
+    let warning = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
+    assert_eq!(logbook::lines(&[&warning, "does not exist: create it, or correct the path"]).len(), 1);
 }

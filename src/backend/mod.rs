@@ -26,6 +26,7 @@ use sqlx::{Connection, Database, Execute, Executor};
 use crate::position::Position;
 
 mod follower;
+pub(crate) mod keepalive;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
@@ -117,6 +118,12 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         None
     }
 
+    /// By what name these options log in, where there are logins.
+    #[doc(hidden)]
+    fn user(_options: &Options<Self>) -> Option<&str> {
+        None
+    }
+
     /// Whether the name of the host has to be in the server's certificate.
     #[doc(hidden)]
     fn verified_host(_options: &Options<Self>) -> Option<VerifiedHost> {
@@ -148,6 +155,13 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     fn ends_connection(error: &sqlx::Error) -> bool {
         matches!(error, sqlx::Error::Protocol(_)) || Self::fault(error) == Fault::Node
+    }
+
+    /// Whether the answer broke off: what was sent may have been done or not. A server that refuses a statement, or rolls
+    /// it back before it ends the session, says so.
+    #[doc(hidden)]
+    fn breaks_off(error: &sqlx::Error) -> bool {
+        connection_fault(error) == Some(Fault::Node)
     }
 
     /// What an ordinary role can see of a server that is there for this, in as few round trips as can be.
@@ -201,6 +215,12 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         query: impl Execute<'q, Self> + 'q,
         rest: Rest,
     ) -> impl Future<Output = Result<(Option<Self::Row>, Left), sqlx::Error>> + Send;
+
+    /// What to do about the rows that nobody wants of this statement.
+    #[doc(hidden)]
+    fn rest(_sql: &str, access: Access) -> Rest {
+        if access.writes() { Rest::Read } else { Rest::Abandon }
+    }
 
     /// Whether this statement leaves a transaction open behind it. `simple` says that it goes over the simple
     /// protocol, which takes several statements at once.
@@ -272,8 +292,7 @@ pub enum Left {
     Dirty,
 }
 
-/// [`Driver::fetch_optional`] for drivers that send whole answers.
-#[cfg(any(feature = "mysql", feature = "postgres"))]
+/// [`Driver::fetch_optional`] for drivers that send whole answers, and for statements that are not over before theirs is.
 fn fetch_first<'a, 'q: 'a, DB: Driver>(
     conn: &'a mut Conn<DB>,
     query: impl Execute<'q, DB> + 'q,

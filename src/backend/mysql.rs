@@ -45,6 +45,10 @@ impl Driver for MySql {
         options.get_database()
     }
 
+    fn user(options: &Options<Self>) -> Option<&str> {
+        Some(options.get_username())
+    }
+
     fn verified_host(options: &Options<Self>) -> Option<VerifiedHost> {
         matches!(options.get_ssl_mode(), MySqlSslMode::VerifyIdentity)
             .then_some(VerifiedHost { asked_by: "ssl-mode=VERIFY_IDENTITY", without: "ssl-mode=VERIFY_CA" })
@@ -173,6 +177,12 @@ impl Driver for MySql {
         })
     }
 
+    /// A session that is ended while it commits may have done so.
+    fn breaks_off(error: &sqlx::Error) -> bool {
+        let number = error.as_database_error().and_then(number);
+        connection_fault(error) == Some(Fault::Node) || number == Some(CONNECTION_KILLED)
+    }
+
     fn fault(error: &sqlx::Error) -> Fault {
         if let Some(fault) = connection_fault(error) {
             return fault;
@@ -189,7 +199,7 @@ impl Driver for MySql {
             {
                 Fault::ReadOnly
             }
-            (number, _) if is_full(number) => Fault::Full,
+            _ if is_full(error) => Fault::Full,
             (number, _) if ends_connections(number) => Fault::Node,
             _ => Fault::Query,
         }
@@ -329,13 +339,21 @@ fn number(error: &dyn DatabaseError) -> Option<u16> {
 }
 
 /// Too many connections: of all users, or of this one.
-fn is_full(number: u16) -> bool {
-    matches!(number, 1040 | 1203)
+fn is_full(error: &MySqlDatabaseError) -> bool {
+    match error.number() {
+        1040 | 1203 => true,
+        // An account may have several limits.
+        1226 => error.message().contains("max_user_connections"),
+        _ => false,
+    }
 }
+
+/// <https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1900-to-1999/e1927>
+const CONNECTION_KILLED: u16 = 1927;
 
 /// Shut down; killed; network errors that the server saw first.
 fn ends_connections(number: u16) -> bool {
-    matches!(number, 1053 | 1927 | 4031 | 1158..=1161)
+    matches!(number, 1053 | CONNECTION_KILLED | 4031 | 1158..=1161)
 }
 
 /// Access denied (to the server, to the database, from this host), no such database, an account that is locked or
@@ -348,7 +366,8 @@ pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
 }
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
-    number(error).is_some_and(|number| is_full(number) || ends_connections(number))
+    let error = error.try_downcast_ref::<MySqlDatabaseError>();
+    error.is_some_and(|error| is_full(error) || ends_connections(error.number()))
 }
 
 #[cfg(test)]

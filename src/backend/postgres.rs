@@ -51,6 +51,10 @@ impl Driver for Postgres {
         Some(options.get_database().unwrap_or_else(|| options.get_username()))
     }
 
+    fn user(options: &Options<Self>) -> Option<&str> {
+        Some(options.get_username())
+    }
+
     fn verified_host(options: &Options<Self>) -> Option<VerifiedHost> {
         matches!(options.get_ssl_mode(), PgSslMode::VerifyFull)
             .then_some(VerifiedHost { asked_by: "sslmode=verify-full", without: "sslmode=verify-ca" })
@@ -214,6 +218,13 @@ impl Driver for Postgres {
             _ if is_fatal(error) => Fault::Node,
             _ => Fault::Query,
         }
+    }
+
+    /// Of the codes of connections, none is a server's own once the session has begun: a pooler in between says that it has
+    /// lost the server.
+    fn breaks_off(error: &sqlx::Error) -> bool {
+        let code = error.as_database_error().and_then(|error| error.code());
+        connection_fault(error) == Some(Fault::Node) || code.is_some_and(|code| code.starts_with("08"))
     }
 
     fn ends_connection(error: &sqlx::Error) -> bool {

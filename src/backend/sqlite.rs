@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rocket::futures::TryFutureExt;
-use rocket::futures::future::BoxFuture;
+use rocket::futures::future::{BoxFuture, Either};
 use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqliteRow};
 use sqlx::{Execute, Executor, Sqlite};
 
 use super::{
     Access, Address, Depth, Driver, Fault, Follower, Left, Millis, Observation, Opens, Options, Position,
-    Prepared, ReportedRole, Rest, Settings, connection_fault,
+    Prepared, ReportedRole, Rest, Settings, connection_fault, fetch_first, statement::is_select,
 };
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
@@ -106,13 +106,23 @@ impl Driver for Sqlite {
         conn
     }
 
-    /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more.
+    /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more. But what a statement with
+    /// `RETURNING` has written is committed after its last row, which may fail, as by a deferred foreign key.
+    fn rest(sql: &str, access: Access) -> Rest {
+        if access.writes() && !is_select(sql) { Rest::Read } else { Rest::Abandon }
+    }
+
     fn fetch_optional<'a, 'q: 'a>(
         conn: &'a mut SqliteConnection,
         query: impl Execute<'q, Self> + 'q,
-        _rest: Rest,
+        rest: Rest,
     ) -> impl Future<Output = Result<(Option<SqliteRow>, Left), sqlx::Error>> + Send {
-        sqlx::Executor::fetch_optional(conn, query).map_ok(|row| (row, Left::Clean))
+        match rest {
+            Rest::Read => Either::Left(fetch_first::<Self>(conn, query, rest)),
+            Rest::Abandon => {
+                Either::Right(sqlx::Executor::fetch_optional(conn, query).map_ok(|row| (row, Left::Clean)))
+            }
+        }
     }
 
     /// Prepared statements may hold several here, too.

@@ -25,11 +25,24 @@ impl Opens {
             {
                 Self::Always
             }
+            () if ["commit", "end", "rollback", "abort"].iter().any(is) && chains(&mut words) => Self::Always,
             // A procedure; a statement prepared by hand; `autocommit`; a distributed transaction.
             () if ["call", "execute", "set", "xa"].iter().any(is) => Self::Maybe,
             () => Self::Never,
         }
     }
+}
+
+/// Whether it certainly only reads: `WITH` may begin either.
+#[cfg(feature = "sqlite")]
+pub(super) fn is_select(sql: &str) -> bool {
+    words(sql).next().is_some_and(|verb| verb.eq_ignore_ascii_case("select"))
+}
+
+/// Whether what follows `COMMIT` or `ROLLBACK` begins another transaction: `AND CHAIN`, but not `AND NO CHAIN`.
+fn chains<'a>(mut words: impl Iterator<Item = &'a str>) -> bool {
+    words.any(|word| word.eq_ignore_ascii_case("and"))
+        && words.next().is_some_and(|word| word.eq_ignore_ascii_case("chain"))
 }
 
 /// The words that a statement begins with, without blanks and comments.
@@ -70,6 +83,10 @@ mod tests {
             ("SAVEPOINT here", false, Always),
             ("BEGIN; INSERT INTO notes VALUES (1); COMMIT", true, Maybe),
             ("INSERT INTO notes VALUES (1);", true, Never),
+            ("COMMIT", false, Never),
+            ("commit work and chain", false, Always),
+            ("ROLLBACK AND NO CHAIN", false, Never),
+            ("ROLLBACK TO SAVEPOINT and_chain", false, Never),
             ("CALL procedure()", false, Maybe),
             ("set autocommit = 0", false, Maybe),
             ("/*!40000 BEGIN */", false, Maybe),

@@ -151,6 +151,11 @@ impl Lookups {
         self.requested.notify_one();
     }
 
+    /// Ready once somebody asks for the name to be looked up.
+    pub(super) async fn requested(&self) {
+        self.requested.notified().await;
+    }
+
     /// Ready once the name has been looked up, and its servers are in the list.
     pub(super) async fn first(&self) {
         let mut ended = self.ended.subscribe();
@@ -203,11 +208,10 @@ impl<DB: Driver> Discovery<DB> {
         &self.opening.config.slaves[self.entry]
     }
 
-    /// Looks the name up for as long as it is polled, and not before somebody asks for it.
+    /// Looks the name up for as long as it is polled.
     pub(super) async fn run(&self) {
         let mut lookup = Lookup::new(self.resolver.clone(), &self.entry().server.address.host);
         let interval = INTERVAL.max(self.watch.checks.interval);
-        self.lookups.requested.notified().await;
         loop {
             let began = Instant::now();
             let found = lookup.addresses().await;
@@ -216,7 +220,7 @@ impl<DB: Driver> Discovery<DB> {
             let due = began + interval.mul_f64(0.9 + 0.2 * fastrand::f64());
             tokio::select! {
                 () = sleep_until(due) => {}
-                () = self.lookups.requested.notified() => sleep_until(began + LEAST_INTERVAL).await,
+                () = self.lookups.requested() => sleep_until(began + LEAST_INTERVAL).await,
             }
         }
     }

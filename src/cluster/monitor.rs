@@ -22,13 +22,14 @@ use super::opening::Opening;
 use super::probing::{Attempts, Path, Probing};
 use super::server::{Purpose, Server};
 use crate::backend::{
-    Access, Activity, Depth, Driver, Fault, Instance, Observation, Options, Prepared, ReportedRole,
+    Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, Prepared, ReportedRole,
+    SessionId,
 };
 use crate::config::Checks;
 use crate::health::{
     FAILURES_BEFORE_FAILOVER, Finding, Health, Mastership, NodeState, Role, Verdict, Verdicts, Why,
 };
-use crate::pool::Ended;
+use crate::pool::{Ended, Session};
 use crate::position::{Lag, Position};
 
 /// Between two probes of a server that something is odd about, at least.
@@ -109,6 +110,7 @@ impl<DB: Driver> Monitor<DB> {
         for discovery in Discovery::all(opening, resolver, &watch) {
             lookups.push(discovery.lookups.clone());
             tasks.push(tokio::spawn(async move {
+                discovery.lookups.requested().await;
                 let what = format!("The discovery of the slave `{}`", discovery.entry().server.name);
                 supervise(&what, || discovery.run().boxed()).await;
             }));
@@ -165,6 +167,20 @@ async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) 
     }
 }
 
+/// Ends those of the sessions of which their server says that nothing comes any more. It has to know the one that asks.
+async fn ask_about<'s, DB: Driver>(
+    conn: &mut Conn<DB>,
+    own: SessionId,
+    asked: impl Iterator<Item = &'s Session<DB>> + Clone,
+    patience: Duration,
+) -> Result<Path, sqlx::Error> {
+    let ids: Vec<_> = std::iter::once(own).chain(asked.clone().map(|session| session.id)).collect();
+    let activities = DB::sessions(conn, &ids).await?;
+    let [Activity::Busy, activities @ ..] = &*activities else { return Ok(Path::Pooled) };
+    asked.zip(activities).for_each(|(session, activity)| session.judge(*activity, patience));
+    Ok(Path::Straight)
+}
+
 /// What the monitor asks a server for.
 fn access<DB: Driver>(server: &Server<DB>) -> Access {
     let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
@@ -206,8 +222,13 @@ impl<DB: Driver> Watch<DB> {
     /// Looks at a server until it has left the cluster.
     pub(super) async fn attend(self: Arc<Self>, server: Arc<Server<DB>>) {
         let probe = format!("The probe of the {}", server.health);
+        let probed = async {
+            // Once: a probe that has panicked is started again without being asked for.
+            server.health.probe_requested.notified().await;
+            supervise(&probe, || self.watch(&server).boxed()).await;
+        };
         tokio::select! {
-            () = supervise(&probe, || self.watch(&server).boxed()) => {}
+            () = probed => {}
             () = server.depart() => {}
         }
     }
@@ -223,7 +244,6 @@ impl<DB: Driver> Watch<DB> {
 
     async fn watch(&self, server: &Server<DB>) {
         let (mut probing, mut attempts, mut failures) = (None, Attempts::new(), 0);
-        server.health.probe_requested.notified().await;
         loop {
             let began = Instant::now();
             let depth = self.verdicts().depth(server.id());
@@ -310,7 +330,7 @@ impl<DB: Driver> Watch<DB> {
         let instance = probing.as_ref().and_then(|probing| probing.instance);
         let Some(moved_to) = health.arrived(instance) else { return };
         info!("Another instance answers as the {health}: connections to the one before are closed.");
-        server.pools.all().for_each(|pool| pool.end_other_instances(moved_to));
+        server.pools.all().for_each(|pool| pool.end_other_instances(moved_to, Duration::ZERO));
     }
 
     /// Finds out whether a pooler is in between that gives each transaction the session that is free. Behind one, a
@@ -385,36 +405,49 @@ impl<DB: Driver> Watch<DB> {
         if shared {
             server.health.share(patience * 3);
         }
-        // Nothing has been heard of the others for so long that nothing will be.
-        let others_are_dead = !shared
-            && !server.health.is_shared()
-            && server.pools.all().any(|pool| pool.leads_elsewhere(instance));
-        let sessions = server.pools.all().flat_map(|pool| pool.sessions(instance));
-        let asked: Vec<_> = sessions.filter(|session| session.is_questionable(patience)).collect();
+        // The address has moved. Where several servers share it, silence is no proof: a statement may take long there.
+        let others_are_dead = !server.health.was_shared()
+            && server.pools.all().any(|pool| pool.leads_elsewhere(instance, patience));
+        let sessions = server.pools.all().flat_map(|pool| pool.questionable_sessions(patience));
+        let (asked, elsewhere): (Vec<_>, Vec<_>) = sessions.partition(|session| session.instance == instance);
+        if server.health.was_shared() && !elsewhere.is_empty() {
+            self.ask_elsewhere(server, &elsewhere, patience).await;
+        }
         if asked.is_empty() && !others_are_dead || self.path(server, probing).await != Path::Straight {
             return;
         }
         if others_are_dead {
-            server.pools.all().for_each(|pool| pool.end_other_instances(instance));
+            server.pools.all().for_each(|pool| pool.end_other_instances(instance, patience));
         }
         let (Some(Probing { conn, .. }), Some(own)) = (&mut *probing, own) else { return };
         if asked.is_empty() {
             return;
         }
-        let ids: Vec<_> = std::iter::once(own).chain(asked.iter().map(|session| session.id)).collect();
-        match timeout(self.checks.timeout, DB::sessions(conn, &ids)).await {
-            Ok(Ok(activities)) => {
-                let [Activity::Busy, activities @ ..] = &*activities else {
-                    return server.health.found_pooler();
-                };
-                let judged = asked.iter().zip(activities);
-                judged.for_each(|(session, activity)| session.judge(*activity, patience));
-            }
+        match timeout(self.checks.timeout, ask_about(conn, own, asked.iter(), patience)).await {
+            Ok(Ok(Path::Pooled)) => server.health.found_pooler(),
+            Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => {
                 *probing = None;
                 server.health.request_probe();
             }
         }
+    }
+
+    /// By a connection that may lead to another of the servers that share an address: what that says of its sessions. One
+    /// that leads to none of theirs says nothing.
+    async fn ask_elsewhere(&self, server: &Server<DB>, sessions: &[Session<DB>], patience: Duration) {
+        let asked = timeout(self.checks.timeout, async {
+            let mut conn = server.prober.options.connect().await?;
+            let Prepared { instance, session, .. } = DB::prepare(&mut conn, access(server)).await?;
+            let theirs: Vec<_> =
+                sessions.iter().filter(|session| Some(session.instance) == instance).collect();
+            if let Some(own) = session.filter(|_| !theirs.is_empty()) {
+                ask_about(&mut conn, own, theirs.into_iter(), patience).await?;
+            }
+            conn.close().await
+        });
+        // The next look at the server asks again.
+        let _ = asked.await;
     }
 
     /// Until the next probe is due; answers questions meanwhile.
@@ -479,8 +512,7 @@ impl<DB: Driver> Watch<DB> {
                 observed.position = observed.position.or_else(|| health.copied());
                 Finding::Observed(observed)
             }
-            // It has no connection to spare, but may serve by those it has.
-            Err(error) if DB::fault(&error) == Fault::Full => return health.is_full(),
+            Err(error) if DB::fault(&error) == Fault::Full => Finding::Full,
             Err(error) => {
                 health.went_down(&error);
                 let reads = server.pools.all().filter(|pool| !pool.access().writes());
@@ -489,8 +521,10 @@ impl<DB: Driver> Watch<DB> {
             }
         };
         if server.purpose == Purpose::MasterReads || !verdicts.knows(server.id()) {
-            if let Finding::Observed(_) = finding {
-                health.found(NodeState::Up, "");
+            match finding {
+                Finding::Observed(_) => health.found(NodeState::Up, ""),
+                Finding::Full => health.is_full(),
+                Finding::Failed | Finding::NotCopied => {}
             }
             return;
         }
@@ -499,6 +533,9 @@ impl<DB: Driver> Watch<DB> {
         }
         let verdict = verdicts.judge(server.id(), health.log(), began.into_std(), &finding);
         self.carry_out(server, &verdict);
+        if finding == Finding::Full {
+            health.is_full();
+        }
         drop(verdicts);
         if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
             (health.role(), finding)
@@ -546,6 +583,9 @@ impl<DB: Driver> Watch<DB> {
                      to the wrong one is lost. Stop the one that is out of date, or make it a standby of the other, and \
                      name the other as `url`."
                 )
+            }
+            (NodeState::LagUnknown, Why::Full) => {
+                "It has no connection to spare for the monitor: raise its limit, or lower ours (`max_connections`).".into()
             }
             (NodeState::LagUnknown, _) => "Say `unknown_lag = \"use\"` if it may serve all the same.".into(),
             (NodeState::Stranger, _) => {

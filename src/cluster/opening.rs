@@ -11,6 +11,7 @@ use super::inner::PositionBudget;
 use super::monitor::{Monitor, PositionRequests, Prober};
 use super::server::{Departure, Pools, Purpose, Server};
 use super::{Inner, Servers};
+use crate::backend::settings::DatabaseUrl;
 use crate::backend::{Access, Driver, Settings};
 use crate::config::{Config, ServerConfig, SlaveConfig, SlaveLog};
 use crate::health::{Health, Mastership, ServerId};
@@ -102,7 +103,7 @@ impl Opening {
 
         for slave in slaves.iter().filter(|slave| slave.discover.is_none()) {
             let health = self.health(&slave.server, slave.log);
-            servers.push(Arc::new(self.slave(&slave.server, slave.weight, health)?));
+            servers.push(Arc::new(self.slave(slave, &slave.server, health)?));
         }
         servers.extend(read_way);
         Ok(servers)
@@ -122,14 +123,15 @@ impl Opening {
         }
         let health = self.health(&config, entry.log);
         health.is_new();
-        let server = self.slave(&config, entry.weight, health)?;
+        let server = self.slave(entry, &config, health)?;
         Ok(Server { discovered: Some(discovered), ..server })
     }
 
+    /// The server of an entry, or one of them.
     fn slave<DB: Driver>(
         &self,
+        entry: &SlaveConfig,
         slave: &ServerConfig,
-        weight: u32,
         health: Arc<Health>,
     ) -> Result<Server<DB>, String> {
         let Config { master, master_reads, checks, .. } = &*self.config;
@@ -141,15 +143,18 @@ impl Opening {
         };
         if checks.follow_promotion {
             // As the master, it is what the master was.
-            let at = |settings: &Settings| Settings {
-                url: slave.settings.url.clone(),
-                connect_to: slave.settings.connect_to,
+            let Settings { url, connect_to, .. } = &slave.settings;
+            let at = |url: &DatabaseUrl, settings: &Settings| Settings {
+                url: url.clone(),
+                connect_to: *connect_to,
                 ..settings.clone()
             };
-            pools.read_write = Some(self.pool(&at(&master.settings), Access::ReadWrite, &health)?);
-            (pools.read_master, pools.reserve) = self.master_reads(&at(&master_reads.settings), &health)?;
+            let writes = at(entry.write_url.as_ref().unwrap_or(url), &master.settings);
+            pools.read_write = Some(self.pool(&writes, Access::ReadWrite, &health)?);
+            (pools.read_master, pools.reserve) =
+                self.master_reads(&at(url, &master_reads.settings), &health)?;
         }
-        self.server(slave, Purpose::Slave, weight, health, pools)
+        self.server(slave, Purpose::Slave, entry.weight, health, pools)
     }
 
     fn health(&self, server: &ServerConfig, log: SlaveLog) -> Arc<Health> {

@@ -11,6 +11,7 @@ use rocket::tokio::time::Instant;
 use sqlx::ConnectOptions;
 
 use super::server::Server;
+use crate::backend::keepalive::keep_alive;
 use crate::backend::{Access, Conn, Depth, Driver, Instance, Observation, Options, Prepared, SessionId};
 use crate::health::Health;
 use crate::pool::LONGEST_OPENING;
@@ -134,6 +135,7 @@ async fn open<DB: Driver>(
     began: Instant,
 ) -> Result<(Probing<DB>, Observation), sqlx::Error> {
     let mut conn = options.connect().await?;
+    keep_alive::<DB>(options);
     let opened = Instant::now();
     let Prepared { instance, session, .. } = DB::prepare(&mut conn, access).await?;
     let instance = instance.filter(|_| !health.is_pooled());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rocket::futures::future::join_all;
+use rocket::futures::future::{join_all, select_ok};
 use rocket::tokio::sync::Notify;
 use rocket::tokio::time::{Instant, sleep};
 
@@ -177,7 +177,11 @@ impl<DB: Driver> Server<DB> {
         };
         match reserve {
             None => pool.check_out(asker).await,
-            Some(reserve) if !pool.has_room() => reserve.check_out(asker).await,
+            // In both lines: the one that is not needed is left.
+            Some(reserve) if !pool.has_room() => {
+                let lines = [reserve, pool].map(|pool| Box::pin(pool.check_out(asker)));
+                select_ok(lines).await.map(|(checkout, _)| checkout)
+            }
             Some(reserve) => match pool.check_out(asker).await {
                 Err(Failure::Busy(_)) => reserve.check_out(asker).await,
                 checkout => checkout,

@@ -24,6 +24,7 @@ use rocket::http::Method;
 use serde::Deserialize;
 
 use crate::backend::Address;
+use crate::backend::settings::DatabaseUrl;
 use crate::backend::settings::Settings;
 use crate::pin::PinConfig;
 use crate::position::Lag;
@@ -84,6 +85,8 @@ pub(crate) struct ServerConfig {
 #[derive(Debug)]
 pub(crate) struct SlaveConfig {
     pub(crate) server: ServerConfig,
+    /// For writes once it was promoted, where another role has the grants.
+    pub(crate) write_url: Option<DatabaseUrl>,
     pub(crate) weight: u32,
     /// How often this crate copies the master to it.
     pub(crate) follow: Option<Duration>,

@@ -28,7 +28,8 @@ pub(super) fn read<DB: Driver>(
         Value::String(_, url) => {
             let settings = Settings { url: DatabaseUrl(url.clone()), ..inherited.clone() };
             let server = ServerConfig::new::<DB>(section, &key(index), settings, Access::ReadSlave)?;
-            Ok(SlaveConfig { server, weight: 1, follow: None, log: log_of::<DB>(None), discover: None })
+            let log = log_of::<DB>(None);
+            Ok(SlaveConfig { server, write_url: None, weight: 1, follow: None, log, discover: None })
         }
         Value::Dict(_, dict) => read_table::<DB>(&section.inner(&key(index)), dict, &inherited),
         _ => Err(section.error(&key(index), "expected a URL or a table with a `url`")),
@@ -46,8 +47,9 @@ fn read_table<DB: Driver>(
     dict: &Dict,
     inherited: &Settings,
 ) -> Result<SlaveConfig, ConfigError> {
-    let (settings, name, weight, follow, log, discover) = Table::read(place, dict, |table| {
+    let (settings, write_url, name, weight, follow, log, discover) = Table::read(place, dict, |table| {
         let settings = Settings::read(table, "this slave", inherited);
+        let write_url = table.string("write_url").map(DatabaseUrl);
         let name = read_name(table);
         let weight = table.number("weight", 1..=1_000).unwrap_or(1);
         let follow = table.seconds("follow", 0.01..=DAY);
@@ -67,14 +69,14 @@ fn read_table<DB: Driver>(
         if discover.is_some() && !DB::HAS_HOSTS {
             table.refuse("discover", format!("{} has no hosts: remove the key", DB::NAME));
         }
-        (settings, name, weight, follow, log, discover)
+        (settings, write_url, name, weight, follow, log, discover)
     })?;
     let mut server = ServerConfig::new::<DB>(place, "url", settings, Access::ReadSlave)?;
     server.name = name.unwrap_or_default();
     if let Some(discover) = discover {
         check_host::<DB>(place, &server, discover)?;
     }
-    Ok(SlaveConfig { server, weight, follow, log, discover })
+    Ok(SlaveConfig { server, write_url, weight, follow, log, discover })
 }
 
 /// Of a slave that is not declared to be a logical replica.
@@ -158,6 +160,51 @@ pub(super) fn check_places(
                 );
                 return Err(section.error(&key(index), problem));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses slaves that would take writes after a promotion by a role that nobody has said may write, and URLs for writes
+/// that there are not going to be.
+pub(super) fn check_writers<DB: Driver>(
+    section: &Place,
+    master: &Settings,
+    slaves: &[SlaveConfig],
+    follow_promotion: bool,
+) -> Result<(), ConfigError> {
+    let user = |settings: &Settings, access| {
+        let options = DB::options(settings, access)?;
+        Ok(DB::user(&options).map(str::to_owned))
+    };
+    let writer = user(master, Access::ReadWrite).map_err(|problem| section.error("url", problem))?;
+    for (index, SlaveConfig { server, write_url, .. }) in slaves.iter().enumerate() {
+        let place = section.inner(&key(index));
+        match write_url {
+            Some(_) if !follow_promotion => {
+                return Err(
+                    place.error("write_url", "needs `follow_promotion = true`: else no slave is written to")
+                );
+            }
+            Some(url) => {
+                let settings = Settings { url: url.clone(), ..server.settings.clone() };
+                DB::options(&settings, Access::ReadWrite)
+                    .map_err(|problem| place.error("write_url", problem))?;
+            }
+            None if follow_promotion => {
+                let reader = user(&server.settings, Access::ReadSlave);
+                let reader = reader.map_err(|problem: String| section.error(&key(index), problem))?;
+                if let (Some(reader), Some(writer)) = (&reader, &writer)
+                    && reader != writer
+                {
+                    let problem = format!(
+                        "once it was promoted (`follow_promotion`), it would be written to as `{reader}`, and not as \
+                         `{writer}`: say `{{ url = …, write_url = … }}`, with a user that may write"
+                    );
+                    return Err(section.error(&key(index), problem));
+                }
+            }
+            None => {}
         }
     }
     Ok(())

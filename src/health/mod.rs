@@ -431,6 +431,11 @@ impl Health {
         self.shared_until.load(Ordering::Acquire) > self.now()
     }
 
+    /// Whether it was, at any time.
+    pub(crate) fn was_shared(&self) -> bool {
+        self.shared_until.load(Ordering::Acquire) != 0
+    }
+
     /// Two instances have answered at this address at the same time: believed for so long.
     pub(crate) fn share(&self, lasts: Duration) {
         let until = self.now() + millis(lasts);

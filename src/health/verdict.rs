@@ -35,9 +35,11 @@ pub(crate) const FAILURES_BEFORE_FAILOVER: u32 = 3;
 const LIGHT_PROBES: u32 = 60;
 
 /// What a probe found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     Failed,
+    /// It answers, but has no connection to spare for the monitor.
+    Full,
     /// A slave that this crate copies has no copy yet.
     NotCopied,
     Observed(Observation),
@@ -58,7 +60,12 @@ pub(crate) struct Verdict {
 pub(crate) enum Why {
     Nothing,
     Lag(Lag),
-    Rival { rival: ServerId, timelines: Option<(u32, u32)> },
+    /// Nobody could ask: the server has no connection to spare for the monitor.
+    Full,
+    Rival {
+        rival: ServerId,
+        timelines: Option<(u32, u32)>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +88,8 @@ struct Record {
     found: bool,
     /// Probes in a row that failed.
     failures: u32,
+    /// The latest probe found it without a connection to spare.
+    is_full: bool,
     /// By this process.
     seen_in_recovery: bool,
     /// It took writes when it was first looked at.
@@ -98,12 +107,14 @@ struct Record {
 impl Record {
     fn failed(&mut self) {
         self.failures = self.failures.saturating_add(1);
+        self.is_full = false;
         // What it was, it may not be any more.
         self.latest = None;
     }
 
     fn observed(&mut self, observed: &Observation) {
         self.failures = 0;
+        self.is_full = false;
         self.wrote_at_first |= !self.found && observed.role == ReportedRole::Master;
         self.seen_in_recovery |= observed.role == ReportedRole::Slave;
         self.system = observed.system.or(self.system);
@@ -145,6 +156,7 @@ impl Verdicts {
             let Record {
                 found,
                 failures,
+                is_full,
                 seen_in_recovery,
                 wrote_at_first,
                 system,
@@ -155,8 +167,8 @@ impl Verdicts {
                 lateness,
             } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
-            (id, found, failures, seen_in_recovery, wrote_at_first, system, instance, as_master, latest)
-                .hash(hasher);
+            (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
+            (as_master, latest).hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -229,14 +241,19 @@ impl Verdicts {
                 record.as_master.saturating_sub(1)
             }
             Finding::Observed(_) => 0,
-            Finding::Failed | Finding::NotCopied => record.as_master,
+            Finding::Failed | Finding::Full | Finding::NotCopied => record.as_master,
         };
         match finding {
             Finding::Failed => record.failed(),
+            Finding::Full => {
+                record.failures = 0;
+                record.is_full = true;
+            }
             Finding::NotCopied => {}
             Finding::Observed(observed) => record.observed(observed),
         }
-        record.found = true;
+        // Whether one that is full takes writes is yet to be found.
+        record.found |= *finding != Finding::Full;
         record.probes = record.probes.wrapping_add(1);
 
         let mut verdict = Verdict {
@@ -249,14 +266,25 @@ impl Verdicts {
         }
         match finding {
             Finding::Failed => {}
+            // What it said the last time it was asked is all that is known of it, and the older that is, the further it
+            // may be behind.
+            Finding::Full if server != self.master && !self.is_master_itself(server) => {
+                let nothing = Observation { role: ReportedRole::Unknown, system: None, position: None };
+                let latest = self.servers[&server].latest.clone().unwrap_or(nothing);
+                verdict.lag = self.lag(log, &latest, began);
+                let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
+                let why = if state == NodeState::LagUnknown { Why::Full } else { why };
+                // That it serves again is for a look at it to find.
+                verdict.states.extend((state != NodeState::Up).then_some((server, state, why)));
+            }
+            Finding::Full => {}
             Finding::NotCopied => verdict.states.push((server, NodeState::NotCopied, Why::Nothing)),
             Finding::Observed(observed) if server == self.master => self.judge_master(observed, began),
             Finding::Observed(_) if self.is_master_itself(server) => {
                 verdict.states.push((server, NodeState::MasterItself, Why::Nothing));
             }
             Finding::Observed(observed) => {
-                let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters);
-                verdict.lag = position.and_then(|position| self.history.lag(position));
+                verdict.lag = self.lag(log, observed, began);
                 let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
                 verdict.states.push((server, state, why));
             }
@@ -268,6 +296,14 @@ impl Verdicts {
             verdict.states.extend(self.master_state());
         }
         verdict
+    }
+
+    /// How far behind a slave is that was seen so. While the master has no connection to spare for the monitor, it may be
+    /// further than it was last seen.
+    fn lag(&self, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
+        let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters)?;
+        let lag = self.history.lag(position)?;
+        Some(if self.servers[&self.master].is_full { self.history.unseen(lag, now) } else { lag })
     }
 
     fn judge_master(&mut self, observed: &Observation, began: Instant) {
@@ -348,7 +384,7 @@ impl Verdicts {
 
     fn master(&self) -> Master {
         let master = &self.servers[&self.master];
-        match master.latest.is_some() && !master.reports(ReportedRole::Slave) {
+        match (master.latest.is_some() || master.is_full) && !master.reports(ReportedRole::Slave) {
             true => Master::Answers,
             false => Master::Gone,
         }

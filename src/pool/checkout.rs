@@ -105,7 +105,6 @@ impl<DB: Driver> Checkout<DB> {
     /// A handler has dropped the connection: puts it back once it is known that nothing was left open on it. If that has
     /// to be asked, a task does so.
     fn come_back(self) {
-        self.state().end_hold();
         if self.state().left() == Left::Clean {
             return self.put_back();
         }
@@ -146,7 +145,7 @@ impl<DB: Driver> Checkout<DB> {
     /// The connection, for a handler that holds it: it comes back when it is dropped.
     pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
         let Parts { conn, permit } = self.0.take().expect(UNTIL_IT_ENDS);
-        conn.lend(permit, lending)
+        conn.lend(Some(permit), lending)
     }
 }
 
@@ -158,25 +157,35 @@ impl<DB: Driver> Drop for Checkout<DB> {
     }
 }
 
-/// A checkout that a handler holds for itself: it comes back when it is dropped.
+/// A connection that a handler holds for itself: it comes back when it is dropped, unless it was found to be dead
+/// meanwhile. Its permit does not wait for that.
 #[doc(hidden)]
 #[allow(unnameable_types)]
-pub struct Held<DB: Driver>(Option<Checkout<DB>>);
+pub struct Held<DB: Driver>(Option<PooledConnection<DB>>);
 
 impl<DB: Driver> Held<DB> {
-    pub(crate) fn new(checkout: Checkout<DB>) -> Self {
-        checkout.state().begin_hold();
-        Self(Some(checkout))
+    pub(crate) fn new(mut checkout: Checkout<DB>) -> Self {
+        let Parts { conn, permit } = checkout.0.take().expect(UNTIL_IT_ENDS);
+        conn.hold(permit);
+        Self(Some(conn))
     }
 
-    pub(crate) fn into_checkout(mut self) -> Checkout<DB> {
-        self.0.take().expect(UNTIL_IT_ENDS)
+    #[cfg(test)]
+    pub(super) fn state(&self) -> Arc<ConnectionState<DB>> {
+        self.0.as_ref().expect(UNTIL_IT_ENDS).state.clone()
+    }
+
+    /// As sqlx's own.
+    pub(crate) fn lend(mut self) -> PoolConnection<DB> {
+        let conn = self.0.take().expect(UNTIL_IT_ENDS);
+        let permit = conn.state.end_hold();
+        conn.lend(permit, Lending::Connection)
     }
 }
 
 impl<DB: Driver> fmt::Debug for Held<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Held").field(&self.0.as_ref().map(Checkout::pool)).finish()
+        f.debug_tuple("Held").finish_non_exhaustive()
     }
 }
 
@@ -184,23 +193,25 @@ impl<DB: Driver> Deref for Held<DB> {
     type Target = Conn<DB>;
 
     fn deref(&self) -> &Conn<DB> {
-        &self.0.as_ref().expect(UNTIL_IT_ENDS).held().conn.conn
+        &self.0.as_ref().expect(UNTIL_IT_ENDS).conn
     }
 }
 
 impl<DB: Driver> DerefMut for Held<DB> {
     /// Nobody knows what runs there.
     fn deref_mut(&mut self) -> &mut Conn<DB> {
-        let (conn, watch) = self.0.as_mut().expect(UNTIL_IT_ENDS).parts();
-        watch.state.leave(Left::Dirty);
-        conn
+        let conn = self.0.as_mut().expect(UNTIL_IT_ENDS);
+        conn.state.leave(Left::Dirty);
+        &mut conn.conn
     }
 }
 
 impl<DB: Driver> Drop for Held<DB> {
     fn drop(&mut self) {
-        if let Some(checkout) = self.0.take() {
-            checkout.come_back();
+        let Some(conn) = self.0.take() else { return };
+        match conn.state.end_hold() {
+            Some(permit) => Checkout::new(conn, permit).come_back(),
+            None => conn.discard(CloseCause::Invalidated),
         }
     }
 }
@@ -253,7 +264,7 @@ impl<'a, DB: Driver> Watch<'a, DB> {
     ) -> Result<T, sqlx::Error> {
         let done = self.wait(work).await;
         match (done, self.pool.access(), self.sent) {
-            (Ok(Err(sqlx::Error::Io(error))), Access::ReadWrite, _) => {
+            (Ok(Err(error)), Access::ReadWrite, _) if DB::breaks_off(&error) => {
                 Err(self.pool.outcome_unknown(Some(error)))
             }
             (Ok(done), ..) => done,
@@ -323,7 +334,7 @@ impl<DB: Driver> Drop for Wait<'_, '_, DB> {
         let Watch { state, took, .. } = &mut *self.watch;
         let now = Instant::now();
         *took += now - self.began;
-        state.end_statement(now - self.began);
+        state.end_statement(now, now - self.began);
         if self.has_answer {
             state.verify(now);
         }

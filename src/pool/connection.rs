@@ -23,6 +23,7 @@ use super::Pool;
 use super::counts::{CloseCause, Closing, PoolCounts};
 use super::holder::{Asker, Holder};
 use super::queue::Permit;
+use crate::backend::keepalive::keep_alive;
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
 
 /// A connection that somebody holds: the pool, or a checkout. It goes from hand to hand in a box, since each future on
@@ -38,10 +39,14 @@ pub(crate) struct Connection<DB: Driver> {
 /// What is known of a connection, whoever holds it.
 pub(crate) struct ConnectionState<DB: Driver> {
     opened: Instant,
+    /// For so long it is used: not all that were opened together end together.
+    lifetime: Duration,
     generation: u64,
     prepared: OnceLock<Prepared>,
     /// Milliseconds since `opened`: when it was last known to work.
     verified: AtomicU64,
+    /// Milliseconds since `opened`: when it was last used, and not only pinged.
+    used: AtomicU64,
     /// Milliseconds since `opened`, and one: since when a statement has been under way; 0 if none is.
     busy_since: AtomicU64,
     /// As `busy_since`: since when a handler has held it.
@@ -50,10 +55,7 @@ pub(crate) struct ConnectionState<DB: Driver> {
     is_dirty: AtomicBool,
     ended: AtomicU8,
     waker: AtomicWaker,
-    /// While a session keeps the connection between two statements.
-    kept: Mutex<Option<Kept<DB>>>,
-    /// While a handler holds the connection.
-    lent: Mutex<Option<Lent<DB>>>,
+    place: Mutex<Place<DB>>,
     /// Whether sqlx has handed out the same connection again, and not opened another one.
     reused: AtomicBool,
     closing: Closing,
@@ -69,20 +71,42 @@ impl<DB: Driver> Drop for ConnectionState<DB> {
     }
 }
 
-/// INVARIANT: owns the state that it lies in, until the session or the pool takes it.
-struct Kept<DB: Driver> {
-    /// With the connection.
-    permit: Permit<DB>,
-    asker: Asker,
+/// Where a connection's permit is. Taken from here, it goes back to the pool, whoever has the connection.
+enum Place<DB: Driver> {
+    /// Beside the connection: in the queue, or with a statement. Or gone: its connection is not to be used again.
+    Elsewhere,
+    /// A session keeps the connection between two statements. INVARIANT: the permit has the connection, which owns this
+    /// state, until the session or the pool takes it.
+    Kept { permit: Permit<DB>, asker: Asker },
+    /// A handler holds the connection.
+    Held { permit: Permit<DB> },
+    /// A handler holds the connection as sqlx's own.
+    Lent {
+        permit: Permit<DB>,
+        /// INVARIANT: the state has a handle to the pool of one only while the connection is lent. The hooks of
+        /// that pool own the state, so that together they would never be dropped.
+        single: sqlx::Pool<DB>,
+        lending: Lending,
+    },
 }
 
-/// What comes back with a connection that a handler holds.
-struct Lent<DB: Driver> {
-    permit: Permit<DB>,
-    /// INVARIANT: the state has a handle to the pool of one only while the connection is lent. The hooks of
-    /// that pool own the state, so that together they would never be dropped.
-    single: sqlx::Pool<DB>,
-    lending: Lending,
+impl<DB: Driver> Place<DB> {
+    /// What is here, if `is_wanted`.
+    fn take_if(&mut self, is_wanted: impl FnOnce(&Self) -> bool) -> Option<Self> {
+        is_wanted(self).then(|| std::mem::replace(self, Self::Elsewhere))
+    }
+
+    fn into_permit(self) -> Option<Permit<DB>> {
+        match self {
+            Self::Elsewhere => None,
+            Self::Kept { permit, .. } | Self::Held { permit } | Self::Lent { permit, .. } => Some(permit),
+        }
+    }
+}
+
+/// Of one connection.
+pub(super) fn lifetime(max: Duration) -> Duration {
+    max.mul_f64(0.8 + 0.2 * fastrand::f64())
 }
 
 /// What a handler holds a connection for.
@@ -129,16 +153,17 @@ impl<DB: Driver> Connection<DB> {
     ) -> Result<PooledConnection<DB>, sqlx::Error> {
         let state = Arc::new(ConnectionState {
             opened: Instant::now(),
+            lifetime: lifetime(pool.max_lifetime),
             generation: pool.health().generation(),
             prepared: OnceLock::new(),
             verified: AtomicU64::new(0),
+            used: AtomicU64::new(0),
             busy_since: AtomicU64::new(0),
             held_since: AtomicU64::new(0),
             is_dirty: AtomicBool::new(false),
             ended: AtomicU8::new(Ended::NO),
             waker: AtomicWaker::new(),
-            kept: Mutex::new(None),
-            lent: Mutex::new(None),
+            place: Mutex::new(Place::Elsewhere),
             reused: AtomicBool::new(false),
             closing: Closing::new(),
             counts: pool.counts().clone(),
@@ -160,12 +185,17 @@ impl<DB: Driver> Connection<DB> {
                 let state = released.clone();
                 Box::pin(async move { Ok(state.come_back(conn).await) })
             })
-            .connect_lazy_with(options);
+            .connect_lazy_with(options.clone());
         let mut conn = single.acquire().await?;
+        keep_alive::<DB>(&options);
         let mut prepared = DB::prepare(&mut conn, pool.access()).await?;
         if !pool.prepared_statements() || pool.health().is_pooled() {
             // Behind a pooler that gives each transaction the connection that is free, nobody knows who answers.
             prepared = Prepared { read_only: prepared.read_only, ..Prepared::default() };
+        }
+        if pool.access().writes() && prepared.read_only {
+            // A proxy that splits reads from writes asked a slave: what runs is no affair of that session.
+            prepared.session = None;
         }
         let _ = state.prepared.set(prepared);
         pool.counts().opened.add(state.opened.elapsed());
@@ -194,13 +224,19 @@ impl<DB: Driver> Connection<DB> {
         let _ = self.conn.close().await;
     }
 
-    /// Hands it to a handler, from whom it comes back by the hook of its own pool.
-    pub(super) fn lend(self, permit: Permit<DB>, lending: Lending) -> PoolConnection<DB> {
+    /// Hands it to a handler, from whom it comes back by the hook of its own pool. Without a permit, which went when the
+    /// connection was found to be dead, it does not come back.
+    pub(super) fn lend(self, permit: Option<Permit<DB>>, lending: Lending) -> PoolConnection<DB> {
         let Self { conn, state, single } = self;
-        let lent = Lent { permit, single, lending };
-        state.begin_hold();
-        *state.lent() = Some(lent);
+        if let Some(permit) = permit {
+            state.hold(Place::Lent { permit, single, lending });
+        }
         conn
+    }
+
+    /// A handler holds it from now on.
+    pub(super) fn hold(&self, permit: Permit<DB>) {
+        self.state.hold(Place::Held { permit });
     }
 }
 
@@ -216,6 +252,17 @@ impl<DB: Driver> ConnectionState<DB> {
 
     pub(super) fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether it has been open for long enough.
+    pub(super) fn is_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.opened) > self.lifetime
+    }
+
+    /// For how long no statement has used it.
+    pub(super) fn idle_for(&self, now: Instant) -> Duration {
+        let used = self.opened + Duration::from_millis(self.used.load(Ordering::Relaxed));
+        now.saturating_duration_since(used)
     }
 
     pub(super) fn prepared(&self) -> Prepared {
@@ -245,8 +292,9 @@ impl<DB: Driver> ConnectionState<DB> {
     }
 
     /// Nobody waits for its answer any more. Tells the clock of whoever did, if there is one.
-    pub(super) fn end_statement(&self, took: Duration) {
+    pub(super) fn end_statement(&self, now: Instant, took: Duration) {
         self.busy_since.store(0, Ordering::Relaxed);
+        self.used.store(self.millis(now), Ordering::Relaxed);
         let holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(clock) = &holder.clock {
             clock.add(took);
@@ -263,13 +311,16 @@ impl<DB: Driver> ConnectionState<DB> {
         since(&self.held_since, self.millis(Instant::now()))
     }
 
-    /// A handler holds it from now on.
-    pub(super) fn begin_hold(&self) {
+    fn hold(&self, place: Place<DB>) {
         self.held_since.store(self.millis(Instant::now()) + 1, Ordering::Relaxed);
+        *self.place() = place;
     }
 
-    pub(super) fn end_hold(&self) {
+    /// Its handler holds it no more. `None` if the permit went when the connection was found to be dead.
+    pub(super) fn end_hold(&self) -> Option<Permit<DB>> {
         self.held_since.store(0, Ordering::Relaxed);
+        self.used.store(self.millis(Instant::now()), Ordering::Relaxed);
+        self.take_if(|place| matches!(place, Place::Held { .. })).and_then(Place::into_permit)
     }
 
     /// How the handler that holds it leaves it, as far as is known.
@@ -283,27 +334,29 @@ impl<DB: Driver> ConnectionState<DB> {
 
     /// Its session may need it again.
     pub(super) fn keep(&self, permit: Permit<DB>, asker: Asker) {
-        *self.kept() = Some(Kept { permit, asker });
+        *self.place() = Place::Kept { permit, asker };
     }
 
     /// What this session has kept, unless it was taken back.
     pub(super) fn claim(&self, asker: Asker) -> Option<Permit<DB>> {
-        self.kept().take_if(|kept| kept.asker == asker).map(|kept| kept.permit)
+        self.take_if(|place| matches!(place, Place::Kept { asker: its, .. } if *its == asker))
+            .and_then(Place::into_permit)
     }
 
     /// What any session has kept for so long.
     pub(super) fn reclaim(&self, idle: Duration) -> Option<Permit<DB>> {
-        self.kept().take_if(|_| self.verified().elapsed() >= idle).map(|kept| kept.permit)
+        self.take_if(|place| matches!(place, Place::Kept { .. }) && self.verified().elapsed() >= idle)
+            .and_then(Place::into_permit)
     }
 
     pub(super) fn is_kept(&self) -> bool {
-        self.kept().is_some()
+        matches!(*self.place(), Place::Kept { .. })
     }
 
     /// What the handler that has it holds it for from now on.
     pub(crate) fn lend_for(&self, lending: Lending) {
-        if let Some(lent) = &mut *self.lent() {
-            lent.lending = lending;
+        if let Place::Lent { lending: present, .. } = &mut *self.place() {
+            *present = lending;
         }
     }
 
@@ -330,8 +383,7 @@ impl<DB: Driver> ConnectionState<DB> {
         self.close(CloseCause::Invalidated);
         self.waker.wake();
         if why == Ended::Dead {
-            let lent = self.lent().take();
-            drop(lent);
+            drop(self.take_if(|place| matches!(place, Place::Held { .. } | Place::Lent { .. })));
         }
     }
 
@@ -357,17 +409,14 @@ impl<DB: Driver> ConnectionState<DB> {
 
     /// Gives its permit in the pool back if the handler has closed the connection, or made it its own.
     pub(super) fn reap(&self) {
-        let mut lent = self.lent();
-        if lent.as_ref().is_some_and(|lent| lent.single.size() == 0) {
-            let lent = lent.take();
-            drop(lent);
-        }
+        drop(self.take_if(|place| matches!(place, Place::Lent { single, .. } if single.size() == 0)));
     }
 
     /// A handler has dropped the connection. Whether sqlx keeps it, so that the pool can take it back.
     async fn come_back(self: Arc<Self>, conn: &mut Conn<DB>) -> bool {
-        let Some(Lent { permit, single, lending }) = self.lent().take() else { return false };
+        let lent = self.take_if(|place| matches!(place, Place::Lent { .. }));
         self.end_hold();
+        let Some(Place::Lent { permit, single, lending }) = lent else { return false };
         let pool = permit.pool.clone();
         if !pool.may_keep(&self) {
             self.close(pool.why_not_kept());
@@ -410,12 +459,13 @@ impl<DB: Driver> ConnectionState<DB> {
     }
 
     /// Nothing in here can panic halfway through a change.
-    fn kept(&self) -> MutexGuard<'_, Option<Kept<DB>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self) -> MutexGuard<'_, Place<DB>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lent(&self) -> MutexGuard<'_, Option<Lent<DB>>> {
-        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    /// To be dropped without the lock: a permit passes on to others.
+    fn take_if(&self, is_wanted: impl FnOnce(&Place<DB>) -> bool) -> Option<Place<DB>> {
+        self.place().take_if(is_wanted)
     }
 
     /// Since it was opened.
@@ -435,7 +485,7 @@ fn since(began: &AtomicU64, now: u64) -> Option<Duration> {
 pub(crate) struct OutcomeUnknown {
     pub(super) server: String,
     /// What the connection died of, where it said so.
-    pub(super) cause: Option<io::Error>,
+    pub(super) cause: Option<sqlx::Error>,
 }
 
 impl OutcomeUnknown {

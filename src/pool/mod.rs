@@ -34,6 +34,8 @@ mod plain;
 mod queue;
 mod read_only;
 mod sessions;
+#[cfg(all(test, feature = "sqlite"))]
+mod tests;
 mod upkeep;
 
 pub(crate) use checkout::{Checkout, Held, Sticky, Watch};
@@ -41,6 +43,7 @@ pub(crate) use connection::{ConnectionState, Ended, Lending, OutcomeUnknown};
 pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
 pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
+pub(crate) use sessions::Session;
 
 use connection::{Connection, PooledConnection};
 use holder::TimedOut;
@@ -58,6 +61,9 @@ const KEPT_IF_WAITED_FOR: Duration = Duration::from_millis(1);
 
 /// A connection that has been idle for longer is pinged before it is handed out.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+/// As sqlx's default: servers free what a long session has gathered, and balancers see new connections.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// One line about a pool that keeps everybody waiting in so much time.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
@@ -82,6 +88,7 @@ pub(crate) struct Pool<DB: Driver> {
     timeout: Duration,
     check_timeout: Duration,
     idle_timeout: Option<Duration>,
+    max_lifetime: Duration,
     min_connections: u32,
     max_connections: u32,
     health: Arc<Health>,
@@ -152,6 +159,7 @@ impl<DB: Driver> Pool<DB> {
             timeout,
             check_timeout,
             idle_timeout: settings.idle_timeout,
+            max_lifetime: MAX_LIFETIME,
             min_connections: settings.min_connections,
             max_connections: settings.max_connections,
             read_only: check.then(|| ReadOnlyCheck::new(database, health.name().clone())),
@@ -472,13 +480,20 @@ impl<DB: Driver> Pool<DB> {
         self.is_draining.load(Ordering::Acquire)
     }
 
-    /// A connection whose statement is over, if another may run on it.
+    /// A connection whose statement is over, if another may run on it. One that always goes from hand to hand would
+    /// never be found idle, so that its age is looked at here.
     fn keep_or_close(&self, conn: PooledConnection<DB>) -> Option<PooledConnection<DB>> {
-        if self.may_keep(&conn.state) {
-            return Some(conn);
+        match (self.may_keep(&conn.state), self.runtime.get()) {
+            (true, Some(runtime)) if conn.state.is_old(Instant::now()) => {
+                runtime.spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Old)));
+                None
+            }
+            (true, _) => Some(conn),
+            (false, _) => {
+                conn.discard(self.why_not_kept());
+                None
+            }
         }
-        conn.discard(self.why_not_kept());
-        None
     }
 
     /// Takes connections back from sessions that have been doing something else for so long.
@@ -500,7 +515,7 @@ impl<DB: Driver> Pool<DB> {
         io::Error::new(io::ErrorKind::NotConnected, self.health.why_not(self.wanted())).into()
     }
 
-    fn outcome_unknown(&self, cause: Option<io::Error>) -> sqlx::Error {
+    fn outcome_unknown(&self, cause: Option<sqlx::Error>) -> sqlx::Error {
         self.counts.outcomes_unknown.add_one();
         OutcomeUnknown { server: self.health.to_string(), cause }.into()
     }

@@ -7,6 +7,7 @@ use rocket::tokio;
 use sqlx::pool::PoolOptions;
 
 use super::Pool;
+use crate::backend::keepalive::keep_alive;
 use crate::backend::{Access, Driver};
 use crate::health::Health;
 
@@ -36,13 +37,14 @@ impl<DB: Driver> Pool<DB> {
 
     fn open_plain(&self) -> sqlx::Pool<DB> {
         let (opened, kept): (Arc<Health>, Arc<Health>) = (self.health.clone(), self.health.clone());
-        let access = self.access;
+        let (access, options) = (self.access, self.options.clone());
         PoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(self.timeout)
             .idle_timeout(self.idle_timeout)
             .after_connect(move |conn, _| {
                 let may_serve = may_serve(&opened, access);
+                keep_alive::<DB>(&options);
                 Box::pin(async move {
                     if !may_serve {
                         let refused = "writes are not possible at this server now";

@@ -19,21 +19,19 @@ impl<DB: Driver> Pool<DB> {
         });
     }
 
-    /// Ends what is under way on connections to other instances than this one.
-    pub(crate) fn end_other_instances(&self, instance: Instance) {
+    /// Ends what is under way on connections to other instances than this one that have been silent for so long.
+    pub(crate) fn end_other_instances(&self, instance: Instance, silence: Duration) {
         self.for_each_open(|state| {
-            if state.instance().is_some_and(|other| other != instance) {
+            if is_silent_elsewhere(state, instance, silence) {
                 state.end(Ended::Dead);
             }
         });
     }
 
-    /// Whether there is a connection to another instance than this one that has not been ended.
-    pub(crate) fn leads_elsewhere(&self, instance: Instance) -> bool {
+    /// Whether there is one that has not been ended.
+    pub(crate) fn leads_elsewhere(&self, instance: Instance, silence: Duration) -> bool {
         let mut elsewhere = false;
-        self.for_each_open(|state| {
-            elsewhere |= state.instance().is_some_and(|other| other != instance) && state.ended().is_none();
-        });
+        self.for_each_open(|state| elsewhere |= is_silent_elsewhere(state, instance, silence));
         elsewhere
     }
 
@@ -48,34 +46,40 @@ impl<DB: Driver> Pool<DB> {
         heard
     }
 
-    /// The sessions of this instance that are open.
-    pub(crate) fn sessions(&self, instance: Instance) -> Vec<Session<DB>> {
+    /// The sessions that have let us wait for as long as `patience`.
+    pub(crate) fn questionable_sessions(&self, patience: Duration) -> Vec<Session<DB>> {
         let mut sessions = Vec::new();
         self.for_each_open(|state| {
-            if state.instance() == Some(instance)
+            let waits = state.busy_for().or(state.held_for());
+            if waits.is_some_and(|waits| waits > patience)
                 && state.ended().is_none()
-                && let Some(id) = state.session()
+                && let (Some(instance), Some(id)) = (state.instance(), state.session())
             {
-                sessions.push(Session { id, state: state.clone() });
+                sessions.push(Session { instance, id, state: state.clone() });
             }
         });
         sessions
     }
 }
 
+fn is_silent_elsewhere<DB: Driver>(
+    state: &ConnectionState<DB>,
+    instance: Instance,
+    silence: Duration,
+) -> bool {
+    state.instance().is_some_and(|other| other != instance)
+        && state.ended().is_none()
+        && state.verified().elapsed() >= silence
+}
+
 /// A session at a server, whose connection may be dead.
 pub(crate) struct Session<DB: Driver> {
+    pub(crate) instance: Instance,
     pub(crate) id: SessionId,
     state: Arc<ConnectionState<DB>>,
 }
 
 impl<DB: Driver> Session<DB> {
-    /// Whether to ask the server about it: it has not answered for as long as `patience`.
-    pub(crate) fn is_questionable(&self, patience: Duration) -> bool {
-        let waits = self.state.busy_for().or(self.state.held_for());
-        waits.is_some_and(|waits| waits > patience)
-    }
-
     /// What the server says of it. It is dead if the server does not know it, or has been waiting for it for as
     /// long as `patience` while somebody here waits for the server. A handler that holds a connection may well
     /// let the server wait.

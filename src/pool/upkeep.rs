@@ -22,9 +22,6 @@ const SERVE_INTERVAL: Duration = Duration::from_millis(2);
 /// are some minutes), and that dead ones are found before a request needs them.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// As sqlx's default: servers free what a long session has gathered, and balancers see new connections.
-const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
-
 impl<DB: Driver> Pool<DB> {
     /// Looks after those who wait for a permit, until nobody does. One timer for all of them, since each that is set may
     /// wake a thread of the runtime.
@@ -81,16 +78,12 @@ impl<DB: Driver> Pool<DB> {
         self.reap();
         let now = Instant::now();
         let is_idle = |conn: &PooledConnection<DB>| {
-            let idle = now.saturating_duration_since(conn.state.verified());
-            self.idle_timeout.is_some_and(|timeout| idle > timeout)
-        };
-        let is_old = |conn: &PooledConnection<DB>| {
-            is_idle(conn) || now.saturating_duration_since(conn.state.opened()) > MAX_LIFETIME
+            self.idle_timeout.is_some_and(|timeout| conn.state.idle_for(now) > timeout)
         };
         let is_quiet =
             |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
         let invalid = self.queue.take_idle(|conn| !self.may_keep(&conn.state));
-        let old = self.queue.take_idle(|conn| is_old(conn));
+        let old = self.queue.take_idle(|conn| is_idle(conn) || conn.state.is_old(now));
         // One at a time, so that a request never finds the pool emptied by those who look after it; with a permit, so
         // that there are never more connections than permits.
         let quiet = self.queue.take_if(self, is_quiet);

@@ -13,6 +13,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Describe, Either, Error, Execute, Executor, SqlStr};
 
 use super::query::Query;
+use super::session::Writer;
 use crate::backend::{Conn, Driver, Opens, Rest};
 use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, Watch};
 
@@ -20,47 +21,56 @@ use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, Watch};
 ///
 /// `&mut *connection` is a [`sqlx::Executor`], as with sqlx's [`PoolConnection`]. Dropped, it goes back to its pool;
 /// a transaction that was begun by hand and left open is rolled back then.
-pub struct Connection<DB: Driver>(Watched<DB, Held<DB>>);
+pub struct Connection<DB: Driver> {
+    watched: Watched<DB, Held<DB>>,
+}
 
 /// A transaction, from [`ReplicatedDb::begin`](crate::ReplicatedDb::begin).
 ///
 /// `&mut *transaction` is a [`sqlx::Executor`], as with sqlx's own [`Transaction`](sqlx::Transaction). Dropped
 /// without a [`commit`](Self::commit), it is rolled back.
-pub struct Transaction<DB: Driver>(Watched<DB, sqlx::Transaction<'static, DB>>);
+pub struct Transaction<DB: Driver> {
+    watched: Watched<DB, sqlx::Transaction<'static, DB>>,
+    /// Of the commit.
+    writer: Writer<DB>,
+}
 
 /// A connection on which no statement waits for ever: one ends with an error once its connection is known to be dead,
 /// and a read also when its server is found to be down.
 ///
 /// Dereferences to the driver's connection, for functions that ask for that; what runs there waits for the
-/// operating system to give the connection up.
+/// operating system to give the connection up, which on Linux it does once the other side has been silent for 25 s.
 pub struct Watched<DB: Driver, C> {
     conn: C,
     pool: Arc<Pool<DB>>,
     state: Arc<ConnectionState<DB>>,
+    /// Of each statement.
+    writer: Writer<DB>,
 }
 
 impl<DB: Driver> Connection<DB> {
-    pub(super) fn new(checkout: Checkout<DB>) -> Self {
+    pub(super) fn new(checkout: Checkout<DB>, writer: Writer<DB>) -> Self {
         let (pool, state) = (checkout.pool().clone(), checkout.state().clone());
-        Self(Watched { conn: Held::new(checkout), pool, state })
+        Self { watched: Watched { conn: Held::new(checkout), pool, state, writer } }
     }
 
     /// sqlx's own connection, for libraries that ask for one: nobody watches over it.
     pub fn into_inner(self) -> PoolConnection<DB> {
-        self.0.conn.into_checkout().lend(Lending::Connection)
+        self.watched.conn.lend()
     }
 }
 
 impl<DB: Driver> Transaction<DB> {
     /// Begins one on a connection. Whose fault an error is, the pool's server has to be asked about.
-    pub(super) async fn begin(checkout: Checkout<DB>) -> Result<Self, Error> {
+    pub(super) async fn begin(checkout: Checkout<DB>, writer: Writer<DB>) -> Result<Self, Error> {
         let (pool, state) = (checkout.pool().clone(), checkout.state().clone());
         // Until it has begun, sqlx does not know that there is something to be rolled back.
         let begin = pool.begin_read_only().map(sqlx::SqlSafeStr::into_sql_str);
         let begun = pin!(sqlx::Transaction::begin(checkout.lend(Lending::Connection), begin));
         let conn = Watch::new(&pool, &state).over_harmless(begun).await?;
         state.lend_for(Lending::Transaction);
-        Ok(Self(Watched { conn, pool, state }))
+        // What was sent before the commit is rolled back if that never comes.
+        Ok(Self { watched: Watched { conn, pool, state, writer: Writer::NOBODY }, writer })
     }
 
     /// Commits what was done.
@@ -69,8 +79,11 @@ impl<DB: Driver> Transaction<DB> {
     ///
     /// Those of the database; and if the connection dies before it has answered, that the outcome is unknown.
     pub async fn commit(self) -> Result<(), Error> {
-        let Watched { conn, pool, state } = self.0;
-        Watch::new(&pool, &state).over(pin!(conn.commit())).await
+        let Self { watched: Watched { conn, pool, state, .. }, writer } = self;
+        let sent = writer.send();
+        let done = Watch::new(&pool, &state).over(pin!(conn.commit())).await;
+        sent.ended(&done);
+        done
     }
 
     /// Takes back what was done.
@@ -79,13 +92,13 @@ impl<DB: Driver> Transaction<DB> {
     ///
     /// Those of the database.
     pub async fn rollback(self) -> Result<(), Error> {
-        let Watched { conn, pool, state } = self.0;
+        let Watched { conn, pool, state, .. } = self.watched;
         Watch::new(&pool, &state).over(pin!(conn.rollback())).await
     }
 
     /// sqlx's own transaction, for libraries that ask for one: nobody watches over it.
     pub fn into_inner(self) -> sqlx::Transaction<'static, DB> {
-        self.0.conn
+        self.watched.conn
     }
 }
 
@@ -103,10 +116,13 @@ impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
         run: impl for<'a> FnOnce(&'a mut Conn<DB>) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let before = self.state.left();
+        let writer = self.writer.clone();
+        let sent = writer.send();
         let done = {
             let (conn, watch) = self.parts();
             watch.of(sql.as_str()).over(pin!(run(conn))).await
         };
+        sent.ended(&done);
         if opens == Opens::Never && done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {
             self.state.leave(before);
         }
@@ -145,13 +161,21 @@ where
             let query = query?;
             let (opens, sql) = (query.opens_transaction(), query.text().clone());
             let before = self.state.left();
+            let writer = self.writer.clone();
+            let sent = writer.send();
             let (conn, watch) = self.parts();
             let mut watch = watch.of(sql.as_str());
             let mut steps = DB::executor(conn).fetch_many(query);
-            while let Some(step) = watch.over(pin!(async { steps.next().await.transpose() })).await? {
-                yield step;
-            }
+            let done = loop {
+                match watch.over(pin!(async { steps.next().await.transpose() })).await {
+                    Ok(Some(step)) => yield step,
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            };
             drop((steps, watch));
+            sent.ended(&done);
+            done?;
             if opens == Opens::Never {
                 self.state.leave(before);
             }
@@ -225,19 +249,19 @@ macro_rules! watched {
             type Target = Watched<DB, $Inner>;
 
             fn deref(&self) -> &Self::Target {
-                &self.0
+                &self.watched
             }
         }
 
         impl<DB: Driver> DerefMut for $Held<DB> {
             fn deref_mut(&mut self) -> &mut Self::Target {
-                &mut self.0
+                &mut self.watched
             }
         }
 
         impl<DB: Driver> fmt::Debug for $Held<DB> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_tuple(stringify!($Held)).field(&self.0.pool).finish()
+                f.debug_tuple(stringify!($Held)).field(&self.watched.pool).finish()
             }
         }
     };

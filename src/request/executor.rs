@@ -122,7 +122,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             loop {
                 let (mut checkout, decision) = self.session.check_out().await?;
                 let sent = self.session.send(decision);
-                let rest = if decision.access.writes() { Rest::Read } else { Rest::Abandon };
+                let rest = Db::<D>::rest(query.text().as_str(), decision.access);
                 let done = {
                     let (conn, watch) = checkout.parts();
                     let (frame, attempt) = query.attempt(watch.pool());
@@ -139,14 +139,13 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                         }
                     }
                 };
+                sent.ended(&done);
                 match done {
                     Ok((answer, left)) => {
-                        sent.settle();
                         self.leave(checkout, left, opens).await?;
                         return Ok(answer);
                     }
                     Err(error) => {
-                        sent.has_failed(&error);
                         let pool = self.after_error(checkout, &error, opens);
                         attempts.judge(&pool, decision, error, repeatable)?;
                     }
@@ -297,14 +296,13 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                     }
                 };
                 drop(watch);
+                sent.ended(&done);
                 match done {
                     Ok(()) => {
-                        sent.settle();
                         self.leave(checkout, Left::Clean, opens).await?;
                         return;
                     }
                     Err(error) => {
-                        sent.has_failed(&error);
                         let pool = self.after_error(checkout, &error, opens);
                         attempts.judge(&pool, decision, error, repeatable)?;
                     }

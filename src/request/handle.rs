@@ -58,8 +58,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     /// If no node could give one within its time: the master's `connect_timeout`, each slave's
     /// `slave_timeout`.
     pub async fn get(&self) -> Result<Connection<Db<D>>, sqlx::Error> {
-        let (checkout, _) = self.session.check_out().await?;
-        Ok(Connection::new(checkout))
+        let (checkout, decision) = self.session.check_out().await?;
+        Ok(Connection::new(checkout, self.session.writer(decision)))
     }
 
     /// Begins a transaction at the request's node: on a read, a read-only one.
@@ -72,7 +72,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         loop {
             let (checkout, decision) = self.session.check_out().await?;
             let pool = checkout.pool().clone();
-            match Transaction::begin(checkout).await {
+            match Transaction::begin(checkout, self.session.writer(decision)).await {
                 Ok(transaction) => return Ok(transaction),
                 Err(error) => attempts.judge(&pool, decision, error, Repeatable::Yes)?,
             }

@@ -32,9 +32,13 @@ impl<DB: Driver> Query<DB> {
         &self.sql
     }
 
-    /// Without arguments it goes over the simple protocol, which takes several statements at once.
+    /// Without arguments it goes over the simple protocol, which takes several statements at once. A procedure may have
+    /// committed a part of what it does.
     pub(super) fn repeatable(&self) -> Repeatable {
-        if self.arguments.is_some() { Repeatable::Yes } else { Repeatable::No }
+        match (&self.arguments, self.opens_transaction()) {
+            (Some(_), Opens::Never) => Repeatable::Yes,
+            _ => Repeatable::No,
+        }
     }
 
     /// What to run on a connection of this pool, and what holds it together there. The last attempt that there can be

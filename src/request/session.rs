@@ -1,6 +1,7 @@
 //! What one request, or one job, has done with one database so far.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, mem};
@@ -31,6 +32,7 @@ pub(crate) struct Session<DB: Driver> {
     asker: Asker,
     /// How long it has waited, if anybody wants to know.
     clock: Option<Arc<Clock>>,
+    answered: Answered,
     progress: Mutex<Progress<DB>>,
 }
 
@@ -45,8 +47,6 @@ struct Progress<DB: Driver> {
     /// Which of the servers behind a slave's address those reads have seen.
     instance: Option<Instance>,
     writes: Writes,
-    /// Whether all of them were answered.
-    answered: Answered,
     /// Which of the servers behind the master's address the latest write went to.
     written_at: Option<Instance>,
     reply: Reply,
@@ -100,36 +100,52 @@ enum Writes {
     Since(Instant),
 }
 
-/// Whether the master has answered each write that was sent to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Answered {
-    #[default]
-    All,
-    /// One was abandoned, or its connection died: it may be committed later than whatever the master's log says now.
-    NotAll,
+/// Whether a session's writes were all answered. One that was abandoned, or whose connection died, may be committed later
+/// than whatever the master's log says now.
+#[derive(Debug, Default)]
+struct Answered(AtomicBool);
+
+impl Answered {
+    fn are_all(&self) -> bool {
+        !self.0.load(Ordering::Acquire)
+    }
 }
 
 /// A write that was sent. Dropped without an answer, it was abandoned.
-pub(crate) struct Sent<'a, DB: Driver>(Option<&'a Session<DB>>);
+pub(crate) struct Sent<'a>(Option<&'a Answered>);
 
-impl<DB: Driver> Sent<'_, DB> {
-    /// The write has ended, and its outcome is known.
-    pub(crate) fn settle(mut self) {
-        self.0 = None;
-    }
-
-    /// The write has ended with this error.
-    pub(crate) fn has_failed(self, error: &sqlx::Error) {
-        if !OutcomeUnknown::is(error) {
-            self.settle();
+impl Sent<'_> {
+    /// It has ended like this.
+    pub(crate) fn ended<T>(mut self, how: &Result<T, sqlx::Error>) {
+        if !how.as_ref().is_err_and(OutcomeUnknown::is) {
+            self.0 = None;
         }
     }
 }
 
-impl<DB: Driver> Drop for Sent<'_, DB> {
+/// The session that writes on a connection which a handler holds, if it may write there.
+pub(crate) struct Writer<DB: Driver>(Option<Arc<Session<DB>>>);
+
+impl<DB: Driver> Writer<DB> {
+    /// Of what is sent there, no pin depends on the answer.
+    pub(crate) const NOBODY: Self = Self(None);
+
+    /// A write is about to be sent, as far as is known.
+    pub(crate) fn send(&self) -> Sent<'_> {
+        Sent(self.0.as_ref().map(|session| &session.answered))
+    }
+}
+
+impl<DB: Driver> Clone for Writer<DB> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for Sent<'_> {
     fn drop(&mut self) {
-        if let Some(session) = self.0 {
-            session.progress().answered = Answered::NotAll;
+        if let Some(answered) = self.0 {
+            answered.0.store(true, Ordering::Release);
         }
     }
 }
@@ -156,14 +172,22 @@ impl<DB: Driver> Session<DB> {
             reads_started: 0,
             instance: None,
             writes: Writes::default(),
-            answered: Answered::default(),
             written_at: None,
             reply: Reply::default(),
             service: Service::default(),
             handler: None,
             request: None,
         };
-        Self { cluster, method, client, pin, asker, clock: None, progress: Mutex::new(progress) }
+        Self {
+            cluster,
+            method,
+            client,
+            pin,
+            asker,
+            clock: None,
+            answered: Answered::default(),
+            progress: Mutex::new(progress),
+        }
     }
 
     /// It is of a request, whose reply or log line tells how long it has waited.
@@ -215,10 +239,12 @@ impl<DB: Driver> Session<DB> {
     pub(crate) async fn pin(&self) -> Option<String> {
         let (since, written_at) = {
             let progress = self.progress();
-            match (progress.writes, progress.answered) {
-                (Writes::None, _) => return None,
-                (_, Answered::NotAll) => return self.cluster.window_pin(self.pin.as_ref()),
-                (Writes::Since(since), Answered::All) => (since, progress.written_at),
+            match progress.writes {
+                Writes::None => return None,
+                Writes::Since(_) if !self.answered.are_all() => {
+                    return self.cluster.window_pin(self.pin.as_ref());
+                }
+                Writes::Since(since) => (since, progress.written_at),
             }
         };
         self.cluster.pin(self.pin.as_ref(), since, written_at).await
@@ -232,8 +258,7 @@ impl<DB: Driver> Session<DB> {
         let (writes, may_write, written_at) = {
             let mut progress = self.progress();
             let writes = progress.writes;
-            let is_abandoned = progress.answered == Answered::NotAll;
-            let may_write = is_abandoned || in_use && self.intent(&progress).is_write();
+            let may_write = !self.answered.are_all() || in_use && self.intent(&progress).is_write();
             progress.request = in_use.then(request);
             let settled = writes != Writes::None || may_write;
             progress.reply = if settled { Reply::Settled } else { Reply::WithoutPin };
@@ -298,8 +323,13 @@ impl<DB: Driver> Session<DB> {
     }
 
     /// A statement is about to be sent to this server. If it writes there, the pin depends on its answer.
-    pub(crate) fn send(&self, decision: Decision) -> Sent<'_, DB> {
-        Sent(decision.access.writes().then_some(self))
+    pub(crate) fn send(&self, decision: Decision) -> Sent<'_> {
+        Sent(decision.access.writes().then_some(&self.answered))
+    }
+
+    /// As [`send`](Self::send), of what a handler sends on a connection that it holds.
+    pub(crate) fn writer(self: &Arc<Self>, decision: Decision) -> Writer<DB> {
+        Writer(decision.access.writes().then(|| self.clone()))
     }
 
     /// Keeps the connection of a query that ended well for the next one.

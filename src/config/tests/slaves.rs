@@ -136,3 +136,31 @@ fn the_name_in_a_certificate_cannot_be_checked_where_addresses_are_connected_to(
     assert!(read(&slave("verify-ca")).is_ok());
     assert!(read(&format!("slaves = [\"{}\"]", url("verify-full"))).is_ok());
 }
+
+#[test]
+fn who_writes_to_a_promoted_slave_is_said() {
+    let slaves = |slave: &str, keys: &str| format!("{keys}slaves = [{slave}]");
+    let reader = "\"postgres://reader@db-2/blog\"";
+    let both = "{ url = \"postgres://reader@db-2/blog\", write_url = \"postgres://app@db-2/blog\" }";
+    read(&slaves(reader, "")).unwrap();
+    let config = read(&slaves(both, "follow_promotion = true\n")).unwrap();
+    assert!(config.slaves[0].write_url.is_some());
+    read(&slaves("\"postgres://app@db-2/blog\"", "follow_promotion = true\n")).unwrap();
+    for (section, problem) in [
+        (
+            slaves(reader, "follow_promotion = true\n"),
+            "it would be written to as `reader`, and not as `app`: say `{ url",
+        ),
+        (slaves(both, ""), "write_url`: needs `follow_promotion = true`"),
+        (
+            slaves(
+                "{ url = \"postgres://app@db-2/blog\", write_url = \"mysql://app@db-2/blog\" }",
+                "follow_promotion = true\n",
+            ),
+            "write_url`: the URL is not one of PostgreSQL",
+        ),
+    ] {
+        let error = read(&section).unwrap_err();
+        assert!(error.contains(problem), "{error}");
+    }
+}

@@ -35,6 +35,10 @@ fn fail(verdicts: &mut Verdicts, server: ServerId) -> Verdict {
     verdicts.judge(server, SlaveLog::Masters, Instant::now(), &Finding::Failed)
 }
 
+fn full(verdicts: &mut Verdicts, server: ServerId, at: Instant) -> Verdict {
+    verdicts.judge(server, SlaveLog::Masters, at, &Finding::Full)
+}
+
 /// At timeline 1, and a slave that has been seen as one.
 fn in_office() -> Verdicts {
     let mut verdicts = new(&CHECKS);
@@ -48,6 +52,63 @@ fn after_a_loss() -> Verdicts {
     let mut verdicts = in_office();
     (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(fail(&mut verdicts, MASTER)));
     verdicts
+}
+
+#[test]
+fn a_slave_that_was_full_from_the_first_look_on_is_not_taken_for_fresh() {
+    let left_out = |checks: &Checks| {
+        let mut verdicts = new(checks);
+        observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
+        full(&mut verdicts, SLAVE, Instant::now()).states
+    };
+    assert_eq!(left_out(&CHECKS), [(SLAVE, NodeState::LagUnknown, Why::Full)]);
+    let unguarded = Checks { max_lag: None, unknown_lag: UnknownLag::Use, ..CHECKS };
+    assert_eq!(left_out(&unguarded), []);
+}
+
+#[test]
+fn a_slave_that_is_full_is_where_it_was_last_seen() {
+    let mut verdicts = in_office();
+    let now = Instant::now();
+    assert_eq!(full(&mut verdicts, SLAVE, now).states, [], "it serves by the connections that it has");
+    for seconds in 1..=6 {
+        let at = now + Duration::from_secs(seconds);
+        let further = observation(ReportedRole::Master, 1, 100 + seconds);
+        verdicts.judge(MASTER, SlaveLog::Masters, at, &Finding::Observed(further));
+        let states = full(&mut verdicts, SLAVE, at).states;
+        let is_late = matches!(states[..], [(SLAVE, NodeState::Behind, Why::Lag(_))]);
+        assert_eq!(is_late, seconds > 2, "{seconds} s: {states:?}");
+    }
+    // Full once more: what is known is not forgotten.
+    assert_eq!(observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 106)).lag.is_some(), true);
+}
+
+#[test]
+fn a_master_that_is_full_does_not_switch_the_guard_off() {
+    // At launch, nothing is known of it.
+    let mut verdicts = new(&CHECKS);
+    full(&mut verdicts, MASTER, Instant::now());
+    let states = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100)).states;
+    assert_eq!(states, [(SLAVE, NodeState::LagUnknown, Why::Nothing)]);
+
+    // Later, a slave may be behind by all that it has not been seen.
+    let mut verdicts = in_office();
+    let later = Instant::now() + Duration::from_secs(10);
+    full(&mut verdicts, MASTER, later);
+    let found = Finding::Observed(observation(ReportedRole::Slave, 1, 100));
+    let verdict = verdicts.judge(SLAVE, SlaveLog::Masters, later, &found);
+    assert!(matches!(verdict.states[..], [(SLAVE, NodeState::Behind, Why::Lag(_))]), "{verdict:?}");
+}
+
+#[test]
+fn one_that_was_full_at_first_may_still_be_a_rival() {
+    let mut verdicts = new(&CHECKS);
+    observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
+    full(&mut verdicts, SLAVE, Instant::now());
+    let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Master, 2, 100));
+    let contested =
+        |(id, state, _): &(ServerId, NodeState, Why)| (*id, *state) == (MASTER, NodeState::Contested);
+    assert!(verdict.states.iter().any(contested), "{verdict:?}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
     if master_reads.address.to_string() != master.address.to_string() {
         add("read_url", &master_reads.address);
     }
-    for SlaveConfig { server: slave, weight, follow, log, discover } in slaves {
+    for SlaveConfig { server: slave, write_url, weight, follow, log, discover } in slaves {
         let mut value = format!("{}, weight {weight}", server(slave));
         if let Some(every) = follow {
             value += &format!(", copied every {every:?}");
@@ -60,6 +60,9 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
             (SlaveLog::Other, None) => ", with a log of its own",
             (SlaveLog::Other, Some(Discover::Dns)) => ", each of its addresses, with logs of their own",
         };
+        if write_url.is_some() {
+            value += ", written to by a URL of its own once it was promoted";
+        }
         add("slaves", &value);
     }
     add("max_connections", &master.settings.max_connections);
