@@ -70,7 +70,7 @@ fn its_table_has_every_key() {
     let lines = support::logbook::lines(&["zzzzzzzzzz", "the keys here are"]);
     let known = lines[0].split("the keys here are ").nth(1).unwrap();
     let known: BTreeSet<_> = known.split(", ").map(|key| key.trim_matches('`')).collect();
-    let of_slaves = BTreeSet::from(["discover", "follow", "logical"]);
+    let of_slaves = BTreeSet::from(["discover", "follow", "logical", "write_url"]);
     assert_eq!(keys, known.union(&of_slaves).copied().collect());
 }
 

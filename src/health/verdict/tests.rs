@@ -80,7 +80,7 @@ fn a_slave_that_is_full_is_where_it_was_last_seen() {
         assert_eq!(is_late, seconds > 2, "{seconds} s: {states:?}");
     }
     // Full once more: what is known is not forgotten.
-    assert_eq!(observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 106)).lag.is_some(), true);
+    assert!(observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 106)).lag.is_some());
 }
 
 #[test]
