@@ -39,6 +39,9 @@ pub enum Violation {
 /// Longer than any fault, and what there is to find out about it, by far.
 pub const PATIENCE: Duration = Duration::from_secs(12);
 
+/// What a long read takes. It may have to be run again.
+const LONG: Duration = Duration::from_secs(7);
+
 /// After a master is back, until everybody has noticed.
 const RETURN: Duration = Duration::from_secs(8);
 
@@ -54,7 +57,8 @@ pub fn check(
         let register = clients.entry(operation.client).or_default();
         let mut violated = |violation| violations.push((violation, operation.clone()));
         let took = operation.returned - operation.invoked;
-        if took > PATIENCE {
+        let patience = if operation.work == Work::LongRead { PATIENCE + LONG * 3 } else { PATIENCE };
+        if took > patience {
             violated(Violation::TooSlow);
         }
         match (&operation.work, &operation.outcome) {
@@ -66,10 +70,10 @@ pub fn check(
                     Outcome::Failed(_) => {}
                 }
             }
-            (Work::Read, Outcome::Done(answers)) => {
+            (Work::Read | Work::LongRead, Outcome::Done(answers)) => {
                 register.check(promise, answers).into_iter().for_each(violated);
             }
-            (Work::Read, Outcome::Failed(_)) => {
+            (Work::Read | Work::LongRead, Outcome::Failed(_)) => {
                 let excused = |spell: &Spell| {
                     operation.returned >= spell.began && operation.invoked <= spell.ended + RETURN
                 };

@@ -70,13 +70,24 @@ struct Client {
 
 impl Client {
     fn new(url: &str, register: usize, origin: Instant) -> Self {
-        let http = reqwest::Client::builder().cookie_store(true).timeout(PATIENCE * 2).build().unwrap();
+        let http = reqwest::Client::builder().cookie_store(true).timeout(PATIENCE * 4).build().unwrap();
         Self { http, site: url.to_owned(), register, origin }
     }
 
-    /// Whether its writes go over a handle that is older than what happens to the servers.
-    fn keeps(&self) -> bool {
-        self.register % 4 == 1
+    /// By what it writes.
+    fn way(&self) -> &'static str {
+        match self.register % 8 {
+            // A handle that is older than what happens to the servers.
+            1 | 5 => "kept",
+            2 => "impatient",
+            6 => "held",
+            _ => "registers",
+        }
+    }
+
+    /// Whether it sometimes asks for what takes long.
+    fn is_slow(&self) -> bool {
+        self.register % 8 == 3
     }
 
     /// Writes, reads at once as after a redirect, and reads some more.
@@ -92,7 +103,8 @@ impl Client {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
-                operations.push(self.operate(Work::Read).await);
+                let is_long = self.is_slow() && fastrand::u8(..20) == 0;
+                operations.push(self.operate(if is_long { Work::LongRead } else { Work::Read }).await);
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(0..40))).await;
             }
         }
@@ -103,12 +115,13 @@ impl Client {
         let invoked = self.origin.elapsed();
         let outcome = match work {
             Work::Write(value) => {
-                let path = if self.keeps() { "kept" } else { "registers" };
-                self.send(self.http.put(format!("{}/{path}/{}/{value}", self.site, self.register))).await
+                let way = self.way();
+                self.send(self.http.put(format!("{}/{way}/{}/{value}", self.site, self.register))).await
             }
             Work::Read => {
                 self.send(self.http.get(format!("{}/registers/{}", self.site, self.register))).await
             }
+            Work::LongRead => self.send(self.http.get(format!("{}/long/{}", self.site, self.register))).await,
         };
         Operation { client: self.register, work, invoked, returned: self.origin.elapsed(), outcome }
     }

@@ -33,6 +33,8 @@ struct Application {
     clients: usize,
     /// Of its section.
     keys: &'static str,
+    /// Who reads at the master.
+    reader: &'static str,
 }
 
 /// Probes have time enough on a machine that is busy: none of them fails for that.
@@ -43,17 +45,20 @@ const APPLICATIONS: [Application; 3] = [
         clients: 16,
         // Its slaves lag for longer than the window, and are read from nevertheless.
         keys: "consistency=\"position\",lag_window=1,max_lag=false,pinned_without_master=\"fail\"",
+        reader: "app",
     },
     Application {
         name: "window",
         promise: Promise::OwnWrites,
         clients: 8,
         keys: "lag_window=5,pinned_without_master=\"fail\"",
+        reader: "reader",
     },
-    Application { name: "none", promise: Promise::AnyState, clients: 8, keys: "lag_window=0" },
+    Application { name: "none", promise: Promise::AnyState, clients: 8, keys: "lag_window=0", reader: "app" },
 ];
 
-const CHECKS: &str = "check_interval=0.5,check_timeout=2.5";
+/// Nor do reads that take long have all connections for reads at the master.
+const CHECKS: &str = "check_interval=0.5,check_timeout=2.5,master_read_connections=8";
 
 /// Like the guestbook, but with registers.
 const EXAMPLE: &str = "registers";
@@ -63,8 +68,11 @@ fn section<D: Dbms>(cluster: &Servers<D>, wires: &Wires, application: &Applicati
     let (slave1, slave2) = (cluster.slaves[0].url(), wires.slave2.url(&cluster.slaves[1].url()));
     let slaves = [(slave1, "slave1"), (slave2, "slave2")];
     let slaves = slaves.map(|(url, name)| format!("{{url=\"{url}\",name=\"{name}\"}}")).join(",");
-    let own = application.keys;
-    format!("{{replicated={{url=\"{url}\",slaves=[{slaves}],{own},{CHECKS},{keys}}}}}")
+    let Application { keys: own, reader, .. } = application;
+    let read_url = url.replace("//app:", &format!("//{reader}:"));
+    format!(
+        "{{replicated={{url=\"{url}\",read_url=\"{read_url}\",slaves=[{slaves}],{own},{CHECKS},{keys}}}}}"
+    )
 }
 
 /// Short, unless the environment says otherwise.
@@ -211,8 +219,10 @@ fn summarize(application: &Application, operations: &[Operation]) {
         match (&operation.work, &operation.outcome) {
             (Work::Write(_), Outcome::Done(_)) => writes += 1,
             (Work::Write(_), Outcome::Failed(_)) => failed_writes += 1,
-            (Work::Read, Outcome::Failed(_)) => *reasons.entry("failed").or_default() += 1,
-            (Work::Read, Outcome::Done(answers)) => *reasons.entry(&answers[0].reason).or_default() += 1,
+            (Work::Read | Work::LongRead, Outcome::Failed(_)) => *reasons.entry("failed").or_default() += 1,
+            (Work::Read | Work::LongRead, Outcome::Done(answers)) => {
+                *reasons.entry(&answers[0].reason).or_default() += 1
+            }
         }
     }
     println!("{}: {writes} writes, {failed_writes} failed; reads: {reasons:?}", application.name);
@@ -227,7 +237,8 @@ const SCHEMA: [&str; 3] = [
 
 #[rocket::async_test]
 async fn on_postgresql() {
-    let grant = "GRANT ALL ON registers, writes TO app";
+    let grant = "GRANT ALL ON registers, writes TO app; CREATE ROLE reader LOGIN PASSWORD 'secret'; \
+                 GRANT SELECT ON registers TO reader";
     let promote = |cluster: &Servers<Postgres>, origin, settled: &dyn Fn()| LastAct {
         spell: Some(nemesis::promote(cluster, origin, settled)),
         master: 1,
@@ -238,7 +249,8 @@ async fn on_postgresql() {
 
 #[rocket::async_test]
 async fn on_mariadb() {
-    run::<MySql>("mariadb", "follow_promotion=false", &SCHEMA, |_, _, _| LastAct {
+    let grants = ["CREATE USER reader IDENTIFIED BY 'secret'", "GRANT SELECT ON *.* TO reader"];
+    run::<MySql>("mariadb", "follow_promotion=false", &[&SCHEMA[..], &grants].concat(), |_, _, _| LastAct {
         master: 0,
         spell: None,
         epilogue: |_| (),

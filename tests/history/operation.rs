@@ -20,6 +20,8 @@ pub enum Work {
     /// Of values that go up.
     Write(i64),
     Read,
+    /// By statements that take longer than a session that says nothing is believed to be alive.
+    LongRead,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
