@@ -416,7 +416,7 @@ crate::on_servers! {
     async fn who_waits_on_the_drivers_own_connection_takes_no_place_once_it_is_dead() {
         const FORGOTTEN: f64 = 3.25;
 
-        let (lab, wire, section) = behind_a_wire("max_connections = 2\nconnect_timeout = 1\n");
+        let (lab, wire, section) = behind_a_wire("max_connections = 2\nconnect_timeout = 5\n");
         let (_client, cluster) = launch(&section).await;
         let master = &lab.servers().master;
         let waits = || {

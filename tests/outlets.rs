@@ -73,7 +73,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     let url = |url: String, password: &str| url.replace(":secret@", &format!(":{password}@"));
     let section = format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"well\" }}, {{ url = \"{}\", name = \"locked\" }}]\n\
-         max_connections = 1\nconnect_timeout = 1\nslave_timeout = 1\ncheck_interval = 0.05\nconsistency = \"position\"\npin.header = \"X-Pin\"",
+         max_connections = 1\nconnect_timeout = 4\nslave_timeout = 4\ncheck_interval = 0.05\nconsistency = \"position\"\npin.header = \"X-Pin\"",
         url(servers.master.url(), PASSWORD),
         url(servers.slaves[0].url(), PASSWORD),
         url(servers.slaves[1].url(), WRONG),

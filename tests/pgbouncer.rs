@@ -180,8 +180,10 @@ async fn a_write_whose_server_dies_behind_it_may_have_been_done() {
         master.kill();
     };
     let (written, ()) = rocket::tokio::join!(write, kill);
-    let error = written.unwrap_err().to_string();
-    assert!(error.contains("outcome is unknown"), "{error}");
+    let error = written.unwrap_err();
+    assert!(rocket_replicated::Error::is_outcome_unknown(&error), "{error}");
+    let refused = sqlx::query("SELECT nonsense").execute(&db).await.unwrap_err();
+    assert!(!rocket_replicated::Error::is_outcome_unknown(&refused), "{refused}");
 }
 
 /// Nobody has said that there is a pooler. What it tells of the session that a connection once had says nothing of

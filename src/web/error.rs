@@ -37,6 +37,32 @@ pub enum Error {
     Database(sqlx::Error),
 }
 
+impl Error {
+    /// Whether a write that failed with this error may have been carried out: what makes an error
+    /// [`OutcomeUnknown`](Self::OutcomeUnknown), for code that has sqlx's own in hand.
+    ///
+    /// It is true of no read, and of nothing that the database refused.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod payments {
+    /// use rocket_replicated::Error;
+    /// use rocket_replicated::sqlite::ReplicatedDb;
+    ///
+    /// async fn pay(order: i64, db: &ReplicatedDb) -> Result<(), sqlx::Error> {
+    ///     let pay = || sqlx::query("UPDATE orders SET paid = TRUE WHERE id = ?").bind(order).execute(db);
+    ///     match pay().await {
+    ///         // To pay twice is to have paid: this one can be tried again.
+    ///         Err(error) if Error::is_outcome_unknown(&error) => pay().await.map(drop),
+    ///         done => done.map(drop),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn is_outcome_unknown(error: &sqlx::Error) -> bool {
+        OutcomeUnknown::is(error)
+    }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error::*;
