@@ -137,6 +137,20 @@ crate::on_every_database! {
     }
 
     #[rocket::async_test]
+    async fn they_stay_though_no_statement_uses_them() {
+        let lab = Lab::new();
+        let (_client, cluster) = open(&lab, "min_connections = 3\nidle_timeout = 0.2").await;
+        let writes = || {
+            let statistics = cluster.statistics();
+            statistics.servers[0].pools.iter().find(|pool| pool.used_for == PoolUse::Writes).unwrap().clone()
+        };
+        let wanted = writes().max.min(3);
+        blocking_eventually("all of them", || (writes().idle == wanted).then_some(()));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!((writes().idle, writes().opened.count()), (wanted, u64::from(wanted)));
+    }
+
+    #[rocket::async_test]
     async fn who_gives_up_takes_no_place_along() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1").await;

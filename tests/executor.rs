@@ -322,4 +322,28 @@ crate::on_sqlite! {
         sqlx::query("INSERT INTO notes (id, body) VALUES (99, 'note')").execute(&db).await.unwrap();
         assert_eq!(sqlx::query_scalar::<_, i64>(reply).bind(99).fetch_one(&db).await.unwrap(), 99);
     }
+
+    /// There is no end of them.
+    #[rocket::async_test]
+    async fn the_first_row_of_many_is_had_at_once() {
+        use rocket::local::asynchronous::Client;
+        use rocket_replicated::sqlite::Replicated;
+
+        const ROWS: &str = "WITH RECURSIVE n (i) AS (SELECT $1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n";
+
+        let lab = support::lab::sqlite::Lab::new();
+        let rocket = support::rocket_over(&lab.section()).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        for db in [cluster.read(None), cluster.write()] {
+            let row = || sqlx::query_scalar::<_, i64>(ROWS).bind(7);
+            let rows = async {
+                let over = row().fetch_one(&db).await.unwrap();
+                let mut held = db.get().await.unwrap();
+                (over, row().fetch_one(&mut *held).await.unwrap())
+            };
+            let rows = rocket::tokio::time::timeout(std::time::Duration::from_secs(60), rows).await;
+            assert_eq!(rows.expect("an end"), (7, 7));
+        }
+    }
 }

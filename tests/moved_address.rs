@@ -411,6 +411,33 @@ crate::on_servers! {
         .await;
     }
 
+    /// While a statement was being prepared: what is left of it would be waited for without a limit.
+    #[rocket::async_test]
+    async fn a_transaction_that_is_given_up_leaves_no_connection_behind() {
+        let (lab, wire, section) = behind_a_wire("max_connections = 4\n");
+        let (_client, cluster) = launch(&section).await;
+        lab.sql("INSERT INTO notes (body) VALUES ('a note')");
+        for _ in 0..3 {
+            let db = cluster.write();
+            let mut transaction = db.begin().await.unwrap();
+            wire.delay(Duration::from_millis(100));
+            let select = sqlx::query(sql("SELECT id, body FROM notes WHERE body = $1")).bind("a note");
+            let given_up = tokio::time::timeout(Duration::from_millis(50), select.fetch_all(&mut *transaction));
+            assert!(given_up.await.is_err());
+            drop(transaction);
+            wire.pass();
+        }
+        let pool = || {
+            let statistics = cluster.statistics();
+            let is_it = |pool: &&rocket_replicated::PoolStatistics| {
+                pool.used_for == rocket_replicated::PoolUse::Writes
+            };
+            statistics.servers[0].pools.iter().find(is_it).unwrap().clone()
+        };
+        let open = || pool().opened.count() - pool().closed.total();
+        eventually("the end of the others", async || open() == u64::from(pool().idle)).await;
+    }
+
     /// As functions of other crates do, which take the driver's own connection.
     #[rocket::async_test]
     async fn who_waits_on_the_drivers_own_connection_takes_no_place_once_it_is_dead() {

@@ -309,6 +309,15 @@ mod postgresql {
         drop(connection);
         assert!(!has_position(&held.pin().await.unwrap()));
 
+        // What runs on the driver's own connection is not seen.
+        let raw = cluster.write();
+        sqlx::query("INSERT INTO notes (body) VALUES ('three')").execute(&raw).await.unwrap();
+        eventually("a position", async || has_position(&raw.pin().await.unwrap())).await;
+        let mut connection = raw.get().await.unwrap();
+        let driver: &mut sqlx::PgConnection = &mut connection;
+        sqlx::query("INSERT INTO notes (body) VALUES ('four')").execute(driver).await.unwrap();
+        assert!(!has_position(&raw.pin().await.unwrap()));
+
         let mut transaction = committed.begin().await.unwrap();
         let insert = sqlx::query("INSERT INTO notes (body) VALUES ('slow commit')");
         insert.execute(&mut *transaction).await.unwrap();

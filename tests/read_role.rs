@@ -10,12 +10,12 @@ trait Reader: Dbms {
 
 impl Reader for rocket_replicated_testing::mysql::MySql {
     const CREATE: &str = "DROP USER IF EXISTS reader; CREATE USER reader IDENTIFIED BY 'secret'; GRANT SELECT ON *.* TO reader";
-    const SLOW: &str = "SELECT SLEEP(5)";
+    const SLOW: &str = "SELECT SLEEP(6)";
 }
 
 impl Reader for rocket_replicated_testing::postgres::Postgres {
     const CREATE: &str = "DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'secret'";
-    const SLOW: &str = "SELECT pg_sleep(5)";
+    const SLOW: &str = "SELECT pg_sleep(6)";
 }
 
 crate::on_servers! {
@@ -31,7 +31,7 @@ crate::on_servers! {
             lab.master().sql(statement);
         }
         let section = format!(
-            "{}read_url = \"{}\"\ncheck_interval = 0.1\ncheck_timeout = 0.5\n",
+            "{}read_url = \"{}\"\ncheck_interval = 0.1\ncheck_timeout = 2\n",
             lab.section_alone(),
             lab.master_url().replace("//app:", "//reader:"),
         );

@@ -6,17 +6,21 @@ use rocket_replicated_testing::Dbms;
 trait CountsNotes: Dbms {
     /// Takes longer than a session that says nothing is believed to be alive, and ends at the server that ran it.
     const SLOW: &str;
+    /// The clients for which it runs.
+    const RUNNING: &str;
     /// How many notes there are, and at which port that is.
     const COUNT: &str;
 }
 
 impl CountsNotes for rocket_replicated_testing::mysql::MySql {
     const SLOW: &str = "SELECT SLEEP(14), CAST(@@port AS SIGNED)";
+    const RUNNING: &str = "SELECT id FROM information_schema.processlist WHERE state = 'User sleep'";
     const COUNT: &str = "SELECT count(*), CAST(@@port AS SIGNED) FROM notes";
 }
 
 impl CountsNotes for rocket_replicated_testing::postgres::Postgres {
     const SLOW: &str = "SELECT 0::bigint, inet_server_port()::bigint FROM pg_sleep(14)";
+    const RUNNING: &str = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
     const COUNT: &str = "SELECT count(*), inet_server_port()::bigint FROM notes";
 }
 
@@ -65,6 +69,47 @@ crate::on_servers! {
         let both = slaves.iter().map(|slave| (i64::from(slave.port()), rocket_replicated::Role::Slave));
         assert_eq!(ran, both.collect(), "there was nothing to mistake");
         assert_eq!(cluster.statistics().retries, before, "none was run again");
+    }
+
+    /// Its host is gone, and the proxy is not. New connections lead to the other server.
+    #[rocket::async_test]
+    async fn statements_at_one_that_is_behind_the_address_no_more_are_ended() {
+        use std::time::Duration;
+
+        let lab = Lab::new();
+        let slaves = &lab.servers().slaves;
+        let wire = Wire::to_each(&[slaves[0].port(), slaves[1].port()]);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"gone-{}\" }}]\nmaster_read_connections = 8\n\
+             check_interval = 0.1\ncheck_timeout = 1\n",
+            lab.master_url(),
+            wire.url(&lab.slave_urls()[0]),
+            <Dbms as rocket_replicated_testing::Dbms>::SCHEME,
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        let is_up = |node: &rocket_replicated::NodeStatus| node.state == rocket_replicated::NodeState::Up;
+        support::eventually("the slave", async || cluster.status().iter().all(is_up)).await;
+        let read = |_| {
+            let db = cluster.read(None);
+            rocket::tokio::spawn(async move {
+                let slow = sqlx::query_as::<_, (i64, i64)>(<Dbms as CountsNotes>::SLOW);
+                slow.fetch_one(&db).await.map(|(_, port)| port)
+            })
+        };
+        let reads: Vec<_> = (0..4).map(read).collect();
+        let running = || slaves.iter().all(|slave| !slave.sql(<Dbms as CountsNotes>::RUNNING).is_empty());
+        support::eventually("a read at each", async || running()).await;
+        let shared = || !logbook::lines(&["WARN", "several servers", "`gone-"]).is_empty();
+        support::eventually("word of both", async || shared()).await;
+        wire.silence_open();
+        wire.lead_to(slaves[0].port());
+        let read = rocket::tokio::time::timeout(Duration::from_secs(120), join_all(reads)).await;
+        // They were run again, elsewhere.
+        for read in read.expect("an end of them") {
+            assert_ne!(read.unwrap().unwrap(), i64::from(slaves[1].port()));
+        }
+        assert!(cluster.status().iter().all(|node| node.busy == 0), "{:?}", cluster.status());
     }
 
     #[rocket::async_test]

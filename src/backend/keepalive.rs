@@ -13,10 +13,6 @@ mod sockets {
     const INTERVAL: Duration = Duration::from_secs(5);
     const RETRIES: u32 = 3;
 
-    /// What was sent and is not acknowledged by then has been lost: the questions are not asked meanwhile.
-    /// <https://blog.cloudflare.com/when-tcp-sockets-refuse-to-die/>
-    const UNACKNOWLEDGED: Duration = Duration::from_secs(25);
-
     /// On all connections of this process to this port, wherever that is: which of them is a driver's, nobody tells. Those
     /// that have keepalives already stay as they are.
     pub(crate) fn keep_alive(port: u16) {
@@ -36,8 +32,9 @@ mod sockets {
         let is_ours = socket.peer_addr()?.as_socket().is_some_and(|peer| peer.port() == port);
         if is_ours && !socket.keepalive()? {
             let keepalive = TcpKeepalive::new().with_time(TIME).with_interval(INTERVAL).with_retries(RETRIES);
+            // Not `TCP_USER_TIMEOUT`: that also ends one whose server is well and takes nothing for a while, as in a COPY
+            // that waits for a lock.
             socket.set_tcp_keepalive(&keepalive)?;
-            socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
         }
         Ok(())
     }

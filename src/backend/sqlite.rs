@@ -11,7 +11,7 @@ use sqlx::{Execute, Executor, Sqlite};
 
 use super::{
     Access, Address, Depth, Driver, Fault, Follower, Left, Millis, Observation, Opens, Options, Position,
-    Prepared, ReportedRole, Rest, Settings, connection_fault, fetch_first, statement::is_select,
+    Prepared, ReportedRole, Rest, Settings, connection_fault, fetch_first, statement::only_reads,
 };
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
@@ -109,7 +109,7 @@ impl Driver for Sqlite {
     /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more. But what a statement with
     /// `RETURNING` has written is committed after its last row, which may fail, as by a deferred foreign key.
     fn rest(sql: &str, access: Access) -> Rest {
-        if access.writes() && !is_select(sql) { Rest::Read } else { Rest::Abandon }
+        if access.writes() && !only_reads(sql) { Rest::Read } else { Rest::Abandon }
     }
 
     fn fetch_optional<'a, 'q: 'a>(

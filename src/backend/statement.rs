@@ -33,10 +33,17 @@ impl Opens {
     }
 }
 
-/// Whether it certainly only reads: `WITH` may begin either.
+/// Whether it certainly only reads.
 #[cfg(feature = "sqlite")]
-pub(super) fn is_select(sql: &str) -> bool {
-    words(sql).next().is_some_and(|verb| verb.eq_ignore_ascii_case("select"))
+pub(super) fn only_reads(sql: &str) -> bool {
+    let Some(verb) = words(sql).next() else { return false };
+    let is = |word: &str| verb.eq_ignore_ascii_case(word);
+    // `WITH` may begin either: then what writes is named further on, if only in a name or in a text.
+    let writes = || {
+        let sql = sql.to_ascii_lowercase();
+        ["insert", "update", "delete", "replace"].iter().any(|word| sql.contains(word))
+    };
+    is("select") || is("values") || is("with") && !writes()
 }
 
 /// Whether what follows `COMMIT` or `ROLLBACK` begins another transaction: `AND CHAIN`, but not `AND NO CHAIN`.
@@ -45,11 +52,11 @@ fn chains<'a>(mut words: impl Iterator<Item = &'a str>) -> bool {
         && words.next().is_some_and(|word| word.eq_ignore_ascii_case("chain"))
 }
 
-/// The words that a statement begins with, without blanks and comments.
+/// The words that a statement begins with, without blanks, comments and parentheses.
 fn words(mut sql: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         loop {
-            sql = sql.trim_ascii_start();
+            sql = sql.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '(');
             let rest = match sql {
                 _ if sql.starts_with("--") => sql.split_once('\n').map_or("", |(_, rest)| rest),
                 // A comment with `!` is one that MySQL executes.
@@ -71,6 +78,21 @@ fn words(mut sql: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::Opens::{self, *};
 
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn what_only_reads_is_told_by_its_words() {
+        for (sql, reads) in [
+            ("SELECT 1", true),
+            ("(select 1)", true),
+            ("WITH a AS (SELECT 1) SELECT * FROM a", true),
+            ("WITH a AS (SELECT 1) Insert INTO notes SELECT * FROM a RETURNING id", false),
+            ("INSERT INTO notes VALUES (1) RETURNING id", false),
+            ("/* without an end", false),
+        ] {
+            assert_eq!(super::only_reads(sql), reads, "{sql}");
+        }
+    }
+
     #[test]
     fn what_opens_a_transaction_is_told_by_its_words() {
         for (sql, several, opens) in [
@@ -83,6 +105,8 @@ mod tests {
             ("SAVEPOINT here", false, Always),
             ("BEGIN; INSERT INTO notes VALUES (1); COMMIT", true, Maybe),
             ("INSERT INTO notes VALUES (1);", true, Never),
+            ("(SELECT 1) UNION ALL (SELECT 2)", false, Never),
+            ("( -- a comment\n (SELECT 1))", false, Never),
             ("COMMIT", false, Never),
             ("commit work and chain", false, Always),
             ("ROLLBACK AND NO CHAIN", false, Never),

@@ -163,7 +163,7 @@ fn read<DB: Driver>(
         false => ServerTiming::Omitted,
     };
     let checks = keys.checks.check(place, &slaves, keys.lag_window, keys.consistency)?;
-    slaves::check_writers::<DB>(place, &master.settings, &slaves, checks.follow_promotion)?;
+    slaves::check_writers::<DB>(place, &master, &slaves, checks.follow_promotion)?;
     let pins = pin::Context { figment, database, consistency: keys.consistency, lag_window: keys.lag_window };
     let pin = pins.read(&place.inner("pin"), keys.pin, &slaves, &checks)?;
     Ok(Config {

@@ -95,7 +95,11 @@ fn check_host<DB: Driver>(
         let problem = "the host of `url` is no name that could have several addresses: remove the key";
         return Err(place.error("discover", problem));
     }
-    let options = DB::options(&server.settings, Access::ReadSlave);
+    check_verified_host::<DB>(place, &server.settings)
+}
+
+fn check_verified_host<DB: Driver>(place: &Place, settings: &Settings) -> Result<(), ConfigError> {
+    let options = DB::options(settings, Access::ReadSlave);
     match options.ok().and_then(|options| DB::verified_host(&options)) {
         Some(VerifiedHost { asked_by, without }) => {
             let problem = format!(
@@ -169,7 +173,7 @@ pub(super) fn check_places(
 /// that there are not going to be.
 pub(super) fn check_writers<DB: Driver>(
     section: &Place,
-    master: &Settings,
+    master: &ServerConfig,
     slaves: &[SlaveConfig],
     follow_promotion: bool,
 ) -> Result<(), ConfigError> {
@@ -177,8 +181,9 @@ pub(super) fn check_writers<DB: Driver>(
         let options = DB::options(settings, access)?;
         Ok(DB::user(&options).map(str::to_owned))
     };
-    let writer = user(master, Access::ReadWrite).map_err(|problem| section.error("url", problem))?;
-    for (index, SlaveConfig { server, write_url, .. }) in slaves.iter().enumerate() {
+    let writer =
+        user(&master.settings, Access::ReadWrite).map_err(|problem| section.error("url", problem))?;
+    for (index, SlaveConfig { server, write_url, log, discover, .. }) in slaves.iter().enumerate() {
         let place = section.inner(&key(index));
         match write_url {
             Some(_) if !follow_promotion => {
@@ -188,10 +193,18 @@ pub(super) fn check_writers<DB: Driver>(
             }
             Some(url) => {
                 let settings = Settings { url: url.clone(), ..server.settings.clone() };
-                DB::options(&settings, Access::ReadWrite)
-                    .map_err(|problem| place.error("write_url", problem))?;
+                let writes = ServerConfig::new::<DB>(&place, "write_url", settings, Access::ReadWrite)?;
+                let others = slaves.iter().enumerate().filter(|(other, _)| *other != index);
+                let mut others = others.map(|(_, slave)| &slave.server).chain([master]);
+                if others.any(|other| writes.is_same_place(other)) {
+                    return Err(place.error("write_url", "leads to another server than this slave's `url`"));
+                }
+                if discover.is_some() {
+                    check_verified_host::<DB>(&place, &writes.settings)?;
+                }
             }
-            None if follow_promotion => {
+            // One of another system does not become the master.
+            None if follow_promotion && *log == SlaveLog::Masters => {
                 let reader = user(&server.settings, Access::ReadSlave);
                 let reader = reader.map_err(|problem: String| section.error(&key(index), problem))?;
                 if let (Some(reader), Some(writer)) = (&reader, &writer)

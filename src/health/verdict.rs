@@ -384,7 +384,7 @@ impl Verdicts {
 
     fn master(&self) -> Master {
         let master = &self.servers[&self.master];
-        match (master.latest.is_some() || master.is_full) && !master.reports(ReportedRole::Slave) {
+        match master.latest.is_some() && !master.reports(ReportedRole::Slave) {
             true => Master::Answers,
             false => Master::Gone,
         }

@@ -115,6 +115,8 @@ pub(crate) enum Lending {
     Connection,
     /// That has begun: sqlx ends it, whatever becomes of the handler.
     Transaction,
+    /// That its handler ends.
+    EndingTransaction,
 }
 
 /// Why nobody waits any longer for what is under way on a connection.
@@ -314,6 +316,15 @@ impl<DB: Driver> ConnectionState<DB> {
     fn hold(&self, place: Place<DB>) {
         self.held_since.store(self.millis(Instant::now()) + 1, Ordering::Relaxed);
         *self.place() = place;
+        // It may have been found dead just before: whoever did so found no permit here.
+        self.give_back_if_dead();
+    }
+
+    /// A handler that holds a dead connection keeps it, but not its permit in the pool.
+    fn give_back_if_dead(&self) {
+        if self.ended() == Some(Ended::Dead) {
+            drop(self.take_if(|place| matches!(place, Place::Held { .. } | Place::Lent { .. })));
+        }
     }
 
     /// Its handler holds it no more. `None` if the permit went when the connection was found to be dead.
@@ -377,14 +388,12 @@ impl<DB: Driver> ConnectionState<DB> {
         self.closing.set(why);
     }
 
-    /// Nobody waits for it any longer. A handler that holds it keeps it, but not its permit in the pool.
+    /// Nobody waits for it any longer.
     pub(super) fn end(&self, why: Ended) {
         self.ended.fetch_max(why.to_bits(), Ordering::AcqRel);
         self.close(CloseCause::Invalidated);
         self.waker.wake();
-        if why == Ended::Dead {
-            drop(self.take_if(|place| matches!(place, Place::Held { .. } | Place::Lent { .. })));
-        }
+        self.give_back_if_dead();
     }
 
     pub(super) fn ended(&self) -> Option<Ended> {
@@ -424,7 +433,9 @@ impl<DB: Driver> ConnectionState<DB> {
         }
         let settled = async {
             match lending {
-                Lending::Transaction => Ok(Left::Clean),
+                Lending::EndingTransaction => Ok(Left::Clean),
+                // A statement may have been given up in it, whose answer sqlx would wait for without a limit.
+                Lending::Transaction => conn.ping().await.map(|()| Left::Clean),
                 Lending::Connection => DB::settle(conn).await,
             }
         };

@@ -483,9 +483,10 @@ impl<DB: Driver> Pool<DB> {
     /// A connection whose statement is over, if another may run on it. One that always goes from hand to hand would
     /// never be found idle, so that its age is looked at here.
     fn keep_or_close(&self, conn: PooledConnection<DB>) -> Option<PooledConnection<DB>> {
-        match (self.may_keep(&conn.state), self.runtime.get()) {
-            (true, Some(runtime)) if conn.state.is_old(Instant::now()) => {
-                runtime.spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Old)));
+        match (self.may_keep(&conn.state), Handle::try_current()) {
+            // Elsewhere, nothing could take leave: it is found when it is idle.
+            (true, Ok(_)) if conn.state.is_old(Instant::now()) => {
+                tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Old)));
                 None
             }
             (true, _) => Some(conn),

@@ -83,7 +83,12 @@ impl<DB: Driver> Pool<DB> {
         let is_quiet =
             |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
         let invalid = self.queue.take_idle(|conn| !self.may_keep(&conn.state));
-        let old = self.queue.take_idle(|conn| is_idle(conn) || conn.state.is_old(now));
+        let mut spare = self.open_connections().saturating_sub(self.min_connections);
+        let old = self.queue.take_idle(|conn| {
+            let ends = conn.state.is_old(now) || spare > 0 && is_idle(conn);
+            spare = spare.saturating_sub(u32::from(ends));
+            ends
+        });
         // One at a time, so that a request never finds the pool emptied by those who look after it; with a permit, so
         // that there are never more connections than permits.
         let quiet = self.queue.take_if(self, is_quiet);

@@ -56,6 +56,7 @@ impl<DB: Driver> Connection<DB> {
 
     /// sqlx's own connection, for libraries that ask for one: nobody watches over it.
     pub fn into_inner(self) -> PoolConnection<DB> {
+        self.watched.writer.send_unseen();
         self.watched.conn.lend()
     }
 }
@@ -80,6 +81,7 @@ impl<DB: Driver> Transaction<DB> {
     /// Those of the database; and if the connection dies before it has answered, that the outcome is unknown.
     pub async fn commit(self) -> Result<(), Error> {
         let Self { watched: Watched { conn, pool, state, .. }, writer } = self;
+        state.lend_for(Lending::EndingTransaction);
         let sent = writer.send();
         let done = Watch::new(&pool, &state).over(pin!(conn.commit())).await;
         sent.ended(&done);
@@ -93,11 +95,13 @@ impl<DB: Driver> Transaction<DB> {
     /// Those of the database.
     pub async fn rollback(self) -> Result<(), Error> {
         let Watched { conn, pool, state, .. } = self.watched;
+        state.lend_for(Lending::EndingTransaction);
         Watch::new(&pool, &state).over(pin!(conn.rollback())).await
     }
 
     /// sqlx's own transaction, for libraries that ask for one: nobody watches over it.
     pub fn into_inner(self) -> sqlx::Transaction<'static, DB> {
+        self.writer.send_unseen();
         self.watched.conn
     }
 }
@@ -191,7 +195,12 @@ where
         Box::pin(async move {
             let query = Query::take(query)?;
             let (opens, sql) = (query.opens_transaction(), query.text().clone());
-            Ok(self.run(opens, &sql, |conn| Box::pin(DB::fetch_optional(conn, query, Rest::Read))).await?.0)
+            let rest = match DB::rest(sql.as_str(), self.pool.access()) {
+                // What a server has sent would meet the next statement.
+                Rest::Abandon if DB::HAS_HOSTS => Rest::Read,
+                rest => rest,
+            };
+            Ok(self.run(opens, &sql, |conn| Box::pin(DB::fetch_optional(conn, query, rest))).await?.0)
         })
     }
 
@@ -233,6 +242,7 @@ impl<DB: Driver, C: Deref<Target = Conn<DB>>> Deref for Watched<DB, C> {
 
 impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> DerefMut for Watched<DB, C> {
     fn deref_mut(&mut self) -> &mut Conn<DB> {
+        self.writer.send_unseen();
         &mut self.conn
     }
 }

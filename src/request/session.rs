@@ -130,6 +130,11 @@ impl<DB: Driver> Writer<DB> {
     /// Of what is sent there, no pin depends on the answer.
     pub(crate) const NOBODY: Self = Self(None);
 
+    /// What is sent from now on cannot be seen, nor whether it is answered.
+    pub(crate) fn send_unseen(&self) {
+        drop(self.send());
+    }
+
     /// A write is about to be sent, as far as is known.
     pub(crate) fn send(&self) -> Sent<'_> {
         Sent(self.0.as_ref().map(|session| &session.answered))

@@ -124,8 +124,8 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         }
 
         let Some(session) = session else { return };
-        // INVARIANT: only `ReplicatedDb` clones this `Arc`, besides the request's cache. More than one reference
-        // therefore means that a handle is still alive.
+        // INVARIANT: only `ReplicatedDb`, and connections that may write, clone this `Arc`, besides the request's cache.
+        // More than one reference therefore means that a handle is still alive.
         let in_use = Arc::strong_count(session) > 1;
         let pin = session.answer(in_use, || name_of(request)).await;
         if let Some((choice, took)) = session.report() {

@@ -146,12 +146,28 @@ fn who_writes_to_a_promoted_slave_is_said() {
     let config = read(&slaves(both, "follow_promotion = true\n")).unwrap();
     assert!(config.slaves[0].write_url.is_some());
     read(&slaves("\"postgres://app@db-2/blog\"", "follow_promotion = true\n")).unwrap();
+    let logical = reader.replace("\"postgres", "{ logical = true, url = \"postgres") + " }";
+    read(&slaves(&logical, "follow_promotion = true\n")).unwrap();
     for (section, problem) in [
         (
             slaves(reader, "follow_promotion = true\n"),
             "it would be written to as `reader`, and not as `app`: say `{ url",
         ),
         (slaves(both, ""), "write_url`: needs `follow_promotion = true`"),
+        (
+            slaves(&both.replace("app@db-2", "app@db-1"), "follow_promotion = true\n"),
+            "write_url`: leads to another server than this slave's `url`",
+        ),
+        (
+            slaves(
+                &both.replace(
+                    "app@db-2/blog\" }",
+                    "app@db-2/blog?sslmode=verify-full\", discover = \"dns\" }",
+                ),
+                "follow_promotion = true\n",
+            ),
+            "discover`: with `sslmode=verify-full`",
+        ),
         (
             slaves(
                 "{ url = \"postgres://app@db-2/blog\", write_url = \"mysql://app@db-2/blog\" }",

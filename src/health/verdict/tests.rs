@@ -85,19 +85,19 @@ fn a_slave_that_is_full_is_where_it_was_last_seen() {
 
 #[test]
 fn a_master_that_is_full_does_not_switch_the_guard_off() {
-    // At launch, nothing is known of it.
-    let mut verdicts = new(&CHECKS);
-    full(&mut verdicts, MASTER, Instant::now());
-    let states = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100)).states;
-    assert_eq!(states, [(SLAVE, NodeState::LagUnknown, Why::Nothing)]);
-
-    // Later, a slave may be behind by all that it has not been seen.
+    // A slave may be behind by all that it has not been seen.
     let mut verdicts = in_office();
     let later = Instant::now() + Duration::from_secs(10);
     full(&mut verdicts, MASTER, later);
     let found = Finding::Observed(observation(ReportedRole::Slave, 1, 100));
     let verdict = verdicts.judge(SLAVE, SlaveLog::Masters, later, &found);
     assert!(matches!(verdict.states[..], [(SLAVE, NodeState::Behind, Why::Lag(_))]), "{verdict:?}");
+
+    // At launch nothing is known of it, as of one that is gone: nobody would serve reads.
+    let mut verdicts = new(&CHECKS);
+    full(&mut verdicts, MASTER, Instant::now());
+    let states = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100)).states;
+    assert_eq!(states, [(SLAVE, NodeState::Up, Why::Nothing)]);
 }
 
 #[test]
