@@ -60,7 +60,7 @@ impl Site {
     pub async fn launch(master: &str, slave: &str, consistency: &str, keys: &str) -> Self {
         let section = format!(
             "url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"slave\" }}]\n\
-             consistency = \"{consistency}\"\nmax_lag = false\ncheck_interval = 0.1\ncheck_timeout = 2\n\
+             consistency = \"{consistency}\"\nmax_lag = false\ncheck_interval = 0.1\ncheck_timeout = 5\n\
              connect_timeout = 10\nmax_connections = 8\nmaster_read_connections = 8\n{keys}"
         );
         let rocket = rocket_over(&section)
