@@ -1,5 +1,5 @@
 //! Has the operating system end connections whose other side has fallen silent. Where a handler waits on the driver's own
-//! connection, nothing else would: sqlx sets no keepalive, and gives its sockets to nobody.
+//! connection, nothing else would: sqlx sets no keepalive, and does not share its sockets.
 
 #[cfg(target_os = "linux")]
 mod sockets {
@@ -13,8 +13,8 @@ mod sockets {
     const INTERVAL: Duration = Duration::from_secs(5);
     const RETRIES: u32 = 3;
 
-    /// On all connections of this process to this port, wherever that is: which of them is a driver's, nobody tells. Those
-    /// that have keepalives already stay as they are.
+    /// On all connections of this process to this port of any host, as the drivers do not tell which are theirs. Sockets that
+    /// have keepalives already stay as they are.
     pub(crate) fn keep_alive(port: u16) {
         let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return };
         for descriptor in descriptors.flatten() {

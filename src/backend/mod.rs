@@ -216,7 +216,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         rest: Rest,
     ) -> impl Future<Output = Result<(Option<Self::Row>, Left), sqlx::Error>> + Send;
 
-    /// What to do about the rows that nobody wants of this statement.
+    /// Whether the rows after the first one are read.
     #[doc(hidden)]
     fn rest(_sql: &str, access: Access) -> Rest {
         if access.writes() { Rest::Read } else { Rest::Abandon }

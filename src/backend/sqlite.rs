@@ -106,7 +106,7 @@ impl Driver for Sqlite {
         conn
     }
 
-    /// SQLite goes from row to row as it is asked to: nothing is left when nobody asks any more. But what a statement with
+    /// SQLite goes from row to row as it is asked to: no rest of an answer waits to be read. But what a statement with
     /// `RETURNING` has written is committed after its last row, which may fail, as by a deferred foreign key.
     fn rest(sql: &str, access: Access) -> Rest {
         if access.writes() && !only_reads(sql) { Rest::Read } else { Rest::Abandon }

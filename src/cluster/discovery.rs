@@ -151,7 +151,7 @@ impl Lookups {
         self.requested.notify_one();
     }
 
-    /// Ready once somebody asks for the name to be looked up.
+    /// Ready once a lookup of the name is requested.
     pub(super) async fn requested(&self) {
         self.requested.notified().await;
     }

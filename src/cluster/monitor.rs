@@ -167,9 +167,9 @@ async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) 
     }
 }
 
-/// So many new connections in a row lead to another server than the ones that are asked for, and these are behind the address
-/// no more: what is connected to them may stay silent for ever. Where an address has two servers, one of them is missed as
-/// often by chance once in a million times.
+/// After so many new connections in a row that led elsewhere, a server counts as gone from the address, and connections to it
+/// end: they may stay silent for ever. By chance alone, a proxy that draws one of two servers misses the same one as often
+/// once in a million times.
 const MISSED: u32 = 20;
 
 /// Whom a new connection to an address leads to.
@@ -178,10 +178,10 @@ enum Reached {
     /// One of those that are asked for.
     One,
     Another,
-    Nobody,
+    Nothing,
 }
 
-/// Ends those of the sessions of which their server says that nothing comes any more. It has to know the one that asks.
+/// Asks a server about sessions, and ends the dead ones. A server that does not know the session that asks is behind a pooler.
 async fn ask_about<'s, DB: Driver>(
     conn: &mut Conn<DB>,
     own: SessionId,
@@ -475,7 +475,7 @@ impl<DB: Driver> Watch<DB> {
             Ok::<_, sqlx::Error>(reached)
         });
         // The next look at the server asks again.
-        asked.await.map_or(Reached::Nobody, |asked| asked.unwrap_or(Reached::Nobody))
+        asked.await.map_or(Reached::Nothing, |asked| asked.unwrap_or(Reached::Nothing))
     }
 
     /// Until the next probe is due; answers questions meanwhile.

@@ -169,8 +169,7 @@ pub(super) fn check_places(
     Ok(())
 }
 
-/// Refuses slaves that would take writes after a promotion by a role that nobody has said may write, and URLs for writes
-/// that there are not going to be.
+/// Refuses slaves whose writes after a promotion would go by the role for reads, and a `write_url` that would not be used.
 pub(super) fn check_writers<DB: Driver>(
     section: &Place,
     master: &ServerConfig,

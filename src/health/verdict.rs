@@ -60,7 +60,7 @@ pub(crate) struct Verdict {
 pub(crate) enum Why {
     Nothing,
     Lag(Lag),
-    /// Nobody could ask: the server has no connection to spare for the monitor.
+    /// The server has no connection to spare for the monitor.
     Full,
     Rival {
         rival: ServerId,

@@ -116,8 +116,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             Err(error) => return Box::pin(ready(Err(error))),
         };
         Box::pin(async move {
-            let repeatable = query.repeatable();
             let opens = opens_transaction(&query)?;
+            let repeatable = query.repeatable(opens);
             let mut attempts = self.attempts();
             loop {
                 let (mut checkout, decision) = self.session.check_out().await?;
@@ -258,7 +258,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
             loop {
                 let (mut checkout, decision) = self.session.check_out().await?;
                 let sent = self.session.send(decision);
-                let mut repeatable = query.repeatable();
+                let mut repeatable = query.repeatable(opens);
                 let (conn, watch) = checkout.parts();
                 let (frame, attempt) = query.attempt(watch.pool());
                 let mut watch = watch.of(query.text().as_str());

@@ -34,8 +34,8 @@ impl<DB: Driver> Query<DB> {
 
     /// Without arguments it goes over the simple protocol, which takes several statements at once. A procedure may have
     /// committed a part of what it does.
-    pub(super) fn repeatable(&self) -> Repeatable {
-        match (&self.arguments, self.opens_transaction()) {
+    pub(super) fn repeatable(&self, opens: Opens) -> Repeatable {
+        match (&self.arguments, opens) {
             (Some(_), Opens::Never) => Repeatable::Yes,
             _ => Repeatable::No,
         }
