@@ -261,6 +261,29 @@ crate::on_every_database! {
 }
 
 crate::on_postgres! {
+    /// As of `dblink` or `postgres_fdw`: it is the statement that has failed, and the connection goes on.
+    #[rocket::async_test]
+    async fn a_statement_that_loses_its_way_to_another_database_has_changed_nothing() {
+        use rocket::local::asynchronous::Client;
+        use rocket_replicated::postgres::Replicated;
+
+        let lab = support::lab::postgres::Lab::new();
+        let rocket = support::rocket_over(&lab.section()).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let db = cluster.write();
+        let session = async || sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()").fetch_one(&db).await.unwrap();
+        let before = session().await;
+        for code in ["08001", "08006"] {
+            let lost = format!("DO $$ BEGIN RAISE 'no way there' USING ERRCODE = '{code}'; END $$");
+            let error = sqlx::query(sqlx::AssertSqlSafe(lost)).execute(&db).await.unwrap_err();
+            assert!(!rocket_replicated::Error::is_outcome_unknown(&error), "{error}");
+            assert!(error.to_string().contains("no way there"), "{error}");
+        }
+        assert_eq!(session().await, before);
+        assert_eq!(cluster.statistics().outcomes_unknown, 0);
+    }
+
     #[rocket::async_test]
     async fn a_statement_that_takes_longer_than_a_second_is_reported() {
         use rocket::{get, routes};

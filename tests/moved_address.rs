@@ -552,6 +552,28 @@ crate::on_servers! {
         assert_eq!(cluster.statistics().outcomes_unknown, 0);
     }
 
+    /// Nothing was committed.
+    #[rocket::async_test]
+    async fn a_transaction_that_cannot_be_rolled_back_may_be_tried_again() {
+        const SOON: Duration = Duration::from_secs(60);
+
+        let (_lab, wire, section) = behind_a_wire("max_connections = 1");
+        let (_client, cluster) = launch(&section).await;
+        let db = cluster.write();
+        let mut transaction = db.begin().await.unwrap();
+        sqlx::query(sql("INSERT INTO notes (id, body) VALUES ($1, 'note')"))
+            .bind(1)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        wire.silence_open();
+        wire.refuse();
+        let rolled_back = tokio::time::timeout(SOON, transaction.rollback()).await.expect("an end of it");
+        let error = rocket_replicated::Error::from(rolled_back.unwrap_err());
+        assert!(matches!(error, rocket_replicated::Error::Unavailable(_)), "{error:?}");
+        assert_eq!(cluster.statistics().outcomes_unknown, 0);
+    }
+
     /// The crate cannot take from a handler what it has handed out, but what has died is not counted.
     #[rocket::async_test]
     async fn connections_of_ones_own_that_died_keep_nobody_waiting() {

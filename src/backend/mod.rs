@@ -147,22 +147,9 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     fn prepare(conn: &mut Conn<Self>, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>>;
 
-    /// What a failed query says about the query and about its server.
+    /// What an error of a statement says. The one place that looks at errors of a driver.
     #[doc(hidden)]
-    fn fault(error: &sqlx::Error) -> Fault;
-
-    /// Whether the connection can run nothing more after this error, whatever the fault.
-    #[doc(hidden)]
-    fn ends_connection(error: &sqlx::Error) -> bool {
-        matches!(error, sqlx::Error::Protocol(_)) || Self::fault(error) == Fault::Node
-    }
-
-    /// Whether the answer broke off: what was sent may have been done or not. A server that refuses a statement, or rolls
-    /// it back before it ends the session, says so.
-    #[doc(hidden)]
-    fn breaks_off(error: &sqlx::Error) -> bool {
-        connection_fault(error) == Some(Fault::Node)
-    }
+    fn judge(error: &sqlx::Error) -> Judgement;
 
     /// What an ordinary role can see of a server that is there for this, in as few round trips as can be.
     /// Poolers are no obstacle: nothing is prepared.
@@ -336,6 +323,44 @@ pub enum Fault {
     Query,
 }
 
+/// What a failed query leaves of its connection.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Remains {
+    /// It can run another statement.
+    Usable,
+    /// It can run nothing more. The server refused the statement, or rolled it back, before it ended the session.
+    Ended,
+    /// It ended before the answer was complete: what was sent may have been done or not.
+    BrokenOff,
+}
+
+/// What an error of a statement says.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Judgement {
+    /// Of the statement and its server.
+    pub fault: Fault,
+    /// Of the connection.
+    pub remains: Remains,
+}
+
+impl Judgement {
+    pub(crate) const BROKEN_OFF: Self = Self { fault: Fault::Node, remains: Remains::BrokenOff };
+
+    /// Of an error that no server has sent: these look the same through every driver.
+    fn of_driver(error: &sqlx::Error) -> Self {
+        use sqlx::Error::*;
+
+        match error {
+            Io(_) | Tls(_) | WorkerCrashed => Self::BROKEN_OFF,
+            // Nobody knows what the rest of the conversation is about.
+            Protocol(_) => Self { fault: Fault::Query, remains: Remains::Ended },
+            _ => Self { fault: Fault::Query, remains: Remains::Usable },
+        }
+    }
+}
+
 /// How much to ask of a server.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -409,17 +434,6 @@ impl fmt::Display for Address {
             Some(port) => write!(f, "{}:{port}", self.host),
             None => f.write_str(&self.host),
         }
-    }
-}
-
-/// The faults that look the same through every driver.
-fn connection_fault(error: &sqlx::Error) -> Option<Fault> {
-    use sqlx::Error::*;
-
-    match error {
-        Io(_) | Tls(_) | WorkerCrashed => Some(Fault::Node),
-        Database(_) => None,
-        _ => Some(Fault::Query),
     }
 }
 

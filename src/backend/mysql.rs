@@ -11,8 +11,8 @@ use super::session::hash;
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
-    Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
-    Prepared, ReportedRole, Rest, SessionId, Settings, VerifiedHost, connection_fault, fetch_first,
+    Access, Activity, Address, Depth, Driver, Fault, Instance, Judgement, Left, Observation, Options,
+    Position, Prepared, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
 };
 
 impl Driver for MySql {
@@ -177,20 +177,17 @@ impl Driver for MySql {
         })
     }
 
-    /// A session that is ended while it commits may have done so.
-    fn breaks_off(error: &sqlx::Error) -> bool {
-        let number = error.as_database_error().and_then(number);
-        connection_fault(error) == Some(Fault::Node) || number == Some(CONNECTION_KILLED)
-    }
-
-    fn fault(error: &sqlx::Error) -> Fault {
-        if let Some(fault) = connection_fault(error) {
-            return fault;
-        }
+    fn judge(error: &sqlx::Error) -> Judgement {
         let Some(error) = error.as_database_error().and_then(|error| error.try_downcast_ref()) else {
-            return Fault::Query;
+            return Judgement::of_driver(error);
         };
-        match (MySqlDatabaseError::number(error), error.message()) {
+        let remains = match MySqlDatabaseError::number(error) {
+            // A session that is ended while it commits may have done so.
+            CONNECTION_KILLED => Remains::BrokenOff,
+            number if ends_connections(number) => Remains::Ended,
+            _ => Remains::Usable,
+        };
+        let fault = match (MySqlDatabaseError::number(error), error.message()) {
             // https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1700-to-1799/e1792
             (READ_ONLY_TRANSACTION | READ_ONLY_MODE, _) => Fault::ReadOnly,
             // This number is that of many an option.
@@ -202,7 +199,8 @@ impl Driver for MySql {
             _ if is_full(error) => Fault::Full,
             (number, _) if ends_connections(number) => Fault::Node,
             _ => Fault::Query,
-        }
+        };
+        Judgement { fault, remains }
     }
 }
 

@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
-    Access, Activity, Address, Depth, Driver, Fault, Instance, Left, Observation, Options, Position,
-    Prepared, ReportedRole, Rest, SessionId, Settings, VerifiedHost, connection_fault, fetch_first,
+    Access, Activity, Address, Depth, Driver, Fault, Instance, Judgement, Left, Observation, Options,
+    Position, Prepared, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
 };
 
 impl Driver for Postgres {
@@ -73,7 +73,9 @@ impl Driver for Postgres {
                 Access::ReadWrite => sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await,
                 Access::ReadMaster | Access::ReadSlave => {
                     match sqlx::raw_sql(READER).fetch_one(&mut *conn).await {
-                        Err(error @ sqlx::Error::Database(_)) if Self::fault(&error) == Fault::Query => {
+                        Err(error @ sqlx::Error::Database(_))
+                            if Self::judge(&error).fault == Fault::Query =>
+                        {
                             sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await
                         }
                         prepared => prepared,
@@ -83,7 +85,7 @@ impl Driver for Postgres {
             match prepared {
                 Ok(row) => Ok(prepared_from(&row)),
                 // A server that only speaks PostgreSQL's protocol may not know these functions.
-                Err(error @ sqlx::Error::Database(_)) if Self::fault(&error) == Fault::Query => {
+                Err(error @ sqlx::Error::Database(_)) if Self::judge(&error).fault == Fault::Query => {
                     let row = sqlx::raw_sql(READ_ONLY).fetch_one(conn).await?;
                     Ok(Prepared { read_only: row.try_get::<&str, _>(0)? == "on", ..Prepared::default() })
                 }
@@ -115,7 +117,7 @@ impl Driver for Postgres {
                         return Ok(observed);
                     }
                     // A reader without a log of its own refuses to speak of it.
-                    Err(error @ sqlx::Error::Database(_)) if Self::fault(&error) == Fault::Query => {
+                    Err(error @ sqlx::Error::Database(_)) if Self::judge(&error).fault == Fault::Query => {
                         *memory = Memory::NoLog(LOOKS_WITHOUT_LOG);
                     }
                     Err(error) => return Err(error),
@@ -199,15 +201,14 @@ impl Driver for Postgres {
         })
     }
 
-    fn fault(error: &sqlx::Error) -> Fault {
-        if let Some(fault) = connection_fault(error) {
-            return fault;
-        }
+    fn judge(error: &sqlx::Error) -> Judgement {
         let Some(error) = error.as_database_error().and_then(|error| error.try_downcast_ref()) else {
-            return Fault::Query;
+            return Judgement::of_driver(error);
         };
+        let is_fatal = is_fatal(error);
         // https://www.postgresql.org/docs/current/errcodes-appendix.html
-        match PgDatabaseError::code(error) {
+        let code = PgDatabaseError::code(error);
+        let fault = match code {
             "25006" => Fault::ReadOnly,
             TOO_MANY_CONNECTIONS => Fault::Full,
             // On a hot standby this is a conflict with recovery, not a serialization failure. One that hits a
@@ -215,24 +216,17 @@ impl Driver for Postgres {
             // https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
             // So is a deadlock there, with the process that replays. At a master, reads may run once more as well.
             "40001" | "40P01" => Fault::Conflict,
-            _ if is_fatal(error) => Fault::Node,
+            _ if is_fatal => Fault::Node,
             _ => Fault::Query,
-        }
-    }
-
-    /// Of the codes of connections, none is a server's own once the session has begun: a pooler in between says that it has
-    /// lost the server.
-    fn breaks_off(error: &sqlx::Error) -> bool {
-        let code = error.as_database_error().and_then(|error| error.code());
-        connection_fault(error) == Some(Fault::Node) || code.is_some_and(|code| code.starts_with("08"))
-    }
-
-    fn ends_connection(error: &sqlx::Error) -> bool {
-        let fatal = error
-            .as_database_error()
-            .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
-            .is_some_and(is_fatal);
-        fatal || matches!(error, sqlx::Error::Protocol(_)) || Self::fault(error) == Fault::Node
+        };
+        let remains = match is_fatal {
+            // Of the codes of connections, none is a server's own once the session has begun: a pooler in between says
+            // that it has lost the server. What is not fatal is a statement's, as of one that asks another database.
+            true if code.starts_with("08") => Remains::BrokenOff,
+            true => Remains::Ended,
+            false => Remains::Usable,
+        };
+        Judgement { fault, remains }
     }
 }
 

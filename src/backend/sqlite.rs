@@ -10,8 +10,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJo
 use sqlx::{Execute, Executor, Sqlite};
 
 use super::{
-    Access, Address, Depth, Driver, Fault, Follower, Left, Millis, Observation, Opens, Options, Position,
-    Prepared, ReportedRole, Rest, Settings, connection_fault, fetch_first, statement::only_reads,
+    Access, Address, Depth, Driver, Fault, Follower, Judgement, Left, Millis, Observation, Opens, Options,
+    Position, Prepared, Remains, ReportedRole, Rest, Settings, fetch_first, statement::only_reads,
 };
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
@@ -141,18 +141,17 @@ impl Driver for Sqlite {
         })
     }
 
-    fn fault(error: &sqlx::Error) -> Fault {
-        if let Some(fault) = connection_fault(error) {
-            return fault;
-        }
-        let code = error.as_database_error().and_then(code).unwrap_or_default();
-        match (code, code & 0xff) {
-            (READONLY, _) => Fault::ReadOnly,
+    fn judge(error: &sqlx::Error) -> Judgement {
+        let Some(error) = error.as_database_error() else { return Judgement::of_driver(error) };
+        let code = code(error).unwrap_or_default();
+        let (fault, remains) = match (code, code & 0xff) {
+            (READONLY, _) => (Fault::ReadOnly, Remains::Usable),
             // The codes that extend READONLY (264, 1544, …) are faults of the file, as are IOERR,
             // CORRUPT, CANTOPEN, NOTADB and theirs.
-            (_, READONLY | 10 | 11 | 14 | 26) => Fault::Node,
-            _ => Fault::Query,
-        }
+            (_, READONLY | 10 | 11 | 14 | 26) => (Fault::Node, Remains::Ended),
+            _ => (Fault::Query, Remains::Usable),
+        };
+        Judgement { fault, remains }
     }
 
     fn follow(

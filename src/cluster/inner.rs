@@ -19,7 +19,7 @@ use crate::backend::{Access, Driver, Follower, Instance, catch_up};
 use crate::config::{Affinity, Config, Consistency, ReadShare};
 use crate::health::{Mastership, NodeStatus, Role, Use};
 use crate::pin::{self, Evidence, Pin, Pins};
-use crate::pool::{Checkout, Sessions};
+use crate::pool::{Checkout, Sessions, StatementError};
 use crate::position::Position;
 
 /// How long a shutdown waits for connections to be handed back.
@@ -123,7 +123,7 @@ impl<DB: Driver> Inner<DB> {
         &self,
         checkout: &mut Checkout<DB>,
         position: &Position,
-    ) -> Result<bool, sqlx::Error> {
+    ) -> Result<bool, StatementError> {
         let health = checkout.pool().health().clone();
         let (instance, opened) = (checkout.instance(), checkout.state().opened());
         let counts = &self.counts.catch_ups;

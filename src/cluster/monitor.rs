@@ -265,7 +265,7 @@ impl<DB: Driver> Watch<DB> {
             failures = match &observed {
                 Ok(_) => 0,
                 // It answers, if not by what was asked for.
-                Err(error) if DB::fault(error) == Fault::Full => 0,
+                Err(error) if DB::judge(error).fault == Fault::Full => 0,
                 Err(_) => failures + 1,
             };
             if observed.is_ok() {
@@ -540,7 +540,7 @@ impl<DB: Driver> Watch<DB> {
                 observed.position = observed.position.or_else(|| health.copied());
                 Finding::Observed(observed)
             }
-            Err(error) if DB::fault(&error) == Fault::Full => Finding::Full,
+            Err(error) if DB::judge(&error).fault == Fault::Full => Finding::Full,
             Err(error) => {
                 health.went_down(&error);
                 let reads = server.pools.all().filter(|pool| !pool.access().writes());

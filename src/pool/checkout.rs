@@ -2,20 +2,20 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use log::warn;
 use rocket::tokio::runtime::Handle;
 use rocket::tokio::time::timeout;
 use sqlx::pool::PoolConnection;
 
-use super::connection::{Connection, ConnectionState, Ended, Lending, PooledConnection};
+use super::connection::{Connection, ConnectionState, Lending, PooledConnection};
 use super::holder::Asker;
 use super::queue::Permit;
+use super::watch::{StatementError, Watch};
 use super::{CloseCause, Pool};
-use crate::backend::{Access, Conn, Driver, Instance, Left};
+use crate::backend::{Conn, Driver, Instance, Left, Remains};
 
 /// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
 /// is closed, and its permit in the pool is free at once.
@@ -86,12 +86,11 @@ impl<DB: Driver> Checkout<DB> {
         drop(self.0.take().map(Parts::end));
     }
 
-    /// As [`put_back`](Self::put_back), unless the error has ended the connection.
-    pub(crate) fn put_back_after(self, error: &sqlx::Error) {
-        if DB::ends_connection(error) {
-            self.close(CloseCause::Failed);
-        } else {
-            self.put_back();
+    /// As [`put_back`](Self::put_back), if there is something left of the connection.
+    pub(crate) fn put_back_after(self, failed: &StatementError) {
+        match failed.remains {
+            Remains::Usable => self.put_back(),
+            Remains::Ended | Remains::BrokenOff => self.close(CloseCause::Failed),
         }
     }
 
@@ -121,7 +120,7 @@ impl<DB: Driver> Checkout<DB> {
     }
 
     /// The connection, unless a transaction was left open on it: then it is closed.
-    pub(crate) async fn settle(mut self) -> Result<Option<Self>, sqlx::Error> {
+    pub(crate) async fn settle(mut self) -> Result<Option<Self>, StatementError> {
         let settled = {
             let (conn, mut watch) = self.parts();
             watch.over_harmless(pin!(DB::settle(conn))).await
@@ -216,153 +215,6 @@ impl<DB: Driver> Drop for Held<DB> {
     }
 }
 
-/// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is
-/// given up only in the latter case: nobody could tell what became of it.
-///
-/// Dropped, it warns of a statement that took long: sqlx would, too, but it knows neither the database nor the handler.
-pub(crate) struct Watch<'a, DB: Driver> {
-    pool: &'a Pool<DB>,
-    state: &'a ConnectionState<DB>,
-    /// The statement, if it is one that somebody wrote.
-    sql: Option<&'a str>,
-    /// For how long the server has been waited for.
-    took: Duration,
-    sent: Sent,
-}
-
-/// Whether a server may have been told of a statement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    Nothing,
-    Something,
-}
-
-impl<'a, DB: Driver> Watch<'a, DB> {
-    /// Over this connection.
-    pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
-        Self { pool, state, sql: None, took: Duration::ZERO, sent: Sent::Nothing }
-    }
-
-    /// Over this statement.
-    pub(crate) fn of(mut self, sql: &'a str) -> Self {
-        self.sql = Some(sql);
-        self
-    }
-
-    pub(crate) fn pool(&self) -> &'a Pool<DB> {
-        self.pool
-    }
-
-    /// Pinned in place, not moved along: the future of a query is as large as its parts.
-    ///
-    /// # Errors
-    ///
-    /// A write whose connection breaks is one whose outcome is unknown: it may have been sent.
-    pub(crate) async fn over<T>(
-        &mut self,
-        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
-    ) -> Result<T, sqlx::Error> {
-        let done = self.wait(work).await;
-        match (done, self.pool.access(), self.sent) {
-            (Ok(Err(error)), Access::ReadWrite, _) if DB::breaks_off(&error) => {
-                Err(self.pool.outcome_unknown(Some(error)))
-            }
-            (Ok(done), ..) => done,
-            // Its reader may have paused between two rows.
-            (Err(_), Access::ReadWrite, Sent::Something) => Err(self.pool.outcome_unknown(None)),
-            (Err(_), ..) => Err(self.pool.unreachable()),
-        }
-    }
-
-    /// Over what changes nothing, such as the beginning of a transaction.
-    pub(crate) async fn over_harmless<T>(
-        &mut self,
-        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
-    ) -> Result<T, sqlx::Error> {
-        self.wait(work).await.unwrap_or_else(|_| Err(self.pool.unreachable()))
-    }
-
-    /// What comes of it, unless the connection ends before, or has ended.
-    async fn wait<T>(
-        &mut self,
-        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
-    ) -> Result<Result<T, sqlx::Error>, Ended> {
-        if let Some(ended) = self.state.ended() {
-            return Err(ended);
-        }
-        self.sent = Sent::Something;
-        let mut wait = Wait::begin(self);
-        let done = wait.watch.state.unless_ended(work).await?;
-        wait.has_answer = done.as_ref().err().is_none_or(|error| !DB::ends_connection(error));
-        Ok(done)
-    }
-
-    fn warn_of_slow(&self, sql: &str) {
-        let health = self.pool.health();
-        let handler = self.state.holder().handler;
-        let handler = handler.map(|handler| format!(", asked by `{handler}`")).unwrap_or_default();
-        let took = self.took.as_secs_f64();
-        warn!("Slow statement on the {health}{handler}: {took:.1} s for {}", in_one_line(sql));
-    }
-}
-
-impl<DB: Driver> Drop for Watch<'_, DB> {
-    fn drop(&mut self) {
-        if let Some(sql) = self.sql.filter(|_| self.took >= SLOW) {
-            self.warn_of_slow(sql);
-        }
-    }
-}
-
-/// Somebody waits for the server, until it has answered or they have gone. Reads the clock twice.
-struct Wait<'w, 'a, DB: Driver> {
-    watch: &'w mut Watch<'a, DB>,
-    began: Instant,
-    has_answer: bool,
-}
-
-impl<'w, 'a, DB: Driver> Wait<'w, 'a, DB> {
-    fn begin(watch: &'w mut Watch<'a, DB>) -> Self {
-        let began = Instant::now();
-        watch.state.begin_statement(began);
-        Self { watch, began, has_answer: false }
-    }
-}
-
-impl<DB: Driver> Drop for Wait<'_, '_, DB> {
-    fn drop(&mut self) {
-        let Watch { state, took, .. } = &mut *self.watch;
-        let now = Instant::now();
-        *took += now - self.began;
-        state.end_statement(now, now - self.began);
-        if self.has_answer {
-            state.verify(now);
-        }
-    }
-}
-
-/// A statement that takes longer is warned of.
-const SLOW: Duration = Duration::from_secs(1);
-
-/// No more of a statement is logged: it may hold a thousand rows.
-const MAX_SHOWN: usize = 500;
-
-fn in_one_line(sql: &str) -> String {
-    let mut line = String::new();
-    for word in sql.split_whitespace() {
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(word);
-        if let Some((end, _)) = line.char_indices().nth(MAX_SHOWN) {
-            line.truncate(end);
-            line.push('…');
-            break;
-        }
-    }
-    line
-}
-
 /// The connection that a session keeps between two statements, unless others wait for it. As a rule, only the first and
 /// the last of a session's statements have to do with the pool, which all sessions share.
 pub(crate) struct Sticky<DB: Driver> {
@@ -412,19 +264,5 @@ impl<DB: Driver> Sticky<DB> {
 impl<DB: Driver> Drop for Sticky<DB> {
     fn drop(&mut self) {
         drop(self.state.upgrade().and_then(|state| state.claim(self.asker)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_statement_is_shown_in_one_line_that_ends() {
-        assert_eq!(in_one_line("\n  SELECT id\n    FROM notes\n"), "SELECT id FROM notes");
-        let long = in_one_line(&format!("INSERT INTO notes VALUES {}", "('ä'), ".repeat(1000)));
-        assert_eq!(long.chars().count(), MAX_SHOWN + 1);
-        assert!(long.starts_with("INSERT INTO notes VALUES ('ä'), ('ä'), ") && long.ends_with('…'));
-        assert_eq!(in_one_line(&"ä".repeat(600)).chars().count(), MAX_SHOWN + 1);
     }
 }

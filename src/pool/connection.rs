@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use std::{fmt, io};
 
 use rocket::futures::task::AtomicWaker;
 use rocket::tokio;
@@ -489,38 +488,4 @@ impl<DB: Driver> ConnectionState<DB> {
 fn since(began: &AtomicU64, now: u64) -> Option<Duration> {
     let began = began.load(Ordering::Relaxed).checked_sub(1)?;
     Some(Duration::from_millis(now.saturating_sub(began)))
-}
-
-/// The error of a write whose connection died before the answer came.
-#[derive(Debug)]
-pub(crate) struct OutcomeUnknown {
-    pub(super) server: String,
-    /// What the connection died of, where it said so.
-    pub(super) cause: Option<sqlx::Error>,
-}
-
-impl OutcomeUnknown {
-    /// Whether this is what an error says.
-    pub(crate) fn is(error: &sqlx::Error) -> bool {
-        matches!(error, sqlx::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Self>()))
-    }
-}
-
-impl From<OutcomeUnknown> for sqlx::Error {
-    fn from(unknown: OutcomeUnknown) -> Self {
-        io::Error::new(io::ErrorKind::ConnectionAborted, unknown).into()
-    }
-}
-
-impl fmt::Display for OutcomeUnknown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let server = &self.server;
-        write!(f, "the connection to the {server} died before the answer came: the outcome is unknown")
-    }
-}
-
-impl std::error::Error for OutcomeUnknown {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.cause.as_ref().map(|cause| cause as _)
-    }
 }

@@ -37,13 +37,15 @@ mod sessions;
 #[cfg(all(test, feature = "sqlite"))]
 mod tests;
 mod upkeep;
+mod watch;
 
-pub(crate) use checkout::{Checkout, Held, Sticky, Watch};
-pub(crate) use connection::{ConnectionState, Ended, Lending, OutcomeUnknown};
+pub(crate) use checkout::{Checkout, Held, Sticky};
+pub(crate) use connection::{ConnectionState, Ended, Lending};
 pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
 pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 pub(crate) use sessions::Session;
+pub(crate) use watch::{Outcome, OutcomeUnknown, StatementError, Watch};
 
 use connection::{Connection, PooledConnection};
 use holder::TimedOut;
@@ -340,7 +342,9 @@ impl<DB: Driver> Pool<DB> {
             Err(sqlx::Error::PoolTimedOut) => {
                 Err(self.timed_out(TimedOut::crowd(self, asker, self.queue.waiting())))
             }
-            Err(error) if DB::fault(&error) == Fault::Full => Err(Failure::Busy(TimedOut::full(self).into())),
+            Err(error) if DB::judge(&error).fault == Fault::Full => {
+                Err(Failure::Busy(TimedOut::full(self).into()))
+            }
             Err(error) => Err(Failure::Unreachable(error)),
         }
     }
@@ -426,7 +430,7 @@ impl<DB: Driver> Pool<DB> {
             () = interrupted => return Err(self.unreachable()),
             () = tokio::time::sleep(self.longest_opening()) => Err(sqlx::Error::PoolTimedOut),
         };
-        if opened.as_ref().is_err_and(|error| DB::fault(error) != Fault::Full) {
+        if opened.as_ref().is_err_and(|error| DB::judge(error).fault != Fault::Full) {
             self.health.request_probe();
         }
         opened
@@ -514,11 +518,6 @@ impl<DB: Driver> Pool<DB> {
 
     fn unreachable(&self) -> sqlx::Error {
         io::Error::new(io::ErrorKind::NotConnected, self.health.why_not(self.wanted())).into()
-    }
-
-    fn outcome_unknown(&self, cause: Option<sqlx::Error>) -> sqlx::Error {
-        self.counts.outcomes_unknown.add_one();
-        OutcomeUnknown { server: self.health.to_string(), cause }.into()
     }
 
     fn warn_of_transaction(&self) {

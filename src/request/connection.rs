@@ -14,8 +14,8 @@ use sqlx::{Describe, Either, Error, Execute, Executor, SqlStr};
 
 use super::query::Query;
 use super::session::Writer;
-use crate::backend::{Conn, Driver, Opens, Rest};
-use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, Watch};
+use crate::backend::{Conn, Driver, Opens, Remains, Rest};
+use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, StatementError, Watch};
 
 /// A connection of one's own, from [`ReplicatedDb::get`](crate::ReplicatedDb::get).
 ///
@@ -63,7 +63,7 @@ impl<DB: Driver> Connection<DB> {
 
 impl<DB: Driver> Transaction<DB> {
     /// Begins one on a connection. Whose fault an error is, the pool's server has to be asked about.
-    pub(super) async fn begin(checkout: Checkout<DB>, writer: Writer<DB>) -> Result<Self, Error> {
+    pub(super) async fn begin(checkout: Checkout<DB>, writer: Writer<DB>) -> Result<Self, StatementError> {
         let (pool, state) = (checkout.pool().clone(), checkout.state().clone());
         // Until it has begun, sqlx does not know that there is something to be rolled back.
         let begin = pool.begin_read_only().map(sqlx::SqlSafeStr::into_sql_str);
@@ -85,7 +85,7 @@ impl<DB: Driver> Transaction<DB> {
         let sent = writer.send();
         let done = Watch::new(&pool, &state).over(pin!(conn.commit())).await;
         sent.ended(&done);
-        done
+        Ok(done?)
     }
 
     /// Takes back what was done.
@@ -96,7 +96,7 @@ impl<DB: Driver> Transaction<DB> {
     pub async fn rollback(self) -> Result<(), Error> {
         let Watched { conn, pool, state, .. } = self.watched;
         state.lend_for(Lending::EndingTransaction);
-        Watch::new(&pool, &state).over(pin!(conn.rollback())).await
+        Ok(Watch::new(&pool, &state).over_harmless(pin!(conn.rollback())).await?)
     }
 
     /// sqlx's own transaction, for libraries that ask for one: nobody watches over it.
@@ -127,10 +127,11 @@ impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
             watch.of(sql.as_str()).over(pin!(run(conn))).await
         };
         sent.ended(&done);
-        if opens == Opens::Never && done.as_ref().err().is_none_or(|error| !DB::ends_connection(error)) {
+        let is_usable = done.as_ref().err().is_none_or(|failed| failed.remains == Remains::Usable);
+        if opens == Opens::Never && is_usable {
             self.state.leave(before);
         }
-        done
+        Ok(done?)
     }
 }
 
@@ -179,7 +180,7 @@ where
             };
             drop((steps, watch));
             sent.ended(&done);
-            done?;
+            done.map_err(Error::from)?;
             if opens == Opens::Never {
                 self.state.leave(before);
             }

@@ -17,7 +17,7 @@ use super::query::{Frame, Query};
 use super::retry::{Attempts, Repeatable};
 use crate::backend::{Backend, Conn, Driver, Left, Opens, Rest};
 use crate::cluster::Db;
-use crate::pool::{Checkout, CloseCause, Pool};
+use crate::pool::{Checkout, CloseCause, Pool, StatementError};
 
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
 
@@ -145,9 +145,9 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                         self.leave(checkout, left, opens).await?;
                         return Ok(answer);
                     }
-                    Err(error) => {
-                        let pool = self.after_error(checkout, &error, opens);
-                        attempts.judge(&pool, decision, error, repeatable)?;
+                    Err(failed) => {
+                        let pool = self.after_error(checkout, &failed, opens);
+                        attempts.judge(&pool, decision, failed, repeatable)?;
                     }
                 }
             }
@@ -172,10 +172,15 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
 
     /// Puts the connection back if it can still be used: one of several statements may have begun a transaction
     /// before another one failed.
-    fn after_error(&self, checkout: Checkout<Db<D>>, error: &Error, opens: Opens) -> Arc<Pool<Db<D>>> {
+    fn after_error(
+        &self,
+        checkout: Checkout<Db<D>>,
+        failed: &StatementError,
+        opens: Opens,
+    ) -> Arc<Pool<Db<D>>> {
         let pool = checkout.pool().clone();
         match opens {
-            Opens::Never => checkout.put_back_after(error),
+            Opens::Never => checkout.put_back_after(failed),
             Opens::Maybe | Opens::Always => checkout.close(CloseCause::Failed),
         }
         pool
@@ -198,9 +203,9 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                     self.session.keep(checkout);
                     return Ok(told);
                 }
-                Err(error) => {
-                    let pool = self.after_error(checkout, &error, Opens::Never);
-                    attempts.judge(&pool, decision, error, Repeatable::Yes)?;
+                Err(failed) => {
+                    let pool = self.after_error(checkout, &failed, Opens::Never);
+                    attempts.judge(&pool, decision, failed, Repeatable::Yes)?;
                 }
             }
         }
@@ -267,7 +272,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                     Frame::Transaction(_) => watch.over_harmless(pin!(frame.open::<Db<D>>(conn))).await,
                 };
                 let done = match opened {
-                    Err(error) => Err(error),
+                    Err(failed) => Err(failed),
                     Ok(()) => {
                         let mut steps = Db::<D>::executor(conn).fetch_many(attempt);
                         let done = loop {
@@ -277,7 +282,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                                     yield step;
                                 }
                                 Ok(None) => break Ok(()),
-                                Err(error) => break Err(error),
+                                Err(failed) => break Err(failed),
                             }
                         };
                         drop(steps);
@@ -287,10 +292,10 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                                 watch.over(pin!(frame.close::<Db<D>, _>(conn, Ok(())))).await
                             }
                             // What failed is what there is to say, whatever becomes of the rollback.
-                            (Err(error), Frame::Transaction(_)) => {
+                            (Err(failed), Frame::Transaction(_)) => {
                                 let rollback = pin!(frame.roll_back::<Db<D>>(conn));
-                                watch.over_harmless(rollback).await.unwrap_or_default();
-                                Err(error)
+                                let _ = watch.over_harmless(rollback).await;
+                                Err(failed)
                             }
                         }
                     }
@@ -302,9 +307,9 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                         self.leave(checkout, Left::Clean, opens).await?;
                         return;
                     }
-                    Err(error) => {
-                        let pool = self.after_error(checkout, &error, opens);
-                        attempts.judge(&pool, decision, error, repeatable)?;
+                    Err(failed) => {
+                        let pool = self.after_error(checkout, &failed, opens);
+                        attempts.judge(&pool, decision, failed, repeatable)?;
                     }
                 }
             }

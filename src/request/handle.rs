@@ -74,7 +74,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             let pool = checkout.pool().clone();
             match Transaction::begin(checkout, self.session.writer(decision)).await {
                 Ok(transaction) => return Ok(transaction),
-                Err(error) => attempts.judge(&pool, decision, error, Repeatable::Yes)?,
+                Err(failed) => attempts.judge(&pool, decision, failed, Repeatable::Yes)?,
             }
         }
     }

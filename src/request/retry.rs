@@ -11,7 +11,7 @@ use super::counts::RetryCause;
 use super::session::Session;
 use crate::backend::{Access, Driver, Fault};
 use crate::config::RefusedWrite;
-use crate::pool::{Failure, Pool};
+use crate::pool::{Failure, Pool, StatementError};
 use crate::routing::{Choice, Decision, Declared, MethodKind};
 
 /// Whether a query may run twice, as long as it cannot have written.
@@ -35,16 +35,16 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         Self { session, failed_at_master: false }
     }
 
-    /// Judges an attempt on a connection of `pool` that ended with `error`: `Ok` means to try again.
+    /// Judges an attempt that failed on a connection of `pool`: `Ok` means to try again.
     pub(crate) fn judge(
         &mut self,
         pool: &Pool<DB>,
         decision: Decision,
-        error: sqlx::Error,
+        failed: StatementError,
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
         let repeatable = if pool.is_read_only() { repeatable } else { Repeatable::No };
-        let fault = DB::fault(&error);
+        let StatementError { error, fault, .. } = failed;
         match (fault, decision.access) {
             (Fault::Query, _) => return Err(error),
             (Fault::ReadOnly, Access::ReadWrite) => {

@@ -9,11 +9,11 @@ use std::{fmt, mem};
 use log::{debug, warn};
 
 use super::counts::RetryCause;
-use crate::backend::{Access, Driver, Instance};
+use crate::backend::{Access, Driver, Instance, Remains};
 use crate::cluster::Inner;
 use crate::config::ServerTiming;
 use crate::pin::{Needed, Pin};
-use crate::pool::{Asker, Checkout, Clock, Failure, Holder, OutcomeUnknown, Sticky, Ticking};
+use crate::pool::{Asker, Checkout, Clock, Failure, Holder, Outcome, StatementError, Sticky, Ticking};
 use crate::routing::{
     CatchUp, Choice, Client, Decision, Declared, Failed, Intent, MethodKind, Reason, Route, SlaveSet,
 };
@@ -116,8 +116,8 @@ pub(crate) struct Sent<'a>(Option<&'a Answered>);
 
 impl Sent<'_> {
     /// It has ended like this.
-    pub(crate) fn ended<T>(mut self, how: &Result<T, sqlx::Error>) {
-        if !how.as_ref().is_err_and(OutcomeUnknown::is) {
+    pub(crate) fn ended<T>(mut self, how: &Result<T, StatementError>) {
+        if !how.as_ref().is_err_and(|failed| failed.outcome == Outcome::Unknown) {
             self.0 = None;
         }
     }
@@ -315,12 +315,12 @@ impl<DB: Driver> Session<DB> {
                     checkout.put_back();
                     self.give_up_slave(decision);
                 }
-                Err(error) => {
-                    if DB::ends_connection(&error) {
-                        checkout.pool().health().suspect(&error);
+                Err(failed) => {
+                    if failed.remains != Remains::Usable {
+                        checkout.pool().health().suspect(&failed.error);
                     }
-                    checkout.put_back_after(&error);
-                    self.move_on(decision, Failure::Unreachable(error))?;
+                    checkout.put_back_after(&failed);
+                    self.move_on(decision, Failure::Unreachable(failed.error))?;
                     retries.add(RetryCause::Broken);
                 }
             }
@@ -362,7 +362,7 @@ impl<DB: Driver> Session<DB> {
         &self,
         decision: Decision,
         checkout: &mut Checkout<DB>,
-    ) -> Result<bool, sqlx::Error> {
+    ) -> Result<bool, StatementError> {
         match (decision.reason, self.pin.as_ref().map(Pin::needs)) {
             (Reason::CaughtUp, Some(Needed::Position(position))) => {
                 self.take(&self.progress(), checkout);

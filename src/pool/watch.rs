@@ -1,0 +1,254 @@
+//! Ends what runs on a connection when no answer will come, and judges what failed: once, for all that comes after.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use log::warn;
+
+use super::Pool;
+use super::connection::ConnectionState;
+use crate::backend::{Driver, Fault, Judgement, Remains};
+
+/// A statement that failed. What comes after its watch reads this, and looks at no error again.
+#[derive(Debug)]
+pub(crate) struct StatementError {
+    /// For the caller.
+    pub(crate) error: sqlx::Error,
+    pub(crate) fault: Fault,
+    /// Of the connection.
+    pub(crate) remains: Remains,
+    pub(crate) outcome: Outcome,
+}
+
+/// Whether it is known what became of a statement that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It changed nothing.
+    Known,
+    /// It may have been carried out.
+    Unknown,
+}
+
+impl From<StatementError> for sqlx::Error {
+    fn from(failed: StatementError) -> Self {
+        failed.error
+    }
+}
+
+/// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is
+/// given up only in the latter case: nobody could tell what became of it.
+///
+/// Dropped, it warns of a statement that took long: sqlx would, too, but it knows neither the database nor the handler.
+pub(crate) struct Watch<'a, DB: Driver> {
+    pool: &'a Pool<DB>,
+    state: &'a ConnectionState<DB>,
+    /// The statement, if it is one that somebody wrote.
+    sql: Option<&'a str>,
+    /// For how long the server has been waited for.
+    took: Duration,
+    sent: Sent,
+}
+
+/// Why a wait has ended without what was waited for.
+struct Why {
+    judgement: Judgement,
+    /// `None` if the connection was [ended](super::Ended).
+    error: Option<sqlx::Error>,
+}
+
+impl Why {
+    const NO_ANSWER: Self = Self { judgement: Judgement::BROKEN_OFF, error: None };
+}
+
+/// Whether a server may have been told of a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Nothing,
+    Something,
+}
+
+impl<'a, DB: Driver> Watch<'a, DB> {
+    /// Over this connection.
+    pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
+        Self { pool, state, sql: None, took: Duration::ZERO, sent: Sent::Nothing }
+    }
+
+    /// Over this statement.
+    pub(crate) fn of(mut self, sql: &'a str) -> Self {
+        self.sql = Some(sql);
+        self
+    }
+
+    pub(crate) fn pool(&self) -> &'a Pool<DB> {
+        self.pool
+    }
+
+    /// Over what may write. Pinned in place, not moved along: the future of a query is as large as its parts.
+    ///
+    /// # Errors
+    ///
+    /// The outcome of a write is unknown if it may have been sent, and its connection broke before the answer came.
+    pub(crate) async fn over<T>(
+        &mut self,
+        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
+    ) -> Result<T, StatementError> {
+        self.wait(work).await.map_err(|why| {
+            let may_have_written = self.pool.access().writes()
+                && self.sent == Sent::Something
+                && why.judgement.remains == Remains::BrokenOff;
+            self.failed(why, if may_have_written { Outcome::Unknown } else { Outcome::Known })
+        })
+    }
+
+    /// Over what changes nothing, such as the beginning of a transaction.
+    pub(crate) async fn over_harmless<T>(
+        &mut self,
+        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
+    ) -> Result<T, StatementError> {
+        self.wait(work).await.map_err(|why| self.failed(why, Outcome::Known))
+    }
+
+    fn failed(&self, why: Why, outcome: Outcome) -> StatementError {
+        let Why { judgement: Judgement { fault, remains }, error } = why;
+        let error = match (outcome, error) {
+            (Outcome::Unknown, cause) => {
+                self.pool.counts.outcomes_unknown.add_one();
+                OutcomeUnknown { server: self.pool.health.to_string(), cause }.into()
+            }
+            (Outcome::Known, Some(error)) => error,
+            (Outcome::Known, None) => self.pool.unreachable(),
+        };
+        StatementError { error, fault, remains, outcome }
+    }
+
+    /// What comes of it, unless the connection ends before, or has ended.
+    async fn wait<T>(
+        &mut self,
+        work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
+    ) -> Result<T, Why> {
+        if self.state.ended().is_some() {
+            return Err(Why::NO_ANSWER);
+        }
+        // A reader of rows may pause for long before the next wait.
+        self.sent = Sent::Something;
+        let mut wait = Wait::begin(self);
+        let Ok(done) = wait.watch.state.unless_ended(work).await else { return Err(Why::NO_ANSWER) };
+        let done = done.map_err(|error| Why { judgement: DB::judge(&error), error: Some(error) });
+        wait.has_answer = done.as_ref().err().is_none_or(|why| why.judgement.remains == Remains::Usable);
+        done
+    }
+
+    fn warn_of_slow(&self, sql: &str) {
+        let health = self.pool.health();
+        let handler = self.state.holder().handler;
+        let handler = handler.map(|handler| format!(", asked by `{handler}`")).unwrap_or_default();
+        let took = self.took.as_secs_f64();
+        warn!("Slow statement on the {health}{handler}: {took:.1} s for {}", in_one_line(sql));
+    }
+}
+
+impl<DB: Driver> Drop for Watch<'_, DB> {
+    fn drop(&mut self) {
+        if let Some(sql) = self.sql.filter(|_| self.took >= SLOW) {
+            self.warn_of_slow(sql);
+        }
+    }
+}
+
+/// Somebody waits for the server, until it has answered or they have gone. Reads the clock twice.
+struct Wait<'w, 'a, DB: Driver> {
+    watch: &'w mut Watch<'a, DB>,
+    began: Instant,
+    has_answer: bool,
+}
+
+impl<'w, 'a, DB: Driver> Wait<'w, 'a, DB> {
+    fn begin(watch: &'w mut Watch<'a, DB>) -> Self {
+        let began = Instant::now();
+        watch.state.begin_statement(began);
+        Self { watch, began, has_answer: false }
+    }
+}
+
+impl<DB: Driver> Drop for Wait<'_, '_, DB> {
+    fn drop(&mut self) {
+        let Watch { state, took, .. } = &mut *self.watch;
+        let now = Instant::now();
+        *took += now - self.began;
+        state.end_statement(now, now - self.began);
+        if self.has_answer {
+            state.verify(now);
+        }
+    }
+}
+
+/// A statement that takes longer is warned of.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// No more of a statement is logged: it may hold a thousand rows.
+const MAX_SHOWN: usize = 500;
+
+fn in_one_line(sql: &str) -> String {
+    let mut line = String::new();
+    for word in sql.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if let Some((end, _)) = line.char_indices().nth(MAX_SHOWN) {
+            line.truncate(end);
+            line.push('…');
+            break;
+        }
+    }
+    line
+}
+
+/// The error of a write whose connection died before the answer came.
+#[derive(Debug)]
+pub(crate) struct OutcomeUnknown {
+    server: String,
+    /// What the connection died of, where it said so.
+    cause: Option<sqlx::Error>,
+}
+
+impl OutcomeUnknown {
+    /// Whether this is what an error says.
+    pub(crate) fn is(error: &sqlx::Error) -> bool {
+        matches!(error, sqlx::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Self>()))
+    }
+}
+
+impl From<OutcomeUnknown> for sqlx::Error {
+    fn from(unknown: OutcomeUnknown) -> Self {
+        io::Error::new(io::ErrorKind::ConnectionAborted, unknown).into()
+    }
+}
+
+impl fmt::Display for OutcomeUnknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let server = &self.server;
+        write!(f, "the connection to the {server} died before the answer came: the outcome is unknown")
+    }
+}
+
+impl std::error::Error for OutcomeUnknown {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_ref().map(|cause| cause as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_is_shown_in_one_line_that_ends() {
+        assert_eq!(in_one_line("\n  SELECT id\n    FROM notes\n"), "SELECT id FROM notes");
+        let long = in_one_line(&format!("INSERT INTO notes VALUES {}", "('ä'), ".repeat(1000)));
+        assert_eq!(long.chars().count(), MAX_SHOWN + 1);
+        assert!(long.starts_with("INSERT INTO notes VALUES ('ä'), ('ä'), ") && long.ends_with('…'));
+        assert_eq!(in_one_line(&"ä".repeat(600)).chars().count(), MAX_SHOWN + 1);
+    }
+}
