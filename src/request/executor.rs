@@ -120,9 +120,9 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
             let repeatable = query.repeatable(opens);
             let mut attempts = self.attempts();
             loop {
-                let (mut checkout, decision) = self.session.check_out().await?;
-                let sent = self.session.send(decision);
-                let rest = Db::<D>::rest(query.text().as_str(), decision.access);
+                let (mut checkout, under_way) = self.session.check_out().await?;
+                let sent = under_way.send();
+                let rest = Db::<D>::rest(query.text().as_str(), under_way.decision.access);
                 let done = {
                     let (conn, watch) = checkout.parts();
                     let (frame, attempt) = query.attempt(watch.pool());
@@ -147,7 +147,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                     }
                     Err(failed) => {
                         let pool = self.after_error(checkout, &failed, opens);
-                        attempts.judge(&pool, decision, failed, repeatable)?;
+                        attempts.judge(&pool, under_way, failed, repeatable)?;
                     }
                 }
             }
@@ -193,7 +193,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     ) -> Result<T, Error> {
         let mut attempts = self.attempts();
         loop {
-            let (mut checkout, decision) = self.session.check_out().await?;
+            let (mut checkout, under_way) = self.session.check_out().await?;
             let told = {
                 let (conn, mut watch) = checkout.parts();
                 watch.over_harmless(pin!(ask(conn))).await
@@ -205,7 +205,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
                 }
                 Err(failed) => {
                     let pool = self.after_error(checkout, &failed, Opens::Never);
-                    attempts.judge(&pool, decision, failed, Repeatable::Yes)?;
+                    attempts.judge(&pool, under_way, failed, Repeatable::Yes)?;
                 }
             }
         }
@@ -261,8 +261,8 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
             let opens = opens_transaction(&query)?;
             let mut attempts = self.attempts();
             loop {
-                let (mut checkout, decision) = self.session.check_out().await?;
-                let sent = self.session.send(decision);
+                let (mut checkout, under_way) = self.session.check_out().await?;
+                let sent = under_way.send();
                 let mut repeatable = query.repeatable(opens);
                 let (conn, watch) = checkout.parts();
                 let (frame, attempt) = query.attempt(watch.pool());
@@ -309,7 +309,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                     }
                     Err(failed) => {
                         let pool = self.after_error(checkout, &failed, opens);
-                        attempts.judge(&pool, decision, failed, repeatable)?;
+                        attempts.judge(&pool, under_way, failed, repeatable)?;
                     }
                 }
             }

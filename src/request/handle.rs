@@ -58,8 +58,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     /// If no node could give one within its time: the master's `connect_timeout`, each slave's
     /// `slave_timeout`.
     pub async fn get(&self) -> Result<Connection<Db<D>>, sqlx::Error> {
-        let (checkout, decision) = self.session.check_out().await?;
-        Ok(Connection::new(checkout, self.session.writer(decision)))
+        let (checkout, under_way) = self.session.check_out().await?;
+        Ok(Connection::new(checkout, self.session.writer(under_way.decision)))
     }
 
     /// Begins a transaction at the request's node: on a read, a read-only one.
@@ -70,11 +70,11 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     pub async fn begin(&self) -> Result<Transaction<Db<D>>, sqlx::Error> {
         let mut attempts = Attempts::new(&self.session);
         loop {
-            let (checkout, decision) = self.session.check_out().await?;
+            let (checkout, under_way) = self.session.check_out().await?;
             let pool = checkout.pool().clone();
-            match Transaction::begin(checkout, self.session.writer(decision)).await {
+            match Transaction::begin(checkout, self.session.writer(under_way.decision)).await {
                 Ok(transaction) => return Ok(transaction),
-                Err(failed) => attempts.judge(&pool, decision, failed, Repeatable::Yes)?,
+                Err(failed) => attempts.judge(&pool, under_way, failed, Repeatable::Yes)?,
             }
         }
     }

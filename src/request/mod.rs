@@ -1,11 +1,12 @@
-//! What one request does with one database: `handle` is what handlers see, `session` what has been done so far,
-//! `query` a statement, `executor` how it runs over the session, `retry` what becomes of those that fail, `connection` what a handler may
-//! hold for itself.
+//! What one request does with one database: `handle` is what handlers see, `session` the connections that it uses,
+//! `progress` what it has done so far and what follows, `query` a statement, `executor` how it runs over the session, `retry`
+//! what becomes of those that fail, `connection` what a handler may hold for itself.
 
 mod connection;
 mod counts;
 mod executor;
 mod handle;
+mod progress;
 mod query;
 mod retry;
 mod session;

@@ -8,11 +8,11 @@ use log::warn;
 use sqlx::error::{DatabaseError, ErrorKind};
 
 use super::counts::RetryCause;
-use super::session::Session;
+use super::session::{Session, UnderWay};
 use crate::backend::{Access, Driver, Fault};
 use crate::config::RefusedWrite;
 use crate::pool::{Failure, Pool, StatementError};
-use crate::routing::{Choice, Decision, Declared, MethodKind};
+use crate::routing::{Choice, Declared, MethodKind};
 
 /// Whether a query may run twice, as long as it cannot have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +39,11 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
     pub(crate) fn judge(
         &mut self,
         pool: &Pool<DB>,
-        decision: Decision,
+        under_way: UnderWay<'_, DB>,
         failed: StatementError,
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
+        let decision = under_way.decision;
         let repeatable = if pool.is_read_only() { repeatable } else { Repeatable::No };
         let StatementError { error, fault, .. } = failed;
         match (fault, decision.access) {
@@ -52,7 +53,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
                 pool.health().request_probe();
                 return Err(error);
             }
-            (Fault::ReadOnly, _) => return self.refused(pool, decision, error, repeatable),
+            (Fault::ReadOnly, _) => return self.refused(pool, under_way, error, repeatable),
             (Fault::Node, Access::ReadSlave) => pool.health().suspect(&error),
             // There is no other master: the next checkout tells whether it is still there.
             (Fault::Node, _) => {
@@ -65,7 +66,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         if repeatable == Repeatable::No {
             return Err(error);
         }
-        self.session.take_back_read();
+        under_way.take_back();
         match decision.access {
             Access::ReadWrite => return Err(error),
             Access::ReadMaster if !self.failed_at_master => self.failed_at_master = true,
@@ -85,7 +86,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
     fn refused(
         &self,
         pool: &Pool<DB>,
-        decision: Decision,
+        under_way: UnderWay<'_, DB>,
         error: sqlx::Error,
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
@@ -94,7 +95,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         let remedy = Remedy::of(session.method(), session.declared(), handler.as_deref());
         let handler = handler.as_deref().unwrap_or("this code");
         let cluster = &session.cluster;
-        let choice = decision.choice(pool.health().name().clone());
+        let choice = under_way.decision.choice(pool.health().name().clone());
         if cluster.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
             return Err(Refused::explain(error, handler, &choice, cluster.database, remedy));
         }
@@ -106,7 +107,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
             );
         }
         cluster.counts.rerouted.add_one();
-        session.take_back_read();
+        under_way.take_back();
         session.declare(Declared::Changes);
         Ok(())
     }

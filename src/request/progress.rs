@@ -1,0 +1,237 @@
+//! What one request has done so far, and what follows from it: no connection, no clock and no lock, so that
+//! [`Session`](super::Session) drives it and a table tests it.
+
+use std::time::Instant;
+
+use crate::backend::{Access, Instance};
+use crate::health::ServerId;
+use crate::routing::{CatchUp, Declared, Failed, Intent, MethodKind, SlaveSet};
+
+#[derive(Debug)]
+pub(super) struct Progress {
+    method: MethodKind,
+    declared: Declared,
+    failed: Failed,
+    reads: Reads,
+    writes: Writes,
+    reply: Reply,
+    service: Service,
+}
+
+/// What was read on connections for reads.
+#[derive(Debug, Default)]
+struct Reads {
+    /// How many statements run there, or have returned what they read.
+    started: usize,
+    /// Which of the servers behind the slave's address they have seen.
+    instance: Option<Instance>,
+}
+
+/// Whether the read-write pool was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writes {
+    None,
+    Since {
+        first: Instant,
+        /// Which of the servers behind the master's address the latest write went to.
+        at: Option<Instance>,
+        answers: Answers,
+    },
+}
+
+/// Whether all writes were answered. One that was abandoned, or whose connection died, may be committed later than whatever
+/// the master's log says now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answers {
+    Complete,
+    Missing,
+}
+
+/// What became of the request's reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    Pending,
+    /// On its way, with all the pin that there has to be.
+    Settled,
+    /// On its way without a pin: a write now would be one that its client may miss.
+    WithoutPin,
+}
+
+/// Whether each statement found a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Given,
+    Refused,
+}
+
+/// Whether a statement may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    Allowed,
+    /// It writes, and the reply has left without a pin.
+    AllowedWithoutPin,
+    /// The slave's address leads to another server than the one that was read from, which may be behind that.
+    Moved,
+}
+
+/// How a server has let a statement down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Letdown {
+    Busy,
+    Unreachable,
+}
+
+/// The pin that the writes so far leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaves {
+    NoPin,
+    /// One by time: where the log will stand is not known yet.
+    Window,
+    /// One by the position where the log stands after the writes.
+    Position {
+        first: Instant,
+        at: Option<Instance>,
+    },
+}
+
+impl Progress {
+    pub(super) fn new(method: MethodKind) -> Self {
+        Self {
+            method,
+            declared: Declared::default(),
+            failed: Failed::default(),
+            reads: Reads::default(),
+            writes: Writes::None,
+            reply: Reply::Pending,
+            service: Service::Given,
+        }
+    }
+
+    pub(super) fn declared(&self) -> Declared {
+        self.declared
+    }
+
+    pub(super) fn method(&self) -> MethodKind {
+        self.method
+    }
+
+    pub(super) fn failed(&self) -> &Failed {
+        &self.failed
+    }
+
+    pub(super) fn reply(&self) -> Reply {
+        self.reply
+    }
+
+    pub(super) fn was_refused(&self) -> bool {
+        self.service == Service::Refused
+    }
+
+    pub(super) fn intent(&self) -> Intent {
+        Intent::of(self.method, self.declared)
+    }
+
+    /// Raises the intent. It never sinks: what a request has seen at the master as a writer, a slave may not have yet.
+    pub(super) fn declare(&mut self, declared: Declared) {
+        if declared != Declared::Reads || self.writes == Writes::None {
+            self.declared = self.declared.max(declared);
+        }
+    }
+
+    /// A statement is about to be sent on a connection to this instance.
+    pub(super) fn start(&mut self, access: Access, instance: Option<Instance>, now: Instant) -> Start {
+        if access.writes() {
+            let (first, answers) = match self.writes {
+                Writes::None => (now, Answers::Complete),
+                Writes::Since { first, answers, .. } => (first, answers),
+            };
+            self.writes = Writes::Since { first, at: instance, answers };
+            if self.reply == Reply::WithoutPin {
+                self.reply = Reply::Settled;
+                return Start::AllowedWithoutPin;
+            }
+            return Start::Allowed;
+        }
+        if access == Access::ReadSlave && self.has_read() && self.reads.instance != instance {
+            return Start::Moved;
+        }
+        self.reads.started += 1;
+        self.reads.instance = instance;
+        Start::Allowed
+    }
+
+    /// A read failed, and had returned nothing.
+    pub(super) fn take_back_read(&mut self) {
+        self.reads.started = self.reads.started.saturating_sub(1);
+    }
+
+    /// No answer to a write will be seen.
+    pub(super) fn miss_answer(&mut self) {
+        if let Writes::Since { answers, .. } = &mut self.writes {
+            *answers = Answers::Missing;
+        }
+    }
+
+    /// The slave does not have what the request needs: the master has.
+    pub(super) fn find_behind(&mut self) {
+        self.failed.catch_up = CatchUp::InVain;
+        self.leave();
+    }
+
+    /// The route is left for another.
+    pub(super) fn leave(&mut self) {
+        if self.has_read() {
+            // After a statement has returned rows, the request may move to the master but not to another slave: that one
+            // could be behind what the client has just seen.
+            self.failed.slaves = SlaveSet::All;
+        }
+    }
+
+    /// A server has let a statement down: whether another one may be asked.
+    pub(super) fn fail(&mut self, access: Access, server: ServerId, letdown: Letdown) -> bool {
+        match (access, letdown) {
+            (Access::ReadWrite, _) | (Access::ReadMaster, Letdown::Busy) => return false,
+            (Access::ReadMaster, Letdown::Unreachable) => self.failed.master = true,
+            (Access::ReadSlave, _) => self.failed.slaves.add(server),
+        }
+        self.leave();
+        true
+    }
+
+    /// Whether a server that has let a statement down is all that there is.
+    pub(super) fn is_exhausted(&self, next: Access) -> bool {
+        next == Access::ReadMaster && self.failed.master
+    }
+
+    /// No server is left for a statement.
+    pub(super) fn refuse(&mut self) {
+        self.service = Service::Refused;
+    }
+
+    /// The pin that the writes so far leave.
+    pub(super) fn leaves(&self) -> Leaves {
+        match self.writes {
+            Writes::None => Leaves::NoPin,
+            Writes::Since { answers: Answers::Missing, .. } => Leaves::Window,
+            Writes::Since { first, at, answers: Answers::Complete } => Leaves::Position { first, at },
+        }
+    }
+
+    /// The reply is about to leave: the pin that it has to carry. `in_use` says that a handle is still alive, which may
+    /// write after the reply if the request means to.
+    pub(super) fn answer(&mut self, in_use: bool) -> Leaves {
+        let leaves = match in_use && self.intent().is_write() {
+            true => Leaves::Window,
+            false => self.leaves(),
+        };
+        self.reply = if leaves == Leaves::NoPin { Reply::WithoutPin } else { Reply::Settled };
+        leaves
+    }
+
+    fn has_read(&self) -> bool {
+        self.reads.started > 0
+    }
+}
+
+#[cfg(test)]
+mod tests;

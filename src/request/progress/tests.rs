@@ -1,0 +1,145 @@
+use std::time::Duration;
+
+use super::Leaves::*;
+use super::Letdown::*;
+
+use super::*;
+use crate::routing::Declared::{Changes, Nothing, Reads};
+use crate::routing::MethodKind::{Read, Write};
+
+const SLAVE: ServerId = ServerId(1);
+const OTHER_SLAVE: ServerId = ServerId(2);
+
+use Step::*;
+
+/// What happens to a request, and what follows at once.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Declares(Declared),
+    /// A statement begins on connections for reads of the slave, on one to this instance.
+    Asks(&'static str, Start),
+    AsksMaster(Start),
+    WritesAt(&'static str, Start),
+    TakesBack,
+    MissesAnswer,
+    FindsBehind,
+    /// Whether another server may be asked.
+    IsLetDown(Access, ServerId, Letdown, bool),
+    Replies {
+        in_use: bool,
+        leaves: Leaves,
+    },
+}
+
+/// What is known in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    writes: bool,
+    leaves: Leaves,
+    /// The slaves that may still be asked.
+    slaves: [bool; 2],
+    /// The master's connections for reads may be asked.
+    master: bool,
+    catch_up: CatchUp,
+}
+
+const FRESH: End =
+    End { writes: false, leaves: NoPin, slaves: [true; 2], master: true, catch_up: CatchUp::Untried };
+
+fn instance(name: &str) -> Option<Instance> {
+    Some(Instance::of(name))
+}
+
+/// Each start is a second after the one before.
+fn run(origin: Instant, method: MethodKind, steps: &[Step]) -> End {
+    let (mut progress, mut now) = (Progress::new(method), origin);
+    for step in steps {
+        let mut start = |access, instance| {
+            let started = progress.start(access, instance, now);
+            now += Duration::from_secs(1);
+            started
+        };
+        match *step {
+            Declares(declared) => progress.declare(declared),
+            Asks(at, follows) => assert_eq!(start(Access::ReadSlave, instance(at)), follows, "{steps:?}"),
+            AsksMaster(follows) => assert_eq!(start(Access::ReadMaster, None), follows, "{steps:?}"),
+            WritesAt(at, follows) => assert_eq!(start(Access::ReadWrite, instance(at)), follows, "{steps:?}"),
+            TakesBack => progress.take_back_read(),
+            MissesAnswer => progress.miss_answer(),
+            FindsBehind => progress.find_behind(),
+            IsLetDown(access, server, how, follows) => {
+                assert_eq!(progress.fail(access, server, how), follows, "{steps:?}");
+            }
+            Replies { in_use, leaves } => assert_eq!(progress.answer(in_use), leaves, "{steps:?}"),
+        }
+    }
+    let failed = progress.failed();
+    End {
+        writes: progress.intent().is_write(),
+        leaves: progress.leaves(),
+        slaves: [SLAVE, OTHER_SLAVE].map(|slave| !failed.slaves.contains(slave)),
+        master: !progress.is_exhausted(Access::ReadMaster),
+        catch_up: failed.catch_up,
+    }
+}
+
+#[test]
+fn what_a_request_does_is_what_follows() {
+    use Access::{ReadMaster, ReadSlave, ReadWrite};
+    use Start::{Allowed, AllowedWithoutPin, Moved};
+
+    let origin = Instant::now();
+    let position = |at| Position { first: origin, at: instance(at) };
+    let wrote = |leaves| End { writes: true, leaves, ..FRESH };
+    let read = End { slaves: [false; 2], ..FRESH };
+    #[rustfmt::skip]
+    let table: &[(MethodKind, &[Step], End)] = &[
+        // Intent: of the method, of what is declared, and never less than before.
+        (Read, &[], FRESH),
+        (Write, &[], wrote(NoPin)),
+        (Read, &[Declares(Changes)], wrote(NoPin)),
+        (Read, &[Declares(Changes), Declares(Reads)], wrote(NoPin)),
+        (Write, &[Declares(Reads)], FRESH),
+        (Write, &[Declares(Reads), Declares(Nothing)], FRESH),
+        (Write, &[WritesAt("a", Allowed), Declares(Reads)], wrote(position("a"))),
+        (Write, &[Declares(Reads), Asks("s", Allowed), Declares(Changes)], wrote(NoPin)),
+
+        // Pins: of the first write's time and the latest write's server, by time where an answer is missing.
+        (Write, &[WritesAt("a", Allowed), WritesAt("b", Allowed)], wrote(position("b"))),
+        (Write, &[WritesAt("a", Allowed), MissesAnswer], wrote(Window)),
+        (Write, &[WritesAt("a", Allowed), MissesAnswer, WritesAt("a", Allowed)], wrote(Window)),
+        (Read, &[Asks("s", Allowed), MissesAnswer], FRESH),
+
+        // The reply: it carries what there has to be, and a later write is told of once.
+        (Read, &[Asks("s", Allowed), Replies { in_use: false, leaves: NoPin }], FRESH),
+        (Read, &[Asks("s", Allowed), Replies { in_use: true, leaves: NoPin }, Asks("s", Allowed)], FRESH),
+        (Write, &[Replies { in_use: false, leaves: NoPin }, WritesAt("a", AllowedWithoutPin), WritesAt("a", Allowed)],
+            wrote(position("a"))),
+        (Write, &[Replies { in_use: true, leaves: Window }, WritesAt("a", Allowed)], wrote(position("a"))),
+        (Write, &[WritesAt("a", Allowed), Replies { in_use: false, leaves: position("a") }], wrote(position("a"))),
+        (Write, &[WritesAt("a", Allowed), Replies { in_use: true, leaves: Window }], wrote(position("a"))),
+        (Write, &[WritesAt("a", Allowed), MissesAnswer, Replies { in_use: false, leaves: Window }], wrote(Window)),
+
+        // A server lets the request down: others are asked, unless rows of it have been returned.
+        (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true)], End { slaves: [false, true], ..FRESH }),
+        (Read, &[Asks("s", Allowed), TakesBack, IsLetDown(ReadSlave, SLAVE, Unreachable, true)],
+            End { slaves: [false, true], ..FRESH }),
+        (Read, &[Asks("s", Allowed), IsLetDown(ReadSlave, SLAVE, Unreachable, true)], read),
+        (Read, &[Asks("s", Allowed), Asks("s", Allowed), TakesBack, IsLetDown(ReadSlave, SLAVE, Busy, true)], read),
+        (Read, &[IsLetDown(ReadMaster, ServerId(0), Unreachable, true)], End { master: false, ..FRESH }),
+        (Read, &[IsLetDown(ReadMaster, ServerId(0), Busy, false)], FRESH),
+        (Write, &[IsLetDown(ReadWrite, ServerId(0), Unreachable, false)], wrote(NoPin)),
+        (Write, &[IsLetDown(ReadWrite, ServerId(0), Busy, false)], wrote(NoPin)),
+
+        // Behind an address of several servers, one of them is read from.
+        (Read, &[Asks("s", Allowed), Asks("t", Moved), Asks("s", Allowed)], FRESH),
+        (Read, &[Asks("s", Allowed), TakesBack, Asks("t", Allowed)], FRESH),
+        (Read, &[Asks("s", Allowed), AsksMaster(Allowed)], FRESH),
+        (Read, &[FindsBehind], End { catch_up: CatchUp::InVain, ..FRESH }),
+        (Read, &[Asks("s", Allowed), FindsBehind], End { catch_up: CatchUp::InVain, ..read }),
+        (Read, &[TakesBack, Asks("s", Allowed), IsLetDown(ReadSlave, SLAVE, Busy, true)], read),
+    ];
+    for (method, steps, end) in table {
+        assert_eq!(run(origin, *method, steps), *end, "{method:?} {steps:?}");
+    }
+}
