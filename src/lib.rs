@@ -58,6 +58,7 @@ mod pool;
 mod position;
 mod request;
 mod routing;
+mod spelling;
 mod statistics;
 mod throttle;
 mod web;

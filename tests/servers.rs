@@ -42,3 +42,4 @@ mod statistics;
 mod status;
 mod terms;
 mod tls;
+mod version_6;

@@ -37,6 +37,7 @@ pub(crate) mod settings;
 mod sqlite;
 mod sqlx_pool;
 mod statement;
+pub(crate) mod url;
 #[cfg(any(feature = "mysql", feature = "postgres", test))]
 mod version;
 
@@ -94,6 +95,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// Whether a server proves that it was promoted: by a timeline of its own.
     #[doc(hidden)]
     const TELLS_TIMELINE: bool = false;
+
+    /// The parameters that its URL may have, where sqlx ignores others.
+    #[doc(hidden)]
+    const URL_PARAMETERS: &'static [&'static str] = &[];
 
     /// What begins a transaction that refuses writes, where that is more than the connection does by itself.
     #[doc(hidden)]
@@ -431,6 +436,7 @@ pub struct Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
+            Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),
             Some(port) => write!(f, "{}:{port}", self.host),
             None => f.write_str(&self.host),
         }

@@ -17,6 +17,7 @@ use super::{
 
 impl Driver for MySql {
     const BEGIN_READ_ONLY: Option<&'static str> = Some("START TRANSACTION READ ONLY");
+    const URL_PARAMETERS: &'static [&'static str] = URL_PARAMETERS;
 
     type Memory = ();
 
@@ -28,8 +29,8 @@ impl Driver for MySql {
             MySqlSslMode::Required | MySqlSslMode::VerifyCa | MySqlSslMode::VerifyIdentity => Tls::Required,
         };
         check_tls(&options, tls)?;
-        Ok(match settings.connect_to {
-            Some(address) => options.host(&address.to_string()),
+        Ok(match settings.host_of(options.get_host()) {
+            Some(host) => options.host(&host),
             None => options,
         })
     }
@@ -203,6 +204,24 @@ impl Driver for MySql {
         Judgement { fault, remains }
     }
 }
+
+/// Those that sqlx reads: <https://docs.rs/sqlx/0.9/sqlx/mysql/struct.MySqlConnectOptions.html>
+pub(super) const URL_PARAMETERS: &[&str] = &[
+    "charset",
+    "collation",
+    "socket",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "sslca",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "statement-cache-capacity",
+    "time-zone",
+    "timezone",
+];
 
 /// The version; who answers, by what a server says of itself; the session; whether that is read-only. MariaDB and
 /// MySQL each have a comment that they alone read, and a MySQL that is too old reads neither. The time since the

@@ -15,6 +15,7 @@ use super::{
 impl Driver for Postgres {
     const TELLS_TIMELINE: bool = true;
     const BEGIN_READ_ONLY: Option<&'static str> = Some("BEGIN READ ONLY");
+    const URL_PARAMETERS: &'static [&'static str] = URL_PARAMETERS;
 
     type Memory = Memory;
 
@@ -25,8 +26,8 @@ impl Driver for Postgres {
             PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => Tls::Required,
         };
         check_tls(&options, tls)?;
-        if let Some(address) = settings.connect_to {
-            options = options.host(&address.to_string());
+        if let Some(host) = settings.host_of(options.get_host()) {
+            options = options.host(&host);
         }
         Ok(match access {
             Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
@@ -229,6 +230,28 @@ impl Driver for Postgres {
         Judgement { fault, remains }
     }
 }
+
+/// Those that sqlx reads: <https://docs.rs/sqlx/0.9/sqlx/postgres/struct.PgConnectOptions.html#parameters>
+pub(super) const URL_PARAMETERS: &[&str] = &[
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
 
 /// Who answers, by what a server says of itself, its session, and whether that is read-only.
 macro_rules! identity {

@@ -1,9 +1,7 @@
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Driver, Options};
+use super::url::DatabaseUrl;
 
 /// How to connect to one server.
 #[doc(hidden)]
@@ -21,28 +19,13 @@ pub struct Settings {
     pub(crate) prepared_statements: bool,
 }
 
-/// A URL that may hold a password, so that it is never shown.
-#[derive(Clone)]
-pub(crate) struct DatabaseUrl(pub(crate) String);
-
-impl DatabaseUrl {
-    /// As the driver's options; or what is wrong with it, without quoting it.
-    pub(crate) fn parse_as<DB: Driver>(&self) -> Result<Options<DB>, String> {
-        if let Some((scheme, _)) = self.0.split_once("://")
-            && !DB::URL_SCHEMES.contains(&scheme)
-        {
-            let ours = DB::URL_SCHEMES.join("://` or `");
-            return Err(format!("the URL is not one of {}: it must begin with `{ours}://`", DB::NAME));
-        }
-        Options::<DB>::from_str(&self.0).map_err(|error| match error {
-            sqlx::Error::Configuration(error) => format!("the URL cannot be read: {error}"),
-            _ => "the URL cannot be read".into(),
-        })
-    }
-
-    #[cfg(feature = "sqlite")]
-    pub(crate) fn mentions_memory(&self) -> bool {
-        self.0.contains(":memory:") || self.0.contains("mode=memory")
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+impl Settings {
+    /// Where to connect to, if it is another host than the options have. The brackets around an IPv6 address are the URL's,
+    /// and sqlx would look for a host with that name.
+    pub(super) fn host_of(&self, host: &str) -> Option<String> {
+        let address = || host.strip_prefix('[')?.strip_suffix(']').map(str::to_owned);
+        self.connect_to.map(|address| address.to_string()).or_else(address)
     }
 }
 
@@ -78,10 +61,4 @@ pub(super) fn check_tls(options: &impl sqlx::ConnectOptions, tls: Tls) -> Result
         }
     }
     Ok(())
-}
-
-impl fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
 }

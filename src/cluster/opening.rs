@@ -11,7 +11,7 @@ use super::inner::PositionBudget;
 use super::monitor::{Monitor, PositionRequests, Prober};
 use super::server::{Departure, Pools, Purpose, Server};
 use super::{Inner, Servers};
-use crate::backend::settings::DatabaseUrl;
+use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver, Settings};
 use crate::config::{Config, ServerConfig, SlaveConfig, SlaveLog};
 use crate::health::{Health, Mastership, ServerId};

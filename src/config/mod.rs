@@ -24,8 +24,8 @@ use rocket::http::Method;
 use serde::Deserialize;
 
 use crate::backend::Address;
-use crate::backend::settings::DatabaseUrl;
 use crate::backend::settings::Settings;
+use crate::backend::url::DatabaseUrl;
 use crate::pin::PinConfig;
 use crate::position::Lag;
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::ServerConfig;
 use super::table::{ConfigError, DAY, Place, Table};
-use crate::backend::settings::{DatabaseUrl, Settings};
+use crate::backend::settings::Settings;
+use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver};
 
 impl Settings {

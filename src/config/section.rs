@@ -13,7 +13,8 @@ use super::{
     Affinity, Config, Consistency, PinnedWithoutMaster, ReadMethods, ReadShare, RefusedWrite, ServerConfig,
     ServerTiming, pin, slaves,
 };
-use crate::backend::settings::{DatabaseUrl, Settings};
+use crate::backend::settings::Settings;
+use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver};
 
 impl Config {

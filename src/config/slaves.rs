@@ -7,7 +7,8 @@ use rocket::figment::value::{Dict, Value};
 
 use super::table::{ConfigError, DAY, Place, Table};
 use super::{Discover, MAX_SLAVES, ServerConfig, SlaveConfig, SlaveLog};
-use crate::backend::settings::{DatabaseUrl, Settings};
+use crate::backend::settings::Settings;
+use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver, VerifiedHost};
 
 /// What `slaves` has to be.

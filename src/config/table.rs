@@ -9,6 +9,7 @@ use rocket::figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
 
 use super::ReadShare;
+use crate::spelling::most_alike;
 
 /// The longest time that a key can have, in seconds.
 pub(super) const DAY: f64 = 86_400.0;
@@ -79,9 +80,6 @@ const ALIASES: &[(&str, &[&str])] = &[
 /// Keys of a slave that people look for in the section.
 const OF_SLAVES: &[&str] = &["discover", "follow", "logical", "weight"];
 
-/// Keys that are less alike than this are not suggested: it would be a guess.
-const ALIKE: f64 = 0.6;
-
 /// A table that is being read: see [`Table::read`].
 pub(super) struct Table<'a> {
     place: &'a Place,
@@ -118,11 +116,7 @@ impl<'a> Table<'a> {
             .iter()
             .find(|(ours, theirs)| self.asked.contains(ours) && theirs.contains(&key.as_str()))
             .map(|(ours, _)| *ours);
-        let alike = || {
-            let alike = |ours: &str| strsim::normalized_damerau_levenshtein(ours, key);
-            let candidates = self.asked.iter().copied().filter(|ours| alike(ours) >= ALIKE);
-            candidates.max_by(|a, b| alike(a).total_cmp(&alike(b)))
-        };
+        let alike = || most_alike(key, self.asked.iter().copied());
         let is_a_slaves = self.asked.contains(&"slaves") && OF_SLAVES.contains(&key.as_str());
         let problem = match alias.or_else(alike) {
             _ if is_a_slaves => {

@@ -9,7 +9,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Executor, Sqlite};
 
 use super::*;
-use crate::backend::settings::DatabaseUrl;
+use crate::backend::url::DatabaseUrl;
 use crate::config::SlaveLog;
 use crate::health::{Mastership, ServerId};
 

@@ -161,7 +161,10 @@ fn urls_are_refused_without_being_quoted() {
         "read_url = \"postgres://app:hunter2@db-1:port/blog\"",
         "read_url`: the URL cannot be read: invalid port number",
     );
-    refuses("slaves = [\"db-2\"]", "slaves[0]`: the URL cannot be read: relative URL without a base");
+    refuses(
+        "slaves = [\"db-2\"]",
+        "slaves[0]`: this is no URL: write `postgres://USER:PASSWORD@HOST:PORT/DATABASE`",
+    );
 }
 
 #[test]

@@ -1,0 +1,38 @@
+//! Servers whose URL has an IPv6 address.
+
+crate::on_servers! {
+    use std::net::Ipv6Addr;
+
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket::tokio::net::{TcpListener, TcpStream};
+    use support::rocket_over;
+
+    /// A way to a port of this machine, and the port where it begins.
+    async fn way_to(port: u16) -> u16 {
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let begins = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+            }
+        });
+        begins
+    }
+
+    #[rocket::async_test]
+    async fn an_address_in_brackets_is_connected_to() {
+        let lab = Lab::new();
+        let port = way_to(lab.servers().master.port()).await;
+        let place = format!("127.0.0.1:{}", lab.servers().master.port());
+        let url = lab.master_url().replace(&place, &format!("[::1]:{port}"));
+        let rocket = rocket_over(&format!("url = \"{url}\"\n")).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let db = Replicated::fetch(client.rocket()).unwrap().write();
+        let one: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
+        assert_eq!(one, 0);
+        let said = support::logbook::lines(&["INFO", &format!("connections to [::1]:{port}")]);
+        assert!(!said.is_empty());
+    }
+}
