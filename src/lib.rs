@@ -53,6 +53,7 @@ mod health;
 pub mod internals;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod one_line;
 mod pin;
 mod pool;
 mod position;

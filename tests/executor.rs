@@ -284,6 +284,31 @@ crate::on_postgres! {
         assert_eq!(cluster.statistics().outcomes_unknown, 0);
     }
 
+    /// A path may hold a token, and a message what a client has sent.
+    #[rocket::async_test]
+    async fn a_line_of_the_log_is_one_line_and_names_the_route() {
+        use rocket::local::asynchronous::Client;
+        use rocket::{get, routes};
+        use rocket_replicated::Error;
+        use rocket_replicated::postgres::{Replicated, ReplicatedDb};
+
+        #[get("/reset/<token>")]
+        async fn reset(token: &str, db: ReplicatedDb) -> Result<(), Error> {
+            let sent = format!("{}\nERROR: forged", token.len());
+            sqlx::query("SELECT $1::text::integer").bind(sent).execute(&db).await?;
+            Ok(())
+        }
+
+        let lab = support::lab::postgres::Lab::new();
+        let rocket = support::rocket_over(&lab.section()).attach(Replicated::fairing());
+        let client = Client::untracked(rocket.mount("/", routes![reset])).await.unwrap();
+        client.get("/reset/quiet-token").dispatch().await;
+        let [line] = &support::logbook::lines(&["ERROR: ", "forged"])[..] else { panic!("one line") };
+        let begins = "ERROR: GET /reset/<token> (`reset`), database `replicated`: ";
+        assert!(line.starts_with(begins) && line.contains("11\\nERROR: forged"), "{line}");
+        assert!(support::logbook::lines(&["ERROR", "quiet-token"]).is_empty());
+    }
+
     #[rocket::async_test]
     async fn a_statement_that_takes_longer_than_a_second_is_reported() {
         use rocket::{get, routes};

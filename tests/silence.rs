@@ -158,7 +158,7 @@ async fn with_two_databases_every_line_names_its_own() {
     }
     for (path, database) in [("/two/fails/false", "blog"), ("/two/fails/true", "shop")] {
         client.get(path).dispatch().await;
-        let said = logbook::lines(&["ERROR", &format!("GET {path} (database `{database}`): "), "missing"]);
+        let said = logbook::lines(&["ERROR", &format!("(`fails`), database `{database}`: "), "missing"]);
         assert_eq!(said.len(), 1, "{said:?}");
     }
     let cluster = rocket_replicated::Replicated::<Shop>::fetch(client.rocket()).unwrap();
@@ -318,7 +318,7 @@ async fn requests_that_find_no_server_do_not_drown_what_happened() {
         assert_eq!(client.post("/write").dispatch().await.status().code, 503);
     }
     let said = logbook::lines(&[
-        "WARN: POST /write (database `replicated`)",
+        "WARN: POST /write (`write`), database `replicated`",
         "master `drowned`",
         "cannot be reached",
     ]);

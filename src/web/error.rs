@@ -8,8 +8,10 @@ use rocket::Request;
 use rocket::http::Status;
 use rocket::response::{self, Responder};
 
+use super::fairing::name_of;
 use super::guards::Attached;
 use crate::backend::is_unavailable;
+use crate::one_line::OneLine;
 use crate::pool::OutcomeUnknown;
 
 /// A database error as a handler's reply.
@@ -98,46 +100,44 @@ impl std::error::Error for Error {
 
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        let (of, problem) = (Named(request), OneLine(&self));
         match &self {
             Self::NotFound => Err(Status::NotFound),
             Self::Unavailable(_) => {
                 match Attached::may_warn(request) {
-                    None => debug!("{}: {self}", Named(request)),
-                    Some(0) => warn!("{}: {self}", Named(request)),
+                    None => debug!("{of}: {problem}"),
+                    Some(0) => warn!("{of}: {problem}"),
                     Some(more) => {
-                        warn!(
-                            "{}: {self} (and {more} more requests since this was last said)",
-                            Named(request)
-                        );
+                        warn!("{of}: {problem} (and {more} more requests since this was last said)");
                     }
                 }
                 RetryLater::tell(request);
                 Err(Status::ServiceUnavailable)
             }
             Self::OutcomeUnknown(_) => {
-                error!("{}: {self}", Named(request));
+                error!("{of}: {problem}");
                 Err(Status::GatewayTimeout)
             }
             Self::Database(_) => {
-                error!("{}: {self}", Named(request));
+                error!("{of}: {problem}");
                 Err(Status::InternalServerError)
             }
         }
     }
 }
 
-/// A request with the databases that it has asked, as in `` GET /posts (database `blog`) ``: what a driver says of an
-/// error does not name its database, and nor does what a handler makes of it.
+/// A request with the databases that it has asked, as in `` GET /posts/<id> (`show`), database `blog` ``: what a driver says
+/// of an error does not name its database, and nor does what a handler makes of it.
 struct Named<'r, 'a>(&'r Request<'a>);
 
 impl fmt::Display for Named<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(request) = self;
-        write!(f, "{} {}", request.method(), request.uri().path())?;
+        f.write_str(&name_of(request))?;
         match &Attached::asked(request)[..] {
             [] => Ok(()),
-            [database] => write!(f, " (database `{database}`)"),
-            databases => write!(f, " (databases `{}`)", databases.join("`, `")),
+            [database] => write!(f, ", database `{database}`"),
+            databases => write!(f, ", databases `{}`", databases.join("`, `")),
         }
     }
 }

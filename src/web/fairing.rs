@@ -153,7 +153,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
 }
 
 /// A request as messages name it, as in `` GET /posts/<id> (`show`) ``: by its route, as its path may hold secrets.
-fn name_of(request: &Request<'_>) -> String {
+pub(super) fn name_of(request: &Request<'_>) -> String {
     let method = request.method();
     match request.route() {
         Some(route) => match &route.name {
