@@ -59,6 +59,7 @@ mod position;
 mod request;
 mod routing;
 mod statistics;
+mod sync;
 mod throttle;
 mod web;
 
