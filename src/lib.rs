@@ -61,6 +61,7 @@ mod request;
 mod routing;
 mod spelling;
 mod statistics;
+mod sync;
 mod throttle;
 mod web;
 

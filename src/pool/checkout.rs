@@ -10,11 +10,11 @@ use rocket::tokio::runtime::Handle;
 use rocket::tokio::time::timeout;
 use sqlx::pool::PoolConnection;
 
-use super::connection::{Connection, ConnectionState, Lending, PooledConnection};
+use super::connection::{Connection, ConnectionState, PooledConnection};
+use super::custody::Lending;
 use super::holder::Asker;
-use super::queue::Permit;
 use super::watch::{StatementError, Watch};
-use super::{CloseCause, Pool};
+use super::{CloseCause, Permit, Pool};
 use crate::backend::{Conn, Driver, Instance, Left, Remains};
 
 /// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
@@ -144,7 +144,7 @@ impl<DB: Driver> Checkout<DB> {
     /// The connection, for a handler that holds it: it comes back when it is dropped.
     pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
         let Parts { conn, permit } = self.0.take().expect(UNTIL_IT_ENDS);
-        conn.lend(Some(permit), lending)
+        conn.lend(permit, lending)
     }
 }
 
@@ -165,7 +165,7 @@ pub struct Held<DB: Driver>(Option<PooledConnection<DB>>);
 impl<DB: Driver> Held<DB> {
     pub(crate) fn new(mut checkout: Checkout<DB>) -> Self {
         let Parts { conn, permit } = checkout.0.take().expect(UNTIL_IT_ENDS);
-        conn.hold(permit);
+        conn.state.hold(permit);
         Self(Some(conn))
     }
 
@@ -176,9 +176,7 @@ impl<DB: Driver> Held<DB> {
 
     /// As sqlx's own.
     pub(crate) fn lend(mut self) -> PoolConnection<DB> {
-        let conn = self.0.take().expect(UNTIL_IT_ENDS);
-        let permit = conn.state.end_hold();
-        conn.lend(permit, Lending::Connection)
+        self.0.take().expect(UNTIL_IT_ENDS).lend_held()
     }
 }
 

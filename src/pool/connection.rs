@@ -5,25 +5,23 @@
 //! the only word of one that a handler has dropped. Queue, idle connections and generations are the work of
 //! [`Pool`](super::Pool): a single sqlx pool for all would forget who is who, and ping without a time limit.
 
-use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rocket::futures::task::AtomicWaker;
 use rocket::tokio;
 use rocket::tokio::time::timeout;
 use sqlx::Connection as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
 
-use super::Pool;
 use super::counts::{CloseCause, Closing, PoolCounts};
+use super::custody::{Custody, Ended, Lending};
 use super::holder::{Asker, Holder};
-use super::queue::Permit;
+use super::{Permit, Pool};
 use crate::backend::keepalive::keep_alive;
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
+use crate::sync::Mutex;
 
 /// A connection that somebody holds: the pool, or a checkout. It goes from hand to hand in a box, since each future on
 /// the way has room for it.
@@ -48,13 +46,9 @@ pub(crate) struct ConnectionState<DB: Driver> {
     used: AtomicU64,
     /// Milliseconds since `opened`, and one: since when a statement has been under way; 0 if none is.
     busy_since: AtomicU64,
-    /// As `busy_since`: since when a handler has held it.
-    held_since: AtomicU64,
     /// Whether its handler may have left something open on it.
     is_dirty: AtomicBool,
-    ended: AtomicU8,
-    waker: AtomicWaker,
-    place: Mutex<Place<DB>>,
+    custody: Custody<Pool<DB>, sqlx::Pool<DB>>,
     /// Whether sqlx has handed out the same connection again, and not opened another one.
     reused: AtomicBool,
     closing: Closing,
@@ -70,80 +64,9 @@ impl<DB: Driver> Drop for ConnectionState<DB> {
     }
 }
 
-/// Where a connection's permit is. Taken from here, it goes back to the pool, whoever has the connection.
-enum Place<DB: Driver> {
-    /// Beside the connection: in the queue, or with a statement. Or gone: its connection is not to be used again.
-    Elsewhere,
-    /// A session keeps the connection between two statements. INVARIANT: the permit has the connection, which owns this
-    /// state, until the session or the pool takes it.
-    Kept { permit: Permit<DB>, asker: Asker },
-    /// A handler holds the connection.
-    Held { permit: Permit<DB> },
-    /// A handler holds the connection as sqlx's own.
-    Lent {
-        permit: Permit<DB>,
-        /// INVARIANT: the state has a handle to the pool of one only while the connection is lent. The hooks of
-        /// that pool own the state, so that together they would never be dropped.
-        single: sqlx::Pool<DB>,
-        lending: Lending,
-    },
-}
-
-impl<DB: Driver> Place<DB> {
-    /// What is here, if `is_wanted`.
-    fn take_if(&mut self, is_wanted: impl FnOnce(&Self) -> bool) -> Option<Self> {
-        is_wanted(self).then(|| std::mem::replace(self, Self::Elsewhere))
-    }
-
-    fn into_permit(self) -> Option<Permit<DB>> {
-        match self {
-            Self::Elsewhere => None,
-            Self::Kept { permit, .. } | Self::Held { permit } | Self::Lent { permit, .. } => Some(permit),
-        }
-    }
-}
-
 /// Of one connection.
 pub(super) fn lifetime(max: Duration) -> Duration {
     max.mul_f64(0.8 + 0.2 * fastrand::f64())
-}
-
-/// What a handler holds a connection for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lending {
-    Connection,
-    /// That has begun: sqlx ends it, whatever becomes of the handler.
-    Transaction,
-    /// That its handler ends.
-    EndingTransaction,
-}
-
-/// Why nobody waits any longer for what is under way on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// Its server does not answer: a read may run elsewhere.
-    ServerDown,
-    /// It is known to be dead, so that no answer will ever come.
-    Dead,
-}
-
-impl Ended {
-    const NO: u8 = 0;
-
-    fn to_bits(self) -> u8 {
-        match self {
-            Self::ServerDown => 1,
-            Self::Dead => 2,
-        }
-    }
-
-    fn from_bits(bits: u8) -> Option<Self> {
-        match bits {
-            Self::NO => None,
-            1 => Some(Self::ServerDown),
-            _ => Some(Self::Dead),
-        }
-    }
 }
 
 impl<DB: Driver> Connection<DB> {
@@ -160,11 +83,8 @@ impl<DB: Driver> Connection<DB> {
             verified: AtomicU64::new(0),
             used: AtomicU64::new(0),
             busy_since: AtomicU64::new(0),
-            held_since: AtomicU64::new(0),
             is_dirty: AtomicBool::new(false),
-            ended: AtomicU8::new(Ended::NO),
-            waker: AtomicWaker::new(),
-            place: Mutex::new(Place::Elsewhere),
+            custody: Custody::new(),
             reused: AtomicBool::new(false),
             closing: Closing::new(),
             counts: pool.counts().clone(),
@@ -225,19 +145,18 @@ impl<DB: Driver> Connection<DB> {
         let _ = self.conn.close().await;
     }
 
-    /// Hands it to a handler, from whom it comes back by the hook of its own pool. Without a permit, which went when the
-    /// connection was found to be dead, it does not come back.
-    pub(super) fn lend(self, permit: Option<Permit<DB>>, lending: Lending) -> PoolConnection<DB> {
+    /// Hands it to a handler, from whom it comes back by the hook of its own pool.
+    pub(super) fn lend(self, permit: Permit<DB>, lending: Lending) -> PoolConnection<DB> {
         let Self { conn, state, single } = self;
-        if let Some(permit) = permit {
-            state.hold(Place::Lent { permit, single, lending });
-        }
+        state.custody.lend(permit, single, lending);
         conn
     }
 
-    /// A handler holds it from now on.
-    pub(super) fn hold(&self, permit: Permit<DB>) {
-        self.state.hold(Place::Held { permit });
+    /// Hands what a handler holds to it as sqlx's own. A dead one, which has no permit, does not come back.
+    pub(super) fn lend_held(self) -> PoolConnection<DB> {
+        let Self { conn, state, single } = self;
+        state.custody.lend_held(single, Lending::Connection);
+        conn
     }
 }
 
@@ -296,7 +215,7 @@ impl<DB: Driver> ConnectionState<DB> {
     pub(super) fn end_statement(&self, now: Instant, took: Duration) {
         self.busy_since.store(0, Ordering::Relaxed);
         self.used.store(self.millis(now), Ordering::Relaxed);
-        let holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        let holder = self.holder.lock();
         if let Some(clock) = &holder.clock {
             clock.add(took);
         }
@@ -304,33 +223,24 @@ impl<DB: Driver> ConnectionState<DB> {
 
     /// For how long a statement has been under way.
     pub(super) fn busy_for(&self) -> Option<Duration> {
-        since(&self.busy_since, self.millis(Instant::now()))
+        let began = self.busy_since.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Duration::from_millis(self.millis(Instant::now()).saturating_sub(began)))
     }
 
     /// For how long a handler has held it.
     pub(super) fn held_for(&self) -> Option<Duration> {
-        since(&self.held_since, self.millis(Instant::now()))
+        self.custody.held_for()
     }
 
-    fn hold(&self, place: Place<DB>) {
-        self.held_since.store(self.millis(Instant::now()) + 1, Ordering::Relaxed);
-        *self.place() = place;
-        // It may have been found dead just before: whoever did so found no permit here.
-        self.give_back_if_dead();
-    }
-
-    /// A handler that holds a dead connection keeps it, but not its permit in the pool.
-    fn give_back_if_dead(&self) {
-        if self.ended() == Some(Ended::Dead) {
-            drop(self.take_if(|place| matches!(place, Place::Held { .. } | Place::Lent { .. })));
-        }
+    /// A handler holds it from now on.
+    pub(super) fn hold(&self, permit: Permit<DB>) {
+        self.custody.hold(permit);
     }
 
     /// Its handler holds it no more. `None` if the permit went when the connection was found to be dead.
     pub(super) fn end_hold(&self) -> Option<Permit<DB>> {
-        self.held_since.store(0, Ordering::Relaxed);
         self.used.store(self.millis(Instant::now()), Ordering::Relaxed);
-        self.take_if(|place| matches!(place, Place::Held { .. })).and_then(Place::into_permit)
+        self.custody.end_hold()
     }
 
     /// How the handler that holds it leaves it, as far as is known.
@@ -344,42 +254,38 @@ impl<DB: Driver> ConnectionState<DB> {
 
     /// Its session may need it again.
     pub(super) fn keep(&self, permit: Permit<DB>, asker: Asker) {
-        *self.place() = Place::Kept { permit, asker };
+        self.custody.keep(permit, asker);
     }
 
     /// What this session has kept, unless it was taken back.
     pub(super) fn claim(&self, asker: Asker) -> Option<Permit<DB>> {
-        self.take_if(|place| matches!(place, Place::Kept { asker: its, .. } if *its == asker))
-            .and_then(Place::into_permit)
+        self.custody.claim(asker)
     }
 
     /// What any session has kept for so long.
     pub(super) fn reclaim(&self, idle: Duration) -> Option<Permit<DB>> {
-        self.take_if(|place| matches!(place, Place::Kept { .. }) && self.verified().elapsed() >= idle)
-            .and_then(Place::into_permit)
+        if self.verified().elapsed() < idle { None } else { self.custody.reclaim() }
     }
 
     pub(super) fn is_kept(&self) -> bool {
-        matches!(*self.place(), Place::Kept { .. })
+        self.custody.is_kept()
     }
 
     /// What the handler that has it holds it for from now on.
     pub(crate) fn lend_for(&self, lending: Lending) {
-        if let Place::Lent { lending: present, .. } = &mut *self.place() {
-            *present = lending;
-        }
+        self.custody.lend_for(lending);
     }
 
     /// It is somebody else's from now on, if it was not theirs already.
     pub(crate) fn take_for(&self, asker: Asker, holder: impl FnOnce() -> Holder) {
-        let mut present = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = self.holder.lock();
         if present.asker != asker {
             *present = holder();
         }
     }
 
     pub(super) fn holder(&self) -> Holder {
-        self.holder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.holder.lock().clone()
     }
 
     /// It is about to be closed: the first cause counts.
@@ -387,44 +293,30 @@ impl<DB: Driver> ConnectionState<DB> {
         self.closing.set(why);
     }
 
-    /// Nobody waits for it any longer.
+    /// Ends what runs on it.
     pub(super) fn end(&self, why: Ended) {
-        self.ended.fetch_max(why.to_bits(), Ordering::AcqRel);
         self.close(CloseCause::Invalidated);
-        self.waker.wake();
-        self.give_back_if_dead();
+        self.custody.end(why);
     }
 
     pub(super) fn ended(&self) -> Option<Ended> {
-        Ended::from_bits(self.ended.load(Ordering::Acquire))
+        self.custody.ended()
     }
 
     /// Work on this connection, unless it is ended first.
-    pub(super) async fn unless_ended<T>(
-        &self,
-        mut work: Pin<&mut impl Future<Output = T>>,
-    ) -> Result<T, Ended> {
-        poll_fn(|cx| {
-            if let Poll::Ready(done) = work.as_mut().poll(cx) {
-                return Poll::Ready(Ok(done));
-            }
-            // Registers before it looks, so that it misses no end in between.
-            self.waker.register(cx.waker());
-            self.ended().map_or(Poll::Pending, |ended| Poll::Ready(Err(ended)))
-        })
-        .await
+    pub(super) async fn unless_ended<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Result<T, Ended> {
+        self.custody.unless_ended(work).await
     }
 
     /// Gives its permit in the pool back if the handler has closed the connection, or made it its own.
     pub(super) fn reap(&self) {
-        drop(self.take_if(|place| matches!(place, Place::Lent { single, .. } if single.size() == 0)));
+        self.custody.reap(|single| single.size() == 0);
     }
 
     /// A handler has dropped the connection. Whether sqlx keeps it, so that the pool can take it back.
     async fn come_back(self: Arc<Self>, conn: &mut Conn<DB>) -> bool {
-        let lent = self.take_if(|place| matches!(place, Place::Lent { .. }));
-        self.end_hold();
-        let Some(Place::Lent { permit, single, lending }) = lent else { return false };
+        self.used.store(self.millis(Instant::now()), Ordering::Relaxed);
+        let Some((permit, single, lending)) = self.custody.end_loan() else { return false };
         let pool = permit.pool.clone();
         if !pool.may_keep(&self) {
             self.close(pool.why_not_kept());
@@ -468,24 +360,8 @@ impl<DB: Driver> ConnectionState<DB> {
         true
     }
 
-    /// Nothing in here can panic halfway through a change.
-    fn place(&self) -> MutexGuard<'_, Place<DB>> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// To be dropped without the lock: a permit passes on to others.
-    fn take_if(&self, is_wanted: impl FnOnce(&Place<DB>) -> bool) -> Option<Place<DB>> {
-        self.place().take_if(is_wanted)
-    }
-
     /// Since it was opened.
     fn millis(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.opened).as_millis()).unwrap_or(u64::MAX)
     }
-}
-
-/// How long ago that was, if it was.
-fn since(began: &AtomicU64, now: u64) -> Option<Duration> {
-    let began = began.load(Ordering::Relaxed).checked_sub(1)?;
-    Some(Duration::from_millis(now.saturating_sub(began)))
 }

@@ -13,23 +13,26 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use log::warn;
 use rocket::tokio;
 use rocket::tokio::runtime::Handle;
-use rocket::tokio::sync::oneshot;
 use sqlx::ConnectOptions;
 
 use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
 use crate::health::{Health, Role, Use};
+use crate::sync::{Mutex, MutexGuard};
 use crate::throttle::Throttle;
 
 mod checkout;
 mod connection;
 mod counts;
+mod custody;
 mod holder;
+#[cfg(test)]
+mod orders;
 mod plain;
 mod queue;
 mod read_only;
@@ -40,17 +43,20 @@ mod upkeep;
 mod watch;
 
 pub(crate) use checkout::{Checkout, Held, Sticky};
-pub(crate) use connection::{ConnectionState, Ended, Lending};
+pub(crate) use connection::ConnectionState;
 pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
+pub(crate) use custody::{Ended, Lending};
 pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 pub(crate) use sessions::Session;
 pub(crate) use watch::{Outcome, OutcomeUnknown, StatementError, Watch};
 
 use connection::{Connection, PooledConnection};
 use holder::TimedOut;
-use queue::{Entry, Permit, Queue, Receiver, Refusal, Ticker};
+use queue::{Entry, Owner, Queue, Receiver, Refusal, Ticker};
 use read_only::ReadOnlyCheck;
+
+type Permit<DB> = queue::Permit<Pool<DB>>;
 
 /// A checkout that takes longer asks for a probe of its server.
 const SUSPICIOUS_WAIT: Duration = Duration::from_millis(100);
@@ -98,7 +104,7 @@ pub(crate) struct Pool<DB: Driver> {
     /// Where connections are made read-only: whether they are.
     read_only: Option<ReadOnlyCheck>,
     /// Has a permit for each connection that is in use, kept, or being opened.
-    queue: Queue<DB>,
+    queue: Queue<Self>,
     /// How many have a permit, and wait for a connection that works.
     connecting: AtomicU32,
     /// All that are open, whoever has them.
@@ -285,7 +291,7 @@ impl<DB: Driver> Pool<DB> {
     /// Waits for a permit.
     async fn wait(
         self: &Arc<Self>,
-        receiver: Receiver<DB>,
+        receiver: Receiver<Self>,
         ticker: Ticker,
         asker: Asker,
     ) -> Result<Permit<DB>, Failure> {
@@ -396,18 +402,13 @@ impl<DB: Driver> Pool<DB> {
         sleepers.into_iter().for_each(|conn| conn.discard(CloseCause::Failed));
     }
 
-    /// Opens a connection for a permit, in a task of its own. If whoever asked for it has gone when it is there, it is
-    /// for the next who waits: where opening one takes longer than anybody waits, there would never be any otherwise.
+    /// Opens a connection for a permit, in a task of its own.
     async fn open_for(permit: Permit<DB>) -> Result<Permit<DB>, sqlx::Error> {
-        let (sender, receiver) = oneshot::channel();
-        let pool = permit.pool.clone();
-        pool.spawn(async move {
-            let opened = permit.pool.open_in_time().await;
-            // Whoever has gone drops the permit, which passes it on.
-            let _ = sender.send(opened.map(|conn| permit.with(conn)));
-        });
+        let (pool, opener) = (permit.pool.clone(), permit.pool.clone());
+        let (task, opened) = permit.opening(async move { opener.open_in_time().await });
+        pool.spawn(task);
         // Its runtime may have ended.
-        receiver.await.unwrap_or(Err(sqlx::Error::PoolClosed))
+        opened.await.unwrap_or(Err(sqlx::Error::PoolClosed))
     }
 
     /// In the monitor's runtime, if there is one.
@@ -484,23 +485,6 @@ impl<DB: Driver> Pool<DB> {
         self.is_draining.load(Ordering::Acquire)
     }
 
-    /// A connection whose statement is over, if another may run on it. One that always goes from hand to hand would
-    /// never be found idle, so that its age is looked at here.
-    fn keep_or_close(&self, conn: PooledConnection<DB>) -> Option<PooledConnection<DB>> {
-        match (self.may_keep(&conn.state), Handle::try_current()) {
-            // Elsewhere, nothing could take leave: it is found when it is idle.
-            (true, Ok(_)) if conn.state.is_old(Instant::now()) => {
-                tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Old)));
-                None
-            }
-            (true, _) => Some(conn),
-            (false, _) => {
-                conn.discard(self.why_not_kept());
-                None
-            }
-        }
-    }
-
     /// Takes connections back from sessions that have been doing something else for so long.
     fn reclaim(&self, idle: Duration) {
         self.for_each_open(|state| drop(state.reclaim(idle)));
@@ -528,9 +512,32 @@ impl<DB: Driver> Pool<DB> {
         );
     }
 
-    /// Nothing in here can panic halfway through a change.
     fn open(&self) -> MutexGuard<'_, Vec<Weak<ConnectionState<DB>>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
+    }
+}
+
+impl<DB: Driver> Owner for Pool<DB> {
+    type Conn = PooledConnection<DB>;
+
+    fn queue(&self) -> &Queue<Self> {
+        &self.queue
+    }
+
+    /// A connection that always goes from hand to hand would never be found idle, so that its age is looked at here.
+    fn keep_or_close(&self, conn: PooledConnection<DB>) -> Option<PooledConnection<DB>> {
+        match (self.may_keep(&conn.state), Handle::try_current()) {
+            // Elsewhere, nothing could take leave: it is found when it is idle.
+            (true, Ok(_)) if conn.state.is_old(Instant::now()) => {
+                tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Old)));
+                None
+            }
+            (true, _) => Some(conn),
+            (false, _) => {
+                conn.discard(self.why_not_kept());
+                None
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pools of sqlx's own, for crates that ask for one. They lie beside [`Pool`], with its options, and know little of
 //! what it knows: sqlx pings what it hands out, and closes what is old.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use rocket::tokio;
 use sqlx::pool::PoolOptions;
@@ -10,6 +10,7 @@ use super::Pool;
 use crate::backend::keepalive::keep_alive;
 use crate::backend::{Access, Driver};
 use crate::health::Health;
+use crate::sync::MutexGuard;
 
 /// Whether sqlx may hand out a connection: not for writes where this crate would not write either.
 fn may_serve(health: &Health, access: Access) -> bool {
@@ -71,6 +72,6 @@ impl<DB: Driver> Pool<DB> {
     }
 
     fn lock_plain(&self) -> MutexGuard<'_, Option<sqlx::Pool<DB>>> {
-        self.plain.lock().unwrap_or_else(PoisonError::into_inner)
+        self.plain.lock()
     }
 }

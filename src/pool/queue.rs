@@ -4,35 +4,43 @@
 //! threads of the runtime share. Here one lock does, and a connection goes from hand to hand.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rocket::tokio::sync::oneshot;
 
-use super::Pool;
-use super::connection::PooledConnection;
-use crate::backend::Driver;
+use crate::sync::{Mutex, MutexGuard};
 
-pub(super) struct Queue<DB: Driver>(Mutex<State<DB>>);
+/// What has a queue: a pool of connections, or in unit tests something simpler.
+pub(super) trait Owner: Sized {
+    type Conn;
 
-struct State<DB: Driver> {
+    fn queue(&self) -> &Queue<Self>;
+
+    /// A connection whose statement is over, if another may run on it. Else it is closed.
+    fn keep_or_close(&self, conn: Self::Conn) -> Option<Self::Conn>;
+}
+
+pub(super) struct Queue<O: Owner>(Mutex<State<O>>);
+
+struct State<O: Owner> {
     /// How many more connections may be used, or opened. INVARIANT: none while somebody waits.
     free: u32,
     /// INVARIANT: no more than are free. The latest at the end.
-    idle: Vec<PooledConnection<DB>>,
+    idle: Vec<O::Conn>,
     /// In the order in which they came.
-    waiting: VecDeque<Waiter<DB>>,
+    waiting: VecDeque<Waiter<O>>,
     ticker: Ticker,
     is_closed: bool,
 }
 
-struct Waiter<DB: Driver> {
+struct Waiter<O: Owner> {
     since: Instant,
-    sender: oneshot::Sender<Result<Permit<DB>, Refusal>>,
+    sender: oneshot::Sender<Result<Permit<O>, Refusal>>,
 }
 
 /// By what somebody is told who waits: closed if the queue is, or its ticker is lost.
-pub(super) type Receiver<DB> = oneshot::Receiver<Result<Permit<DB>, Refusal>>;
+pub(super) type Receiver<O> = oneshot::Receiver<Result<Permit<O>, Refusal>>;
 
 /// Why somebody waits no longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,37 +59,53 @@ pub(super) enum Ticker {
 }
 
 /// What becomes of somebody who asks for a permit.
-pub(super) enum Entry<DB: Driver> {
-    Permit(Permit<DB>),
+pub(super) enum Entry<O: Owner> {
+    Permit(Permit<O>),
     /// INVARIANT: whoever finds the ticker stopped starts it.
-    Waits(Receiver<DB>, Ticker),
+    Waits(Receiver<O>, Ticker),
     Closed,
 }
 
 /// The right to use one connection, and the connection unless it has yet to be opened. Dropped, both go to whoever
 /// has waited longest.
-pub(super) struct Permit<DB: Driver> {
-    pub(super) pool: Arc<Pool<DB>>,
+pub(super) struct Permit<O: Owner> {
+    pub(super) pool: Arc<O>,
     /// Nobody uses it.
-    pub(super) conn: Option<PooledConnection<DB>>,
+    pub(super) conn: Option<O::Conn>,
 }
 
-impl<DB: Driver> Permit<DB> {
+impl<O: Owner> Permit<O> {
     /// Together with a connection whose statement is over.
-    pub(super) fn with(mut self, conn: PooledConnection<DB>) -> Self {
+    pub(super) fn with(mut self, conn: O::Conn) -> Self {
         self.conn = Some(conn);
         self
     }
-}
 
-impl<DB: Driver> Drop for Permit<DB> {
-    fn drop(&mut self) {
-        let conn = self.conn.take().and_then(|conn| self.pool.keep_or_close(conn));
-        self.pool.queue.pass_on(&self.pool, conn);
+    /// A task that opens a connection for this permit, and what comes of it. If the request that asked has gone by then,
+    /// the connection is for the next that waits: where opening one takes longer than requests wait, there would never be
+    /// any otherwise.
+    pub(super) fn opening<E>(
+        self,
+        open: impl Future<Output = Result<O::Conn, E>>,
+    ) -> (impl Future<Output = ()>, oneshot::Receiver<Result<Self, E>>) {
+        let (sender, receiver) = oneshot::channel();
+        let task = async move {
+            let opened = open.await.map(|conn| self.with(conn));
+            // Not received, the permit is dropped, which passes it on.
+            let _ = sender.send(opened);
+        };
+        (task, receiver)
     }
 }
 
-impl<DB: Driver> Queue<DB> {
+impl<O: Owner> Drop for Permit<O> {
+    fn drop(&mut self) {
+        let conn = self.conn.take().and_then(|conn| self.pool.keep_or_close(conn));
+        self.pool.queue().pass_on(&self.pool, conn);
+    }
+}
+
+impl<O: Owner> Queue<O> {
     pub(super) fn new(permits: u32) -> Self {
         Self(Mutex::new(State {
             free: permits,
@@ -106,7 +130,7 @@ impl<DB: Driver> Queue<DB> {
     }
 
     /// A free permit for one more connection than are open.
-    pub(super) fn take_bare(&self, pool: &Arc<Pool<DB>>) -> Option<Permit<DB>> {
+    pub(super) fn take_bare(&self, pool: &Arc<O>) -> Option<Permit<O>> {
         let mut state = self.state();
         if state.free as usize <= state.idle.len() {
             return None;
@@ -117,16 +141,16 @@ impl<DB: Driver> Queue<DB> {
     /// A free permit with an idle connection of which this is true.
     pub(super) fn take_if(
         &self,
-        pool: &Arc<Pool<DB>>,
-        mut wanted: impl FnMut(&PooledConnection<DB>) -> bool,
-    ) -> Option<Permit<DB>> {
+        pool: &Arc<O>,
+        mut wanted: impl FnMut(&O::Conn) -> bool,
+    ) -> Option<Permit<O>> {
         let mut state = self.state();
         let at = state.idle.iter().position(&mut wanted)?;
         state.take(pool, |idle| Some(idle.remove(at)))
     }
 
     /// A permit, with a connection if one is idle; or waits in line.
-    pub(super) fn enter(&self, pool: &Arc<Pool<DB>>, since: Instant) -> Entry<DB> {
+    pub(super) fn enter(&self, pool: &Arc<O>, since: Instant) -> Entry<O> {
         let mut state = self.state();
         if state.is_closed {
             return Entry::Closed;
@@ -171,15 +195,12 @@ impl<DB: Driver> Queue<DB> {
     }
 
     /// An idle connection for somebody who has a permit already.
-    pub(super) fn pop_idle(&self) -> Option<PooledConnection<DB>> {
+    pub(super) fn pop_idle(&self) -> Option<O::Conn> {
         self.state().idle.pop()
     }
 
     /// The idle connections of which this is true.
-    pub(super) fn take_idle(
-        &self,
-        wanted: impl FnMut(&mut PooledConnection<DB>) -> bool,
-    ) -> Vec<PooledConnection<DB>> {
+    pub(super) fn take_idle(&self, wanted: impl FnMut(&mut O::Conn) -> bool) -> Vec<O::Conn> {
         self.state().idle.extract_if(.., wanted).collect()
     }
 
@@ -196,7 +217,7 @@ impl<DB: Driver> Queue<DB> {
     }
 
     /// Somebody needs a permit no more.
-    fn pass_on(&self, pool: &Arc<Pool<DB>>, conn: Option<PooledConnection<DB>>) {
+    fn pass_on(&self, pool: &Arc<O>, conn: Option<O::Conn>) {
         let mut state = self.state();
         let next = loop {
             match state.waiting.pop_front() {
@@ -214,18 +235,17 @@ impl<DB: Driver> Queue<DB> {
         let _ = next.sender.send(Ok(Permit { pool: pool.clone(), conn }));
     }
 
-    /// Nothing in here can panic halfway through a change.
-    fn state(&self) -> MutexGuard<'_, State<DB>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State<O>> {
+        self.0.lock()
     }
 }
 
-impl<DB: Driver> State<DB> {
+impl<O: Owner> State<O> {
     fn take(
         &mut self,
-        pool: &Arc<Pool<DB>>,
-        conn: impl FnOnce(&mut Vec<PooledConnection<DB>>) -> Option<PooledConnection<DB>>,
-    ) -> Option<Permit<DB>> {
+        pool: &Arc<O>,
+        conn: impl FnOnce(&mut Vec<O::Conn>) -> Option<O::Conn>,
+    ) -> Option<Permit<O>> {
         if self.is_closed {
             return None;
         }

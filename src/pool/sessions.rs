@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Pool;
-use super::connection::{ConnectionState, Ended};
+use super::connection::ConnectionState;
+use super::custody::Ended;
 use crate::backend::{Activity, Driver, Instance, SessionId};
 
 impl<DB: Driver> Pool<DB> {

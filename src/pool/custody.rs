@@ -1,0 +1,215 @@
+//! Where a connection is, and its permit with it.
+
+use std::future::poll_fn;
+use std::mem;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::holder::Asker;
+use super::queue::{Owner, Permit};
+use crate::sync::{AtomicWaker, Mutex};
+
+/// `S` is sqlx's pool of one, to which a handler gives a connection back.
+pub(super) struct Custody<O: Owner, S> {
+    place: Mutex<Place<O, S>>,
+    /// Written under the lock of `place`. Each statement reads it, without the lock.
+    ended: AtomicU8,
+    /// The task that waits for an answer.
+    waker: AtomicWaker,
+}
+
+/// Where a connection is. A permit that is taken from here goes back to the pool, without a look at the connection.
+///
+/// INVARIANT: a connection that is known to be dead is neither `Held` nor `Lent`.
+enum Place<O: Owner, S> {
+    /// Beside its permit: idle in the queue, lent to a statement, or on its way.
+    InHand,
+    /// A session keeps it between two statements. INVARIANT: the permit has the connection, which owns this state, until
+    /// the session or the pool takes it.
+    Kept { permit: Permit<O>, asker: Asker },
+    /// A handler holds it.
+    Held { permit: Permit<O>, since: Instant },
+    /// A handler holds it as sqlx's own.
+    Lent {
+        permit: Permit<O>,
+        since: Instant,
+        /// INVARIANT: the state has a handle to the pool of one only while the connection is lent. The hooks of that pool
+        /// own the state, so that together they would never be dropped.
+        single: S,
+        lending: Lending,
+    },
+    /// With a handler for good, without a permit: dead, or closed, or made the handler's own.
+    Gone,
+}
+
+/// What a handler holds a connection for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lending {
+    Connection,
+    /// A transaction that has begun: sqlx ends it, whatever becomes of the handler.
+    Transaction,
+    /// A transaction that its handler ends.
+    EndingTransaction,
+}
+
+/// Why an answer is waited for no longer. In the order of what is known: the last is final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The server does not answer: a read may run elsewhere.
+    ServerDown = 1,
+    /// The connection is known to be dead, so that no answer will ever come.
+    Dead,
+}
+
+impl<O: Owner, S> Custody<O, S> {
+    pub(super) fn new() -> Self {
+        Self { place: Mutex::new(Place::InHand), ended: AtomicU8::new(0), waker: AtomicWaker::default() }
+    }
+
+    /// Its session may need it again.
+    pub(super) fn keep(&self, permit: Permit<O>, asker: Asker) {
+        *self.place.lock() = Place::Kept { permit, asker };
+    }
+
+    /// The permit of what this session has kept, unless it was taken back.
+    pub(super) fn claim(&self, asker: Asker) -> Option<Permit<O>> {
+        self.take_kept(|its| its == asker)
+    }
+
+    /// The permit of what any session has kept.
+    pub(super) fn reclaim(&self) -> Option<Permit<O>> {
+        self.take_kept(|_| true)
+    }
+
+    fn take_kept(&self, is_wanted: impl FnOnce(Asker) -> bool) -> Option<Permit<O>> {
+        let place = &mut *self.place.lock();
+        match mem::replace(place, Place::InHand) {
+            Place::Kept { permit, asker } if is_wanted(asker) => Some(permit),
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        matches!(*self.place.lock(), Place::Kept { .. })
+    }
+
+    /// A handler holds it from now on.
+    pub(super) fn hold(&self, permit: Permit<O>) {
+        self.hand_out(Place::Held { permit, since: Instant::now() });
+    }
+
+    /// A handler holds it from now on, as sqlx's own.
+    pub(super) fn lend(&self, permit: Permit<O>, single: S, lending: Lending) {
+        self.hand_out(Place::Lent { permit, since: Instant::now(), single, lending });
+    }
+
+    fn hand_out(&self, to: Place<O, S>) {
+        let mut place = self.place.lock();
+        *place = to;
+        let spare = self.take_if_dead(&mut place);
+        // A permit passes on to others, and is dropped without the lock.
+        drop(place);
+        drop(spare);
+    }
+
+    fn take_if_dead(&self, place: &mut Place<O, S>) -> Option<Place<O, S>> {
+        let is_out = matches!(place, Place::Held { .. } | Place::Lent { .. });
+        (is_out && self.ended() == Some(Ended::Dead)).then(|| mem::replace(place, Place::Gone))
+    }
+
+    /// A handler has what it holds as sqlx's own from now on.
+    pub(super) fn lend_held(&self, single: S, lending: Lending) {
+        let place = &mut *self.place.lock();
+        *place = match mem::replace(place, Place::Gone) {
+            Place::Held { permit, since } => Place::Lent { permit, since, single, lending },
+            other => other,
+        };
+    }
+
+    /// What a handler holds the connection for from now on.
+    pub(super) fn lend_for(&self, lending: Lending) {
+        if let Place::Lent { lending: present, .. } = &mut *self.place.lock() {
+            *present = lending;
+        }
+    }
+
+    /// A handler holds it no more. `None` if it is dead.
+    pub(super) fn end_hold(&self) -> Option<Permit<O>> {
+        let place = &mut *self.place.lock();
+        match mem::replace(place, Place::InHand) {
+            Place::Held { permit, .. } => Some(permit),
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    /// A handler has dropped what was sqlx's own. `None` if it is dead.
+    pub(super) fn end_loan(&self) -> Option<(Permit<O>, S, Lending)> {
+        let place = &mut *self.place.lock();
+        match mem::replace(place, Place::InHand) {
+            Place::Lent { permit, single, lending, .. } => Some((permit, single, lending)),
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    /// Gives the permit back if a handler has closed the connection, or made it its own.
+    pub(super) fn reap(&self, is_empty: impl FnOnce(&S) -> bool) {
+        let mut place = self.place.lock();
+        let is_gone = matches!(&*place, Place::Lent { single, .. } if is_empty(single));
+        let spare = is_gone.then(|| mem::replace(&mut *place, Place::Gone));
+        drop(place);
+        drop(spare);
+    }
+
+    /// For how long a handler has held it.
+    pub(super) fn held_for(&self) -> Option<Duration> {
+        match &*self.place.lock() {
+            Place::Held { since, .. } | Place::Lent { since, .. } => Some(since.elapsed()),
+            Place::InHand | Place::Kept { .. } | Place::Gone => None,
+        }
+    }
+
+    /// Ends what runs on it. If it is dead, a handler that holds it keeps it, but not its permit.
+    pub(super) fn end(&self, why: Ended) {
+        let mut place = self.place.lock();
+        self.ended.fetch_max(why as u8, Ordering::AcqRel);
+        let spare = self.take_if_dead(&mut place);
+        drop(place);
+        self.waker.wake();
+        drop(spare);
+    }
+
+    pub(super) fn ended(&self) -> Option<Ended> {
+        match self.ended.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(Ended::ServerDown),
+            _ => Some(Ended::Dead),
+        }
+    }
+
+    /// Work on this connection, unless it is ended first.
+    pub(super) async fn unless_ended<T>(
+        &self,
+        mut work: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, Ended> {
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            // Registers before it looks, so that it misses no end in between.
+            self.waker.register(cx.waker());
+            self.ended().map_or(Poll::Pending, |ended| Poll::Ready(Err(ended)))
+        })
+        .await
+    }
+}
