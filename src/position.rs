@@ -104,6 +104,26 @@ impl Position {
         self.shares_history(other) && self.reaches(other)
     }
 
+    /// Whether a server that has all that lies before this place lacks something of `replayed`, which another server told
+    /// earlier: then the two have different histories. What a MariaDB or a MySQL has of a source that this one has never
+    /// heard of is no proof of that: it may be its own, or of a domain that is not replicated.
+    pub(crate) fn lacks(&self, replayed: &Self) -> bool {
+        match (self, replayed) {
+            (Self::Lsn { lsn: ours, .. }, Self::Lsn { lsn: theirs, .. }) => ours < theirs,
+            (Self::Gtids(ours), Self::Gtids(theirs)) => theirs.iter().any(|b| {
+                let latest = |is: &dyn Fn(&Gtid) -> bool| {
+                    let of_domain = ours.iter().filter(|a| a.domain == b.domain && is(a));
+                    of_domain.map(|a| a.sequence).max()
+                };
+                // Numbers go up in a domain, whichever server writes.
+                let latest = latest(&|a| a.server == b.server).or_else(|| latest(&|_| true));
+                latest.is_some_and(|latest| latest < b.sequence)
+            }),
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => !theirs.without(ours).sources_in(ours).is_empty(),
+            _ => false,
+        }
+    }
+
     /// A position that includes both, if there is one; else this one, which is the later claim.
     pub(crate) fn merge(self, earlier: Self) -> Self {
         match (self, earlier) {

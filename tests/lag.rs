@@ -250,6 +250,24 @@ mod postgresql {
         )
     }
 
+    /// A server that may not be asked is not asked again for a minute.
+    #[rocket::async_test]
+    async fn a_look_that_fails_once_does_not_blind_the_next_one() {
+        use rocket_replicated::backend::{Access, Depth, Driver};
+        use sqlx::{Connection, PgConnection};
+
+        let cluster = Servers::start(Postgres, 0);
+        let mut conn = PgConnection::connect(&cluster.master.url()).await.unwrap();
+        let mut memory = <sqlx::Postgres as Driver>::Memory::default();
+        sqlx::raw_sql("BEGIN").execute(&mut conn).await.unwrap();
+        sqlx::raw_sql("nonsense").execute(&mut conn).await.unwrap_err();
+        let look = sqlx::Postgres::observe(&mut conn, Access::ReadMaster, &mut memory, Depth::Full).await;
+        look.unwrap_err();
+        sqlx::raw_sql("ROLLBACK").execute(&mut conn).await.unwrap();
+        let look = sqlx::Postgres::observe(&mut conn, Access::ReadMaster, &mut memory, Depth::Light).await;
+        assert!(look.unwrap().position.is_some());
+    }
+
     /// Replayed is all that was received, but received is nothing any more.
     #[rocket::async_test]
     async fn a_slave_that_receives_nothing_is_behind() {
@@ -496,6 +514,39 @@ mod fresh_mysql {
         let (_client, nodes) = launch(&ours.master, &theirs.slaves[0], "").await;
         assert_eq!(states(&nodes), [NodeState::Up, NodeState::LagUnknown]);
         ours.master.sql("CREATE TABLE notes (id INTEGER)");
+        stays(&nodes, [NodeState::Up, NodeState::LagUnknown]).await;
+    }
+
+    /// What it writes then, the slave lacks.
+    #[rocket::async_test]
+    async fn a_master_that_ceases_to_log_tells_no_lag() {
+        let cluster = Servers::start(MySql::default(), 1);
+        cluster.master.sql("CREATE TABLE notes (id INTEGER)");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&cluster.master, &cluster.slaves[0], "").await;
+        assert_eq!(states(&nodes), [NodeState::Up; 2]);
+        cluster.master.restart_with("skip_log_bin");
+        eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
+        cluster.master.sql("INSERT INTO notes VALUES (1)");
+        stays(&nodes, [NodeState::Up, NodeState::LagUnknown]).await;
+    }
+
+    /// `gtid_executed` stays as it was, whatever is written. MariaDB numbers all that it logs.
+    #[rocket::async_test]
+    async fn a_master_that_writes_without_gtids_tells_no_lag() {
+        if MySql::default().is_mariadb() {
+            return;
+        }
+        let cluster = Servers::start(MySql::default(), 1);
+        cluster.master.sql("CREATE TABLE notes (id INTEGER)");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&cluster.master, &cluster.slaves[0], "").await;
+        assert_eq!(states(&nodes), [NodeState::Up; 2]);
+        for mode in ["ON_PERMISSIVE", "OFF_PERMISSIVE"] {
+            cluster.master.sql(&format!("SET GLOBAL gtid_mode = {mode}"));
+        }
+        cluster.master.sql("INSERT INTO notes VALUES (1)");
+        eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::LagUnknown]).await;
         stays(&nodes, [NodeState::Up, NodeState::LagUnknown]).await;
     }
 

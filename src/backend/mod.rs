@@ -43,6 +43,7 @@ mod version;
 
 #[doc(hidden)]
 pub use follower::{Copied, Follower};
+pub(crate) use session::NotTheMaster;
 #[doc(hidden)]
 pub use session::{Activity, Instance, Prepared, SessionId};
 pub use settings::Settings;
@@ -99,6 +100,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// The parameters that its URL may have, where sqlx ignores others.
     #[doc(hidden)]
     const URL_PARAMETERS: &'static [&'static str] = &[];
+
+    /// The remedy for a slave that has what its master does not have.
+    #[doc(hidden)]
+    const REJOIN: &'static str = "Make it anew from a copy of the master.";
 
     /// What begins a transaction that refuses writes, where that is more than the connection does by itself.
     #[doc(hidden)]
@@ -385,17 +390,20 @@ pub struct Observation {
     pub system: Option<u64>,
     /// What a master has written, or a slave replayed; unknown where it cannot be compared.
     pub position: Option<Position>,
+    /// All that a master has, where its position names the latest transaction alone (MariaDB).
+    pub contents: Option<Position>,
 }
 
 /// What a server takes itself for.
 #[doc(hidden)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ReportedRole {
     /// It takes writes of its own.
     Master,
     /// It replays those of another.
     Slave,
     /// It does not tell.
+    #[default]
     Unknown,
 }
 

@@ -70,6 +70,7 @@ impl Driver for MySql {
                     began: 0,
                     role: Some(hash(name_of(&text(8)))),
                 }),
+                role: ReportedRole::Unknown,
                 read_only: matches!(&*text(7), "ON" | "1"),
             })
         })
@@ -88,7 +89,9 @@ impl Driver for MySql {
                 && logs.current != logs.replayed
                 && !is_replicating(&mut *conn).await?;
             let role = if promoted { ReportedRole::Master } else { ReportedRole::Unknown };
-            Ok(Observation { role, system: None, position: logs.position(conn, access).await? })
+            let position = logs.position(conn, access).await?;
+            let contents = position.as_ref().filter(|_| access != Access::ReadSlave).and(logs.contents());
+            Ok(Observation { role, system: None, position, contents })
         })
     }
 
@@ -242,14 +245,14 @@ const IDENTITY: &str = identity!();
 
 const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
 
-/// What was written, what replayed, the later of the two, by which software, and whether that logs all that is written:
-/// each has a comment that it alone reads.
+/// What was written, what replayed, the later of the two, by which software, whether that logs all that is written, and
+/// the latest transaction of each server: each software has a comment that it alone reads.
 /// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
 const LOGS: &str = "SELECT
     /*!80000 @@global.gtid_executed, '', '', 'MySQL',
-        IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some') */
+        IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some'), '' */
     /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
-        IF(@@global.log_bin, 'all', 'some') */";
+        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state */";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flavour {
@@ -272,6 +275,8 @@ struct Logs {
     current: String,
     /// Whether all that is written there is logged, and has a GTID.
     complete: bool,
+    /// MariaDB's latest transaction of each server in each domain.
+    of_each_server: String,
 }
 
 impl Logs {
@@ -280,7 +285,8 @@ impl Logs {
         let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
         let flavour = Flavour::of(&text(3));
         let complete = text(4) == "all";
-        Ok(Self { flavour, written: text(0), replayed: text(1), current: text(2), complete })
+        let (written, replayed, current, of_each_server) = (text(0), text(1), text(2), text(5));
+        Ok(Self { flavour, written, replayed, current, complete, of_each_server })
     }
 
     /// An empty log is a position as well, where it means that nothing was done: not at a master that does not log what
@@ -290,7 +296,7 @@ impl Logs {
         conn: &mut MySqlConnection,
         access: Access,
     ) -> Result<Option<Position>, sqlx::Error> {
-        let Self { flavour, written, replayed, current, complete } = self;
+        let Self { flavour, written, replayed, current, complete, of_each_server: _ } = self;
         Ok(match (flavour, access) {
             (Flavour::MariaDb, Access::ReadSlave) if replayed.is_empty() => {
                 is_replicating(conn).await?.then(|| Position::Gtids(Vec::new()))
@@ -300,11 +306,21 @@ impl Logs {
                 (*complete && current.is_empty()).then(|| Position::Gtids(Vec::new()))
             }
             (Flavour::MariaDb, _) => Position::parse_gtids(written),
+            // What is written without a GTID leaves the set as it was.
+            (Flavour::MySql, Access::ReadWrite | Access::ReadMaster) if !complete => None,
             (Flavour::MySql, _) if written.is_empty() => {
                 complete.then(|| Position::GtidSet(GtidSet::default()))
             }
             (Flavour::MySql, _) => Position::parse_gtid_set(written),
         })
+    }
+
+    /// What a MariaDB has logged of each server. What it has replayed before it began to log is no part of that.
+    fn contents(&self) -> Option<Position> {
+        let Self { of_each_server, replayed, .. } = self;
+        let all: Vec<_> =
+            [of_each_server, replayed].into_iter().filter(|gtids| !gtids.is_empty()).cloned().collect();
+        Position::parse_gtids(&all.join(","))
     }
 }
 

@@ -14,6 +14,8 @@ use super::{
 
 impl Driver for Postgres {
     const TELLS_TIMELINE: bool = true;
+    const REJOIN: &'static str =
+        "Rewind it with `pg_rewind`, or make it anew from a base backup of the master.";
     const BEGIN_READ_ONLY: Option<&'static str> = Some("BEGIN READ ONLY");
     const URL_PARAMETERS: &'static [&'static str] = URL_PARAMETERS;
 
@@ -117,15 +119,17 @@ impl Driver for Postgres {
                         *memory = Memory::Log(log);
                         return Ok(observed);
                     }
-                    // A reader without a log of its own refuses to speak of it.
                     Err(error @ sqlx::Error::Database(_)) if Self::judge(&error).fault == Fault::Query => {
-                        *memory = Memory::NoLog(LOOKS_WITHOUT_LOG);
+                        *memory = match is_refused(&error) {
+                            true => Memory::NoLog(LOOKS_WITHOUT_LOG),
+                            false => Memory::Nothing,
+                        };
                     }
                     Err(error) => return Err(error),
                 }
             }
             let row = sqlx::raw_sql(ROLE).fetch_one(conn).await?;
-            Ok(Observation { role: reported_role(&row), system: None, position: None })
+            Ok(Observation { role: reported_role(&row), system: None, position: None, contents: None })
         })
     }
 
@@ -253,13 +257,15 @@ pub(super) const URL_PARAMETERS: &[&str] = &[
     "user",
 ];
 
-/// Who answers, by what a server says of itself, its session, and whether that is read-only.
+/// Who answers, by what a server says of itself, its session, whether that is read-only, and whether the server is in
+/// recovery. Not `inet_server_port`, which is NULL through a Unix socket: the server is the same there.
 macro_rules! identity {
     () => {
-        "SELECT concat_ws(' ', inet_server_port(), extract(epoch FROM pg_postmaster_start_time())),
+        "SELECT concat_ws(' ', current_setting('port'), extract(epoch FROM pg_postmaster_start_time())),
             pg_backend_pid()::text, current_setting('transaction_read_only'),
             (SELECT (extract(epoch FROM backend_start) * 1000000)::bigint::text
-                FROM pg_stat_get_activity(pg_backend_pid()) LIMIT 1)"
+                FROM pg_stat_get_activity(pg_backend_pid()) LIMIT 1),
+            pg_is_in_recovery()::text"
     };
 }
 
@@ -279,6 +285,11 @@ fn prepared_from(row: &PgRow) -> Prepared {
     Prepared {
         instance: row.try_get::<&str, _>(0).ok().map(Instance::of),
         session: session(),
+        role: match row.try_get::<&str, _>(4) {
+            Ok("true") => ReportedRole::Slave,
+            Ok(_) => ReportedRole::Master,
+            Err(_) => ReportedRole::Unknown,
+        },
         read_only: row.try_get::<&str, _>(2).is_ok_and(|setting| setting == "on"),
     }
 }
@@ -333,8 +344,15 @@ async fn look(conn: &mut PgConnection, log: &Log) -> Result<Option<Observation>,
 
 const ROLE: &str = "SELECT pg_is_in_recovery()";
 
-/// A server that does not speak of its log is asked again after so many looks: the right may have been granted since, or
-/// the statement had only been cancelled. It logs each refusal.
+/// The role may not ask for the log, or the server has no such functions. A statement that was cancelled is no refusal.
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code.starts_with("42") || code.starts_with("0A"))
+}
+
+/// A server that does not speak of its log is asked again after so many looks, as the right may have been granted since.
+/// It logs each refusal.
 const LOOKS_WITHOUT_LOG: u32 = 60;
 
 /// What is remembered of a connection.
@@ -398,7 +416,7 @@ fn observation(row: &PgRow, log: &Log) -> Observation {
         let timeline = timeline_of(row.try_get::<&str, _>(2).ok()?)?;
         Some(Position::Lsn { timeline, lsn: end_of_record(lsn, log.block?, log.segment?) })
     };
-    Observation { role, system: log.system, position: position() }
+    Observation { role, system: log.system, position: position(), contents: None }
 }
 
 /// <https://www.postgresql.org/docs/current/datatype-pg-lsn.html>: two hexadecimal numbers of 32 bits each.

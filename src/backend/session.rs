@@ -2,6 +2,9 @@
 
 use std::num::NonZeroU64;
 use std::time::Duration;
+use std::{fmt, io};
+
+use super::{Access, ReportedRole};
 
 /// One run of one database process, as far as a connection can tell: a hash of what the server says of
 /// itself, so that it can be compared and kept without a lock.
@@ -52,9 +55,46 @@ pub struct SessionId {
 pub struct Prepared {
     pub instance: Option<Instance>,
     pub session: Option<SessionId>,
+    pub role: ReportedRole,
     /// Whether the server holds it to be read-only.
     pub read_only: bool,
 }
+
+impl Prepared {
+    /// Refuses a connection that is to lead to the master, and leads to a slave of it: the address does so for a while
+    /// after a promotion, as that of a proxy between two checks.
+    pub(crate) fn accept(&self, access: Access) -> Result<(), sqlx::Error> {
+        match (access, self.role) {
+            (Access::ReadWrite | Access::ReadMaster, ReportedRole::Slave) => Err(NotTheMaster.into()),
+            (Access::ReadSlave, _) | (_, ReportedRole::Master | ReportedRole::Unknown) => Ok(()),
+        }
+    }
+}
+
+/// The error of a connection to a server in recovery: no fault of a statement, as another connection may lead elsewhere.
+#[derive(Debug)]
+pub(crate) struct NotTheMaster;
+
+impl NotTheMaster {
+    pub(crate) fn is(error: &sqlx::Error) -> bool {
+        let sqlx::Error::Io(error) = error else { return false };
+        error.get_ref().is_some_and(|error| error.is::<Self>())
+    }
+}
+
+impl From<NotTheMaster> for sqlx::Error {
+    fn from(error: NotTheMaster) -> Self {
+        io::Error::new(io::ErrorKind::NotConnected, error).into()
+    }
+}
+
+impl fmt::Display for NotTheMaster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the address leads to a server that is in recovery, not to the master")
+    }
+}
+
+impl std::error::Error for NotTheMaster {}
 
 /// What a server says of a session.
 #[doc(hidden)]

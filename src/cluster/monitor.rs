@@ -27,7 +27,7 @@ use crate::backend::{
 };
 use crate::config::Checks;
 use crate::health::{
-    FAILURES_BEFORE_FAILOVER, Finding, Health, Mastership, NodeState, Role, Verdict, Verdicts, Why,
+    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Role, Verdict, Verdicts, Why,
 };
 use crate::pool::{Ended, Session};
 use crate::position::{Lag, Position};
@@ -133,6 +133,10 @@ impl<DB: Driver> Monitor<DB> {
                 async move {
                     loop {
                         server.health.request_probe();
+                        // A slave may have replayed what the master had not written yet when it was looked at.
+                        if server.health.state() == NodeState::New {
+                            self.watch.master().health.request_probe();
+                        }
                         if probes.changed().await.is_err() || server.health.state() != NodeState::New {
                             return;
                         }
@@ -559,7 +563,8 @@ impl<DB: Driver> Watch<DB> {
         if let Finding::Observed(_) = finding {
             verdicts.arrived(server.id(), instance);
         }
-        let verdict = verdicts.judge(server.id(), health.log(), began.into_std(), &finding);
+        let look = Look { began: began.into_std(), ended: Instant::now().into_std() };
+        let verdict = verdicts.judge(server.id(), health.log(), look, &finding);
         self.carry_out(server, &verdict);
         if finding == Finding::Full {
             health.is_full();
@@ -619,6 +624,7 @@ impl<DB: Driver> Watch<DB> {
             (NodeState::Stranger, _) => {
                 "If it is a logical replica, say `logical = true` in its entry of `slaves`.".into()
             }
+            (NodeState::Diverged, _) => DB::REJOIN.into(),
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master, or make it the master in the configuration.".into()
             }

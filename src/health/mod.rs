@@ -35,7 +35,7 @@ pub(crate) use mastership::{Mastership, ServerId, Term};
 pub(crate) use state::Use;
 pub use state::{NodeState, NodeStatus, Role};
 
-pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Verdict, Verdicts, Why};
+pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Look, Verdict, Verdicts, Why};
 
 /// How far a slave had replayed when it was looked at.
 #[derive(Debug)]
@@ -344,6 +344,10 @@ impl Health {
             NodeState::Suspect | NodeState::Down => {
                 warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
             }
+            NodeState::Diverged => error!(
+                "The {self} has replayed what the master, asked afterwards, does not have: leaving it out, as its rows may \
+                 be lost ones. {more}"
+            ),
             NodeState::Behind => {
                 warn!("The {self} is {more} behind: leaving it out until it has caught up.")
             }

@@ -50,6 +50,11 @@ pub enum NodeState {
     /// The log has the error. Start it again, mend the network, or correct user, password or database in its URL: it
     /// is used again by itself.
     Down,
+    /// A slave that has replayed what the master does not have: it followed another master for longer, or was a master
+    /// itself, and serves rows that are lost.
+    ///
+    /// Rewind it with `pg_rewind` (PostgreSQL), or make it anew from a copy of the master.
+    Diverged,
     /// A slave that is further behind its master than `max_lag`, or was so lately: it serves again when it has been left
     /// out for a while, and its lag is well below.
     ///
@@ -94,11 +99,12 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Up,
         Self::New,
         Self::Suspect,
         Self::Down,
+        Self::Diverged,
         Self::Behind,
         Self::LagUnknown,
         Self::NotCopied,
@@ -117,6 +123,7 @@ impl NodeState {
             Self::New => "new",
             Self::Suspect => "suspect",
             Self::Down => "down",
+            Self::Diverged => "diverged",
             Self::Behind => "behind",
             Self::LagUnknown => "lag unknown",
             Self::NotCopied => "not copied",

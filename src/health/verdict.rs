@@ -6,6 +6,7 @@
 //! | a slave that takes writes                                        | left out, or the master: [`Verdicts::successor`] |
 //! | a slave that is the master, by another address                   | left out: [`Verdicts::is_master_itself`]    |
 //! | a slave of another system that is not declared to be `logical`   | left out                                    |
+//! | a slave that has what the master, asked afterwards, does not have | left out: [`Verdicts::compare`]          |
 //! | a slave further behind than `max_lag`                            | left out, until [`Lateness`] lets it return |
 //! | right after launch, a slave behind all that is known of the master | looked at again before it serves      |
 //! | a slave whose lag cannot be known, though the master answers     | left out, if `unknown_lag` says so          |
@@ -43,6 +44,20 @@ pub(crate) enum Finding {
     /// A slave that this crate copies has no copy yet.
     NotCopied,
     Observed(Observation),
+}
+
+/// The time of a look at a server: what it tells was so in between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
+}
+
+/// A look that took no time.
+impl From<Instant> for Look {
+    fn from(at: Instant) -> Self {
+        Self { began: at, ended: at }
+    }
 }
 
 /// What follows from a finding.
@@ -100,8 +115,54 @@ struct Record {
     /// For so many probes yet it is taken for the master's own process.
     as_master: u32,
     latest: Option<Observation>,
+    /// What it has replayed and the master is not known to have.
+    ahead: Option<Ahead>,
+    /// The master has been seen to have what this server had replayed before.
+    compared: bool,
+    diverged: Option<Diverged>,
     probes: u32,
     lateness: Lateness,
+}
+
+#[derive(Clone, Debug)]
+struct Ahead {
+    position: Position,
+    /// When it had been told.
+    told: Instant,
+    /// Looks at the master since then that have not found it.
+    missed: u32,
+}
+
+/// The proof that a slave is not on the master's history.
+#[derive(Clone, Debug, Hash)]
+struct Diverged {
+    position: Position,
+    /// Who told it.
+    instance: Option<Instance>,
+}
+
+impl Diverged {
+    /// So many looks at the master have to miss a position. A MySQL master that waits for a semi-synchronous slave has yet
+    /// to count what that slave has applied:
+    /// <https://dev.mysql.com/doc/refman/9.7/en/replication-semisync.html>
+    fn looks(position: &Position) -> u32 {
+        match position {
+            Position::GtidSet(_) => 3,
+            Position::Lsn { .. } | Position::Gtids(_) | Position::Time(_) => 1,
+        }
+    }
+
+    /// Whether a server that is found at `position` is still on the other history, of which `master` is all that the master
+    /// has. A master that has overtaken an LSN has not taken over what lies before it. A slave that is rewound falls back;
+    /// one that is made anew is another instance.
+    fn lasts(&self, position: &Position, instance: Option<Instance>, master: Option<&Position>) -> bool {
+        match (position, &self.position) {
+            (Position::Lsn { lsn, .. }, Position::Lsn { lsn: proved, .. }) => {
+                lsn == proved || lsn > proved && instance == self.instance
+            }
+            _ => master.is_none_or(|master| master.lacks(position)),
+        }
+    }
 }
 
 impl Record {
@@ -110,6 +171,7 @@ impl Record {
         self.is_full = false;
         // What it was, it may not be any more.
         self.latest = None;
+        self.ahead = None;
     }
 
     fn observed(&mut self, observed: &Observation) {
@@ -163,12 +225,16 @@ impl Verdicts {
                 instance,
                 as_master,
                 latest,
+                ahead,
+                compared,
+                diverged,
                 probes: _,
                 lateness,
             } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
-            (as_master, latest).hash(hasher);
+            let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
+            (as_master, latest, ahead, compared, diverged).hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -192,6 +258,9 @@ impl Verdicts {
     /// The connection that the next finding comes from leads to this instance.
     pub(crate) fn arrived(&mut self, server: ServerId, instance: Option<Instance>) {
         if let Some(record) = self.servers.get_mut(&server) {
+            if record.instance != instance {
+                record.ahead = None;
+            }
             record.instance = instance;
         }
     }
@@ -223,14 +292,15 @@ impl Verdicts {
         self.history.before(time).cloned()
     }
 
-    /// Judges what a probe that began at `began` found of a server that replays this log as a slave.
+    /// Judges what a look found of a server that replays this log as a slave.
     pub(crate) fn judge(
         &mut self,
         server: ServerId,
         log: SlaveLog,
-        began: Instant,
+        look: impl Into<Look>,
         finding: &Finding,
     ) -> Verdict {
+        let Look { began, ended } = look.into();
         let contested = self.rival();
         let has_instance_of_master = self.has_instance_of_master(server);
         let record = self.servers.entry(server).or_default();
@@ -263,13 +333,18 @@ impl Verdicts {
         if let Some(new) = verdict.new_master {
             self.master = new;
             self.confirmed = true;
+            // What was proved was proved of the history of the one before.
+            for record in self.servers.values_mut() {
+                (record.ahead, record.diverged) = (None, None);
+            }
         }
         match finding {
             Finding::Failed => {}
             // What it said the last time it was asked is all that is known of it, and the older that is, the further it
             // may be behind.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
-                let nothing = Observation { role: ReportedRole::Unknown, system: None, position: None };
+                let nothing =
+                    Observation { role: ReportedRole::Unknown, system: None, position: None, contents: None };
                 let latest = self.servers[&server].latest.clone().unwrap_or(nothing);
                 verdict.lag = self.lag(log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
@@ -279,13 +354,19 @@ impl Verdicts {
             }
             Finding::Full => {}
             Finding::NotCopied => verdict.states.push((server, NodeState::NotCopied, Why::Nothing)),
-            Finding::Observed(observed) if server == self.master => self.judge_master(observed, began),
+            Finding::Observed(observed) if server == self.master => {
+                self.judge_master(observed, began);
+                let diverged = self.compare(began).into_iter();
+                verdict.states.extend(diverged.map(|server| (server, NodeState::Diverged, Why::Nothing)));
+            }
             Finding::Observed(_) if self.is_master_itself(server) => {
                 verdict.states.push((server, NodeState::MasterItself, Why::Nothing));
             }
             Finding::Observed(observed) => {
+                self.place(server, log, observed, ended);
                 verdict.lag = self.lag(log, observed, began);
                 let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
+                verdict.lag = verdict.lag.filter(|_| state != NodeState::Diverged);
                 verdict.states.push((server, state, why));
             }
         }
@@ -302,6 +383,11 @@ impl Verdicts {
     /// further than it was last seen.
     fn lag(&self, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
         let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters)?;
+        let master = &self.servers[&self.master];
+        // Where it stood when it last told says nothing of what it has done since.
+        if master.latest.as_ref().is_some_and(|latest| latest.position.is_none()) {
+            return None;
+        }
         let lag = self.history.lag(position)?;
         Some(if self.servers[&self.master].is_full { self.history.unseen(lag, now) } else { lag })
     }
@@ -315,6 +401,55 @@ impl Verdicts {
             self.history.record(position.clone(), began);
             self.known_since.get_or_insert(began);
         }
+    }
+
+    /// All that the master had when it last answered, where it tells.
+    fn contents(&self) -> Option<&Position> {
+        let latest = self.servers[&self.master].latest.as_ref()?;
+        latest.contents.as_ref().or(latest.position.as_ref()).filter(|_| latest.role != ReportedRole::Slave)
+    }
+
+    /// Remembers what a slave has replayed and the master is not known to have, until the master is looked at again.
+    fn place(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, told: Instant) {
+        let contents = self.contents().cloned();
+        let is_comparable = log == SlaveLog::Masters
+            && observed.role != ReportedRole::Master
+            && !self.is_of_other_system(observed.system);
+        let record = self.servers.entry(server).or_default();
+        let Some(position) = observed.position.as_ref().filter(|_| is_comparable) else {
+            record.ahead = None;
+            return;
+        };
+        let lasts = |proof: &Diverged| proof.lasts(position, record.instance, contents.as_ref());
+        if !record.diverged.as_ref().is_some_and(lasts) {
+            record.diverged = None;
+        }
+        if contents.is_some_and(|contents| !contents.lacks(position)) {
+            (record.ahead, record.compared) = (None, true);
+        } else if !record.ahead.as_ref().is_some_and(|ahead| position.reaches(&ahead.position)) {
+            record.ahead = Some(Ahead { position: position.clone(), told, missed: 0 });
+        }
+    }
+
+    /// Slaves that had replayed, before the master was looked at, what it turns out not to have.
+    fn compare(&mut self, began: Instant) -> Vec<ServerId> {
+        let Some(contents) = self.contents().cloned() else { return Vec::new() };
+        let mut diverged = Vec::new();
+        for (id, record) in &mut self.servers {
+            let Some(ahead) = record.ahead.as_mut().filter(|ahead| ahead.told <= began) else { continue };
+            if !contents.lacks(&ahead.position) {
+                (record.ahead, record.compared) = (None, true);
+                continue;
+            }
+            ahead.missed += 1;
+            if ahead.missed >= Diverged::looks(&ahead.position) {
+                let position = ahead.position.clone();
+                record.ahead = None;
+                record.diverged = Some(Diverged { position, instance: record.instance });
+                diverged.push(*id);
+            }
+        }
+        diverged
     }
 
     /// Nothing new while it does not answer.
@@ -353,6 +488,14 @@ impl Verdicts {
             _ => {}
         }
         let master = self.master();
+        let record = &self.servers[&server];
+        if record.diverged.is_some() && log == SlaveLog::Masters {
+            return (NodeState::Diverged, Why::Nothing);
+        }
+        // It may be the master that has gone on since it was looked at.
+        if record.ahead.is_some() && !record.compared && self.contents().is_some() {
+            return (NodeState::New, Why::Nothing);
+        }
         let Some(lag) = lag else {
             return match master == Master::Answers && self.checks.unknown_lag.excludes(log) {
                 true => (NodeState::LagUnknown, Why::Nothing),

@@ -110,6 +110,7 @@ impl<DB: Driver> Connection<DB> {
         let mut conn = single.acquire().await?;
         keep_alive::<DB>(&options);
         let mut prepared = DB::prepare(&mut conn, pool.access()).await?;
+        prepared.accept(pool.access())?;
         if !pool.prepared_statements() || pool.health().is_pooled() {
             // Behind a pooler that gives each transaction the connection that is free, nobody knows who answers.
             prepared = Prepared { read_only: prepared.read_only, ..Prepared::default() };

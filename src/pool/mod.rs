@@ -21,7 +21,7 @@ use rocket::tokio;
 use rocket::tokio::runtime::Handle;
 use sqlx::ConnectOptions;
 
-use crate::backend::{Access, Driver, Fault, Instance, Options, Settings};
+use crate::backend::{Access, Driver, Fault, Instance, NotTheMaster, Options, Settings};
 use crate::health::{Health, Role, Use};
 use crate::sync::{Mutex, MutexGuard};
 use crate::throttle::Throttle;
@@ -63,6 +63,9 @@ const SUSPICIOUS_WAIT: Duration = Duration::from_millis(100);
 
 /// A connection is given up that has been opening for longer, though checkouts wait less long.
 pub(crate) const LONGEST_OPENING: Duration = Duration::from_secs(10);
+
+/// Between two attempts to reach the master by an address that leads to a slave of it for the moment.
+const ELSEWHERE_PAUSE: Duration = Duration::from_millis(50);
 
 /// For so long a connection is kept for its session though others wait.
 const KEPT_IF_WAITED_FOR: Duration = Duration::from_millis(1);
@@ -427,7 +430,7 @@ impl<DB: Driver> Pool<DB> {
         }
         let opened = tokio::select! {
             biased;
-            opened = self.open_one() => opened,
+            opened = self.open_at_its_role() => opened,
             () = interrupted => return Err(self.unreachable()),
             () = tokio::time::sleep(self.longest_opening()) => Err(sqlx::Error::PoolTimedOut),
         };
@@ -439,6 +442,20 @@ impl<DB: Driver> Pool<DB> {
 
     fn longest_opening(&self) -> Duration {
         LONGEST_OPENING.max(self.timeout)
+    }
+
+    /// Opens connections until one leads to the master, if that is where this pool's are to lead, or until the server is
+    /// known to be no master.
+    async fn open_at_its_role(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
+        loop {
+            let opened = self.open_one().await;
+            let leads_elsewhere = opened.as_ref().is_err_and(NotTheMaster::is);
+            if !leads_elsewhere || !self.health.answers(Use::Reads) {
+                return opened;
+            }
+            self.health.request_probe();
+            tokio::time::sleep(ELSEWHERE_PAUSE).await;
+        }
     }
 
     async fn open_one(&self) -> Result<PooledConnection<DB>, sqlx::Error> {

@@ -51,7 +51,7 @@ impl<DB: Driver> Pool<DB> {
                         let refused = "writes are not possible at this server now";
                         return Err(sqlx::Error::Configuration(refused.into()));
                     }
-                    DB::prepare(conn, access).await.map(drop)
+                    DB::prepare(conn, access).await?.accept(access)
                 })
             })
             .before_acquire(move |_, _| {

@@ -89,6 +89,12 @@ impl GtidSet {
         Self(rest.filter(|(_, spans)| !spans.is_empty()).collect())
     }
 
+    /// Those of sources of which `other` has any.
+    pub(super) fn sources_in(mut self, other: &Self) -> Self {
+        self.0.retain(|source, _| other.0.contains_key(source));
+        self
+    }
+
     /// Those that `other` has as well.
     pub(super) fn in_common(&self, other: &Self) -> Self {
         self.without(&self.without(other))

@@ -48,6 +48,35 @@ fn what_includes_what() {
 }
 
 #[test]
+fn what_lacks_what() {
+    let table = [
+        (lsn(1, 10), lsn(1, 10), false),
+        (lsn(1, 10), lsn(1, 11), true),
+        (lsn(2, 10), lsn(1, 11), true),
+        (lsn(2, 12), lsn(1, 11), false),
+        (gtids("0-10-8"), gtids("0-10-8"), false),
+        (gtids("0-10-8"), gtids("0-10-9"), true),
+        // A lost branch, whose numbers the master has given to others.
+        (gtids("0-10-8,0-20-11"), gtids("0-10-9"), true),
+        (gtids("0-10-8,0-20-11"), gtids("0-20-12"), true),
+        // The log of a master that was made from a copy begins after what the slave has of the one before.
+        (gtids("0-20-11"), gtids("0-10-9"), false),
+        (gtids("0-20-11"), gtids("0-10-12"), true),
+        // A domain that the master has never heard of.
+        (gtids("0-20-11"), gtids("0-20-11,7-3-1"), false),
+        (set(&format!("{A}:1-9")), set(&format!("{A}:1-9")), false),
+        (set(&format!("{A}:1-9")), set(&format!("{A}:1-10")), true),
+        // The slave's own.
+        (set(&format!("{A}:1-9")), set(&format!("{A}:1-9,{B}:1")), false),
+        (Position::Time(4), Position::Time(5), false),
+        (lsn(1, 10), Position::Time(5), false),
+    ];
+    for (master, slave, lacks) in table {
+        assert_eq!(master.lacks(&slave), lacks, "{master:?} {slave:?}");
+    }
+}
+
+#[test]
 fn what_is_merged_includes_both_of_one_history() {
     for (a, b) in [
         (lsn(1, 10), lsn(1, 11)),

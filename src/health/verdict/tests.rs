@@ -16,7 +16,12 @@ const CHECKS: Checks = Checks {
 };
 
 fn observation(role: ReportedRole, timeline: u32, lsn: u64) -> Observation {
-    Observation { role, system: Some(SYSTEM), position: Some(Position::Lsn { timeline, lsn }) }
+    Observation {
+        role,
+        system: Some(SYSTEM),
+        position: Some(Position::Lsn { timeline, lsn }),
+        contents: None,
+    }
 }
 
 fn new(checks: &Checks) -> Verdicts {
@@ -111,6 +116,76 @@ fn one_that_was_full_at_first_may_still_be_a_rival() {
     assert!(verdict.states.iter().any(contested), "{verdict:?}");
 }
 
+fn at(verdicts: &mut Verdicts, look: Look, server: ServerId, role: ReportedRole, lsn: u64) -> Vec<NodeState> {
+    let verdict =
+        verdicts.judge(server, SlaveLog::Masters, look, &Finding::Observed(observation(role, 1, lsn)));
+    verdict.states.iter().filter(|(id, ..)| *id == SLAVE).map(|(_, state, _)| *state).collect()
+}
+
+#[test]
+fn a_slave_that_is_beyond_the_master_asked_afterwards_has_diverged() {
+    use NodeState::{Diverged, New, Up};
+    use ReportedRole::{Master, Slave};
+
+    let began = Instant::now();
+    let look = |from: u64, to: u64| Look {
+        began: began + Duration::from_millis(from),
+        ended: began + Duration::from_millis(to),
+    };
+    let launched = || {
+        let mut verdicts = new(&CHECKS);
+        at(&mut verdicts, look(0, 10), MASTER, Master, 100);
+        verdicts
+    };
+    // At launch it waits for the master to be looked at.
+    let mut verdicts = launched();
+    assert_eq!(at(&mut verdicts, look(20, 30), SLAVE, Slave, 120), [New]);
+    assert_eq!(at(&mut verdicts, look(40, 50), MASTER, Master, 120), []);
+    assert_eq!(at(&mut verdicts, look(60, 70), SLAVE, Slave, 130), [Up], "the master goes on, it is known");
+
+    // The master was asked before the slave had answered.
+    assert_eq!(at(&mut verdicts, look(65, 90), MASTER, Master, 125), []);
+    assert_eq!(at(&mut verdicts, look(95, 100), SLAVE, Slave, 130), [Up]);
+    assert_eq!(at(&mut verdicts, look(110, 120), MASTER, Master, 129), [Diverged]);
+
+    // Overtaken, it is still elsewhere. It falls back when it is rewound.
+    at(&mut verdicts, look(130, 140), MASTER, Master, 500);
+    assert_eq!(at(&mut verdicts, look(150, 160), SLAVE, Slave, 130), [Diverged]);
+    assert_eq!(at(&mut verdicts, look(170, 180), SLAVE, Slave, 140), [Diverged]);
+    assert_eq!(at(&mut verdicts, look(190, 200), SLAVE, Slave, 110), [Up]);
+
+    // What is made anew is another instance.
+    let mut verdicts = launched();
+    at(&mut verdicts, look(20, 30), SLAVE, Slave, 120);
+    assert_eq!(at(&mut verdicts, look(40, 50), MASTER, Master, 110), [Diverged]);
+    at(&mut verdicts, look(60, 70), MASTER, Master, 500);
+    verdicts.arrived(SLAVE, Some(Instance::of("restarted")));
+    assert_eq!(at(&mut verdicts, look(80, 90), SLAVE, Slave, 120), [Diverged], "where it stood");
+    assert_eq!(at(&mut verdicts, look(80, 90), SLAVE, Slave, 400), [Up]);
+}
+
+#[test]
+fn a_master_that_tells_no_position_any_more_tells_no_lag() {
+    let mut verdicts = in_office();
+    observe(
+        &mut verdicts,
+        MASTER,
+        &Observation { position: None, ..observation(ReportedRole::Master, 1, 0) },
+    );
+    let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
+    assert_eq!((verdict.lag, &*verdict.states), (None, &[(SLAVE, NodeState::LagUnknown, Why::Nothing)][..]));
+
+    let mut verdicts = new(&CHECKS);
+    let untold = Observation { position: None, ..observation(ReportedRole::Master, 1, 0) };
+    observe(&mut verdicts, MASTER, &untold);
+    let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
+    assert_eq!(
+        verdict.states,
+        [(SLAVE, NodeState::LagUnknown, Why::Nothing)],
+        "there is nothing to wait for"
+    );
+}
+
 #[test]
 fn a_promoted_slave_succeeds_a_master_that_is_gone() {
     let promoted = observation(ReportedRole::Master, 2, 100);
@@ -173,6 +248,9 @@ fn an_old_master_that_comes_back_is_shut_out_and_as_a_standby_serves() {
     let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 120));
     assert_eq!(verdict.states, [(MASTER, NodeState::SecondMaster, Why::Nothing)]);
     assert_eq!(verdict.new_master, None);
+    let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Slave, 2, 120));
+    assert_eq!(verdict.states, [(MASTER, NodeState::New, Why::Nothing)], "it may have what is lost");
+    observe(&mut verdicts, SLAVE, &observation(ReportedRole::Master, 2, 130));
     let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Slave, 2, 120));
     assert_eq!(verdict.states, [(MASTER, NodeState::Up, Why::Nothing)]);
 }
@@ -359,7 +437,7 @@ fn what_is_the_master_itself_no_more_is_judged_like_any() {
     let takes_writes = observation(ReportedRole::Master, 1, 110);
     let mut verdicts = with_the_master_twice();
     arrive(&mut verdicts, SLAVE, "b");
-    let standby = observation(ReportedRole::Slave, 1, 110);
+    let standby = observation(ReportedRole::Slave, 1, 100);
     assert_eq!(observe(&mut verdicts, SLAVE, &standby).states, [(SLAVE, NodeState::Up, Why::Nothing)]);
 
     let mut verdicts = with_the_master_twice();

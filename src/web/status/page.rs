@@ -309,6 +309,7 @@ fn mood(state: NodeState) -> &'static str {
         | NodeState::NotCopied
         | NodeState::TakenOut => "partly",
         NodeState::Down
+        | NodeState::Diverged
         | NodeState::SecondMaster
         | NodeState::Contested
         | NodeState::Stranger
@@ -324,6 +325,9 @@ fn meaning(server: &ServerSnapshot) -> &'static str {
         NodeState::New => "It has just come, or the application has: it is being looked at.",
         NodeState::Suspect => "A connection to it failed: it is being looked at.",
         NodeState::Down => "It does not answer, or lets nobody in. The log has the error.",
+        NodeState::Diverged => {
+            "It has replayed what the master does not have: left out. The log has the remedy."
+        }
         NodeState::Behind => "It is further behind than max_lag: left out until it has caught up.",
         NodeState::LagUnknown => "Its lag cannot be known: left out. The log says why.",
         NodeState::NotCopied => "It has not been copied from its master yet.",

@@ -1,0 +1,90 @@
+//! A slave that has replayed what its master does not have serves lost rows: it is left out.
+
+crate::on_servers! {
+    use std::time::{Duration, Instant};
+
+    use rocket::local::asynchronous::Client;
+    use rocket::tokio;
+    use rocket_replicated::backend::{Backend, Driver};
+    use rocket_replicated::{Cluster, NodeState, Reason};
+    use rocket_replicated_testing::{Server, Servers};
+    use support::{eventually, logbook, rocket_over};
+
+    const SCHEME: &str = <Dbms as rocket_replicated_testing::Dbms>::SCHEME;
+
+    /// No limit to the lag: nothing else leaves the slave out.
+    const KEYS: &str = "check_interval = 0.1\ncheck_timeout = 2\nmax_lag = false\nunknown_lag = \"use\"\n";
+
+    async fn launch(master: &Server<Dbms>, slave: &Server<Dbms>, name: &str) -> (Client, Cluster<Database>) {
+        let (master, slave) = (master.url(), slave.url());
+        let section = format!("url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"{name}\" }}]\n{KEYS}");
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+        (client, cluster)
+    }
+
+    fn states(cluster: &Cluster<Database>) -> Vec<NodeState> {
+        cluster.status().iter().map(|node| node.state).collect()
+    }
+
+    fn write(server: &Server<Dbms>, rows: usize) {
+        server.sql(&"INSERT INTO notes VALUES (1);".repeat(rows));
+    }
+
+    /// The promoted slave is the master of an application whose other slave still follows the one before.
+    #[rocket::async_test]
+    async fn a_slave_that_followed_another_master_further_is_left_out_and_stays_so() {
+        let servers = Servers::<Dbms>::start(Default::default(), 2);
+        let (former, master, slave) = (&servers.master, &servers.slaves[0], &servers.slaves[1]);
+        former.sql("CREATE TABLE notes (id INTEGER)");
+        servers.wait_caught_up();
+        master.promote().unwrap();
+        write(former, 400);
+        eventually("the rows that are lost", async || slave.sql("SELECT count(*) FROM notes") == "400").await;
+
+        let name = format!("diverged-{SCHEME}");
+        let (client, cluster) = launch(master, slave, &name).await;
+        assert_eq!(states(&cluster), [NodeState::Up, NodeState::Diverged], "from the launch on");
+        assert_eq!(cluster.status()[1].lag, None);
+        for _ in 0..20 {
+            let db = cluster.read(None);
+            sqlx::query("SELECT 1").execute(&db).await.unwrap();
+            assert_eq!(db.choice().unwrap().reason(), Reason::SlavesUnavailable);
+        }
+        let remedy = <<Pool as Backend>::Db as Driver>::REJOIN;
+        assert_eq!(logbook::lines(&["ERROR", &name, "asked afterwards, does not have", remedy]).len(), 1);
+        drop((client, cluster));
+
+        // After a relaunch as well, and once the master has gone past the place where the slave stands.
+        let (_client, cluster) = launch(master, slave, &name).await;
+        assert_eq!(states(&cluster), [NodeState::Up, NodeState::Diverged]);
+        former.kill();
+        write(master, 800);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(1) {
+            assert_eq!(states(&cluster), [NodeState::Up, NodeState::Diverged]);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// It has what the master had not written yet when that was looked at.
+    #[rocket::async_test]
+    async fn a_slave_that_keeps_up_with_a_busy_master_serves() {
+        let servers = Servers::<Dbms>::start(Default::default(), 1);
+        let (master, slave) = (&servers.master, &servers.slaves[0]);
+        master.sql("CREATE TABLE notes (id INTEGER)");
+        servers.wait_caught_up();
+        std::thread::scope(|scope| {
+            let writes = scope.spawn(|| (0..40).for_each(|_| write(master, 50)));
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let watched = scope.spawn(move || runtime.block_on(async {
+                let (_client, cluster) = launch(master, slave, "busy").await;
+                while !writes.is_finished() {
+                    assert_eq!(states(&cluster), [NodeState::Up; 2]);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }));
+            watched.join().unwrap();
+        });
+    }
+}
