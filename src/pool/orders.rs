@@ -246,6 +246,30 @@ fn a_close_lets_no_request_wait() {
     });
 }
 
+#[test]
+fn a_close_waits_for_no_permit() {
+    explore(|| {
+        let house = House::new(1);
+        let permit: Left<_> = Rc::new(RefCell::new(Some(house.permit())));
+        let asks = || {
+            task(&house, |house| match house.enter() {
+                Entry::Permit(_) => panic!("it is in use"),
+                Entry::Waits(receiver, _) => assert!(block_on(receiver).is_err()),
+                Entry::Closed => {}
+            })
+        };
+        let closes = task(&house, |house| house.queue.close());
+        let tasks = [asks(), closes, asks()];
+        (
+            tasks,
+            Box::new(move || {
+                permit.take();
+                house.is_whole();
+            }),
+        )
+    });
+}
+
 /// Its request is cancelled at any moment; or the task of the opening is lost, as when its runtime ends.
 #[test]
 fn a_connection_that_was_opened_for_a_request_that_has_gone_passes_on() {
@@ -400,6 +424,8 @@ fn what_is_lent_comes_back_once_though_it_dies_or_is_closed_meanwhile() {
                     single.store(true, Ordering::Relaxed);
                 } else if let Some((permit, _, _)) = conn.custody.end_loan() {
                     drop(permit.with(conn));
+                } else {
+                    assert_eq!(conn.custody.ended(), Some(Ended::Dead), "it is not taken from a handler");
                 }
             });
             // Does so until there is nothing to be done.
