@@ -44,4 +44,4 @@ mod statistics;
 mod status;
 mod terms;
 mod tls;
-mod version_6;
+mod urls;

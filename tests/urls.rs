@@ -1,4 +1,4 @@
-//! Servers whose URL has an IPv6 address.
+//! Where URLs lead.
 
 crate::on_servers! {
     use std::net::Ipv6Addr;
@@ -34,5 +34,33 @@ crate::on_servers! {
         assert_eq!(one, 0);
         let said = support::logbook::lines(&["INFO", &format!("connections to [::1]:{port}")]);
         assert!(!said.is_empty());
+    }
+}
+
+crate::on_postgres! {
+    use rocket::local::asynchronous::Client;
+    use rocket_replicated::NodeState;
+    use rocket_replicated::postgres::Replicated;
+    use support::lab::postgres::Lab;
+    use support::{eventually, rocket_over};
+
+    /// A second master beside itself would have all writes refused.
+    #[rocket::async_test]
+    async fn the_masters_own_socket_leads_to_the_master_itself() {
+        let lab = Lab::new();
+        let master = &lab.servers().master;
+        let folder = master.folder().display().to_string().replace('/', "%2F");
+        let place = format!("127.0.0.1:{}", master.port());
+        let socket = lab.master_url().replace(&place, &format!("{folder}:{}", master.port()));
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{socket}\", name = \"socket\" }}]\nfollow_promotion = true\n",
+            lab.master_url()
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let state = || cluster.status().into_iter().find(|node| node.name == "socket").unwrap().state;
+        eventually("its state", async || state() == NodeState::MasterItself).await;
+        let insert = sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'note')");
+        insert.execute(&cluster.write()).await.unwrap();
     }
 }
