@@ -124,6 +124,14 @@ impl Position {
         }
     }
 
+    /// What a MySQL has of sources that its master has never heard of: it wrote that for itself.
+    pub(crate) fn written_beside(&self, master: &Self) -> GtidSet {
+        match (self, master) {
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => ours.clone().sources_beyond(theirs),
+            _ => GtidSet::default(),
+        }
+    }
+
     /// A position that includes both, if there is one; else this one, which is the later claim.
     pub(crate) fn merge(self, earlier: Self) -> Self {
         match (self, earlier) {

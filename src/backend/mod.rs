@@ -157,7 +157,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     fn prepare(conn: &mut Conn<Self>, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>>;
 
-    /// What an error of a statement says. The one place that looks at errors of a driver.
+    /// What an error of a statement says.
     #[doc(hidden)]
     fn judge(error: &sqlx::Error) -> Judgement;
 
@@ -364,7 +364,7 @@ impl Judgement {
 
         match error {
             Io(_) | Tls(_) | WorkerCrashed => Self::BROKEN_OFF,
-            // Nobody knows what the rest of the conversation is about.
+            // The rest of the conversation cannot be understood.
             Protocol(_) => Self { fault: Fault::Query, remains: Remains::Ended },
             _ => Self { fault: Fault::Query, remains: Remains::Usable },
         }
@@ -444,7 +444,9 @@ pub struct Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
-            Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),
+            Some(port) if self.host.contains(':') && !self.host.starts_with('/') => {
+                write!(f, "[{}]:{port}", self.host)
+            }
             Some(port) => write!(f, "{}:{port}", self.host),
             None => f.write_str(&self.host),
         }

@@ -211,8 +211,12 @@ impl Driver for Postgres {
             return Judgement::of_driver(error);
         };
         let is_fatal = is_fatal(error);
-        // https://www.postgresql.org/docs/current/errcodes-appendix.html
+        // Of the codes of connections, none is a server's own once the session has begun: a pooler in between says that it
+        // has lost the server. What a statement says that has lost its way to another database tells where in the server's
+        // source that was; a pooler does not.
         let code = PgDatabaseError::code(error);
+        let is_lost = code.starts_with("08") && (is_fatal || error.routine().is_none());
+        // https://www.postgresql.org/docs/current/errcodes-appendix.html
         let fault = match code {
             "25006" => Fault::ReadOnly,
             TOO_MANY_CONNECTIONS => Fault::Full,
@@ -221,15 +225,13 @@ impl Driver for Postgres {
             // https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
             // So is a deadlock there, with the process that replays. At a master, reads may run once more as well.
             "40001" | "40P01" => Fault::Conflict,
-            _ if is_fatal => Fault::Node,
+            _ if is_fatal || is_lost => Fault::Node,
             _ => Fault::Query,
         };
-        let remains = match is_fatal {
-            // Of the codes of connections, none is a server's own once the session has begun: a pooler in between says
-            // that it has lost the server. What is not fatal is a statement's, as of one that asks another database.
-            true if code.starts_with("08") => Remains::BrokenOff,
-            true => Remains::Ended,
-            false => Remains::Usable,
+        let remains = match () {
+            () if is_lost => Remains::BrokenOff,
+            () if is_fatal => Remains::Ended,
+            () => Remains::Usable,
         };
         Judgement { fault, remains }
     }

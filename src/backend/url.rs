@@ -86,10 +86,10 @@ fn check(url: &str, scheme: &str, known: &[&str]) -> Result<(), String> {
     const TORN: &str = "the URL has a `/`, `?` or `#` where none can be: in a user or a password, write `%2F`, `%3F` or `%23`";
 
     // An `@` that comes too late ends no user and password.
-    if parts.fragment.is_some() || parts.user.is_none() && parts.path.contains('@') {
+    if parts.fragment.is_some() || parts.path.contains('@') {
         return Err(TORN.into());
     }
-    let is_several = |value: &str| value.contains(',') || value.contains("%2C");
+    let is_several = |value: &str| value.contains(',') || value.to_ascii_lowercase().contains("%2c");
     let mut places = parts.parameters().filter(|(key, _)| ["host", "hostaddr", "port"].contains(key));
     if is_several(parts.place) || places.any(|(_, value)| is_several(value)) {
         return Err(
@@ -101,7 +101,7 @@ fn check(url: &str, scheme: &str, known: &[&str]) -> Result<(), String> {
         return Err(TORN.into());
     }
     match parts.parameters().map(|(key, _)| key).find(|key| !is_known(key, known)) {
-        Some(key) => Err(unknown(key, known)),
+        Some(key) => Err(unknown(key, parts.query, known)),
         None => Ok(()),
     }
 }
@@ -117,16 +117,36 @@ fn is_known(key: &str, known: &[&str]) -> bool {
 /// The keys of a section that other libraries have in the URL.
 const OF_THE_SECTION: [&str; 4] = ["connect_timeout", "idle_timeout", "max_connections", "min_connections"];
 
+/// What other drivers call the ways to ask for TLS: to leave them out would be to do without.
+const OF_TLS: [&str; 8] = [
+    "channel_binding",
+    "requiressl",
+    "ssl",
+    "sslaccept",
+    "sslnegotiation",
+    "tls",
+    "usessl",
+    "verifyservercertificate",
+];
+
 /// No value is shown, and no key that may be a part of a password.
-fn unknown(key: &str, known: &[&str]) -> String {
+fn unknown(key: &str, query: &str, known: &[&str]) -> String {
     if OF_THE_SECTION.contains(&key) {
         return format!("the URL has a parameter `{key}`, which is a key of the section: say it there");
     }
-    if key.len() > 40 || !key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'_' | b'-')) {
+    let is_word = key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'_' | b'-'));
+    if key.len() > 40 || !is_word || query.contains('@') || !query.contains(&format!("{key}=")) {
         return format!(
-            "the URL has a parameter that is none: those that are, are `{}`; in a password, write `%3F` for `?` and `%26` for \
-             `&`",
+            "the URL has a parameter that is none: those that are, are `{}`; in a password, write `%3F` for `?` and \
+             `%26` for `&`",
             known.join("`, `"),
+        );
+    }
+    let lower = key.to_ascii_lowercase();
+    if OF_TLS.contains(&&*lower) || lower == "sslmode" {
+        return format!(
+            "the URL asks for TLS by `{key}`, which the driver would ignore: say `sslmode=` and how much is to be checked \
+             in its place"
         );
     }
     match most_alike(key, known.iter().copied()) {

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use log::{error, info};
+use log::{error, info, warn};
 use rocket::futures::FutureExt;
 use rocket::futures::future::{BoxFuture, join_all};
 use rocket::tokio;
@@ -579,6 +579,14 @@ impl<DB: Driver> Watch<DB> {
 
     fn carry_out(&self, server: &Server<DB>, verdict: &Verdict) {
         server.health.set_lag(verdict.lag);
+        if !verdict.errant.is_empty() {
+            warn!(
+                "The {} has written for itself what the master has never heard of: {}. It serves all the same, but if it \
+                 is promoted, all others get that, too: make it anew from a copy of the master, and have nothing write \
+                 there (`super_read_only`).",
+                server.health, verdict.errant,
+            );
+        }
         if let Some(new) = verdict.new_master.and_then(|new| self.servers.get(new)) {
             let old = self.servers.master(&self.mastership);
             error!(

@@ -27,7 +27,7 @@ use super::lateness::{Lateness, Master};
 use super::{NodeState, ServerId};
 use crate::backend::{Depth, Instance, Observation, ReportedRole};
 use crate::config::{Checks, SlaveLog};
-use crate::position::{History, Lag, Position};
+use crate::position::{GtidSet, History, Lag, Position};
 
 /// So many failed probes in a row, and a server is gone for good.
 pub(crate) const FAILURES_BEFORE_FAILOVER: u32 = 3;
@@ -68,6 +68,8 @@ pub(crate) struct Verdict {
     pub(crate) lag: Option<Lag>,
     /// Writes go there from now on.
     pub(crate) new_master: Option<ServerId>,
+    /// Transactions of sources that the server that was looked at did not have before, and its master has never heard of.
+    pub(crate) errant: GtidSet,
 }
 
 /// What there is to say about a state.
@@ -120,6 +122,8 @@ struct Record {
     /// The master has been seen to have what this server had replayed before.
     compared: bool,
     diverged: Option<Diverged>,
+    /// What it wrote for itself, as far as that has been told of.
+    errant: GtidSet,
     probes: u32,
     lateness: Lateness,
 }
@@ -142,12 +146,12 @@ struct Diverged {
 }
 
 impl Diverged {
-    /// So many looks at the master have to miss a position. A MySQL master that waits for a semi-synchronous slave has yet
-    /// to count what that slave has applied:
+    /// So many looks at the master have to miss a position. A MySQL master that waits for a semi-synchronous slave, by
+    /// default for up to 10 s, has yet to count what others have applied:
     /// <https://dev.mysql.com/doc/refman/9.7/en/replication-semisync.html>
     fn looks(position: &Position) -> u32 {
         match position {
-            Position::GtidSet(_) => 3,
+            Position::GtidSet(_) => 15,
             Position::Lsn { .. } | Position::Gtids(_) | Position::Time(_) => 1,
         }
     }
@@ -172,6 +176,10 @@ impl Record {
         // What it was, it may not be any more.
         self.latest = None;
         self.ahead = None;
+        // Behind a pooler it cannot be told whether what comes back is the same instance.
+        if self.instance.is_none() {
+            self.diverged = None;
+        }
     }
 
     fn observed(&mut self, observed: &Observation) {
@@ -228,13 +236,14 @@ impl Verdicts {
                 ahead,
                 compared,
                 diverged,
+                errant,
                 probes: _,
                 lateness,
             } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
-            (as_master, latest, ahead, compared, diverged).hash(hasher);
+            (as_master, latest, ahead, compared, diverged, errant).hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -333,10 +342,7 @@ impl Verdicts {
         if let Some(new) = verdict.new_master {
             self.master = new;
             self.confirmed = true;
-            // What was proved was proved of the history of the one before.
-            for record in self.servers.values_mut() {
-                (record.ahead, record.diverged) = (None, None);
-            }
+            self.forget_comparisons();
         }
         match finding {
             Finding::Failed => {}
@@ -364,6 +370,7 @@ impl Verdicts {
             }
             Finding::Observed(observed) => {
                 self.place(server, log, observed, ended);
+                verdict.errant = self.find_errant(server, observed);
                 verdict.lag = self.lag(log, observed, began);
                 let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
                 verdict.lag = verdict.lag.filter(|_| state != NodeState::Diverged);
@@ -396,10 +403,22 @@ impl Verdicts {
         if observed.role == ReportedRole::Slave {
             return;
         }
+        let before = self.history.latest().and_then(timeline);
+        let now = observed.position.as_ref().and_then(timeline);
+        if matches!((before, now), (Some(before), Some(now)) if before != now) {
+            self.forget_comparisons();
+        }
         self.system = observed.system.or(self.system);
         if let Some(position) = &observed.position {
             self.history.record(position.clone(), began);
             self.known_since.get_or_insert(began);
+        }
+    }
+
+    /// What was proved was proved of the history of the master before: of another server, or of an earlier timeline.
+    fn forget_comparisons(&mut self) {
+        for record in self.servers.values_mut() {
+            (record.ahead, record.diverged) = (None, None);
         }
     }
 
@@ -429,6 +448,18 @@ impl Verdicts {
         } else if !record.ahead.as_ref().is_some_and(|ahead| position.reaches(&ahead.position)) {
             record.ahead = Some(Ahead { position: position.clone(), told, missed: 0 });
         }
+    }
+
+    /// A slave that wrote for itself has all that it needs. It is told of once for each source, as its transactions reach
+    /// all others if it is promoted.
+    fn find_errant(&mut self, server: ServerId, observed: &Observation) -> GtidSet {
+        let written = self.contents().zip(observed.position.as_ref());
+        let Some(errant) = written.map(|(master, slave)| slave.written_beside(master)) else {
+            return GtidSet::default();
+        };
+        let record = self.servers.entry(server).or_default();
+        let known = std::mem::replace(&mut record.errant, errant.clone());
+        errant.sources_beyond(&known)
     }
 
     /// Slaves that had replayed, before the master was looked at, what it turns out not to have.
@@ -493,7 +524,11 @@ impl Verdicts {
             return (NodeState::Diverged, Why::Nothing);
         }
         // It may be the master that has gone on since it was looked at.
-        if record.ahead.is_some() && !record.compared && self.contents().is_some() {
+        if record.ahead.is_some()
+            && !record.compared
+            && self.contents().is_some()
+            && !self.servers[&self.master].is_full
+        {
             return (NodeState::New, Why::Nothing);
         }
         let Some(lag) = lag else {

@@ -64,8 +64,11 @@ const SUSPICIOUS_WAIT: Duration = Duration::from_millis(100);
 /// A connection is given up that has been opening for longer, though checkouts wait less long.
 pub(crate) const LONGEST_OPENING: Duration = Duration::from_secs(10);
 
-/// Between two attempts to reach the master by an address that leads to a slave of it for the moment.
+/// After the first attempt to reach the master by an address that leads to a slave of it for the moment; twice as long after
+/// each other one, up to [`LONGEST_PAUSE`].
 const ELSEWHERE_PAUSE: Duration = Duration::from_millis(50);
+
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
 /// For so long a connection is kept for its session though others wait.
 const KEPT_IF_WAITED_FOR: Duration = Duration::from_millis(1);
@@ -447,6 +450,7 @@ impl<DB: Driver> Pool<DB> {
     /// Opens connections until one leads to the master, if that is where this pool's are to lead, or until the server is
     /// known to be no master.
     async fn open_at_its_role(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
+        let mut pause = ELSEWHERE_PAUSE;
         loop {
             let opened = self.open_one().await;
             let leads_elsewhere = opened.as_ref().is_err_and(NotTheMaster::is);
@@ -454,7 +458,8 @@ impl<DB: Driver> Pool<DB> {
                 return opened;
             }
             self.health.request_probe();
-            tokio::time::sleep(ELSEWHERE_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

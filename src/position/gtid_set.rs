@@ -57,7 +57,7 @@ impl GtidSet {
         (!set.0.is_empty()).then_some(set)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -92,6 +92,12 @@ impl GtidSet {
     /// Those of sources of which `other` has any.
     pub(super) fn sources_in(mut self, other: &Self) -> Self {
         self.0.retain(|source, _| other.0.contains_key(source));
+        self
+    }
+
+    /// Those of sources of which `other` has none.
+    pub(crate) fn sources_beyond(mut self, other: &Self) -> Self {
+        self.0.retain(|source, _| !other.0.contains_key(source));
         self
     }
 

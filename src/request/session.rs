@@ -1,4 +1,4 @@
-//! What one request, or one job, has done with one database so far.
+//! The connections that one request, or one job, uses of one database.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

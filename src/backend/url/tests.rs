@@ -87,9 +87,11 @@ fn of_postgresql() {
         ("postgres://app@db-1,db-2:5433/blog", Refused(SEVERAL)),
         ("postgres:///blog?host=db-1,db-2", Refused(SEVERAL)),
         ("postgres:///blog?host=db-1%2Cdb-2", Refused(SEVERAL)),
+        ("postgres:///blog?host=db-1%2cdb-2", Refused(SEVERAL)),
         ("postgres:///blog?host=db-1&port=5432,5433", Refused(SEVERAL)),
         ("postgres://app:hunt/hunter2@db-1/blog", Refused(TORN)),
         ("postgres://app:12/hunter2@db-1/blog", Refused(TORN)),
+        ("postgres://app:p@ss/hunter2@db-1/blog", Refused(TORN)),
         ("postgres://app:hunt#hunter2@db-1/blog", Refused(TORN)),
         ("postgres://app:hunt?hunter2@db-1/blog", Refused(TORN)),
         ("postgres://app:12?hunter2@db-1/blog", Refused("a parameter that is none")),
@@ -111,6 +113,12 @@ fn of_postgresql() {
             "postgres://app@db-1/blog?target_session_attrs=any",
             Refused("unknown parameter `target_session_attrs`: remove it"),
         ),
+        (
+            "postgres://app@db-1/blog?sslmode=require&channel_binding=require",
+            Refused("asks for TLS by `channel_binding`"),
+        ),
+        ("postgres://app@db-1/blog?SSLMODE=require", Refused("asks for TLS by `SSLMODE`")),
+        ("postgres://app@db-1/blog?user=app&password=tr&hunter", Refused("a parameter that is none")),
         ("postgres://app@db-1/blog?hunter2@x", Refused("a parameter that is none")),
         ("postgres://app@db-1/blog?sslmode=perhaps", Refused("cannot be read")),
         ("postgres://app@db-1/blog?port=many", Refused("cannot be read")),
@@ -135,7 +143,7 @@ fn of_mysql_and_mariadb() {
         ("mysql://app:hunt/hunter2@db-1/blog", Refused(TORN)),
         ("mysql://app@db-1/blog?sslmod=required", Refused("`sslmod`: did you mean `sslmode`?")),
         ("mysql://app@db-1/blog?passwd=hunter2", Refused("unknown parameter `passwd`")),
-        ("mysql://app@db-1/blog?useSSL=true", Refused("unknown parameter `useSSL`")),
+        ("mysql://app@db-1/blog?useSSL=true", Refused("asks for TLS by `useSSL`")),
         ("Server=db-1;Uid=app;Pwd=hunter2", Refused("write `mysql://USER:PASSWORD@HOST:PORT/DATABASE`")),
     ]);
 }

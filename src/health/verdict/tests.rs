@@ -165,6 +165,44 @@ fn a_slave_that_is_beyond_the_master_asked_afterwards_has_diverged() {
 }
 
 #[test]
+fn what_was_proved_of_one_history_says_nothing_of_the_next() {
+    use ReportedRole::{Master, Slave};
+
+    let began = Instant::now();
+    let look = |from: u64| Look::from(began + Duration::from_millis(from));
+    let diverged = || {
+        let mut verdicts = new(&CHECKS);
+        at(&mut verdicts, look(0), MASTER, Master, 100);
+        at(&mut verdicts, look(20), SLAVE, Slave, 120);
+        assert_eq!(at(&mut verdicts, look(40), MASTER, Master, 110), [NodeState::Diverged]);
+        verdicts
+    };
+    // The master's address has moved, or it was promoted again: the slave follows a later timeline with it.
+    let mut verdicts = diverged();
+    let later = |role, lsn| Finding::Observed(observation(role, 2, lsn));
+    verdicts.judge(MASTER, SlaveLog::Masters, look(60), &later(Master, 200));
+    let verdict = verdicts.judge(SLAVE, SlaveLog::Masters, look(80), &later(Slave, 200));
+    assert_eq!(verdict.states, [(SLAVE, NodeState::Up, Why::Nothing)]);
+
+    // Behind a pooler, one that was gone meanwhile may have been made anew.
+    let mut verdicts = diverged();
+    at(&mut verdicts, look(60), MASTER, Master, 500);
+    assert_eq!(at(&mut verdicts, look(80), SLAVE, Slave, 500), [NodeState::Diverged]);
+    verdicts.judge(SLAVE, SlaveLog::Masters, look(100), &Finding::Failed);
+    assert_eq!(at(&mut verdicts, look(120), SLAVE, Slave, 500), [NodeState::Up]);
+}
+
+#[test]
+fn a_slave_that_is_ahead_does_not_wait_for_a_master_that_is_full() {
+    let began = Instant::now();
+    let look = |from: u64| Look::from(began + Duration::from_millis(from));
+    let mut verdicts = new(&CHECKS);
+    at(&mut verdicts, look(0), MASTER, ReportedRole::Master, 100);
+    verdicts.judge(MASTER, SlaveLog::Masters, look(20), &Finding::Full);
+    assert_eq!(at(&mut verdicts, look(40), SLAVE, ReportedRole::Slave, 120), [NodeState::Up]);
+}
+
+#[test]
 fn a_master_that_tells_no_position_any_more_tells_no_lag() {
     let mut verdicts = in_office();
     observe(
@@ -356,7 +394,7 @@ fn a_server_of_another_system_serves_if_it_is_declared_to() {
     for role in [ReportedRole::Master, ReportedRole::Slave] {
         let judged = |log| observe_of(&mut in_office(), SLAVE, log, &theirs(role));
         assert_eq!(judged(SlaveLog::Masters).states, [(SLAVE, NodeState::Stranger, Why::Nothing)]);
-        let Verdict { states, lag, new_master } = judged(SlaveLog::Other);
+        let Verdict { states, lag, new_master, .. } = judged(SlaveLog::Other);
         assert_eq!((&states[..], lag, new_master), (&[(SLAVE, NodeState::Up, Why::Nothing)][..], None, None));
 
         let mut verdicts = after_a_loss();
