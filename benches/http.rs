@@ -11,19 +11,8 @@ use std::process::{Child, Command, Stdio};
 use rocket_replicated_testing::Servers;
 use rocket_replicated_testing::postgres::Postgres;
 use spread::Spread;
-use tempfile::TempDir;
 
 const CONNECTIONS: &str = "32";
-
-/// What a server is watched by.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Meter {
-    /// The kernel, which knows how long it had processors.
-    Time,
-    /// callgrind, which counts its instructions: the same ones on a machine that is busy. It runs one thread at a time, so
-    /// that what threads cost each other is not seen.
-    Instructions,
-}
 
 /// For `wrk`: a form like that of a browser.
 const FORM: &str = r#"
@@ -119,12 +108,7 @@ struct Rival {
     section: String,
 }
 
-struct Running {
-    child: Child,
-    url: String,
-    /// Where callgrind writes.
-    counts: TempDir,
-}
+struct Running(Child, String);
 
 impl Rival {
     fn letter(&self) -> &str {
@@ -135,21 +119,9 @@ impl Rival {
         self.server.starts_with("replicated")
     }
 
-    fn start(&self, folder: &Path, what: What, meter: Meter) -> Running {
+    fn start(&self, folder: &Path, what: What) -> Running {
         let keys = if self.is_ours() { what.keys() } else { "" };
-        let program = folder.join(self.program);
-        let counts = tempfile::tempdir().unwrap();
-        let mut command = match meter {
-            Meter::Time => Command::new(program),
-            Meter::Instructions => {
-                let mut callgrind = Command::new("valgrind");
-                let file = counts.path().join("counts");
-                callgrind.args(["--quiet", "--tool=callgrind", "--instr-atstart=no"]);
-                callgrind.arg(format!("--callgrind-out-file={}", file.display())).arg(program);
-                callgrind
-            }
-        };
-        let mut child = command
+        let mut child = Command::new(folder.join(self.program))
             // Where no other Rocket.toml is.
             .current_dir("/")
             .env("SERVER", self.server)
@@ -171,14 +143,14 @@ impl Rival {
         let address = address.unwrap_or_else(|| panic!("{}: {said:#?}", self.name));
         // Read on: a server whose output nobody reads is one that waits.
         std::thread::spawn(move || output.for_each(drop));
-        Running { child, url: address, counts }
+        Running(child, address)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -186,36 +158,12 @@ impl Running {
     /// How many microseconds of processors its threads have had: the first number of each one's `schedstat`, see
     /// <https://docs.kernel.org/scheduler/sched-stats.html>.
     fn processor_time(&self) -> f64 {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
         let nanoseconds = |thread: fs::DirEntry| -> u64 {
             let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
             stat.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0)
         };
         threads.flatten().map(nanoseconds).sum::<u64>() as f64 / 1_000.0
-    }
-
-    /// How many instructions the server has for a request.
-    fn instructions(&self, path: &str, form: Option<&Path>, seconds: u32) -> f64 {
-        // Warms what is made once.
-        requests(&self.url, path, form, 1);
-        self.callgrind("--instr=on");
-        self.callgrind("--zero");
-        let answered = requests(&self.url, path, form, seconds).answered;
-        self.callgrind("--instr=off");
-        self.callgrind("--dump");
-        let newest = fs::read_dir(self.counts.path()).unwrap().flatten().max_by_key(|file| {
-            let name = file.file_name().into_string().unwrap();
-            name.rsplit('.').next().and_then(|number| number.parse::<u32>().ok()).unwrap_or(0)
-        });
-        let counts = fs::read_to_string(newest.expect("a dump of callgrind's").path()).unwrap();
-        let total = counts.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a total");
-        total.trim().parse::<f64>().unwrap() / answered
-    }
-
-    fn callgrind(&self, order: &str) {
-        let mut control = Command::new("callgrind_control");
-        let done = control.arg(order).arg(self.child.id().to_string()).output().expect("callgrind_control");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
     }
 }
 
@@ -242,29 +190,17 @@ impl Measured {
 const REQUESTS: fn(&Measured) -> f64 = |measured| measured.requests_per_second;
 const PROCESSOR_TIME: fn(&Measured) -> f64 = |measured| measured.processor_time;
 
-/// What `wrk` tells.
-struct Requests {
-    answered: f64,
-    per_second: f64,
-    p99: f64,
-}
-
 /// For a second.
 fn measure(server: &Running, path: &str, form: Option<&Path>) -> Measured {
-    let before = server.processor_time();
-    let Requests { answered, per_second, p99 } = requests(&server.url, path, form, 1);
-    let took = server.processor_time() - before;
-    Measured { requests_per_second: per_second, p99, processor_time: took / answered }
-}
-
-fn requests(url: &str, path: &str, form: Option<&Path>, seconds: u32) -> Requests {
     let script = form.map(|form| [Path::new("-s"), form]);
+    let before = server.processor_time();
     let output = Command::new("wrk")
-        .args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--timeout", "30s", "--latency"])
+        .args(["-t1", "-c", CONNECTIONS, "-d", "1s", "--latency"])
         .args(script.iter().flatten())
-        .arg(format!("{url}{path}"))
+        .arg(format!("{}{path}", server.1))
         .output()
         .expect("wrk: `apt-get install wrk`");
+    let took = server.processor_time() - before;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success() && !text.contains("Non-2xx") && !text.contains("Socket errors"),
@@ -277,10 +213,11 @@ fn requests(url: &str, path: &str, form: Option<&Path>, seconds: u32) -> Request
     };
     let answered =
         text.lines().find_map(|line| line.split_once(" requests in ")).unwrap_or_else(|| panic!("{text}"));
-    Requests {
-        answered: answered.0.trim().parse().unwrap(),
-        per_second: word("Requests/sec:").parse().unwrap(),
+    let answered: f64 = answered.0.trim().parse().unwrap();
+    Measured {
+        requests_per_second: word("Requests/sec:").parse().unwrap(),
         p99: milliseconds(&word("99%")),
+        processor_time: took / answered,
     }
 }
 
@@ -293,24 +230,11 @@ fn milliseconds(text: &str) -> f64 {
         .unwrap()
 }
 
-fn print_counts(rivals: &[&Rival], counts: &[Spread], beside: &str) {
-    let besides: String = beside.chars().map(|letter| format!(" × {letter} |")).collect();
-    println!("| server | median (least–most) |{besides}\n|---|---|{}", "---|".repeat(beside.len()));
-    for (rival, its) in rivals.iter().zip(counts) {
-        let ratio = |letter| {
-            let other = rivals.iter().position(|rival| rival.letter().starts_with(letter));
-            other.map_or(" – |".into(), |other| format!(" {:.3} |", its.median() / counts[other].median()))
-        };
-        println!("| {} | {its} |{}", rival.name, beside.chars().map(ratio).collect::<String>());
-    }
-}
-
 fn main() {
     let setting = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
     let number = |name: &str, default: &str| setting(name, default).parse::<u32>().unwrap();
     let (rounds, seconds) = (number("ROUNDS", "7"), number("SECONDS_EACH", "5"));
     let (only, tables) = (setting("ONLY", ""), setting("TABLES", ""));
-    let meter = if setting("INSTRUCTIONS", "").is_empty() { Meter::Time } else { Meter::Instructions };
     let folder = std::path::absolute(setting("SERVERS", "target/http")).unwrap();
 
     let pool = setting("POOL", "8");
@@ -398,26 +322,9 @@ fn main() {
             What::Read => None,
             What::Write(_) => Some(&*form),
         };
-        if meter == Meter::Instructions {
-            println!("\n### {title}: thousands of instructions for a request\n");
-            println!("`{} {path}`, {rounds} rounds of {seconds} s, {pool} connections:\n", what.method());
-            let counts: Vec<_> = rivals
-                .iter()
-                .map(|rival| {
-                    let server = rival.start(&folder, what, meter);
-                    let count = |_| {
-                        cluster.master.sql("TRUNCATE notes");
-                        server.instructions(path, form, seconds) / 1_000.0
-                    };
-                    Spread::of((0..rounds).map(count))
-                })
-                .collect();
-            print_counts(&rivals, &counts, beside);
-            continue;
-        }
         let mut results = vec![Vec::new(); rivals.len()];
         for _ in 0..rounds {
-            let servers: Vec<_> = rivals.iter().map(|rival| rival.start(&folder, what, meter)).collect();
+            let servers: Vec<_> = rivals.iter().map(|rival| rival.start(&folder, what)).collect();
             let mut measured = vec![Vec::new(); rivals.len()];
             for second in 0..=seconds {
                 let mut order: Vec<_> = (0..rivals.len()).collect();

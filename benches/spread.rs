@@ -12,10 +12,6 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         Self([values[0], values[values.len() / 2], values[values.len() - 1]])
     }
-
-    pub fn median(&self) -> f64 {
-        self.0[1]
-    }
 }
 
 impl fmt::Display for Spread {
