@@ -134,8 +134,10 @@ fn unknown(key: &str, query: &str, known: &[&str]) -> String {
     if OF_THE_SECTION.contains(&key) {
         return format!("the URL has a parameter `{key}`, which is a key of the section: say it there");
     }
+    let has_value =
+        query.split('&').any(|pair| pair.strip_prefix(key).is_some_and(|rest| rest.starts_with('=')));
     let is_word = key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'_' | b'-'));
-    if key.len() > 40 || !is_word || query.contains('@') || !query.contains(&format!("{key}=")) {
+    if key.len() > 40 || !is_word || query.contains('@') || !has_value {
         return format!(
             "the URL has a parameter that is none: those that are, are `{}`; in a password, write `%3F` for `?` and \
              `%26` for `&`",

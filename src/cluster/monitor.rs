@@ -581,9 +581,9 @@ impl<DB: Driver> Watch<DB> {
         server.health.set_lag(verdict.lag);
         if !verdict.errant.is_empty() {
             warn!(
-                "The {} has written for itself what the master has never heard of: {}. It serves all the same, but if it \
-                 is promoted, all others get that, too: make it anew from a copy of the master, and have nothing write \
-                 there (`super_read_only`).",
+                "The {} has transactions of sources that the master has never heard of: {}. It serves all the same. If it \
+                 wrote them itself, all others get them once it is promoted: make it anew from a copy of the master, and \
+                 let nothing write there (`super_read_only`).",
                 server.health, verdict.errant,
             );
         }

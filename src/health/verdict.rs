@@ -156,9 +156,9 @@ impl Diverged {
         }
     }
 
-    /// Whether a server that is found at `position` is still on the other history, of which `master` is all that the master
-    /// has. A master that has overtaken an LSN has not taken over what lies before it. A slave that is rewound falls back;
-    /// one that is made anew is another instance.
+    /// Whether a server that is found at `position` is still on the other history. `master` is all that the master has. A
+    /// master that has overtaken an LSN has not taken over what lies before it. A slave that is rewound falls back; one that
+    /// is made anew is another instance.
     fn lasts(&self, position: &Position, instance: Option<Instance>, master: Option<&Position>) -> bool {
         match (position, &self.position) {
             (Position::Lsn { lsn, .. }, Position::Lsn { lsn: proved, .. }) => {

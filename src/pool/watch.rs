@@ -37,13 +37,13 @@ impl From<StatementError> for sqlx::Error {
 }
 
 /// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is
-/// given up only in the latter case: nobody could tell what became of it.
+/// given up only in the latter case, as its outcome is unknown then.
 ///
 /// Dropped, it warns of a statement that took long: sqlx would, too, but it knows neither the database nor the handler.
 pub(crate) struct Watch<'a, DB: Driver> {
     pool: &'a Pool<DB>,
     state: &'a ConnectionState<DB>,
-    /// The statement, if it is one that somebody wrote.
+    /// The statement, unless it is one of this crate's own.
     sql: Option<&'a str>,
     /// For how long the server has been waited for.
     took: Duration,
@@ -156,7 +156,7 @@ impl<DB: Driver> Drop for Watch<'_, DB> {
     }
 }
 
-/// Somebody waits for the server, until it has answered or they have gone. Reads the clock twice.
+/// A wait for the server. It ends with the answer, or when the caller gives up. Reads the clock twice.
 struct Wait<'w, 'a, DB: Driver> {
     watch: &'w mut Watch<'a, DB>,
     began: Instant,

@@ -89,13 +89,13 @@ impl GtidSet {
         Self(rest.filter(|(_, spans)| !spans.is_empty()).collect())
     }
 
-    /// Those of sources of which `other` has any.
+    /// The transactions of sources that occur in `other`.
     pub(super) fn sources_in(mut self, other: &Self) -> Self {
         self.0.retain(|source, _| other.0.contains_key(source));
         self
     }
 
-    /// Those of sources of which `other` has none.
+    /// The transactions of sources that do not occur in `other`.
     pub(crate) fn sources_beyond(mut self, other: &Self) -> Self {
         self.0.retain(|source, _| !other.0.contains_key(source));
         self
