@@ -56,7 +56,10 @@ pub async fn settled(url: &str, nodes: &[&str]) {
         if all && matches!(write.outcome, Outcome::Done(_)) {
             return;
         }
-        assert!(Instant::now() < deadline, "{url} does not recover: {write:?} {read:?}");
+        assert!(
+            Instant::now() < deadline,
+            "{url} does not recover: reads came from {seen:?}; {write:?} {read:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
