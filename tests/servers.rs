@@ -34,6 +34,7 @@ mod read_only;
 mod read_role;
 mod reads_own_writes;
 mod reroute;
+mod roles;
 mod round_trips;
 mod server_timing;
 mod several_databases;

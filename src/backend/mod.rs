@@ -101,6 +101,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     const URL_PARAMETERS: &'static [&'static str] = &[];
 
+    /// By what a server is known to take no writes of its own.
+    #[doc(hidden)]
+    const NO_WRITES: &'static str = "it is read-only";
+
     /// The remedy for a slave that has what its master does not have.
     #[doc(hidden)]
     const REJOIN: &'static str = "Make it anew from a copy of the master.";
@@ -323,6 +327,8 @@ fn fetch_first<'a, 'q: 'a, DB: Driver>(
 pub enum Fault {
     /// The statement wanted to write where only reads are allowed.
     ReadOnly,
+    /// The statement wanted to write, and the server takes no writes: another one may be the master now.
+    NoWrites,
     /// The connection or its server failed: another node may well answer.
     Node,
     /// The server is fine, but has no connection to spare.

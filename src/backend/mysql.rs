@@ -16,6 +16,7 @@ use super::{
 };
 
 impl Driver for MySql {
+    const NO_WRITES: &'static str = "`read_only` is on there";
     const BEGIN_READ_ONLY: Option<&'static str> = Some("START TRANSACTION READ ONLY");
     const URL_PARAMETERS: &'static [&'static str] = URL_PARAMETERS;
 
@@ -70,8 +71,8 @@ impl Driver for MySql {
                     began: 0,
                     role: Some(hash(name_of(&text(8)))),
                 }),
-                role: ReportedRole::Unknown,
-                read_only: matches!(&*text(7), "ON" | "1"),
+                role: role_of(&text(9)),
+                read_only: is_on(&text(7)),
             })
         })
     }
@@ -86,9 +87,10 @@ impl Driver for MySql {
             let logs = Logs::of(&mut *conn).await?;
             // A slave that has written after what it has replayed, and replays no more.
             let promoted = access == Access::ReadSlave
+                && logs.role == ReportedRole::Unknown
                 && logs.current != logs.replayed
                 && !is_replicating(&mut *conn).await?;
-            let role = if promoted { ReportedRole::Master } else { ReportedRole::Unknown };
+            let role = if promoted { ReportedRole::Master } else { logs.role };
             let position = logs.position(conn, access).await?;
             let contents = position.as_ref().filter(|_| access != Access::ReadSlave).and(logs.contents());
             Ok(Observation { role, system: None, position, contents })
@@ -193,13 +195,8 @@ impl Driver for MySql {
         };
         let fault = match (MySqlDatabaseError::number(error), error.message()) {
             // https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1700-to-1799/e1792
-            (READ_ONLY_TRANSACTION | READ_ONLY_MODE, _) => Fault::ReadOnly,
-            // This number is that of many an option.
-            (REFUSED_BY_OPTION, message)
-                if message.contains("read-only") || message.contains("read_only") =>
-            {
-                Fault::ReadOnly
-            }
+            (READ_ONLY_TRANSACTION, _) => Fault::ReadOnly,
+            _ if takes_no_writes(error) => Fault::NoWrites,
             _ if is_full(error) => Fault::Full,
             (number, _) if ends_connections(number) => Fault::Node,
             _ => Fault::Query,
@@ -226,18 +223,29 @@ pub(super) const URL_PARAMETERS: &[&str] = &[
     "timezone",
 ];
 
+/// By which settings a server refuses the writes of ordinary users. Whoever promotes or demotes one sets `read_only`; a
+/// reader of Aurora has `innodb_read_only`.
+/// <https://dev.mysql.com/doc/refman/9.7/en/server-system-variables.html#sysvar_read_only>
+macro_rules! takes_no_writes {
+    () => {
+        "CONCAT(@@global.read_only, ' ', @@global.innodb_read_only)"
+    };
+}
+
 /// The version; who answers, by what a server says of itself; the session; whether that is read-only. MariaDB and
 /// MySQL each have a comment that they alone read, and a MySQL that is too old reads neither. The time since the
 /// start is no part of it: it changes when the server's clock is set. Not every release of MariaDB has a `server_uid`.
 /// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
 macro_rules! identity {
     () => {
-        "SELECT VERSION()
+        concat!("SELECT VERSION()
             /*!80000 , 'MySQL', @@hostname, CAST(@@port AS CHAR), @@server_uuid, '',
-                CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR), USER() */
+                CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR), USER(), ",
+        takes_no_writes!(), " */
             /*M! , 'MariaDB', @@hostname, CAST(@@port AS CHAR), (SELECT VARIABLE_VALUE
                 FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'),
-                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER() */"
+                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER(), ",
+        takes_no_writes!(), " */")
     };
 }
 
@@ -245,14 +253,30 @@ const IDENTITY: &str = identity!();
 
 const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
 
-/// What was written, what replayed, the later of the two, by which software, whether that logs all that is written, and
-/// the latest transaction of each server: each software has a comment that it alone reads.
+/// What was written, what replayed, the later of the two, by which software, whether that logs all that is written, the
+/// latest transaction of each server, and whether it takes writes: each software has a comment that it alone reads.
 /// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
-const LOGS: &str = "SELECT
-    /*!80000 @@global.gtid_executed, '', '', 'MySQL',
-        IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some'), '' */
-    /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
-        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state */";
+const LOGS: &str = concat!(
+    "SELECT /*!80000 @@global.gtid_executed, '', '', 'MySQL',
+        IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some'), '', ",
+    takes_no_writes!(),
+    " */ /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
+        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state, ",
+    takes_no_writes!(),
+    " */"
+);
+
+fn is_on(setting: &str) -> bool {
+    !matches!(setting, "" | "0" | "OFF")
+}
+
+/// What the [settings](takes_no_writes) say. One without them may be a slave all the same.
+fn role_of(settings: &str) -> ReportedRole {
+    match settings.split(' ').any(is_on) {
+        true => ReportedRole::Slave,
+        false => ReportedRole::Unknown,
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flavour {
@@ -277,6 +301,7 @@ struct Logs {
     complete: bool,
     /// MariaDB's latest transaction of each server in each domain.
     of_each_server: String,
+    role: ReportedRole,
 }
 
 impl Logs {
@@ -286,7 +311,8 @@ impl Logs {
         let flavour = Flavour::of(&text(3));
         let complete = text(4) == "all";
         let (written, replayed, current, of_each_server) = (text(0), text(1), text(2), text(5));
-        Ok(Self { flavour, written, replayed, current, complete, of_each_server })
+        let role = role_of(&text(6));
+        Ok(Self { flavour, written, replayed, current, complete, of_each_server, role })
     }
 
     /// An empty log is a position as well, where it means that nothing was done: not at a master that does not log what
@@ -296,7 +322,7 @@ impl Logs {
         conn: &mut MySqlConnection,
         access: Access,
     ) -> Result<Option<Position>, sqlx::Error> {
-        let Self { flavour, written, replayed, current, complete, of_each_server: _ } = self;
+        let Self { flavour, written, replayed, current, complete, of_each_server: _, role: _ } = self;
         Ok(match (flavour, access) {
             (Flavour::MariaDb, Access::ReadSlave) if replayed.is_empty() => {
                 is_replicating(conn).await?.then(|| Position::Gtids(Vec::new()))
@@ -324,9 +350,12 @@ impl Logs {
     }
 }
 
+/// Whether a MariaDB replays the log of another server, or waits for more of it: also while that one is gone, when
+/// `Slave_running` is `OFF`.
+/// <https://mariadb.com/docs/server/ha-and-performance/standard-replication/replication-and-binary-log-status-variables>
 async fn is_replicating(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
-    let status = sqlx::raw_sql("SHOW GLOBAL STATUS LIKE 'Slave_running'").fetch_optional(conn).await?;
-    Ok(status.is_some_and(|row| row.try_get::<String, _>(1).is_ok_and(|value| value == "ON")))
+    let status = sqlx::raw_sql("SHOW GLOBAL STATUS LIKE 'Slaves_running'").fetch_optional(conn).await?;
+    Ok(status.is_some_and(|row| row.try_get::<String, _>(1).is_ok_and(|value| value != "0")))
 }
 
 /// The statement that waits for a position, with text made of numbers alone.
@@ -381,12 +410,22 @@ fn is_full(error: &MySqlDatabaseError) -> bool {
     }
 }
 
+/// Refused because the server takes no writes of anybody, whatever this session was told.
+fn takes_no_writes(error: &MySqlDatabaseError) -> bool {
+    match error.number() {
+        READ_ONLY_MODE => true,
+        // This number is that of many an option.
+        REFUSED_BY_OPTION => error.message().contains("read-only") || error.message().contains("read_only"),
+        _ => false,
+    }
+}
+
 /// <https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1900-to-1999/e1927>
 const CONNECTION_KILLED: u16 = 1927;
 
-/// Shut down; killed; network errors that the server saw first.
+/// Shut down; killed; in offline mode; network errors that the server saw first.
 fn ends_connections(number: u16) -> bool {
-    matches!(number, 1053 | CONNECTION_KILLED | 4031 | 1158..=1161)
+    matches!(number, 1053 | CONNECTION_KILLED | 3032 | 4031 | 1158..=1161)
 }
 
 /// Access denied (to the server, to the database, from this host), no such database, an account that is locked or
@@ -400,7 +439,7 @@ pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     let error = error.try_downcast_ref::<MySqlDatabaseError>();
-    error.is_some_and(|error| is_full(error) || ends_connections(error.number()))
+    error.is_some_and(|error| is_full(error) || takes_no_writes(error) || ends_connections(error.number()))
 }
 
 #[cfg(test)]

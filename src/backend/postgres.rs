@@ -16,6 +16,7 @@ impl Driver for Postgres {
     const TELLS_TIMELINE: bool = true;
     const REJOIN: &'static str =
         "Rewind it with `pg_rewind`, or make it anew from a base backup of the master.";
+    const NO_WRITES: &'static str = "it is in recovery";
     const BEGIN_READ_ONLY: Option<&'static str> = Some("BEGIN READ ONLY");
     const URL_PARAMETERS: &'static [&'static str] = URL_PARAMETERS;
 

@@ -71,7 +71,8 @@ impl Prepared {
     }
 }
 
-/// The error of a connection to a server in recovery: no fault of a statement, as another connection may lead elsewhere.
+/// The error of a connection to a server that takes no writes: no fault of a statement, as another connection may lead
+/// elsewhere.
 #[derive(Debug)]
 pub(crate) struct NotTheMaster;
 
@@ -90,7 +91,7 @@ impl From<NotTheMaster> for sqlx::Error {
 
 impl fmt::Display for NotTheMaster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the address leads to a server that is in recovery, not to the master")
+        f.write_str("the address leads to a server that takes no writes, not to the master")
     }
 }
 

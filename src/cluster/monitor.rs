@@ -199,6 +199,12 @@ async fn ask_about<'s, DB: Driver>(
     Ok(Path::Straight)
 }
 
+/// Whether the address does not lead to what it is for. It may by the next connection, while the one that is open stays where
+/// it is.
+fn leads_elsewhere(health: &Health) -> bool {
+    matches!(health.state(), NodeState::Standby | NodeState::MasterItself | NodeState::SecondMaster)
+}
+
 /// What the monitor asks a server for.
 fn access<DB: Driver>(server: &Server<DB>) -> Access {
     let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
@@ -287,6 +293,11 @@ impl<DB: Driver> Watch<DB> {
             if failures >= FAILURES_BEFORE_FAILOVER {
                 // What is under way will never be answered.
                 server.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
+            }
+            if leads_elsewhere(&server.health)
+                && let Some(Probing { conn, .. }) = probing.take()
+            {
+                let _ = timeout(self.checks.timeout, conn.close()).await;
             }
             self.ask_about_sessions(server, began, &mut probing, &mut missed).await;
             self.rest(server, began, &mut probing, &mut attempts).await;
@@ -554,6 +565,11 @@ impl<DB: Driver> Watch<DB> {
         };
         if server.purpose == Purpose::MasterReads || !verdicts.knows(server.id()) {
             match finding {
+                Finding::Observed(Observation { role: ReportedRole::Slave, .. })
+                    if server.purpose == Purpose::MasterReads =>
+                {
+                    health.found(NodeState::Standby, DB::NO_WRITES);
+                }
                 Finding::Observed(_) => health.found(NodeState::Up, ""),
                 Finding::Full => health.is_full(),
                 Finding::Failed | Finding::NotCopied => {}
@@ -633,6 +649,7 @@ impl<DB: Driver> Watch<DB> {
                 "If it is a logical replica, say `logical = true` in its entry of `slaves`.".into()
             }
             (NodeState::Diverged, _) => DB::REJOIN.into(),
+            (NodeState::Standby, _) => DB::NO_WRITES.into(),
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master, or make it the master in the configuration.".into()
             }

@@ -267,6 +267,13 @@ impl Health {
         self.fail(NodeState::Down, error);
     }
 
+    /// A write was refused there, as all others would be: another server may be the master, and the address lead to it. So
+    /// each connection is opened anew, by which the role is asked.
+    pub(crate) fn takes_no_writes(&self) {
+        self.next_generation();
+        self.request_probe();
+    }
+
     fn fail(&self, state: NodeState, error: &sqlx::Error) {
         let lets_in = !is_login_refused(error);
         let did_let_in = self.lets_in.swap(lets_in, Ordering::AcqRel);
@@ -329,6 +336,10 @@ impl Health {
         let Some(before) = self.state.turn(state) else { return };
         if before != state {
             self.counts.changed(self.state());
+            if state == NodeState::Standby {
+                // What is read by its connections as the master's may be late from now on.
+                self.next_generation();
+            }
         }
         if !matches!(state, NodeState::Suspect | NodeState::Down) {
             self.lets_in.store(true, Ordering::Release);
@@ -372,7 +383,7 @@ impl Health {
                     "The {self} does not replay the log of the master, but is another system: leaving it out. {more}"
                 )
             }
-            NodeState::Standby => error!("The {self} is in recovery: it takes no writes."),
+            NodeState::Standby => error!("The {self} takes no writes: {more}."),
             NodeState::New | NodeState::TakenOut => {}
         }
     }

@@ -36,6 +36,8 @@ enum Writes {
         /// Which of the servers behind the master's address the latest write went to.
         at: Option<Instance>,
         answers: Answers,
+        /// How many statements were not [taken back](Progress::take_back).
+        started: usize,
     },
 }
 
@@ -141,11 +143,11 @@ impl Progress {
     /// A statement is about to be sent on a connection to this instance.
     pub(super) fn start(&mut self, access: Access, instance: Option<Instance>, now: Instant) -> Start {
         if access.writes() {
-            let (first, answers) = match self.writes {
-                Writes::None => (now, Answers::Complete),
-                Writes::Since { first, answers, .. } => (first, answers),
+            let (first, answers, started) = match self.writes {
+                Writes::None => (now, Answers::Complete, 0),
+                Writes::Since { first, answers, started, .. } => (first, answers, started),
             };
-            self.writes = Writes::Since { first, at: instance, answers };
+            self.writes = Writes::Since { first, at: instance, answers, started: started + 1 };
             if self.reply == Reply::WithoutPin {
                 self.reply = Reply::Settled;
                 return Start::AllowedWithoutPin;
@@ -160,9 +162,15 @@ impl Progress {
         Start::Allowed
     }
 
-    /// A read failed, and had returned nothing.
-    pub(super) fn take_back_read(&mut self) {
-        self.reads.started = self.reads.started.saturating_sub(1);
+    /// A statement failed that had returned nothing, and has changed nothing.
+    pub(super) fn take_back(&mut self, access: Access) {
+        match (&mut self.writes, access) {
+            (_, Access::ReadMaster | Access::ReadSlave) => {
+                self.reads.started = self.reads.started.saturating_sub(1);
+            }
+            (Writes::Since { started: started @ 2.., .. }, Access::ReadWrite) => *started -= 1,
+            (_, Access::ReadWrite) => self.writes = Writes::None,
+        }
     }
 
     /// No answer to a write will be seen.
@@ -213,7 +221,7 @@ impl Progress {
         match self.writes {
             Writes::None => Leaves::NoPin,
             Writes::Since { answers: Answers::Missing, .. } => Leaves::Window,
-            Writes::Since { first, at, answers: Answers::Complete } => Leaves::Position { first, at },
+            Writes::Since { first, at, answers: Answers::Complete, .. } => Leaves::Position { first, at },
         }
     }
 

@@ -9,7 +9,7 @@ use sqlx::error::{DatabaseError, ErrorKind};
 
 use super::counts::RetryCause;
 use super::session::{Session, UnderWay};
-use crate::backend::{Access, Driver, Fault};
+use crate::backend::{Access, Driver, Fault, NotTheMaster};
 use crate::config::RefusedWrite;
 use crate::pool::{Failure, Pool, StatementError};
 use crate::routing::{Choice, Declared, MethodKind};
@@ -53,7 +53,14 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
                 pool.health().request_probe();
                 return Err(error);
             }
-            (Fault::ReadOnly, _) => return self.refused(pool, under_way, error, repeatable),
+            (Fault::NoWrites, Access::ReadWrite) => {
+                under_way.take_back();
+                pool.health().takes_no_writes();
+                return Err(NotTheMaster.into());
+            }
+            (Fault::ReadOnly | Fault::NoWrites, _) => {
+                return self.refused(pool, under_way, error, repeatable);
+            }
             (Fault::Node, Access::ReadSlave) => pool.health().suspect(&error),
             // There is no other master: the next checkout tells whether it is still there.
             (Fault::Node, _) => {
@@ -77,7 +84,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         self.session.cluster.counts.retries.add(match fault {
             Fault::Full => RetryCause::Busy,
             Fault::Conflict => RetryCause::Conflict,
-            Fault::Node | Fault::Query | Fault::ReadOnly => RetryCause::Broken,
+            Fault::Node | Fault::Query | Fault::ReadOnly | Fault::NoWrites => RetryCause::Broken,
         });
         Ok(())
     }

@@ -67,9 +67,9 @@ pub(crate) struct UnderWay<'a, DB: Driver> {
 }
 
 impl<'a, DB: Driver> UnderWay<'a, DB> {
-    /// It has failed, and had returned nothing.
+    /// It has failed, had returned nothing, and has changed nothing.
     pub(crate) fn take_back(self) {
-        self.session.state().progress.take_back_read();
+        self.session.state().progress.take_back(self.decision.access);
     }
 
     /// It is about to be sent. If it writes, the pin depends on its answer.

@@ -64,7 +64,7 @@ fn run(origin: Instant, method: MethodKind, steps: &[Step]) -> End {
             Asks(at, follows) => assert_eq!(start(Access::ReadSlave, instance(at)), follows, "{steps:?}"),
             AsksMaster(follows) => assert_eq!(start(Access::ReadMaster, None), follows, "{steps:?}"),
             WritesAt(at, follows) => assert_eq!(start(Access::ReadWrite, instance(at)), follows, "{steps:?}"),
-            TakesBack => progress.take_back_read(),
+            TakesBack => progress.take_back(Access::ReadSlave),
             MissesAnswer => progress.miss_answer(),
             FindsBehind => progress.find_behind(),
             IsLetDown(access, server, how, follows) => {

@@ -1,0 +1,187 @@
+//! Whether a server takes writes is asked, not believed: of one that was demoted, of an address that leads to another one
+//! now, and of a slave whose master is gone.
+
+crate::on_servers! {
+    use rocket::local::asynchronous::Client;
+    use rocket_replicated::NodeState;
+    use rocket_replicated_testing::{Servers, Wire};
+    use support::{eventually, rocket_over};
+
+    /// As a proxy does whose backup is the master: its old connections stay where they are.
+    #[rocket::async_test]
+    async fn a_slaves_address_that_has_led_to_the_master_is_read_from_again() {
+        let servers = Servers::<Dbms>::start(Default::default(), 1);
+        let (master, slave) = (&servers.master, &servers.slaves[0]);
+        let wire = Wire::to(master.port());
+        let (url, address) = (master.url(), wire.url(&slave.url()));
+        let keys = "check_interval = 0.1\ncheck_timeout = 2";
+        let section = format!("url = \"{url}\"\nslaves = [{{ url = \"{address}\", name = \"reader\" }}]\n{keys}");
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let states = || cluster.status().iter().map(|node| node.state).collect::<Vec<_>>();
+        eventually("the master by its address", async || states() == [NodeState::Up, NodeState::MasterItself]).await;
+
+        wire.lead_to(slave.port());
+        eventually("the slave by its address", async || states() == [NodeState::Up; 2]).await;
+        let db = cluster.read(None);
+        sqlx::query("SELECT 1").execute(&db).await.unwrap();
+        assert_eq!(db.choice().unwrap().node(), "reader");
+    }
+}
+
+mod by_read_only {
+    use std::time::{Duration, Instant};
+
+    use rocket::http::Status;
+    use rocket::local::asynchronous::Client;
+    use rocket::{get, put, routes};
+    use rocket_replicated::mysql::{Replicated, ReplicatedDb};
+    use rocket_replicated::{Error, NodeState};
+    use rocket_replicated_testing::mysql::MySql;
+    use rocket_replicated_testing::{Servers, Wire};
+    use support::{eventually, logbook, rocket_over};
+
+    const PIN: &str = "replicated_pin";
+    const KEYS: &str = "check_interval = 0.1\ncheck_timeout = 2\nunknown_lag = \"use\"\n";
+
+    #[put("/<id>")]
+    async fn write(id: i64, db: ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("INSERT INTO notes VALUES (?)").bind(id).execute(&db).await?;
+        Ok(())
+    }
+
+    /// The connections of several are open at the same time.
+    #[put("/slow/<id>")]
+    async fn write_slowly(id: i64, db: ReplicatedDb) -> Result<(), Error> {
+        sqlx::query("INSERT INTO notes SELECT ? + SLEEP(0.3)").bind(id).execute(&db).await?;
+        Ok(())
+    }
+
+    #[get("/<id>")]
+    async fn read(id: i64, db: ReplicatedDb) -> Result<String, Error> {
+        let found: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM notes WHERE id = ?").bind(id).fetch_one(&db).await?;
+        Ok(found.to_string())
+    }
+
+    async fn launch(section: &str) -> Client {
+        let rocket = rocket_over(&format!("{section}\n{KEYS}")).attach(Replicated::fairing());
+        Client::untracked(rocket.mount("/", routes![write, write_slowly, read])).await.unwrap()
+    }
+
+    fn start() -> Servers<MySql> {
+        let servers = Servers::start(MySql::default(), 1);
+        servers.master.sql("CREATE TABLE notes (id BIGINT)");
+        servers.wait_caught_up();
+        servers
+    }
+
+    fn states(client: &Client) -> Vec<NodeState> {
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        cluster.status().iter().map(|node| node.state).collect()
+    }
+
+    #[rocket::async_test]
+    async fn a_master_that_becomes_read_only_is_not_written_to_until_it_is_no_more() {
+        let servers = start();
+        let (master, slave) = (&servers.master, &servers.slaves[0]);
+        let client = launch(&format!(
+            "url = \"{}\"\nname = \"demoted\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]",
+            master.url(),
+            slave.url(),
+        ))
+        .await;
+        assert_eq!(client.put("/1").dispatch().await.status(), Status::Ok);
+
+        master.sql("SET GLOBAL read_only = 1");
+        let begun = Instant::now();
+        let mut refused = 0;
+        while states(&client)[0] != NodeState::Standby || refused < 5 {
+            let response = client.put("/2").dispatch().await;
+            assert_eq!(response.status(), Status::ServiceUnavailable);
+            assert_eq!(response.headers().get_one("Retry-After"), Some("1"));
+            assert_eq!(response.cookies().get(PIN), None, "nothing was written");
+            assert_eq!(client.get("/1").dispatch().await.status(), Status::Ok, "a stranger reads on");
+            assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", states(&client));
+            refused += 1;
+        }
+        assert_eq!(logbook::lines(&["ERROR", "`demoted`", "takes no writes", "read_only"]).len(), 1);
+
+        master.sql("SET GLOBAL read_only = 0");
+        let put = async || client.put("/3").dispatch().await.status() == Status::Ok;
+        eventually("a write", put).await;
+        assert_eq!(master.sql("SELECT COUNT(*) FROM notes WHERE id = 2"), "0");
+    }
+
+    /// A switchover by which the address moves, and what is open stays open.
+    async fn switch_over(consistency: &str) {
+        let servers = start();
+        let (old, new) = (&servers.master, &servers.slaves[0]);
+        let wire = Wire::to(old.port());
+        let client = launch(&format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\nconsistency = \"{consistency}\"",
+            wire.url(&old.url()),
+            new.url(),
+        ))
+        .await;
+        let slow = (0..8).map(|id| client.put(format!("/slow/{id}")).dispatch());
+        for response in rocket::futures::future::join_all(slow).await {
+            assert_eq!(response.status(), Status::Ok);
+        }
+
+        old.sql("SET GLOBAL read_only = 1");
+        servers.wait_caught_up();
+        new.promote().unwrap();
+        wire.lead_to(new.port());
+        let (moved, mut id, mut written) = (Instant::now(), 100, 0);
+        while moved.elapsed() < Duration::from_secs(4) {
+            id += 1;
+            let response = client.put(format!("/{id}")).dispatch().await;
+            let took = moved.elapsed();
+            if response.status() != Status::Ok {
+                assert_eq!(response.status(), Status::ServiceUnavailable);
+                assert!(took < Duration::from_secs(2), "a write fails {took:?} after the move");
+                continue;
+            }
+            written += 1;
+            let pin = response.cookies().get(PIN).expect("a pin").clone();
+            let response = client.get(format!("/{id}")).cookie(pin).dispatch().await;
+            assert_eq!(response.status(), Status::Ok);
+            let found = response.into_string().await.unwrap();
+            assert_eq!(found, "1", "its writer misses a row {took:?} after the move");
+        }
+        assert!(written > 20, "only {written} writes");
+    }
+
+    #[rocket::async_test]
+    async fn nothing_stays_at_a_master_that_was_demoted_behind_its_address_by_window() {
+        switch_over("window").await;
+    }
+
+    #[rocket::async_test]
+    async fn nothing_stays_at_a_master_that_was_demoted_behind_its_address_by_position() {
+        switch_over("position").await;
+    }
+
+    /// What it has written for itself does not make it a master.
+    #[rocket::async_test]
+    async fn a_slave_with_a_write_of_its_own_serves_while_the_master_is_gone() {
+        let servers = start();
+        let (master, slave) = (&servers.master, &servers.slaves[0]);
+        slave.sql("SET GLOBAL read_only = 0; CREATE TABLE mine (id INT)");
+        let client = launch(&format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]",
+            master.url(),
+            slave.url(),
+        ))
+        .await;
+        assert_eq!(states(&client), [NodeState::Up; 2]);
+        master.kill();
+        eventually("the master's absence", async || states(&client)[0] == NodeState::Down).await;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            assert_eq!(client.get("/1").dispatch().await.status(), Status::Ok);
+            assert_eq!(states(&client)[1], NodeState::Up);
+        }
+    }
+}
