@@ -2,10 +2,129 @@
 //! now, and of a slave whose master is gone.
 
 crate::on_servers! {
+    use rocket::http::Status;
     use rocket::local::asynchronous::Client;
-    use rocket_replicated::NodeState;
-    use rocket_replicated_testing::{Servers, Wire};
-    use support::{eventually, rocket_over};
+    use rocket::{get, put, routes};
+    use rocket_replicated::{Error, NodeState};
+    use rocket_replicated_testing::{Server, Servers, Wire};
+    use support::{eventually, logbook, rocket_over};
+
+    const SCHEME: &str = <Dbms as rocket_replicated_testing::Dbms>::SCHEME;
+    const KEYS: &str = "check_interval = 0.1\ncheck_timeout = 2\nmax_lag = false\nunknown_lag = \"use\"\n";
+
+    #[put("/<id>")]
+    async fn write(id: i64, db: ReplicatedDb) -> Result<(), Error> {
+        let insert = sqlx::AssertSqlSafe(format!("INSERT INTO notes VALUES ({id})"));
+        sqlx::query(insert).execute(&db).await?;
+        Ok(())
+    }
+
+    /// By which server.
+    #[get("/")]
+    async fn read(db: ReplicatedDb) -> Result<String, Error> {
+        let _: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM notes").fetch_one(&db).await?;
+        Ok(db.choice().unwrap().node().to_owned())
+    }
+
+    fn start(slaves: usize) -> Servers<Dbms> {
+        let servers = Servers::start(Dbms::default(), slaves);
+        servers.master.sql("CREATE TABLE notes (id BIGINT)");
+        if SCHEME == "postgres" {
+            servers.master.sql("GRANT ALL ON notes TO app");
+        }
+        servers.wait_caught_up();
+        servers
+    }
+
+    async fn launch(name: &str, url: &Server<Dbms>, slaves: &[&Server<Dbms>], keys: &str) -> Client {
+        let slave = |(number, server): (usize, &&Server<Dbms>)| {
+            format!("{{ url = \"{}\", name = \"{name}-{number}\" }}", server.url())
+        };
+        let slaves: Vec<_> = slaves.iter().enumerate().map(slave).collect();
+        let section = format!(
+            "url = \"{}\"\nname = \"{name}\"\nslaves = [{}]\n{KEYS}{keys}",
+            url.url(),
+            slaves.join(", "),
+        );
+        let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![write, read]);
+        Client::untracked(rocket).await.unwrap()
+    }
+
+    async fn puts(client: &Client, id: i64) -> Status {
+        client.put(format!("/{id}")).dispatch().await.status()
+    }
+
+    async fn reads(client: &Client) -> String {
+        let response = client.get("/").dispatch().await;
+        assert_eq!(response.status(), Status::Ok);
+        response.into_string().await.unwrap()
+    }
+
+    fn states(client: &Client) -> Vec<NodeState> {
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        cluster.status().iter().map(|node| node.state).collect()
+    }
+
+    const FOLLOWS: &str = "follow_promotion = true";
+
+    /// As each day under a manager of clusters, whose leader changes while no configuration does.
+    #[rocket::async_test]
+    async fn an_application_that_is_launched_at_a_slave_writes_to_the_server_that_leads() {
+        let servers = start(2);
+        let (leader, [first, second]) = (&servers.master, &servers.slaves[..]) else { panic!("two slaves") };
+        for slaves in [&[leader][..], &[second, leader]] {
+            let client = launch("led", first, slaves, FOLLOWS).await;
+            assert_eq!(puts(&client, 1).await, Status::Ok, "from the first request on");
+            eventually("a read from the configured master, as a slave", async || reads(&client).await == "led").await;
+        }
+        assert_eq!(leader.sql("SELECT COUNT(*) FROM notes"), "2");
+    }
+
+    #[rocket::async_test]
+    async fn where_promotions_are_not_followed_a_configured_slave_serves_reads_and_the_log_names_the_leader() {
+        let servers = start(1);
+        let (leader, slave) = (&servers.master, &servers.slaves[0]);
+        let name = format!("unled-{SCHEME}");
+        let client = launch(&name, slave, &[], "").await;
+        assert_eq!(puts(&client, 1).await, Status::ServiceUnavailable);
+        assert_eq!(reads(&client).await, name);
+        assert_eq!(logbook::lines(&["ERROR", &name, "takes no writes"]).len(), 1);
+        drop(client);
+
+        let client = launch(&name, slave, &[leader], "").await;
+        assert_eq!(puts(&client, 1).await, Status::ServiceUnavailable);
+        for _ in 0..20 {
+            reads(&client).await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn a_slave_that_is_promoted_is_followed_also_after_a_launch_without_a_master() {
+        let servers = start(2);
+        let (master, [first, second]) = (&servers.master, &servers.slaves[..]) else { panic!("two slaves") };
+        let early = launch("early", master, &[first, second], FOLLOWS).await;
+        assert_eq!(puts(&early, 1).await, Status::Ok);
+        servers.wait_caught_up();
+        eventually("looks at all", async || states(&early) == [NodeState::Up; 3]).await;
+        master.kill();
+        let late = launch("late", master, &[first, second], FOLLOWS).await;
+        first.promote().unwrap();
+        for client in [&early, &late] {
+            eventually("a write to the slave that was promoted", async || puts(client, 2).await == Status::Ok).await;
+        }
+        assert_ne!(first.sql("SELECT COUNT(*) FROM notes WHERE id = 2"), "0");
+
+        // It takes writes as before, and is sent none.
+        master.start();
+        let cluster = Replicated::fetch(early.rocket()).unwrap();
+        let former = || cluster.status().into_iter().find(|node| node.name == "early").unwrap();
+        eventually("the former master", async || former().state == NodeState::SecondMaster).await;
+        for id in 3..10 {
+            assert_eq!(puts(&early, id).await, Status::Ok);
+            assert_ne!(reads(&early).await, "early");
+        }
+        assert_eq!(master.sql("SELECT COUNT(*) FROM notes WHERE id > 1"), "0");
+    }
 
     /// As a proxy does whose backup is the master: its old connections stay where they are.
     #[rocket::async_test]
@@ -18,11 +137,10 @@ crate::on_servers! {
         let section = format!("url = \"{url}\"\nslaves = [{{ url = \"{address}\", name = \"reader\" }}]\n{keys}");
         let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap();
-        let states = || cluster.status().iter().map(|node| node.state).collect::<Vec<_>>();
-        eventually("the master by its address", async || states() == [NodeState::Up, NodeState::MasterItself]).await;
+        eventually("the master by its address", async || states(&client) == [NodeState::Up, NodeState::MasterItself]).await;
 
         wire.lead_to(slave.port());
-        eventually("the slave by its address", async || states() == [NodeState::Up; 2]).await;
+        eventually("the slave by its address", async || states(&client) == [NodeState::Up; 2]).await;
         let db = cluster.read(None);
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         assert_eq!(db.choice().unwrap().node(), "reader");

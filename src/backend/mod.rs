@@ -97,6 +97,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     const TELLS_TIMELINE: bool = false;
 
+    /// Whether a server proves that it was promoted at all.
+    #[doc(hidden)]
+    const TELLS_PROMOTION: bool = Self::TELLS_TIMELINE;
+
     /// The parameters that its URL may have, where sqlx ignores others.
     #[doc(hidden)]
     const URL_PARAMETERS: &'static [&'static str] = &[];
@@ -396,8 +400,20 @@ pub struct Observation {
     pub system: Option<u64>,
     /// What a master has written, or a slave replayed; unknown where it cannot be compared.
     pub position: Option<Position>,
-    /// All that a master has, where its position names the latest transaction alone (MariaDB).
+    /// All that it has, where its position names the latest transaction alone (MariaDB).
     pub contents: Option<Position>,
+}
+
+impl Observation {
+    /// How far it is, by the one or the other.
+    pub(crate) fn place(&self) -> Option<&Position> {
+        self.position.as_ref().or(self.contents.as_ref())
+    }
+
+    /// Whether the server has all that lies before this place.
+    pub(crate) fn has(&self, place: &Position) -> bool {
+        [&self.contents, &self.position].into_iter().flatten().any(|its| its.includes(place))
+    }
 }
 
 /// What a server takes itself for.
@@ -470,6 +486,17 @@ pub(crate) fn is_unavailable(error: &dyn DatabaseError) -> bool {
         sqlite::is_unavailable,
     ];
     drivers.iter().any(|is_unavailable| is_unavailable(error))
+}
+
+/// Whether a server says that it takes no writes, of any session.
+pub(crate) fn takes_no_writes(error: &sqlx::Error) -> bool {
+    #[cfg(feature = "mysql")]
+    return error.as_database_error().is_some_and(mysql::takes_no_writes);
+    #[cfg(not(feature = "mysql"))]
+    {
+        let _ = error;
+        false
+    }
 }
 
 /// Whether a server is there, but does not let this user in, or not to this database.

@@ -16,6 +16,7 @@ use super::{
 };
 
 impl Driver for MySql {
+    const TELLS_PROMOTION: bool = true;
     const NO_WRITES: &'static str = "`read_only` is on there";
     const BEGIN_READ_ONLY: Option<&'static str> = Some("START TRANSACTION READ ONLY");
     const URL_PARAMETERS: &'static [&'static str] = URL_PARAMETERS;
@@ -92,7 +93,12 @@ impl Driver for MySql {
                 && !is_replicating(&mut *conn).await?;
             let role = if promoted { ReportedRole::Master } else { logs.role };
             let position = logs.position(conn, access).await?;
-            let contents = position.as_ref().filter(|_| access != Access::ReadSlave).and(logs.contents());
+            let contents = match (access, role) {
+                (_, ReportedRole::Slave) => None,
+                // Where a slave that takes writes stands in the master's log is not known, but what it has.
+                (Access::ReadSlave, _) => logs.contents(),
+                (Access::ReadWrite | Access::ReadMaster, _) => position.as_ref().and(logs.contents()),
+            };
             Ok(Observation { role, system: None, position, contents })
         })
     }
@@ -411,11 +417,13 @@ fn is_full(error: &MySqlDatabaseError) -> bool {
 }
 
 /// Refused because the server takes no writes of anybody, whatever this session was told.
-fn takes_no_writes(error: &MySqlDatabaseError) -> bool {
-    match error.number() {
-        READ_ONLY_MODE => true,
+pub(super) fn takes_no_writes(error: &dyn DatabaseError) -> bool {
+    match number(error) {
+        Some(READ_ONLY_MODE) => true,
         // This number is that of many an option.
-        REFUSED_BY_OPTION => error.message().contains("read-only") || error.message().contains("read_only"),
+        Some(REFUSED_BY_OPTION) => {
+            error.message().contains("read-only") || error.message().contains("read_only")
+        }
         _ => false,
     }
 }
@@ -439,7 +447,7 @@ pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     let error = error.try_downcast_ref::<MySqlDatabaseError>();
-    error.is_some_and(|error| is_full(error) || takes_no_writes(error) || ends_connections(error.number()))
+    error.is_some_and(|error| is_full(error) || ends_connections(error.number()))
 }
 
 #[cfg(test)]

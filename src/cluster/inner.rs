@@ -197,7 +197,7 @@ impl<DB: Driver> Inner<DB> {
 
     /// Looks at all servers, where that can tell whether another one was promoted: before anybody writes.
     pub(crate) async fn ignite(&self) {
-        if DB::TELLS_TIMELINE && !self.config.slaves.is_empty() {
+        if DB::TELLS_PROMOTION && !self.config.slaves.is_empty() {
             self.monitor.begin().await;
         }
     }

@@ -605,10 +605,17 @@ impl<DB: Driver> Watch<DB> {
         }
         if let Some(new) = verdict.new_master.and_then(|new| self.servers.get(new)) {
             let old = self.servers.master(&self.mastership);
-            error!(
-                "The {} is gone, and the {} was promoted: writes go there from now on.",
-                old.health, new.health
-            );
+            let (old_one, new_one) = (&old.health, &new.health);
+            match old_one.state() {
+                NodeState::Standby => {
+                    error!(
+                        "The {old_one} takes no writes, and the {new_one} does: writes go there from now on."
+                    );
+                }
+                _ => error!(
+                    "The {old_one} is gone, and the {new_one} was promoted: writes go there from now on."
+                ),
+            }
             self.mastership.pass_to(new.id());
             old.health.changed_role();
             new.health.changed_role();
@@ -650,6 +657,9 @@ impl<DB: Driver> Watch<DB> {
             }
             (NodeState::Diverged, _) => DB::REJOIN.into(),
             (NodeState::Standby, _) => DB::NO_WRITES.into(),
+            (NodeState::SecondMaster, _) if self.master().health.state() == NodeState::Standby => {
+                "The configured master takes none: name this server as `url`, or say `follow_promotion = true`.".into()
+            }
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master, or make it the master in the configuration.".into()
             }

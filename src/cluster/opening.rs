@@ -71,17 +71,14 @@ pub(super) struct Opening {
 impl Opening {
     /// The master first. Of the slaves, those that need not be discovered.
     fn servers<DB: Driver>(&self) -> Result<Vec<Arc<Server<DB>>>, String> {
-        let Config { master, master_reads, slaves, checks, .. } = &*self.config;
-        let follows = checks.follow_promotion;
+        let Config { master, master_reads, slaves, .. } = &*self.config;
         let health = self.health(master, SlaveLog::Masters);
 
         let mut read_way = None;
         let mut pools = Pools {
             read_write: Some(self.pool(&master.settings, Access::ReadWrite, &health)?),
-            // An old master that comes back as a slave serves as one.
-            read_slave: follows
-                .then(|| self.pool(&master.settings, Access::ReadSlave, &health))
-                .transpose()?,
+            // It may turn out to be a slave of another one, or come back as one.
+            read_slave: Some(self.pool(&master.settings, Access::ReadSlave, &health)?),
             read_master: None,
             reserve: None,
         };

@@ -31,7 +31,7 @@ impl CheckKeys {
             timeout: section.seconds("check_timeout", 0.01..=3_600.0).unwrap_or(second),
             follow_promotion: section.bool("follow_promotion").unwrap_or(false),
         };
-        if keys.follow_promotion && !DB::TELLS_TIMELINE {
+        if keys.follow_promotion && !DB::TELLS_PROMOTION {
             let problem = format!("{} offers no proof of who was promoted: remove the key", DB::NAME);
             section.refuse("follow_promotion", problem);
         }

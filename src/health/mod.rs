@@ -188,6 +188,8 @@ impl Health {
         let serves = match self.state.load() {
             NodeState::Down => self.is_returning(),
             NodeState::Behind | NodeState::LagUnknown => without_master == PinnedWithoutMaster::Stale,
+            // The configured master is a slave of another one; or the address leads to the master, wherever that is now.
+            NodeState::Standby | NodeState::MasterItself => true,
             _ => false,
         };
         serves && !self.is_taken_out()
@@ -196,9 +198,10 @@ impl Health {
     /// Whether one that was chosen can go on with it.
     pub(crate) fn answers(&self, wanted: Use) -> bool {
         match self.state.load() {
-            NodeState::New | NodeState::Suspect | NodeState::Standby => false,
+            NodeState::New | NodeState::Suspect => false,
             NodeState::Down => self.is_returning(),
-            NodeState::Contested => wanted == Use::Reads,
+            NodeState::Standby => wanted == Use::SlaveReads,
+            NodeState::Contested => wanted != Use::Writes,
             _ => true,
         }
     }

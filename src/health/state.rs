@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use crate::backend::Access;
+
 /// The two kinds of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
@@ -164,8 +166,21 @@ pub struct NodeStatus {
 /// What a server is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
-    Reads,
     Writes,
+    /// As the master's: they see all that was written.
+    MasterReads,
+    /// As a slave's.
+    SlaveReads,
+}
+
+impl From<Access> for Use {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::ReadWrite => Self::Writes,
+            Access::ReadMaster => Self::MasterReads,
+            Access::ReadSlave => Self::SlaveReads,
+        }
+    }
 }
 
 /// A state that others may change at any time.

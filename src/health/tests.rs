@@ -65,9 +65,9 @@ fn what_is_no_first_choice_may_be_the_last() {
 
     let slave = server(Role::Slave);
     slave.went_down(&sqlx::Error::WorkerCrashed);
-    assert!(!slave.is_last_resort(Stale) && !slave.answers(Use::Reads), "it does not answer");
+    assert!(!slave.is_last_resort(Stale) && !slave.answers(Use::SlaveReads), "it does not answer");
     probed(&slave, NodeState::Up);
-    assert!(slave.is_last_resort(Fail) && slave.answers(Use::Reads), "it is on its way back");
+    assert!(slave.is_last_resort(Fail) && slave.answers(Use::SlaveReads), "it is on its way back");
     slave.set_taken_out(true);
     assert!(!slave.is_last_resort(Stale), "somebody has taken it out");
 
@@ -129,7 +129,7 @@ fn a_slave_that_was_discovered_serves_after_one_good_probe() {
         health
     };
     let slave = new();
-    assert!(!slave.is_usable() && !slave.answers(Use::Reads));
+    assert!(!slave.is_usable() && !slave.answers(Use::SlaveReads));
     assert!(!slave.is_last_resort(PinnedWithoutMaster::Stale));
     probed(&slave, NodeState::Up);
     assert!(slave.is_usable());
@@ -154,7 +154,7 @@ fn a_suspect_that_is_full_serves_by_the_connections_that_it_has() {
 fn a_contested_master_is_read_from_but_not_written_to() {
     let master = server(Role::Master);
     probed(&master, NodeState::Contested);
-    assert!(master.answers(Use::Reads) && !master.answers(Use::Writes));
+    assert!(master.answers(Use::MasterReads) && !master.answers(Use::Writes));
     probed(&master, NodeState::Up);
     assert!(master.answers(Use::Writes));
 }

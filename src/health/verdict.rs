@@ -111,6 +111,8 @@ struct Record {
     seen_in_recovery: bool,
     /// It took writes when it was first looked at.
     wrote_at_first: bool,
+    /// In this process, and has not been seen as a slave since.
+    was_master: bool,
     system: Option<u64>,
     /// Whom its address led to when it last answered, where that can be told.
     instance: Option<Instance>,
@@ -187,6 +189,7 @@ impl Record {
         self.is_full = false;
         self.wrote_at_first |= !self.found && observed.role == ReportedRole::Master;
         self.seen_in_recovery |= observed.role == ReportedRole::Slave;
+        self.was_master &= observed.role != ReportedRole::Slave;
         self.system = observed.system.or(self.system);
         self.latest = Some(observed.clone());
     }
@@ -229,6 +232,7 @@ impl Verdicts {
                 is_full,
                 seen_in_recovery,
                 wrote_at_first,
+                was_master,
                 system,
                 instance,
                 as_master,
@@ -243,7 +247,7 @@ impl Verdicts {
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
-            (as_master, latest, ahead, compared, diverged, errant).hash(hasher);
+            (was_master, as_master, latest, ahead, compared, diverged, errant).hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -340,6 +344,9 @@ impl Verdicts {
             ..Verdict::default()
         };
         if let Some(new) = verdict.new_master {
+            if let Some(former) = self.servers.get_mut(&self.master) {
+                former.was_master = true;
+            }
             self.master = new;
             self.confirmed = true;
             self.forget_comparisons();
@@ -512,6 +519,10 @@ impl Verdicts {
                 return (NodeState::Stranger, Why::Nothing);
             }
             (ReportedRole::Master, SlaveLog::Masters) => return (NodeState::SecondMaster, Why::Nothing),
+            // It takes writes, though nothing tells whether it replicates.
+            (ReportedRole::Unknown, SlaveLog::Masters) if self.servers[&server].was_master => {
+                return (NodeState::SecondMaster, Why::Nothing);
+            }
             // It is no logical replica, but one of the master's own slaves that was promoted.
             (ReportedRole::Master, SlaveLog::Other) if is_ours => {
                 return (NodeState::SecondMaster, Why::Nothing);
@@ -604,26 +615,69 @@ impl Verdicts {
             && self.rival().is_none();
     }
 
-    /// Who takes the place of the master. While that one is reachable and takes writes, nobody does.
-    /// Afterwards a server of the same system that is on a later timeline, and that this process has seen as a
-    /// slave, or as the master's rival: any other may be an old master that came back.
+    /// The server that takes the place of the master. While the master is reachable and takes writes, none does. Two servers
+    /// that could are none: nothing tells which of them the others follow.
     fn successor(&self) -> Option<ServerId> {
-        let master = &self.servers[&self.master];
-        if master.may_write() {
+        if self.servers[&self.master].may_write() {
             return None;
         }
-        let timeline = timeline(self.history.latest()?)?;
         let succeeds = |(id, record): &(&ServerId, &Record)| {
-            let was_there = record.seen_in_recovery || record.wrote_at_first && !self.confirmed;
-            **id != self.master
-                && !self.is_master_itself(**id)
-                && was_there
-                && record.reports(ReportedRole::Master)
-                && record.system.is_some()
-                && record.system == self.system
-                && record.timeline().is_some_and(|its| its > timeline)
+            **id != self.master && !self.is_master_itself(**id) && self.succeeds(record)
         };
-        self.servers.iter().find(succeeds).map(|(id, _)| *id)
+        let mut successors = self.servers.iter().filter(succeeds);
+        let (first, _) = successors.next()?;
+        successors.next().is_none().then_some(*first)
+    }
+
+    /// Whether a server proves that it was promoted. It takes writes, and this process has seen it as a slave, or as the
+    /// master's rival: any other may be an old master that came back.
+    ///
+    /// PostgreSQL begins a later timeline of the same system. Elsewhere the server has all transactions that the master was
+    /// known to have.
+    fn succeeds(&self, record: &Record) -> bool {
+        let Some(latest) = &record.latest else { return false };
+        let was_there = record.seen_in_recovery || record.wrote_at_first && !self.confirmed;
+        match (self.history.latest(), latest.place()) {
+            (Some(known), Some(position)) => match (timeline(known), timeline(position)) {
+                (Some(known), Some(its)) => {
+                    was_there
+                        && latest.role == ReportedRole::Master
+                        && record.system.is_some()
+                        && record.system == self.system
+                        && its > known
+                }
+                _ => record.seen_in_recovery && latest.role != ReportedRole::Slave && latest.has(known),
+            },
+            (None, Some(_)) => self.leads_at_launch(record, latest),
+            (_, None) => false,
+        }
+    }
+
+    /// Whether a server is the master though the configured one has never been seen as such: that one is a slave of it, or
+    /// was gone already when this process began, and the server has been promoted since.
+    fn leads_at_launch(&self, record: &Record, latest: &Observation) -> bool {
+        let configured = &self.servers[&self.master];
+        // Another one that takes writes may not have been looked at yet.
+        if !self.servers.values().all(|record| record.found) {
+            return false;
+        }
+        let takes_writes = match latest.place().and_then(timeline) {
+            Some(_) => latest.role == ReportedRole::Master && record.system.is_some(),
+            None => latest.role != ReportedRole::Slave,
+        };
+        let follows = |slave: &Record| {
+            let Some(its) = &slave.latest else { return true };
+            let (Some(ours), Some(theirs)) = (latest.place(), its.place()) else { return false };
+            match (timeline(ours), timeline(theirs)) {
+                (Some(ours), Some(theirs)) => slave.system == record.system && theirs <= ours,
+                _ => latest.has(theirs),
+            }
+        };
+        takes_writes
+            && match &configured.latest {
+                Some(_) => follows(configured),
+                None => record.seen_in_recovery && self.servers.values().all(follows),
+            }
     }
 }
 

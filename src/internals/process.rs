@@ -154,7 +154,7 @@ impl Process {
 
     /// Whether one that was chosen may be asked for a connection.
     pub fn answers(&self, server: usize, access: Access) -> bool {
-        let wanted = if access.writes() { Use::Writes } else { Use::Reads };
+        let wanted = Use::from(access);
         self.servers[server].answers(wanted)
     }
 

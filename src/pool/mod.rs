@@ -260,7 +260,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     fn wanted(&self) -> Use {
-        if self.access.writes() { Use::Writes } else { Use::Reads }
+        self.access.into()
     }
 
     /// Checks out a connection.
@@ -454,7 +454,7 @@ impl<DB: Driver> Pool<DB> {
         loop {
             let opened = self.open_one().await;
             let leads_elsewhere = opened.as_ref().is_err_and(NotTheMaster::is);
-            if !leads_elsewhere || !self.health.answers(Use::Reads) {
+            if !leads_elsewhere || !self.health.answers(Use::MasterReads) {
                 return opened;
             }
             self.health.request_probe();

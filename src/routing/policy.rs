@@ -299,7 +299,17 @@ pub(crate) fn choose<S>(
         Intent::ReadsDatabase => Reason::ReadsDatabase,
     };
     if situation.slaves == Slaves::NotConfigured {
-        return (MasterReadOnly, Reason::NoSlaves);
+        let (may_be_stale, stale_read) = match (situation.pinned, situation.pinned_without_master) {
+            (Pinned::No, _) => (true, read),
+            (Pinned::Yes, without_master) => {
+                (without_master == PinnedWithoutMaster::Stale, Reason::MasterUnavailable)
+            }
+        };
+        // The only server turns out to be a slave of another one.
+        let slave = (may_be_stale && candidates.master() == Master::Unusable).then(|| candidates.any_slave());
+        return slave
+            .flatten()
+            .map_or((MasterReadOnly, Reason::NoSlaves), |slave| (Slave(slave), stale_read));
     }
     match (situation.share, situation.intent) {
         (ReadShare::NONE, _) => return (MasterReadOnly, Reason::SwitchedOff),

@@ -13,7 +13,7 @@ use super::policy::{
 use crate::backend::{Access, Driver};
 use crate::cluster::{Inner, Server, Share};
 use crate::config::{Affinity, PinnedWithoutMaster};
-use crate::health::{Health, Replay, ServerId, Term, Use};
+use crate::health::{Health, NodeState, Replay, ServerId, Term, Use};
 use crate::pin::{Needed, Pin, Window};
 use crate::pool::{Asker, Checkout, Failure, Pool};
 
@@ -215,7 +215,7 @@ impl<S: Drawn> Candidates for Found<'_, S> {
     type Slave = S::Slave;
 
     fn master(&self) -> Master {
-        match self.failed.master || !self.servers.master().answers(Use::Reads) {
+        match self.failed.master || !self.servers.master().answers(Use::MasterReads) {
             true => Master::Unusable,
             false => Master::Usable,
         }
@@ -291,11 +291,13 @@ impl<'a, DB: Driver> Present<'a, DB> {
         self.servers.iter().find(|server| server.id() == self.term.master).unwrap_or(&self.servers[0])
     }
 
-    /// A slave that took the master's place is none.
+    /// A slave that took the master's place is none. A configured master that is found to be a slave is one.
     fn slaves(&self) -> impl Iterator<Item = &'a Arc<Server<DB>>> {
-        let candidates = self.servers.iter().filter(|server| server.may_be_slave());
-        candidates
-            .filter(|server| server.id() != self.term.master && !self.failed.slaves.contains(server.id()))
+        let is_slave = |server: &&Arc<Server<DB>>| {
+            server.may_be_slave()
+                && (server.id() != self.term.master || server.health.state() == NodeState::Standby)
+        };
+        self.servers.iter().filter(is_slave).filter(|server| !self.failed.slaves.contains(server.id()))
     }
 
     /// One of them by weight, in a single walk: each takes the place of the one before with its share of the weights

@@ -10,7 +10,7 @@ use rocket::response::{self, Responder};
 
 use super::fairing::name_of;
 use super::guards::Attached;
-use crate::backend::is_unavailable;
+use crate::backend::{is_unavailable, takes_no_writes};
 use crate::one_line::OneLine;
 use crate::pool::OutcomeUnknown;
 
@@ -19,7 +19,7 @@ use crate::pool::OutcomeUnknown;
 /// | variant                         | status | log   |
 /// |---------------------------------|--------|-------|
 /// | [`NotFound`](Self::NotFound)    | 404    | –     |
-/// | [`Unavailable`](Self::Unavailable) | 503 with `Retry-After` | warning, one in 10 s for each database |
+/// | [`Unavailable`](Self::Unavailable), or a write that a read-only server has refused | 503 with `Retry-After` | warning, one in 10 s for each database |
 /// | [`OutcomeUnknown`](Self::OutcomeUnknown) | 504 | error |
 /// | [`Database`](Self::Database)    | 500    | error |
 ///
@@ -65,6 +65,17 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether the same request may well succeed later. Another server may be the master by then.
+    fn is_passing(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Unavailable(_) => true,
+            Self::Database(error) => takes_no_writes(error) && Attached::writes(request),
+            Self::NotFound | Self::OutcomeUnknown(_) => false,
+        }
+    }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error::*;
@@ -103,7 +114,7 @@ impl<'r> Responder<'r, 'static> for Error {
         let (of, problem) = (Named(request), OneLine(&self));
         match &self {
             Self::NotFound => Err(Status::NotFound),
-            Self::Unavailable(_) => {
+            unavailable if unavailable.is_passing(request) => {
                 match Attached::may_warn(request) {
                     None => debug!("{of}: {problem}"),
                     Some(0) => warn!("{of}: {problem}"),
@@ -118,7 +129,7 @@ impl<'r> Responder<'r, 'static> for Error {
                 error!("{of}: {problem}");
                 Err(Status::GatewayTimeout)
             }
-            Self::Database(_) => {
+            Self::Unavailable(_) | Self::Database(_) => {
                 error!("{of}: {problem}");
                 Err(Status::InternalServerError)
             }

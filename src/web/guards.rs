@@ -17,7 +17,7 @@ use crate::backend::Backend;
 use crate::cluster::{Cluster, Db};
 use crate::config::{Config, ConfigError, PinNames};
 use crate::request::{ReplicatedDb, Session};
-use crate::routing::{Client, Declared, MethodKind};
+use crate::routing::{Client, Declared, MethodKind, Reason};
 use crate::throttle::Throttle;
 
 #[rocket::async_trait]
@@ -173,8 +173,8 @@ fn declare<D: Database<Pool: Backend>>(request: &Request<'_>, declared: Declared
     session.is_some()
 }
 
-fn is_asked<D: Database<Pool: Backend>>(request: &Request<'_>) -> bool {
-    existing_session::<D>(request).is_some_and(|session| session.choice().is_some())
+fn asked_for<D: Database<Pool: Backend>>(request: &Request<'_>) -> Option<Reason> {
+    Some(existing_session::<D>(request)?.choice()?.reason())
 }
 
 /// All databases of the application: what a guard speaks of that names none.
@@ -221,7 +221,8 @@ const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 struct Member {
     database: &'static str,
     declare: fn(&Request<'_>, Declared) -> bool,
-    is_asked: fn(&Request<'_>) -> bool,
+    /// Why the server that a request asks was chosen, if it has asked one.
+    asked_for: fn(&Request<'_>) -> Option<Reason>,
     pin: Option<PinNames>,
     /// Of requests that find no server.
     warnings: Arc<Throttle>,
@@ -246,7 +247,7 @@ impl Attached {
         let pin = config.pin.as_ref().map(|pin| PinNames::new(D::NAME, pin));
         let warnings = Arc::new(Throttle::new(BETWEEN_WARNINGS));
         let member =
-            Member { database: D::NAME, declare: declare::<D>, is_asked: is_asked::<D>, pin, warnings };
+            Member { database: D::NAME, declare: declare::<D>, asked_for: asked_for::<D>, pin, warnings };
         match rocket.state::<Self>() {
             Some(Self(members)) => {
                 members.write().unwrap_or_else(PoisonError::into_inner).push(member);
@@ -266,6 +267,13 @@ impl Attached {
         Self::asked_members(request).iter().map(|member| member.database).collect()
     }
 
+    /// Whether a request means to write to one of them.
+    pub(super) fn writes(request: &Request<'_>) -> bool {
+        Self::asked_members(request)
+            .iter()
+            .any(|member| (member.asked_for)(request).is_some_and(Reason::writes))
+    }
+
     /// Whether to warn of a request that finds no server: if so, of how many others of its databases that was not done
     /// since the last one.
     pub(super) fn may_warn(request: &Request<'_>) -> Option<u64> {
@@ -278,7 +286,7 @@ impl Attached {
 
     fn asked_members(request: &Request<'_>) -> Vec<Member> {
         let members = request.rocket().state::<Self>().map(Self::members).unwrap_or_default();
-        members.into_iter().filter(|member| (member.is_asked)(request)).collect()
+        members.into_iter().filter(|member| (member.asked_for)(request).is_some()).collect()
     }
 
     fn members(&self) -> Vec<Member> {

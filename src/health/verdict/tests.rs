@@ -260,11 +260,132 @@ fn nobody_succeeds_without_proof() {
     (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(fail(&mut verdicts, MASTER)));
     let verdict = observe(&mut verdicts, SLAVE, &promoted);
     assert_eq!(verdict.new_master, None, "it may be an old master that came back");
+}
+
+#[test]
+fn who_leads_is_found_though_the_configured_master_was_never_seen_in_office() {
+    use ReportedRole::{Master, Slave};
+
+    const OTHER: ServerId = ServerId(2);
+
+    let launched = |looks: &[(ServerId, Option<Observation>)]| {
+        let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS.clone());
+        let mut new_master = None;
+        for (server, found) in looks {
+            let verdict = match found {
+                Some(observed) => observe(&mut verdicts, *server, observed),
+                None => (0..FAILURES_BEFORE_FAILOVER).map(|_| fail(&mut verdicts, *server)).last().unwrap(),
+            };
+            new_master = new_master.or(verdict.new_master);
+        }
+        new_master
+    };
+    let (slave, leader) = (observation(Slave, 1, 100), observation(Master, 1, 100));
+    let elsewhere = Observation { system: Some(8), ..leader.clone() };
+    let promoted = observation(Master, 2, 100);
+    let (as_slave, gone) = (Some(slave.clone()), None::<Observation>);
+    for (looks, expected, why) in [
+        (
+            vec![(MASTER, as_slave.clone()), (OTHER, as_slave.clone()), (SLAVE, Some(leader.clone()))],
+            Some(SLAVE),
+            "it is their master",
+        ),
+        (
+            vec![(MASTER, as_slave.clone()), (SLAVE, Some(leader.clone()))],
+            None,
+            "another one may take writes as well",
+        ),
+        (
+            vec![(MASTER, as_slave.clone()), (OTHER, gone.clone()), (SLAVE, Some(leader.clone()))],
+            Some(SLAVE),
+            "that one is gone",
+        ),
+        (
+            vec![(MASTER, as_slave.clone()), (OTHER, Some(leader.clone())), (SLAVE, Some(leader.clone()))],
+            None,
+            "nothing tells which of the two they follow",
+        ),
+        (
+            vec![(MASTER, as_slave.clone()), (OTHER, as_slave.clone()), (SLAVE, Some(elsewhere))],
+            None,
+            "another system",
+        ),
+        (
+            vec![
+                (MASTER, Some(observation(Slave, 2, 100))),
+                (OTHER, as_slave.clone()),
+                (SLAVE, Some(leader.clone())),
+            ],
+            None,
+            "an old master: the slave follows a later one",
+        ),
+        (
+            vec![
+                (MASTER, gone.clone()),
+                (OTHER, as_slave.clone()),
+                (SLAVE, as_slave.clone()),
+                (SLAVE, Some(promoted.clone())),
+            ],
+            Some(SLAVE),
+            "promoted since",
+        ),
+        (
+            vec![(MASTER, gone.clone()), (OTHER, as_slave.clone()), (SLAVE, Some(promoted.clone()))],
+            None,
+            "it may be an old master",
+        ),
+        (
+            vec![
+                (MASTER, gone.clone()),
+                (OTHER, Some(observation(Slave, 3, 100))),
+                (SLAVE, as_slave.clone()),
+                (SLAVE, Some(promoted.clone())),
+            ],
+            None,
+            "others follow a later one",
+        ),
+    ] {
+        assert_eq!(launched(&looks), expected, "{why}");
+    }
+}
+
+/// MySQL and MariaDB: a server that is not read-only does not say whether it is a master.
+#[test]
+fn a_slave_that_was_read_only_succeeds_with_all_that_the_master_had() {
+    const SOURCE: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+
+    let observed = |role, last: u32| Observation {
+        role,
+        system: None,
+        position: Position::parse_gtid_set(&format!("{SOURCE}:1-{last}")),
+        contents: None,
+    };
+    let succeeds = |before: ReportedRole, master: Option<&Observation>, last| {
+        let mut verdicts = new(&CHECKS);
+        observe(&mut verdicts, MASTER, &observed(ReportedRole::Unknown, 100));
+        observe(&mut verdicts, SLAVE, &observed(before, 100));
+        match master {
+            Some(master) => drop(observe(&mut verdicts, MASTER, master)),
+            None => (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(fail(&mut verdicts, MASTER))),
+        }
+        observe(&mut verdicts, SLAVE, &observed(ReportedRole::Unknown, last)).new_master
+    };
+    let (read_only, unknown) = (ReportedRole::Slave, ReportedRole::Unknown);
+    assert_eq!(succeeds(read_only, None, 100), Some(SLAVE));
+    assert_eq!(succeeds(read_only, Some(&observed(read_only, 100)), 100), Some(SLAVE), "a switchover");
+    assert_eq!(succeeds(read_only, Some(&observed(unknown, 100)), 100), None, "the master takes writes");
+    assert_eq!(succeeds(unknown, None, 100), None, "it has taken writes all the time, as far as is known");
+    assert_eq!(succeeds(read_only, None, 99), None, "a write is lost there");
 
     let mut verdicts = new(&CHECKS);
-    observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
+    observe(&mut verdicts, MASTER, &observed(unknown, 100));
+    observe(&mut verdicts, SLAVE, &observed(read_only, 100));
     (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(fail(&mut verdicts, MASTER)));
-    assert_eq!(observe(&mut verdicts, SLAVE, &promoted).new_master, None, "nothing is known of the master");
+    observe(&mut verdicts, SLAVE, &observed(unknown, 100));
+    let back = observe(&mut verdicts, MASTER, &observed(unknown, 101));
+    assert_eq!(back.states, [(MASTER, NodeState::SecondMaster, Why::Nothing)], "it comes back as it was");
+    let back = observe(&mut verdicts, MASTER, &observed(read_only, 100));
+    assert_eq!(back.states, [(MASTER, NodeState::Up, Why::Nothing)], "it comes back as a slave");
 }
 
 #[test]

@@ -64,6 +64,10 @@ fn each_row_of_the_table() {
         (2, alone, WELL, MasterReadOnly, NoSlaves),
         (2, Situation { pinned: Pinned::Yes, ..alone }, WELL, MasterReadOnly, NoSlaves),
         (2, asked(alone), WELL, MasterReadOnly, NoSlaves),
+        (2, alone, Found { any: None, ..headless }, MasterReadOnly, NoSlaves),
+        (2, alone, headless, Slave(1), Reason::ReadMethod),
+        (2, Situation { pinned: Pinned::Yes, ..alone }, headless, Slave(1), MasterUnavailable),
+        (2, Situation { slaves: Slaves::NotConfigured, ..fail }, headless, MasterReadOnly, NoSlaves),
         (3, asked(USUAL), WELL, MasterReadOnly, SwitchedOff),
         (3, asked(pinned), WELL, MasterReadOnly, SwitchedOff),
         (5, asked(asks), WELL, Slave(1), Reason::ReadsDatabase),
@@ -156,9 +160,7 @@ fn nobody_looks_at_slaves_for_a_write() {
     }
 
     let write = Situation { intent: WriteMethod, pinned: Pinned::Yes, ..USUAL };
-    let alone = Situation { slaves: Slaves::NotConfigured, pinned: Pinned::Yes, ..USUAL };
     assert_eq!(choose(write, &Untouchable).0, MasterReadWrite);
-    assert_eq!(choose(alone, &Untouchable).0, MasterReadOnly);
 }
 
 #[test]

@@ -113,7 +113,7 @@ impl Health {
     pub(super) fn of<DB: Driver>(inner: &Inner<DB>) -> Self {
         let without_master = inner.config.pinned_without_master;
         let serves = |server: &Server<DB>| match server.health.role() {
-            Role::Master => server.health.answers(Use::Reads),
+            Role::Master => server.health.answers(Use::MasterReads),
             Role::Slave => {
                 let health = &server.health;
                 server.may_be_slave() && (health.is_usable() || health.is_last_resort(without_master))
