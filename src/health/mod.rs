@@ -212,7 +212,7 @@ impl Health {
             NodeState::Contested if wanted == Use::Writes => {
                 format!("the {self} is not written to while another server of its system takes writes, too")
             }
-            NodeState::Standby => format!("the {self} is in recovery, and not used until it is promoted"),
+            NodeState::Standby => format!("the {self} takes no writes, and is no master until it does"),
             _ => format!("the {self} cannot be reached"),
         }
     }

@@ -90,9 +90,10 @@ pub enum NodeState {
     /// Its URL is wrong, or it was restored from another cluster: correct the one or rebuild the other. If it is kept by
     /// logical replication, say so.
     Stranger,
-    /// A master that is in recovery: it takes no writes.
+    /// A master that takes no writes: it is in recovery (PostgreSQL), or `read_only` (MySQL, MariaDB). It is read from as a
+    /// slave where no other server is left.
     ///
-    /// Promote it, or name as `url` the server that was promoted.
+    /// Promote it, name as `url` the server that takes the writes, or say `follow_promotion = true`.
     Standby,
     /// Taken out of use by [`Cluster::take_out`](crate::Cluster::take_out).
     ///

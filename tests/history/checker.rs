@@ -37,7 +37,7 @@ pub enum Violation {
 }
 
 /// Longer than any fault, and what there is to find out about it, by far.
-pub const PATIENCE: Duration = Duration::from_secs(12);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a long read takes. It may have to be run again.
 const LONG: Duration = Duration::from_secs(7);

@@ -59,8 +59,8 @@ const APPLICATIONS: [Application; 3] = [
     Application { name: "none", promise: Promise::AnyState, clients: 8, keys: "lag_window=0", reader: "app" },
 ];
 
-/// Nor do reads that take long have all connections for reads at the master.
-const CHECKS: &str = "check_interval=0.5,check_timeout=2.5,master_read_connections=8";
+/// Nor do reads that take long have all connections for reads at the master, or is one that opens slowly given up.
+const CHECKS: &str = "check_interval=0.5,check_timeout=2.5,master_read_connections=8,connect_timeout=12";
 
 /// Like the guestbook, but with registers.
 const EXAMPLE: &str = "registers";

@@ -335,7 +335,7 @@ fn meaning(server: &ServerSnapshot) -> &'static str {
         NodeState::Contested => "Another server takes writes, too: nothing is written until only one does.",
         NodeState::MasterItself => "Its address leads to the master, which is read from as such.",
         NodeState::Stranger => "It replicates another system than the master: left out.",
-        NodeState::Standby => "It is in recovery, and takes no writes.",
+        NodeState::Standby => "It takes no writes: it is in recovery, or read-only.",
         NodeState::TakenOut => "An operator has taken it out of use.",
     }
 }
