@@ -661,9 +661,11 @@ impl Verdicts {
         if !self.servers.values().all(|record| record.found) {
             return false;
         }
-        let takes_writes = match latest.place().and_then(timeline) {
-            Some(_) => latest.role == ReportedRole::Master && record.system.is_some(),
-            None => latest.role != ReportedRole::Slave,
+        let takes_writes = match latest.place() {
+            Some(Position::Lsn { .. }) => latest.role == ReportedRole::Master && record.system.is_some(),
+            // MySQL does not tell an ordinary user whether it replicates.
+            Some(Position::GtidSet(_)) => latest.role != ReportedRole::Slave,
+            Some(Position::Gtids(_) | Position::Time(_)) | None => latest.role == ReportedRole::Master,
         };
         let follows = |slave: &Record| {
             let Some(its) = &slave.latest else { return true };
