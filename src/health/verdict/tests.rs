@@ -432,6 +432,7 @@ fn a_lag_about_the_limit_has_a_slave_left_out_once() {
     // In milliseconds. It is left out at launch as well, until its lag is known.
     assert_eq!(changes(|_| 500), 1, "never late");
     assert_eq!(changes(|second| 2_500 + second % 3 * 500), 2, "about the limit");
+    assert_eq!(changes(|second| if second < 60 { 5_000 } else { 1_500 }), 1, "later half of it");
     let each_12_seconds = changes(|second| if second % 12 < 4 { 5_000 } else { 0 });
     assert!((2..=24).contains(&each_12_seconds), "{each_12_seconds} changes");
 }
