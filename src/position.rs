@@ -258,8 +258,13 @@ impl History {
     const RESOLUTION: u32 = 60;
 
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
+        // PostgreSQL flushes more and more of a timeline. What a look tells may be less than what was known before.
+        let is_known = |latest: &Seen| match &position {
+            Position::Lsn { .. } => latest.position.includes(&position),
+            _ => latest.position == position,
+        };
         match self.seen.back_mut() {
-            Some(latest) if latest.position == position => latest.until = at,
+            Some(latest) if is_known(latest) => latest.until = at,
             _ => {
                 self.seen.push_back(Seen { position, since: at, until: at });
                 self.thin_out(at);

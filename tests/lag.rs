@@ -295,6 +295,43 @@ mod postgresql {
         assert!(db.choice().unwrap().to_string().ends_with("(slaves unavailable)"));
     }
 
+    /// What it has written is sent to no slave before it is flushed. Of a large one whole pages are, which end in the middle of
+    /// a record that no slave can replay yet.
+    #[rocket::async_test]
+    async fn a_transaction_that_stays_open_makes_no_slave_late() {
+        use sqlx::{Connection, PgConnection};
+
+        let cluster = Servers::start(Postgres, 1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        master.sql("CREATE TABLE notes (body TEXT)");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&section(master, slave)).await;
+        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
+        let flushed = || master.sql("SELECT pg_current_wal_flush_lsn()");
+        for rows in [1, 30] {
+            let before = flushed();
+            let mut conn = PgConnection::connect(&master.admin_url()).await.unwrap();
+            let insert = format!(
+                "BEGIN; INSERT INTO notes SELECT repeat(md5(n::text), 40) FROM generate_series(1, {rows}) n"
+            );
+            sqlx::raw_sql(sqlx::AssertSqlSafe(insert)).execute(&mut conn).await.unwrap();
+            if rows > 1 {
+                eventually("a flush in the background", async || flushed() != before).await;
+            }
+            let begun = Instant::now();
+            while begun.elapsed() < super::A_WHILE {
+                assert_eq!(states(&nodes), [NodeState::Up; 2], "{rows} rows");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            sqlx::raw_sql("COMMIT").execute(&mut conn).await.unwrap();
+            cluster.wait_caught_up();
+        }
+        // A commit counts.
+        slave.pause_replay();
+        master.sql("INSERT INTO notes VALUES ('late')");
+        eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
+    }
+
     /// A lag about the limit, under writes: the slave is left out once, and stays out until it is well below.
     #[rocket::async_test]
     async fn a_slave_whose_lag_hovers_about_the_limit_does_not_flap() {

@@ -383,7 +383,7 @@ pub enum Depth {
 
 /// What a server tells of itself.
 #[doc(hidden)]
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Observation {
     pub role: ReportedRole,
     /// What a master and its slaves have in common, and nobody else.
@@ -392,6 +392,8 @@ pub struct Observation {
     pub position: Option<Position>,
     /// All that a master has, where its position names the latest transaction alone (MariaDB).
     pub contents: Option<Position>,
+    /// The part of a master's log that slaves can have replayed, where its position is beyond that (PostgreSQL).
+    pub flushed: Option<Position>,
 }
 
 /// What a server takes itself for.

@@ -91,7 +91,7 @@ impl Driver for MySql {
             let role = if promoted { ReportedRole::Master } else { ReportedRole::Unknown };
             let position = logs.position(conn, access).await?;
             let contents = position.as_ref().filter(|_| access != Access::ReadSlave).and(logs.contents());
-            Ok(Observation { role, system: None, position, contents })
+            Ok(Observation { role, system: None, position, contents, flushed: None })
         })
     }
 

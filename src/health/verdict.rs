@@ -349,9 +349,7 @@ impl Verdicts {
             // What it said the last time it was asked is all that is known of it, and the older that is, the further it
             // may be behind.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
-                let nothing =
-                    Observation { role: ReportedRole::Unknown, system: None, position: None, contents: None };
-                let latest = self.servers[&server].latest.clone().unwrap_or(nothing);
+                let latest = self.servers[&server].latest.clone().unwrap_or_default();
                 verdict.lag = self.lag(log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
                 let why = if state == NodeState::LagUnknown { Why::Full } else { why };
@@ -410,7 +408,7 @@ impl Verdicts {
         }
         self.system = observed.system.or(self.system);
         if let Some(position) = &observed.position {
-            self.history.record(position.clone(), began);
+            self.history.record(observed.flushed.as_ref().unwrap_or(position).clone(), began);
             self.known_since.get_or_insert(began);
         }
     }

@@ -166,6 +166,20 @@ fn lag_is_since_when_the_master_has_been_further() {
 }
 
 #[test]
+fn a_look_that_tells_less_of_a_timeline_takes_nothing_back() {
+    let begin = Instant::now();
+    let s = Duration::from_secs;
+    let mut history = History::default();
+    history.record(lsn(1, 20), begin);
+    history.record(lsn(1, 15), begin + s(1));
+    assert_eq!(history.latest(), Some(&lsn(1, 20)));
+    assert_eq!(history.lag(&lsn(1, 20)), Some(Lag::AtMost(s(0))));
+    assert_eq!(history.lag(&lsn(1, 15)), Some(Lag::MoreThan(s(0))));
+    history.record(lsn(2, 15), begin + s(2));
+    assert_eq!(history.latest(), Some(&lsn(2, 15)), "another history");
+}
+
+#[test]
 fn an_empty_log_tells_of_an_empty_log_alone() {
     let begin = Instant::now();
     let s = Duration::from_secs;

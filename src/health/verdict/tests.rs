@@ -20,7 +20,7 @@ fn observation(role: ReportedRole, timeline: u32, lsn: u64) -> Observation {
         role,
         system: Some(SYSTEM),
         position: Some(Position::Lsn { timeline, lsn }),
-        contents: None,
+        ..Observation::default()
     }
 }
 
@@ -337,6 +337,34 @@ fn after_launch_a_promoted_slave_is_no_rival() {
     observe(&mut verdicts, SLAVE, &observation(ReportedRole::Master, 2, 100));
     let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 110));
     assert_eq!(verdict.states, [(MASTER, NodeState::Up, Why::Nothing)]);
+}
+
+#[test]
+fn what_a_slave_cannot_have_yet_does_not_make_it_late() {
+    let begin = Instant::now();
+    let late_after = |flushed: fn(u64) -> u64| {
+        let mut verdicts = new(&CHECKS);
+        (0..10).find(|second| {
+            let now = begin + Duration::from_secs(*second);
+            let master = Observation {
+                flushed: Some(Position::Lsn { timeline: 1, lsn: flushed(*second) }),
+                ..observation(ReportedRole::Master, 1, if *second < 2 { 100 } else { 900 })
+            };
+            verdicts.judge(MASTER, SlaveLog::Masters, now, &Finding::Observed(master));
+            at(&mut verdicts, now.into(), SLAVE, ReportedRole::Slave, 100) != [NodeState::Up]
+        })
+    };
+    assert_eq!(late_after(|_| 100), None, "a transaction that stays open");
+    assert_eq!(late_after(|second| if second < 2 { 100 } else { 900 }), Some(5), "it was committed");
+
+    // A slave that has more than what was flushed, and not more than what was inserted, has not diverged.
+    let mut verdicts = in_office();
+    let master = Observation {
+        flushed: Some(Position::Lsn { timeline: 1, lsn: 100 }),
+        ..observation(ReportedRole::Master, 1, 900)
+    };
+    observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 900));
+    assert_eq!(observe(&mut verdicts, MASTER, &master).states, [(MASTER, NodeState::Up, Why::Nothing)]);
 }
 
 #[test]
