@@ -633,6 +633,9 @@ impl<DB: Driver> Watch<DB> {
                 "If it is a logical replica, say `logical = true` in its entry of `slaves`.".into()
             }
             (NodeState::Diverged, _) => DB::REJOIN.into(),
+            (NodeState::Promoted, _) if !self.checks.follow_promotion => {
+                "Make it the master in the configuration.".into()
+            }
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master, or make it the master in the configuration.".into()
             }

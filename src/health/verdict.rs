@@ -4,6 +4,7 @@
 //! |------------------------------------------------------------------|---------------------------------------------|
 //! | nothing, within `check_timeout`                                  | down                                        |
 //! | a slave that takes writes                                        | left out, or the master: [`Verdicts::successor`] |
+//! | … and was promoted, and the master has not answered since        | the last resort of reads: [`Verdicts::beside_master`] |
 //! | a slave that is the master, by another address                   | left out: [`Verdicts::is_master_itself`]    |
 //! | a slave of another system that is not declared to be `logical`   | left out                                    |
 //! | a slave that has what the master, asked afterwards, does not have | left out: [`Verdicts::compare`]          |
@@ -126,6 +127,14 @@ struct Record {
     errant: GtidSet,
     probes: u32,
     lateness: Lateness,
+    /// What the latest look at it made of it as a slave.
+    judged: Option<NodeState>,
+    /// When the latest look that was answered began.
+    looked: Option<Instant>,
+    /// The latest role that it told, also of before it failed.
+    role: ReportedRole,
+    /// When it first took writes after it had been a slave. Nothing, for the master in office.
+    promoted: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -175,6 +184,7 @@ impl Record {
         self.is_full = false;
         // What it was, it may not be any more.
         self.latest = None;
+        self.judged = None;
         self.ahead = None;
         // Behind a pooler it cannot be told whether what comes back is the same instance.
         if self.instance.is_none() {
@@ -182,7 +192,16 @@ impl Record {
         }
     }
 
-    fn observed(&mut self, observed: &Observation) {
+    fn observed(&mut self, observed: &Observation, look: Look) {
+        self.looked = Some(look.began);
+        match (self.role, observed.role) {
+            (ReportedRole::Slave, ReportedRole::Master) => self.promoted = Some(look.ended),
+            (_, ReportedRole::Slave) => self.promoted = None,
+            _ => {}
+        }
+        if observed.role != ReportedRole::Unknown {
+            self.role = observed.role;
+        }
         self.failures = 0;
         self.is_full = false;
         self.wrote_at_first |= !self.found && observed.role == ReportedRole::Master;
@@ -239,11 +258,16 @@ impl Verdicts {
                 errant,
                 probes: _,
                 lateness,
+                judged,
+                looked: _,
+                role,
+                promoted,
             } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
             (as_master, latest, ahead, compared, diverged, errant).hash(hasher);
+            (judged.map(|judged| judged as u8), role, promoted.is_some()).hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -309,7 +333,8 @@ impl Verdicts {
         look: impl Into<Look>,
         finding: &Finding,
     ) -> Verdict {
-        let Look { began, ended } = look.into();
+        let look = look.into();
+        let Look { began, ended } = look;
         let contested = self.rival();
         let has_instance_of_master = self.has_instance_of_master(server);
         let record = self.servers.entry(server).or_default();
@@ -329,7 +354,7 @@ impl Verdicts {
                 record.is_full = true;
             }
             Finding::NotCopied => {}
-            Finding::Observed(observed) => record.observed(observed),
+            Finding::Observed(observed) => record.observed(observed, look),
         }
         // Whether one that is full takes writes is yet to be found.
         record.found |= *finding != Finding::Full;
@@ -344,6 +369,8 @@ impl Verdicts {
             self.confirmed = true;
             self.forget_comparisons();
         }
+        let master = self.servers.entry(self.master).or_default();
+        (master.promoted, master.judged) = (None, None);
         match finding {
             Finding::Failed => {}
             // What it said the last time it was asked is all that is known of it, and the older that is, the further it
@@ -380,6 +407,7 @@ impl Verdicts {
             server == self.master || verdict.new_master.is_some() || contested != self.rival();
         if concerns_master {
             verdict.states.extend(self.master_state());
+            self.judge_promoted(&mut verdict);
         }
         verdict
     }
@@ -504,15 +532,28 @@ impl Verdicts {
         lag: Option<Lag>,
         now: Instant,
     ) -> (NodeState, Why) {
+        let judged = self.judge_as_slave(server, log, observed, lag, now);
+        self.servers.entry(server).or_default().judged = Some(judged.0);
+        judged
+    }
+
+    fn judge_as_slave(
+        &mut self,
+        server: ServerId,
+        log: SlaveLog,
+        observed: &Observation,
+        lag: Option<Lag>,
+        now: Instant,
+    ) -> (NodeState, Why) {
         let is_ours = self.system.is_some() && observed.system == self.system;
         match (observed.role, log) {
             (_, SlaveLog::Masters) if self.is_of_other_system(observed.system) => {
                 return (NodeState::Stranger, Why::Nothing);
             }
-            (ReportedRole::Master, SlaveLog::Masters) => return (NodeState::SecondMaster, Why::Nothing),
+            (ReportedRole::Master, SlaveLog::Masters) => return (self.beside_master(server), Why::Nothing),
             // It is no logical replica, but one of the master's own slaves that was promoted.
             (ReportedRole::Master, SlaveLog::Other) if is_ours => {
-                return (NodeState::SecondMaster, Why::Nothing);
+                return (self.beside_master(server), Why::Nothing);
             }
             _ => {}
         }
@@ -551,6 +592,35 @@ impl Verdicts {
         match lateness.leaves_out() || self.checks.is_too_much(lag) {
             true => (NodeState::Behind, Why::Lag(lag)),
             false => (NodeState::Up, Why::Nothing),
+        }
+    }
+
+    /// The state of a server that takes writes and is not the master in office. A server that this process has seen as a slave
+    /// before was promoted. A master that answers a later look may write what the promoted server never gets. A server that
+    /// was no slave before may be an old master that came back: the others lack its latest writes.
+    fn beside_master(&self, server: ServerId) -> NodeState {
+        let master = &self.servers[&self.master];
+        let answers_since =
+            |told| self.master() == Master::Answers && master.looked.is_some_and(|looked| looked >= told);
+        match self.servers.get(&server).and_then(|record| record.promoted) {
+            Some(told) if !answers_since(told) => NodeState::Promoted,
+            _ => NodeState::SecondMaster,
+        }
+    }
+
+    /// Judges promoted servers once more after a look at the master.
+    fn judge_promoted(&mut self, verdict: &mut Verdict) {
+        for server in self.servers.keys().copied().collect::<Vec<_>>() {
+            let judged = self.servers[&server].judged;
+            let is_beside = matches!(judged, Some(NodeState::Promoted | NodeState::SecondMaster));
+            if server == self.master || !is_beside || self.is_master_itself(server) {
+                continue;
+            }
+            let state = self.beside_master(server);
+            if judged != Some(state) {
+                self.servers.entry(server).or_default().judged = Some(state);
+                verdict.states.push((server, state, Why::Nothing));
+            }
         }
     }
 

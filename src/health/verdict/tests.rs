@@ -271,6 +271,8 @@ fn nobody_succeeds_without_proof() {
 fn while_the_master_takes_writes_nobody_succeeds_it() {
     let promoted = observation(ReportedRole::Master, 2, 100);
     let mut verdicts = in_office();
+    observe(&mut verdicts, SLAVE, &promoted);
+    observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
     let verdict = observe(&mut verdicts, SLAVE, &promoted);
     assert_eq!(verdict.states, [(SLAVE, NodeState::SecondMaster, Why::Nothing)]);
     for _ in 1..FAILURES_BEFORE_FAILOVER {
@@ -336,7 +338,62 @@ fn after_launch_a_promoted_slave_is_no_rival() {
     let mut verdicts = in_office();
     observe(&mut verdicts, SLAVE, &observation(ReportedRole::Master, 2, 100));
     let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 110));
-    assert_eq!(verdict.states, [(MASTER, NodeState::Up, Why::Nothing)]);
+    let second = (SLAVE, NodeState::SecondMaster, Why::Nothing);
+    assert_eq!(verdict.states, [(MASTER, NodeState::Up, Why::Nothing), second]);
+}
+
+#[test]
+fn a_promoted_slave_is_a_last_resort_while_the_master_does_not_answer() {
+    use ReportedRole::{Master, Slave, Unknown};
+
+    let begin = Instant::now();
+    let mut second = 0;
+    let mut look = |verdicts: &mut Verdicts, server, found: Option<(ReportedRole, u32)>| {
+        second += 1;
+        let finding = match found {
+            Some((role, timeline)) => Finding::Observed(observation(role, timeline, 100)),
+            None => Finding::Failed,
+        };
+        let look = Look::from(begin + Duration::from_secs(second));
+        let verdict = verdicts.judge(server, SlaveLog::Masters, look, &finding);
+        verdict.states.iter().filter(|(id, ..)| *id == SLAVE).map(|(_, state, _)| *state).collect::<Vec<_>>()
+    };
+    let unasked = Checks { follow_promotion: false, ..CHECKS };
+    let mut verdicts = new(&unasked);
+    look(&mut verdicts, MASTER, Some((Master, 1)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Slave, 1))), [NodeState::Up]);
+    // It is found first, the loss of the master later.
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
+    assert_eq!(look(&mut verdicts, MASTER, None), []);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
+    // The master is back, and writes what this one will never have.
+    assert_eq!(look(&mut verdicts, MASTER, Some((Master, 1))), [NodeState::SecondMaster]);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::SecondMaster]);
+    assert_eq!(look(&mut verdicts, MASTER, Some((Unknown, 1))), []);
+    assert_eq!(look(&mut verdicts, MASTER, None), [NodeState::Promoted], "it is gone for good");
+    assert_eq!(look(&mut verdicts, SLAVE, None), []);
+    assert_eq!(look(&mut verdicts, MASTER, None), [], "it is gone as well");
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Slave, 2))), [NodeState::Up]);
+
+    // One that took writes from the first look on may be an old master.
+    let mut verdicts = new(&unasked);
+    look(&mut verdicts, MASTER, Some((Master, 2)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 1))), [NodeState::SecondMaster]);
+    look(&mut verdicts, MASTER, None);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 1))), [NodeState::SecondMaster]);
+
+    // So is one that was a slave before it was the master, and was replaced.
+    let mut verdicts = new(&CHECKS);
+    look(&mut verdicts, MASTER, Some((Master, 1)));
+    look(&mut verdicts, SLAVE, Some((Slave, 1)));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(look(&mut verdicts, MASTER, None)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Up], "it is the master");
+    look(&mut verdicts, MASTER, Some((Slave, 2)));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(look(&mut verdicts, SLAVE, None)));
+    look(&mut verdicts, MASTER, Some((Master, 3)));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(look(&mut verdicts, MASTER, None)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::SecondMaster]);
 }
 
 #[test]
@@ -366,6 +423,7 @@ fn what_a_slave_cannot_have_yet_does_not_make_it_late() {
     observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 900));
     assert_eq!(observe(&mut verdicts, MASTER, &master).states, [(MASTER, NodeState::Up, Why::Nothing)]);
 }
+
 
 #[test]
 fn what_seldom_changes_is_asked_when_it_may_have_changed() {
@@ -436,7 +494,7 @@ fn a_server_of_another_system_serves_if_it_is_declared_to() {
     // One that is declared by mistake, and was promoted.
     let ours = observation(ReportedRole::Master, 2, 100);
     let verdict = observe_of(&mut in_office(), SLAVE, SlaveLog::Other, &ours);
-    assert_eq!(verdict.states[0], (SLAVE, NodeState::SecondMaster, Why::Nothing));
+    assert_eq!(verdict.states[0], (SLAVE, NodeState::Promoted, Why::Nothing));
 }
 
 /// A master that writes all the time, looked at each second, and a slave that replays what was written so long ago.
