@@ -162,7 +162,8 @@ pub struct NodeStatus {
     /// Whether it serves, or why not.
     pub state: NodeState,
     /// How far a slave was behind its master when it was last looked at, at most: known to about
-    /// `check_interval`. `None` where that cannot be known.
+    /// `check_interval`. Right after a time in which the master was not looked at, all of that time may be in it. `None`
+    /// where the lag cannot be known.
     pub lag: Option<Duration>,
     /// How many of its connections are in use, being opened, or kept for the next query of a request: for a slave those
     /// for reads, for the master all.

@@ -9,6 +9,7 @@
 //! | a slave of another system that is not declared to be `logical`   | left out                                    |
 //! | a slave that has what the master, asked afterwards, does not have | left out: [`Verdicts::compare`]          |
 //! | a slave further behind than `max_lag`                            | left out, until [`Lateness`] lets it return |
+//! | … where a gap between two looks at the master may be all of that lag | as before, for up to `max_lag`: [`Verdicts::doubts`] |
 //! | right after launch, a slave behind all that is known of the master | looked at again before it serves      |
 //! | a slave whose lag cannot be known, though the master answers     | left out, if `unknown_lag` says so          |
 //! | a slave of `follow` that was never copied                        | left out                                    |
@@ -22,7 +23,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::lateness::{Lateness, Master};
 use super::{NodeState, ServerId};
@@ -127,6 +128,8 @@ struct Record {
     errant: GtidSet,
     probes: u32,
     lateness: Lateness,
+    /// Since when it cannot be told whether it is late: [`Verdicts::doubts`].
+    in_doubt: Option<Instant>,
     /// What the latest look at it made of it as a slave.
     judged: Option<NodeState>,
     /// When the latest look that was answered began.
@@ -184,7 +187,7 @@ impl Record {
         self.is_full = false;
         // What it was, it may not be any more.
         self.latest = None;
-        self.judged = None;
+        (self.judged, self.in_doubt) = (None, None);
         self.ahead = None;
         // Behind a pooler it cannot be told whether what comes back is the same instance.
         if self.instance.is_none() {
@@ -258,6 +261,7 @@ impl Verdicts {
                 errant,
                 probes: _,
                 lateness,
+                in_doubt: _,
                 judged,
                 looked: _,
                 role,
@@ -587,11 +591,46 @@ impl Verdicts {
         {
             return (NodeState::New, Why::Nothing);
         }
-        let lateness = &mut self.servers.entry(server).or_default().lateness;
-        lateness.observe(&self.checks, lag, now, master);
-        match lateness.leaves_out() || self.checks.is_too_much(lag) {
+        let doubts = self.doubts(server, observed, lag, now);
+        let record = self.servers.entry(server).or_default();
+        let is_late = if doubts {
+            record.lateness.leaves_out() || record.judged == Some(NodeState::Behind)
+        } else {
+            record.lateness.observe(&self.checks, lag, now, master);
+            record.lateness.leaves_out() || self.checks.is_too_much(lag)
+        };
+        match is_late {
             true => (NodeState::Behind, Why::Lag(lag)),
             false => (NodeState::Up, Why::Nothing),
+        }
+    }
+
+    /// True if a gap between two looks at the master is all that makes a slave late. The way to the master was lost, or this
+    /// process stood still. What the slave lacks was written at some time of the gap: if at its end, the slave is within
+    /// `max_lag`. Later looks find that the slave has it by now, or that it lacks it for longer.
+    ///
+    /// A doubt ends after `max_lag`, once the master answers. Else it would never end where a slow master makes a gap before
+    /// each look.
+    fn doubts(&mut self, server: ServerId, observed: &Observation, lag: Lag, now: Instant) -> bool {
+        /// In check intervals: a longer pause between two looks at the master is a gap.
+        const LONGEST_PAUSE: u32 = 2;
+
+        let gap = observed.position.as_ref().map_or(Duration::ZERO, |position| self.history.gap(position));
+        let may_be_late = |max: &Duration| match lag {
+            Lag::AtMost(most) => most > *max && most.saturating_sub(gap) <= *max,
+            Lag::MoreThan(_) => false,
+        };
+        let (max, master) = (self.checks.max_lag.filter(may_be_late), self.master());
+        let in_doubt = &mut self.servers.entry(server).or_default().in_doubt;
+        match max {
+            Some(max) if gap > self.checks.interval * LONGEST_PAUSE => {
+                let lasts = now.saturating_duration_since(*in_doubt.get_or_insert(now));
+                lasts <= max || master == Master::Gone
+            }
+            _ => {
+                *in_doubt = None;
+                false
+            }
         }
     }
 

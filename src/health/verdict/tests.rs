@@ -424,6 +424,57 @@ fn what_a_slave_cannot_have_yet_does_not_make_it_late() {
     assert_eq!(observe(&mut verdicts, MASTER, &master).states, [(MASTER, NodeState::Up, Why::Nothing)]);
 }
 
+#[test]
+fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
+    use NodeState::{Behind, Up};
+    use ReportedRole::{Master, Slave};
+
+    let begin = Instant::now();
+    let look = |second: f64| Look::from(begin + Duration::from_secs_f64(second));
+    // The master writes in each second, and was not looked at from the 10th to the 18th.
+    let after_a_gap = |replayed: &dyn Fn(f64) -> u64| {
+        let mut verdicts = new(&CHECKS);
+        let mut seen = Vec::new();
+        let looks = (0..=10).chain(18..30).map(f64::from);
+        for second in looks {
+            at(&mut verdicts, look(second), MASTER, Master, 1000 + second as u64);
+            seen.push(at(&mut verdicts, look(second + 0.1), SLAVE, Slave, replayed(second))[0]);
+        }
+        (seen[10], seen[11..].to_vec())
+    };
+    let second_by_second = |second: f64| 1000 + second as u64;
+    assert_eq!(after_a_gap(&second_by_second), (Up, vec![Up; 12]));
+    assert_eq!(after_a_gap(&|second| second_by_second(second) - 2.min(second as u64)), (Up, vec![Up; 12]));
+    // It stands still: what it lacks is known to be older with each look.
+    let stuck = after_a_gap(&|second| second_by_second(second.min(10.5)));
+    assert_eq!(stuck, (Up, [vec![Up; 4], vec![Behind; 8]].concat()));
+    // One that was late before stays so.
+    let (before, after) =
+        after_a_gap(&|second| if second < 20.0 { second_by_second(second.min(3.0)) } else { 1018 });
+    assert_eq!((before, &after[..2]), (Behind, &[Behind; 2][..]));
+
+    // The master is lost again right after the gap, so that nothing more is known of it.
+    let mut verdicts = new(&CHECKS);
+    for second in [0.0, 1.0, 9.0] {
+        at(&mut verdicts, look(second), MASTER, Master, 1000 + second as u64);
+        assert_eq!(at(&mut verdicts, look(second + 0.1), SLAVE, Slave, 1001.min(1000 + second as u64)), [Up]);
+    }
+    verdicts.judge(MASTER, SlaveLog::Masters, look(10.0), &Finding::Failed);
+    for second in 10..20 {
+        assert_eq!(at(&mut verdicts, look(f64::from(second)), SLAVE, Slave, 1001), [Up], "{second}");
+    }
+
+    // Each look at the master takes long: a slave that is always late is found to be.
+    let mut verdicts = new(&CHECKS);
+    let states: Vec<_> = (0..10_u64)
+        .map(|number| {
+            at(&mut verdicts, look(4.0 * number as f64), MASTER, Master, 1000 + number);
+            let replayed = 1000 + number.saturating_sub(1);
+            at(&mut verdicts, look(4.0 * number as f64 + 0.1), SLAVE, Slave, replayed)[0]
+        })
+        .collect();
+    assert_eq!(states, [vec![Up; 2], vec![Behind; 8]].concat());
+}
 
 #[test]
 fn what_seldom_changes_is_asked_when_it_may_have_changed() {
