@@ -242,6 +242,8 @@ struct Seen {
     since: Instant,
     /// When the master stood there for the last time, as far as anybody looked.
     until: Instant,
+    /// The time between the look that found it there first and the look before.
+    gap: Duration,
 }
 
 /// How far a slave is behind the master's latest known position.
@@ -258,10 +260,16 @@ impl History {
     const RESOLUTION: u32 = 60;
 
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
+        // PostgreSQL flushes more and more of a timeline. What a look tells may be less than what was known before.
+        let is_known = |latest: &Seen| match &position {
+            Position::Lsn { .. } => latest.position.includes(&position),
+            _ => latest.position == position,
+        };
         match self.seen.back_mut() {
-            Some(latest) if latest.position == position => latest.until = at,
-            _ => {
-                self.seen.push_back(Seen { position, since: at, until: at });
+            Some(latest) if is_known(latest) => latest.until = at,
+            latest => {
+                let gap = latest.map_or(Duration::ZERO, |latest| at - latest.until);
+                self.seen.push_back(Seen { position, since: at, until: at, gap });
                 self.thin_out(at);
             }
         }
@@ -307,6 +315,17 @@ impl History {
             None if replayed.is_empty() => None,
             None => Some(Lag::MoreThan(behind(&self.seen[0]))),
         }
+    }
+
+    /// The time in which the master was not looked at before it was found beyond this position. A slave that stands here
+    /// has a [`lag`](Self::lag) that is larger than the true one by up to this time. The lag of a copy is exact.
+    pub(crate) fn gap(&self, replayed: &Position) -> Duration {
+        if let Position::Time(_) = replayed {
+            return Duration::ZERO;
+        }
+        let reached = self.seen.iter().rposition(|seen| replayed.reaches(&seen.position));
+        let next = reached.and_then(|reached| self.seen.get(reached + 1));
+        next.map_or(Duration::ZERO, |next| next.gap)
     }
 
     /// This lag, where the master has not been seen since it was last.

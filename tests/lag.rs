@@ -37,12 +37,12 @@ const A_WHILE: Duration = Duration::from_millis(1500);
 const KEYS: &str = "lag_window = 3\ncheck_interval = 0.1\ncheck_timeout = 2\nmax_lag = 0.5\n";
 
 crate::on_servers! {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use rocket::local::asynchronous::Client;
     use rocket::tokio;
     use rocket_replicated::{Cluster, NodeState};
-
+    use rocket_replicated_testing::Wire;
     use sqlx::Connection;
 
     use super::{A_WHILE, KEYS, Limits, eventually, states, status_of};
@@ -189,6 +189,62 @@ crate::on_servers! {
         }
     }
 
+    /// The application loses its way to the master for a while. What the slave lacks was written while nobody looked, or just
+    /// now: only the former would be late.
+    #[rocket::async_test]
+    async fn a_time_in_which_the_master_was_not_looked_at_makes_no_slave_late() {
+        const GAP: Duration = Duration::from_secs(4);
+
+        let lab = Lab::new();
+        let wire = Wire::to(lab.servers().master.port());
+        let name = format!("gap-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"{name}\" }}]\n\
+             lag_window = 10\ncheck_interval = 0.1\ncheck_timeout = 2\nmax_lag = 3\n",
+            wire.url(lab.master_url()),
+            lab.slave_urls()[0],
+        );
+        lab.lag(Duration::from_secs(1));
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        eventually("the slave", async || states(cluster) == [NodeState::Up; 2]).await;
+
+        wire.refuse();
+        wire.cut();
+        eventually("the loss", async || states(cluster)[0] == NodeState::Down).await;
+        let lost = Instant::now();
+        let mut number = 0;
+        let mut write = || {
+            number += 1;
+            write(&lab, number);
+        };
+        while lost.elapsed() < GAP {
+            write();
+            assert_eq!(reader(cluster).await, format!("{name} (reads database)"));
+        }
+        wire.pass();
+        eventually("the master", async || states(cluster)[0] == NodeState::Up).await;
+        let returned = Instant::now();
+        while returned.elapsed() < 2 * A_WHILE {
+            write();
+            assert_eq!(reader(cluster).await, format!("{name} (reads database)"));
+        }
+        assert_eq!(logbook::lines(&["WARN", &name]), Vec::<String>::new());
+
+        // One that replays nothing more is late all the same.
+        wire.refuse();
+        wire.cut();
+        eventually("the loss", async || states(cluster)[0] == NodeState::Down).await;
+        lab.pause();
+        let lost = Instant::now();
+        while lost.elapsed() < GAP {
+            write();
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        wire.pass();
+        eventually("its absence", async || states(cluster) == [NodeState::Up, NodeState::Behind]).await;
+    }
+
     #[rocket::async_test]
     async fn where_nobody_else_is_left_a_slave_that_is_behind_serves_if_stale_will_do() {
         let cluster = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 1);
@@ -293,6 +349,43 @@ mod postgresql {
         let db = nodes.read(None);
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         assert!(db.choice().unwrap().to_string().ends_with("(slaves unavailable)"));
+    }
+
+    /// What it has written is sent to no slave before it is flushed. Of a large one whole pages are, which end in the middle of
+    /// a record that no slave can replay yet.
+    #[rocket::async_test]
+    async fn a_transaction_that_stays_open_makes_no_slave_late() {
+        use sqlx::{Connection, PgConnection};
+
+        let cluster = Servers::start(Postgres, 1);
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        master.sql("CREATE TABLE notes (body TEXT)");
+        cluster.wait_caught_up();
+        let (_client, nodes) = launch(&section(master, slave)).await;
+        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
+        let flushed = || master.sql("SELECT pg_current_wal_flush_lsn()");
+        for rows in [1, 30] {
+            let before = flushed();
+            let mut conn = PgConnection::connect(&master.admin_url()).await.unwrap();
+            let insert = format!(
+                "BEGIN; INSERT INTO notes SELECT repeat(md5(n::text), 40) FROM generate_series(1, {rows}) n"
+            );
+            sqlx::raw_sql(sqlx::AssertSqlSafe(insert)).execute(&mut conn).await.unwrap();
+            if rows > 1 {
+                eventually("a flush in the background", async || flushed() != before).await;
+            }
+            let begun = Instant::now();
+            while begun.elapsed() < super::A_WHILE {
+                assert_eq!(states(&nodes), [NodeState::Up; 2], "{rows} rows");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            sqlx::raw_sql("COMMIT").execute(&mut conn).await.unwrap();
+            cluster.wait_caught_up();
+        }
+        // A commit counts.
+        slave.pause_replay();
+        master.sql("INSERT INTO notes VALUES ('late')");
+        eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
     }
 
     /// A lag about the limit, under writes: the slave is left out once, and stays out until it is well below.

@@ -1,5 +1,7 @@
 //! `follow_promotion`: when the master is gone and a slave was promoted, writes follow.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rocket::local::asynchronous::Client;
@@ -151,10 +153,84 @@ async fn nobody_is_followed_unless_that_is_wanted() {
     let (_client, nodes) = launch(&cluster, "c", "").await;
     cluster.master.kill();
     cluster.slaves[0].sql("SELECT pg_promote()");
-    let shut_out = [NodeState::Down, NodeState::SecondMaster, NodeState::Up];
+    let shut_out = [NodeState::Down, NodeState::Promoted, NodeState::Up];
     eventually("its absence", async || states(&nodes) == shut_out).await;
     assert!(write(&nodes).await.is_err());
     assert_eq!(cluster.slaves[0].sql("SELECT count(*) FROM notes"), "0");
+}
+
+/// Nobody else is left to serve them. The promoted slave has all that it ever had.
+#[rocket::async_test]
+async fn reads_go_on_while_the_only_slave_is_promoted() {
+    for (test, follow) in [("d", true), ("e", false)] {
+        let cluster = Servers::start(Postgres, 1);
+        cluster.master.sql("CREATE TABLE notes (id SERIAL); GRANT ALL ON notes, notes_id_seq TO app");
+        cluster.wait_caught_up();
+        let (master, slave) = (&cluster.master, &cluster.slaves[0]);
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"promoted-{test}\" }}]\n{KEYS}\
+             follow_promotion = {follow}\npinned_without_master = \"stale\"\n",
+            master.url(),
+            slave.url(),
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let nodes = Replicated::fetch(client.rocket()).unwrap().clone();
+        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
+        let pin = write(&nodes).await.unwrap();
+        cluster.wait_caught_up();
+
+        let over = Arc::new(AtomicBool::new(false));
+        let reads = [None, Some(pin)].map(|pin| {
+            let (nodes, over) = (nodes.clone(), over.clone());
+            tokio::spawn(async move {
+                let (mut reads, mut failed) = (0, Vec::new());
+                while !over.load(Ordering::Acquire) {
+                    let reader = nodes.read(pin.as_deref());
+                    let read: Result<i64, _> =
+                        sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&reader).await;
+                    reads += 1;
+                    failed.extend(read.err().map(|error| format!("{:?}: {error}", reader.choice())));
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                (reads, failed)
+            })
+        });
+        master.kill();
+        slave.sql("SELECT pg_promote()");
+        if follow {
+            eventually("writes", async || write(&nodes).await.is_ok()).await;
+        } else {
+            eventually("the promotion", async || states(&nodes) == [NodeState::Down, NodeState::Promoted])
+                .await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(states(&nodes), [NodeState::Down, NodeState::Promoted]);
+        }
+        over.store(true, Ordering::Release);
+        for (pinned, read) in reads.into_iter().enumerate() {
+            let (reads, failed) = read.await.unwrap();
+            assert!(
+                failed.is_empty(),
+                "{} of {reads} (follow {follow}, pinned {pinned}): {failed:?}",
+                failed.len()
+            );
+            assert!(reads > 10, "{reads}");
+        }
+
+        // An old master is no promoted slave: what it has may be lost.
+        master.start();
+        if follow {
+            let second = [NodeState::Up, NodeState::SecondMaster];
+            eventually("the old master", async || states(&nodes) == second).await;
+            slave.kill();
+            let alone = [NodeState::Down, NodeState::SecondMaster];
+            eventually("the loss", async || states(&nodes) == alone).await;
+            sqlx::query("SELECT 1").execute(&nodes.read(None)).await.unwrap_err();
+        } else {
+            // It is still the master, and the promoted slave has never had what is written to it.
+            let second = [NodeState::Up, NodeState::SecondMaster];
+            eventually("the master", async || states(&nodes) == second).await;
+        }
+    }
 }
 
 /// A probe asks a master for one thing and a slave for another, by what it remembers of the connection.

@@ -393,7 +393,7 @@ pub enum Depth {
 
 /// What a server tells of itself.
 #[doc(hidden)]
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Observation {
     pub role: ReportedRole,
     /// What a master and its slaves have in common, and nobody else.
@@ -402,6 +402,8 @@ pub struct Observation {
     pub position: Option<Position>,
     /// All that it has, where its position names the latest transaction alone (MariaDB).
     pub contents: Option<Position>,
+    /// The part of a master's log that slaves can have replayed, where its position is beyond that (PostgreSQL).
+    pub flushed: Option<Position>,
 }
 
 impl Observation {

@@ -99,7 +99,7 @@ impl Driver for MySql {
                 (Access::ReadSlave, _) => logs.contents(),
                 (Access::ReadWrite | Access::ReadMaster, _) => position.as_ref().and(logs.contents()),
             };
-            Ok(Observation { role, system: None, position, contents })
+            Ok(Observation { role, system: None, position, contents, flushed: None })
         })
     }
 

@@ -90,7 +90,7 @@ impl Driver for Sqlite {
                 Access::ReadSlave => None,
                 Access::ReadMaster | Access::ReadWrite => Some(Position::Time(now + 1)),
             };
-            Ok(Observation { role: ReportedRole::Unknown, system: None, position, contents: None })
+            Ok(Observation { role: ReportedRole::Unknown, position, ..Observation::default() })
         })
     }
 

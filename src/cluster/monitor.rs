@@ -202,7 +202,10 @@ async fn ask_about<'s, DB: Driver>(
 /// Whether the address does not lead to what it is for. It may by the next connection, while the one that is open stays where
 /// it is.
 fn leads_elsewhere(health: &Health) -> bool {
-    matches!(health.state(), NodeState::Standby | NodeState::MasterItself | NodeState::SecondMaster)
+    matches!(
+        health.state(),
+        NodeState::Standby | NodeState::MasterItself | NodeState::SecondMaster | NodeState::Promoted
+    )
 }
 
 /// What the monitor asks a server for.
@@ -659,6 +662,9 @@ impl<DB: Driver> Watch<DB> {
             (NodeState::Standby, _) => DB::NO_WRITES.into(),
             (NodeState::SecondMaster, _) if self.master().health.state() == NodeState::Standby => {
                 "The configured master takes none: name this server as `url`, or say `follow_promotion = true`.".into()
+            }
+            (NodeState::Promoted, _) if !self.checks.follow_promotion => {
+                "Make it the master in the configuration.".into()
             }
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master, or make it the master in the configuration.".into()

@@ -3,7 +3,8 @@
 //! A lag that hovers about the limit would have the slave change between serving and being left out over and over, and
 //! with each return those who were served by the master meanwhile step back in time. So:
 //!
-//! 1. It serves again when its lag is at most half of `max_lag`, or one `check_interval`, to which lag is known.
+//! 1. It serves again when its lag is at most three quarters of `max_lag`, or one `check_interval`. A lag is known to one
+//!    `check_interval`: a slave that steadily lags by half of `max_lag` is seen below three quarters soon.
 //! 2. It is left out for ten times `check_interval` at least, but not for longer than a minute; for twice as long as the
 //!    time before if it then serves for less time than it had to stay out, up to eight times as long.
 //! 3. While the master does not answer, neither holds: then a slave within `max_lag` is better than none.
@@ -49,7 +50,7 @@ impl Lateness {
             Self::Out { since, rest } => {
                 let (most, is_over) = match master {
                     Master::Answers => {
-                        ((max / 2).max(checks.interval), now.saturating_duration_since(since) >= rest)
+                        ((max * 3 / 4).max(checks.interval), now.saturating_duration_since(since) >= rest)
                     }
                     Master::Gone => (max, true),
                 };

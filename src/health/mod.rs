@@ -182,11 +182,12 @@ impl Health {
         self.state.load() == NodeState::Up && !self.is_taken_out()
     }
 
-    /// Whether to choose it where nobody else is left: it is on its way back or, if that will do, too far
-    /// behind or nobody knows how far.
+    /// True for a server that is read from while neither the master nor a usable slave can be: it is on its way back, it was
+    /// promoted, or it is behind by too much or by nobody knows how much and `without_master` allows that.
     pub(crate) fn is_last_resort(&self, without_master: PinnedWithoutMaster) -> bool {
         let serves = match self.state.load() {
             NodeState::Down => self.is_returning(),
+            NodeState::Promoted => true,
             NodeState::Behind | NodeState::LagUnknown => without_master == PinnedWithoutMaster::Stale,
             // The configured master is a slave of another one; or the address leads to the master, wherever that is now.
             NodeState::Standby | NodeState::MasterItself => true,
@@ -373,6 +374,12 @@ impl Health {
             }
             NodeState::SecondMaster => {
                 error!("The {self} takes writes, but is not the master: leaving it out. {more}")
+            }
+            NodeState::Promoted => {
+                warn!(
+                    "The {self} was promoted, but is not the master: it is read from only while no other server can be. \
+                     {more}"
+                )
             }
             NodeState::Contested => error!("{more}"),
             NodeState::MasterItself => {

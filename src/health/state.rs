@@ -71,11 +71,17 @@ pub enum NodeState {
     ///
     /// The log has the error that keeps it from being copied, if there is one.
     NotCopied,
-    /// A server that takes writes, but is not the master: a slave that was promoted, or a master that
-    /// came back after one was.
+    /// A server that takes writes, but is not the master: a slave that was promoted while the master still answers, or a
+    /// master that came back after one was.
     ///
     /// Make it replicate the master, or make it the master in the configuration.
     SecondMaster,
+    /// A slave that was promoted, as far as this process has seen, while the master has not answered since. It has all that
+    /// it ever had: it is read from while neither the master nor another slave can be.
+    ///
+    /// Make it the master in the configuration. With `follow_promotion`, it becomes the master by itself once the master has
+    /// failed three probes.
+    Promoted,
     /// When this process began, the configured master and another server of its system both took writes: the
     /// master is read from, but not written to, until only one of them does.
     ///
@@ -102,7 +108,7 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Up,
         Self::New,
         Self::Suspect,
@@ -112,6 +118,7 @@ impl NodeState {
         Self::LagUnknown,
         Self::NotCopied,
         Self::SecondMaster,
+        Self::Promoted,
         Self::Contested,
         Self::MasterItself,
         Self::Stranger,
@@ -131,6 +138,7 @@ impl NodeState {
             Self::LagUnknown => "lag unknown",
             Self::NotCopied => "not copied",
             Self::SecondMaster => "second master",
+            Self::Promoted => "promoted",
             Self::Contested => "contested",
             Self::MasterItself => "master itself",
             Self::Stranger => "stranger",
@@ -157,7 +165,8 @@ pub struct NodeStatus {
     /// Whether it serves, or why not.
     pub state: NodeState,
     /// How far a slave was behind its master when it was last looked at, at most: known to about
-    /// `check_interval`. `None` where that cannot be known.
+    /// `check_interval`. Right after a time in which the master was not looked at, all of that time may be in it. `None`
+    /// where the lag cannot be known.
     pub lag: Option<Duration>,
     /// How many of its connections are in use, being opened, or kept for the next query of a request: for a slave those
     /// for reads, for the master all.

@@ -76,6 +76,10 @@ fn what_is_no_first_choice_may_be_the_last() {
     assert!(slave.is_last_resort(Stale) && !slave.is_last_resort(Fail));
     probed(&slave, NodeState::Stranger);
     assert!(!slave.is_last_resort(Stale), "its data are not ours");
+    probed(&slave, NodeState::Promoted);
+    assert!(slave.is_last_resort(Fail) && !slave.is_usable(), "it has all that it ever had");
+    probed(&slave, NodeState::SecondMaster);
+    assert!(!slave.is_last_resort(Stale), "what it has may be lost");
 }
 
 #[test]

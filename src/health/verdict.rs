@@ -4,10 +4,12 @@
 //! |------------------------------------------------------------------|---------------------------------------------|
 //! | nothing, within `check_timeout`                                  | down                                        |
 //! | a slave that takes writes                                        | left out, or the master: [`Verdicts::successor`] |
+//! | … and was promoted, and the master has not answered since        | the last resort of reads: [`Verdicts::beside_master`] |
 //! | a slave that is the master, by another address                   | left out: [`Verdicts::is_master_itself`]    |
 //! | a slave of another system that is not declared to be `logical`   | left out                                    |
 //! | a slave that has what the master, asked afterwards, does not have | left out: [`Verdicts::compare`]          |
 //! | a slave further behind than `max_lag`                            | left out, until [`Lateness`] lets it return |
+//! | … where a gap between two looks at the master may be all of that lag | as before, for up to `max_lag`: [`Verdicts::doubts`] |
 //! | right after launch, a slave behind all that is known of the master | looked at again before it serves      |
 //! | a slave whose lag cannot be known, though the master answers     | left out, if `unknown_lag` says so          |
 //! | a slave of `follow` that was never copied                        | left out                                    |
@@ -21,7 +23,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::lateness::{Lateness, Master};
 use super::{NodeState, ServerId};
@@ -128,6 +130,16 @@ struct Record {
     errant: GtidSet,
     probes: u32,
     lateness: Lateness,
+    /// Since when it cannot be told whether it is late: [`Verdicts::doubts`].
+    in_doubt: Option<Instant>,
+    /// What the latest look at it made of it as a slave.
+    judged: Option<NodeState>,
+    /// When the latest look that was answered began.
+    looked: Option<Instant>,
+    /// The latest role that it told, also of before it failed.
+    role: ReportedRole,
+    /// When it first took writes after it had been a slave. Nothing, for the master in office.
+    promoted: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -177,6 +189,7 @@ impl Record {
         self.is_full = false;
         // What it was, it may not be any more.
         self.latest = None;
+        (self.judged, self.in_doubt) = (None, None);
         self.ahead = None;
         // Behind a pooler it cannot be told whether what comes back is the same instance.
         if self.instance.is_none() {
@@ -184,7 +197,16 @@ impl Record {
         }
     }
 
-    fn observed(&mut self, observed: &Observation) {
+    fn observed(&mut self, observed: &Observation, look: Look) {
+        self.looked = Some(look.began);
+        match (self.role, observed.role) {
+            (ReportedRole::Slave, ReportedRole::Master) => self.promoted = Some(look.ended),
+            (_, ReportedRole::Slave) => self.promoted = None,
+            _ => {}
+        }
+        if observed.role != ReportedRole::Unknown {
+            self.role = observed.role;
+        }
         self.failures = 0;
         self.is_full = false;
         self.wrote_at_first |= !self.found && observed.role == ReportedRole::Master;
@@ -243,11 +265,17 @@ impl Verdicts {
                 errant,
                 probes: _,
                 lateness,
+                in_doubt: _,
+                judged,
+                looked: _,
+                role,
+                promoted,
             } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
             (was_master, as_master, latest, ahead, compared, diverged, errant).hash(hasher);
+            (judged.map(|judged| judged as u8), role, promoted.is_some()).hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -313,7 +341,8 @@ impl Verdicts {
         look: impl Into<Look>,
         finding: &Finding,
     ) -> Verdict {
-        let Look { began, ended } = look.into();
+        let look = look.into();
+        let Look { began, ended } = look;
         let contested = self.rival();
         let has_instance_of_master = self.has_instance_of_master(server);
         let record = self.servers.entry(server).or_default();
@@ -333,7 +362,7 @@ impl Verdicts {
                 record.is_full = true;
             }
             Finding::NotCopied => {}
-            Finding::Observed(observed) => record.observed(observed),
+            Finding::Observed(observed) => record.observed(observed, look),
         }
         // Whether one that is full takes writes is yet to be found.
         record.found |= *finding != Finding::Full;
@@ -351,14 +380,14 @@ impl Verdicts {
             self.confirmed = true;
             self.forget_comparisons();
         }
+        let master = self.servers.entry(self.master).or_default();
+        (master.promoted, master.judged) = (None, None);
         match finding {
             Finding::Failed => {}
             // What it said the last time it was asked is all that is known of it, and the older that is, the further it
             // may be behind.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
-                let nothing =
-                    Observation { role: ReportedRole::Unknown, system: None, position: None, contents: None };
-                let latest = self.servers[&server].latest.clone().unwrap_or(nothing);
+                let latest = self.servers[&server].latest.clone().unwrap_or_default();
                 verdict.lag = self.lag(log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
                 let why = if state == NodeState::LagUnknown { Why::Full } else { why };
@@ -389,6 +418,7 @@ impl Verdicts {
             server == self.master || verdict.new_master.is_some() || contested != self.rival();
         if concerns_master {
             verdict.states.extend(self.master_state());
+            self.judge_promoted(&mut verdict);
         }
         verdict
     }
@@ -417,7 +447,7 @@ impl Verdicts {
         }
         self.system = observed.system.or(self.system);
         if let Some(position) = &observed.position {
-            self.history.record(position.clone(), began);
+            self.history.record(observed.flushed.as_ref().unwrap_or(position).clone(), began);
             self.known_since.get_or_insert(began);
         }
     }
@@ -513,19 +543,32 @@ impl Verdicts {
         lag: Option<Lag>,
         now: Instant,
     ) -> (NodeState, Why) {
+        let judged = self.judge_as_slave(server, log, observed, lag, now);
+        self.servers.entry(server).or_default().judged = Some(judged.0);
+        judged
+    }
+
+    fn judge_as_slave(
+        &mut self,
+        server: ServerId,
+        log: SlaveLog,
+        observed: &Observation,
+        lag: Option<Lag>,
+        now: Instant,
+    ) -> (NodeState, Why) {
         let is_ours = self.system.is_some() && observed.system == self.system;
         match (observed.role, log) {
             (_, SlaveLog::Masters) if self.is_of_other_system(observed.system) => {
                 return (NodeState::Stranger, Why::Nothing);
             }
-            (ReportedRole::Master, SlaveLog::Masters) => return (NodeState::SecondMaster, Why::Nothing),
+            (ReportedRole::Master, SlaveLog::Masters) => return (self.beside_master(server), Why::Nothing),
             // It takes writes, though nothing tells whether it replicates.
             (ReportedRole::Unknown, SlaveLog::Masters) if self.servers[&server].was_master => {
                 return (NodeState::SecondMaster, Why::Nothing);
             }
             // It is no logical replica, but one of the master's own slaves that was promoted.
             (ReportedRole::Master, SlaveLog::Other) if is_ours => {
-                return (NodeState::SecondMaster, Why::Nothing);
+                return (self.beside_master(server), Why::Nothing);
             }
             _ => {}
         }
@@ -559,11 +602,75 @@ impl Verdicts {
         {
             return (NodeState::New, Why::Nothing);
         }
-        let lateness = &mut self.servers.entry(server).or_default().lateness;
-        lateness.observe(&self.checks, lag, now, master);
-        match lateness.leaves_out() || self.checks.is_too_much(lag) {
+        let doubts = self.doubts(server, observed, lag, now);
+        let record = self.servers.entry(server).or_default();
+        let is_late = if doubts {
+            record.lateness.leaves_out() || record.judged == Some(NodeState::Behind)
+        } else {
+            record.lateness.observe(&self.checks, lag, now, master);
+            record.lateness.leaves_out() || self.checks.is_too_much(lag)
+        };
+        match is_late {
             true => (NodeState::Behind, Why::Lag(lag)),
             false => (NodeState::Up, Why::Nothing),
+        }
+    }
+
+    /// True if a gap between two looks at the master is all that makes a slave late. The way to the master was lost, or this
+    /// process stood still. What the slave lacks was written at some time of the gap: if at its end, the slave is within
+    /// `max_lag`. Later looks find that the slave has it by now, or that it lacks it for longer.
+    ///
+    /// A doubt ends after `max_lag`, once the master answers. Else it would never end where a slow master makes a gap before
+    /// each look.
+    fn doubts(&mut self, server: ServerId, observed: &Observation, lag: Lag, now: Instant) -> bool {
+        /// In check intervals: a longer pause between two looks at the master is a gap.
+        const LONGEST_PAUSE: u32 = 2;
+
+        let gap = observed.position.as_ref().map_or(Duration::ZERO, |position| self.history.gap(position));
+        let may_be_late = |max: &Duration| match lag {
+            Lag::AtMost(most) => most > *max && most.saturating_sub(gap) <= *max,
+            Lag::MoreThan(_) => false,
+        };
+        let (max, master) = (self.checks.max_lag.filter(may_be_late), self.master());
+        let in_doubt = &mut self.servers.entry(server).or_default().in_doubt;
+        match max {
+            Some(max) if gap > self.checks.interval * LONGEST_PAUSE => {
+                let lasts = now.saturating_duration_since(*in_doubt.get_or_insert(now));
+                lasts <= max || master == Master::Gone
+            }
+            _ => {
+                *in_doubt = None;
+                false
+            }
+        }
+    }
+
+    /// The state of a server that takes writes and is not the master in office. A server that this process has seen as a slave
+    /// before was promoted. A master that answers a later look may write what the promoted server never gets. A server that
+    /// was no slave before may be an old master that came back: the others lack its latest writes.
+    fn beside_master(&self, server: ServerId) -> NodeState {
+        let master = &self.servers[&self.master];
+        let answers_since =
+            |told| self.master() == Master::Answers && master.looked.is_some_and(|looked| looked >= told);
+        match self.servers.get(&server).and_then(|record| record.promoted) {
+            Some(told) if !answers_since(told) => NodeState::Promoted,
+            _ => NodeState::SecondMaster,
+        }
+    }
+
+    /// Judges promoted servers once more after a look at the master.
+    fn judge_promoted(&mut self, verdict: &mut Verdict) {
+        for server in self.servers.keys().copied().collect::<Vec<_>>() {
+            let judged = self.servers[&server].judged;
+            let is_beside = matches!(judged, Some(NodeState::Promoted | NodeState::SecondMaster));
+            if server == self.master || !is_beside || self.is_master_itself(server) {
+                continue;
+            }
+            let state = self.beside_master(server);
+            if judged != Some(state) {
+                self.servers.entry(server).or_default().judged = Some(state);
+                verdict.states.push((server, state, Why::Nothing));
+            }
         }
     }
 

@@ -166,6 +166,46 @@ fn lag_is_since_when_the_master_has_been_further() {
 }
 
 #[test]
+fn a_gap_between_looks_is_part_of_the_lag_of_a_slave_that_stands_before_it() {
+    let begin = Instant::now();
+    let s = Duration::from_secs;
+    let mut history = History::default();
+    for (second, position) in [(0, 10), (1, 20), (2, 20), (10, 30), (11, 40)] {
+        history.record(lsn(1, position), begin + s(second));
+    }
+    for (replayed, lag, gap) in [
+        (5, Lag::MoreThan(s(11)), 0),
+        (10, Lag::AtMost(s(11)), 1),
+        (20, Lag::AtMost(s(9)), 8),
+        (29, Lag::AtMost(s(9)), 8),
+        (30, Lag::AtMost(s(1)), 1),
+        (40, Lag::AtMost(s(0)), 0),
+    ] {
+        let position = lsn(1, replayed);
+        assert_eq!((history.lag(&position), history.gap(&position)), (Some(lag), s(gap)), "{replayed}");
+    }
+    // What is forgotten in between is no gap.
+    for second in 12..4000 {
+        history.record(lsn(1, second * 10), begin + s(second));
+    }
+    assert!(history.seen.iter().skip(1).all(|seen| seen.gap <= s(1)), "{:?}", history.seen);
+}
+
+#[test]
+fn a_look_that_tells_less_of_a_timeline_takes_nothing_back() {
+    let begin = Instant::now();
+    let s = Duration::from_secs;
+    let mut history = History::default();
+    history.record(lsn(1, 20), begin);
+    history.record(lsn(1, 15), begin + s(1));
+    assert_eq!(history.latest(), Some(&lsn(1, 20)));
+    assert_eq!(history.lag(&lsn(1, 20)), Some(Lag::AtMost(s(0))));
+    assert_eq!(history.lag(&lsn(1, 15)), Some(Lag::MoreThan(s(0))));
+    history.record(lsn(2, 15), begin + s(2));
+    assert_eq!(history.latest(), Some(&lsn(2, 15)), "another history");
+}
+
+#[test]
 fn an_empty_log_tells_of_an_empty_log_alone() {
     let begin = Instant::now();
     let s = Duration::from_secs;
@@ -237,7 +277,10 @@ fn an_hour_of_positions_is_few_of_them() {
 #[test]
 fn lag_of_a_copy_is_exact() {
     let mut history = History::default();
-    history.record(Position::Time(10_000), Instant::now());
+    let now = Instant::now();
+    history.record(Position::Time(7_000), now);
+    history.record(Position::Time(10_000), now + Duration::from_secs(3));
     assert_eq!(history.lag(&Position::Time(7_500)), Some(Lag::AtMost(Duration::from_millis(2_500))));
+    assert_eq!(history.gap(&Position::Time(7_500)), Duration::ZERO);
     assert_eq!(history.lag(&Position::Time(10_001)), Some(Lag::AtMost(Duration::ZERO)));
 }

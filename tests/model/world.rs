@@ -180,7 +180,7 @@ impl Host {
 
     fn observed(&self) -> Observation {
         let role = if self.follows.is_none() { ReportedRole::Master } else { ReportedRole::Slave };
-        Observation { role, system: Some(1), position: Some(self.position()), contents: None }
+        Observation { role, system: Some(1), position: Some(self.position()), ..Observation::default() }
     }
 }
 

@@ -39,9 +39,9 @@ fn it_serves_again_after_a_while_and_well_below_the_limit() {
             (2, at_most(0.0), Answers, true),
             (10, at_most(0.0), Answers, true),
             (11, at_most(2.9), Answers, true),
-            (12, at_most(1.6), Answers, true),
+            (12, at_most(2.3), Answers, true),
             (13, more_than(0.5), Answers, true),
-            (14, at_most(1.5), Answers, false),
+            (14, at_most(2.25), Answers, false),
             (15, at_most(3.0), Answers, false),
         ],
     );

@@ -20,7 +20,7 @@ fn observation(role: ReportedRole, timeline: u32, lsn: u64) -> Observation {
         role,
         system: Some(SYSTEM),
         position: Some(Position::Lsn { timeline, lsn }),
-        contents: None,
+        ..Observation::default()
     }
 }
 
@@ -392,6 +392,8 @@ fn a_slave_that_was_read_only_succeeds_with_all_that_the_master_had() {
 fn while_the_master_takes_writes_nobody_succeeds_it() {
     let promoted = observation(ReportedRole::Master, 2, 100);
     let mut verdicts = in_office();
+    observe(&mut verdicts, SLAVE, &promoted);
+    observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
     let verdict = observe(&mut verdicts, SLAVE, &promoted);
     assert_eq!(verdict.states, [(SLAVE, NodeState::SecondMaster, Why::Nothing)]);
     for _ in 1..FAILURES_BEFORE_FAILOVER {
@@ -457,7 +459,142 @@ fn after_launch_a_promoted_slave_is_no_rival() {
     let mut verdicts = in_office();
     observe(&mut verdicts, SLAVE, &observation(ReportedRole::Master, 2, 100));
     let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 110));
-    assert_eq!(verdict.states, [(MASTER, NodeState::Up, Why::Nothing)]);
+    let second = (SLAVE, NodeState::SecondMaster, Why::Nothing);
+    assert_eq!(verdict.states, [(MASTER, NodeState::Up, Why::Nothing), second]);
+}
+
+#[test]
+fn a_promoted_slave_is_a_last_resort_while_the_master_does_not_answer() {
+    use ReportedRole::{Master, Slave, Unknown};
+
+    let begin = Instant::now();
+    let mut second = 0;
+    let mut look = |verdicts: &mut Verdicts, server, found: Option<(ReportedRole, u32)>| {
+        second += 1;
+        let finding = match found {
+            Some((role, timeline)) => Finding::Observed(observation(role, timeline, 100)),
+            None => Finding::Failed,
+        };
+        let look = Look::from(begin + Duration::from_secs(second));
+        let verdict = verdicts.judge(server, SlaveLog::Masters, look, &finding);
+        verdict.states.iter().filter(|(id, ..)| *id == SLAVE).map(|(_, state, _)| *state).collect::<Vec<_>>()
+    };
+    let unasked = Checks { follow_promotion: false, ..CHECKS };
+    let mut verdicts = new(&unasked);
+    look(&mut verdicts, MASTER, Some((Master, 1)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Slave, 1))), [NodeState::Up]);
+    // It is found first, the loss of the master later.
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
+    assert_eq!(look(&mut verdicts, MASTER, None), []);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
+    // The master is back, and writes what this one will never have.
+    assert_eq!(look(&mut verdicts, MASTER, Some((Master, 1))), [NodeState::SecondMaster]);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::SecondMaster]);
+    assert_eq!(look(&mut verdicts, MASTER, Some((Unknown, 1))), []);
+    assert_eq!(look(&mut verdicts, MASTER, None), [NodeState::Promoted], "it is gone for good");
+    assert_eq!(look(&mut verdicts, SLAVE, None), []);
+    assert_eq!(look(&mut verdicts, MASTER, None), [], "it is gone as well");
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Slave, 2))), [NodeState::Up]);
+
+    // One that took writes from the first look on may be an old master.
+    let mut verdicts = new(&unasked);
+    look(&mut verdicts, MASTER, Some((Master, 2)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 1))), [NodeState::SecondMaster]);
+    look(&mut verdicts, MASTER, None);
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 1))), [NodeState::SecondMaster]);
+
+    // So is one that was a slave before it was the master, and was replaced.
+    let mut verdicts = new(&CHECKS);
+    look(&mut verdicts, MASTER, Some((Master, 1)));
+    look(&mut verdicts, SLAVE, Some((Slave, 1)));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(look(&mut verdicts, MASTER, None)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Up], "it is the master");
+    look(&mut verdicts, MASTER, Some((Slave, 2)));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(look(&mut verdicts, SLAVE, None)));
+    look(&mut verdicts, MASTER, Some((Master, 3)));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(look(&mut verdicts, MASTER, None)));
+    assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::SecondMaster]);
+}
+
+#[test]
+fn what_a_slave_cannot_have_yet_does_not_make_it_late() {
+    let begin = Instant::now();
+    let late_after = |flushed: fn(u64) -> u64| {
+        let mut verdicts = new(&CHECKS);
+        (0..10).find(|second| {
+            let now = begin + Duration::from_secs(*second);
+            let master = Observation {
+                flushed: Some(Position::Lsn { timeline: 1, lsn: flushed(*second) }),
+                ..observation(ReportedRole::Master, 1, if *second < 2 { 100 } else { 900 })
+            };
+            verdicts.judge(MASTER, SlaveLog::Masters, now, &Finding::Observed(master));
+            at(&mut verdicts, now.into(), SLAVE, ReportedRole::Slave, 100) != [NodeState::Up]
+        })
+    };
+    assert_eq!(late_after(|_| 100), None, "a transaction that stays open");
+    assert_eq!(late_after(|second| if second < 2 { 100 } else { 900 }), Some(5), "it was committed");
+
+    // A slave that has more than what was flushed, and not more than what was inserted, has not diverged.
+    let mut verdicts = in_office();
+    let master = Observation {
+        flushed: Some(Position::Lsn { timeline: 1, lsn: 100 }),
+        ..observation(ReportedRole::Master, 1, 900)
+    };
+    observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 900));
+    assert_eq!(observe(&mut verdicts, MASTER, &master).states, [(MASTER, NodeState::Up, Why::Nothing)]);
+}
+
+#[test]
+fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
+    use NodeState::{Behind, Up};
+    use ReportedRole::{Master, Slave};
+
+    let begin = Instant::now();
+    let look = |second: f64| Look::from(begin + Duration::from_secs_f64(second));
+    // The master writes in each second, and was not looked at from the 10th to the 18th.
+    let after_a_gap = |replayed: &dyn Fn(f64) -> u64| {
+        let mut verdicts = new(&CHECKS);
+        let mut seen = Vec::new();
+        let looks = (0..=10).chain(18..30).map(f64::from);
+        for second in looks {
+            at(&mut verdicts, look(second), MASTER, Master, 1000 + second as u64);
+            seen.push(at(&mut verdicts, look(second + 0.1), SLAVE, Slave, replayed(second))[0]);
+        }
+        (seen[10], seen[11..].to_vec())
+    };
+    let second_by_second = |second: f64| 1000 + second as u64;
+    assert_eq!(after_a_gap(&second_by_second), (Up, vec![Up; 12]));
+    assert_eq!(after_a_gap(&|second| second_by_second(second) - 2.min(second as u64)), (Up, vec![Up; 12]));
+    // It stands still: what it lacks is known to be older with each look.
+    let stuck = after_a_gap(&|second| second_by_second(second.min(10.5)));
+    assert_eq!(stuck, (Up, [vec![Up; 4], vec![Behind; 8]].concat()));
+    // One that was late before stays so.
+    let (before, after) =
+        after_a_gap(&|second| if second < 20.0 { second_by_second(second.min(3.0)) } else { 1018 });
+    assert_eq!((before, &after[..2]), (Behind, &[Behind; 2][..]));
+
+    // The master is lost again right after the gap, so that nothing more is known of it.
+    let mut verdicts = new(&CHECKS);
+    for second in [0.0, 1.0, 9.0] {
+        at(&mut verdicts, look(second), MASTER, Master, 1000 + second as u64);
+        assert_eq!(at(&mut verdicts, look(second + 0.1), SLAVE, Slave, 1001.min(1000 + second as u64)), [Up]);
+    }
+    verdicts.judge(MASTER, SlaveLog::Masters, look(10.0), &Finding::Failed);
+    for second in 10..20 {
+        assert_eq!(at(&mut verdicts, look(f64::from(second)), SLAVE, Slave, 1001), [Up], "{second}");
+    }
+
+    // Each look at the master takes long: a slave that is always late is found to be.
+    let mut verdicts = new(&CHECKS);
+    let states: Vec<_> = (0..10_u64)
+        .map(|number| {
+            at(&mut verdicts, look(4.0 * number as f64), MASTER, Master, 1000 + number);
+            let replayed = 1000 + number.saturating_sub(1);
+            at(&mut verdicts, look(4.0 * number as f64 + 0.1), SLAVE, Slave, replayed)[0]
+        })
+        .collect();
+    assert_eq!(states, [vec![Up; 2], vec![Behind; 8]].concat());
 }
 
 #[test]
@@ -529,7 +666,7 @@ fn a_server_of_another_system_serves_if_it_is_declared_to() {
     // One that is declared by mistake, and was promoted.
     let ours = observation(ReportedRole::Master, 2, 100);
     let verdict = observe_of(&mut in_office(), SLAVE, SlaveLog::Other, &ours);
-    assert_eq!(verdict.states[0], (SLAVE, NodeState::SecondMaster, Why::Nothing));
+    assert_eq!(verdict.states[0], (SLAVE, NodeState::Promoted, Why::Nothing));
 }
 
 /// A master that writes all the time, looked at each second, and a slave that replays what was written so long ago.
@@ -553,6 +690,7 @@ fn a_lag_about_the_limit_has_a_slave_left_out_once() {
     // In milliseconds. It is left out at launch as well, until its lag is known.
     assert_eq!(changes(|_| 500), 1, "never late");
     assert_eq!(changes(|second| 2_500 + second % 3 * 500), 2, "about the limit");
+    assert_eq!(changes(|second| if second < 60 { 5_000 } else { 1_500 }), 1, "later half of it");
     let each_12_seconds = changes(|second| if second % 12 < 4 { 5_000 } else { 0 });
     assert!((2..=24).contains(&each_12_seconds), "{each_12_seconds} changes");
 }

@@ -307,6 +307,7 @@ fn mood(state: NodeState) -> &'static str {
         | NodeState::Behind
         | NodeState::LagUnknown
         | NodeState::NotCopied
+        | NodeState::Promoted
         | NodeState::TakenOut => "partly",
         NodeState::Down
         | NodeState::Diverged
@@ -332,6 +333,9 @@ fn meaning(server: &ServerSnapshot) -> &'static str {
         NodeState::LagUnknown => "Its lag cannot be known: left out. The log says why.",
         NodeState::NotCopied => "It has not been copied from its master yet.",
         NodeState::SecondMaster => "It takes writes, but is not the master: left out.",
+        NodeState::Promoted => {
+            "It was promoted, and is not the master: read from while no other server can be."
+        }
         NodeState::Contested => "Another server takes writes, too: nothing is written until only one does.",
         NodeState::MasterItself => "Its address leads to the master, which is read from as such.",
         NodeState::Stranger => "It replicates another system than the master: left out.",
