@@ -14,6 +14,7 @@ use rocket::tokio::sync::{Notify, watch};
 
 use crate::backend::{Copied, Instance, is_login_refused};
 use crate::config::{PinnedWithoutMaster, SlaveLog};
+use crate::one_line::OneLine;
 use crate::position::{Lag, Position};
 
 use state::AtomicState;
@@ -285,6 +286,7 @@ impl Health {
             (true, true) | (false, false) => {}
         }
         self.doubt_connections();
+        let error = OneLine(error);
         self.successes.store(0, Ordering::Release);
         // It may have been restarted, and then stand further back than before.
         self.replayed.store(None);
@@ -343,6 +345,7 @@ impl Health {
             NodeState::Suspect | NodeState::Down if !self.lets_in.load(Ordering::Acquire) => {}
             NodeState::Suspect | NodeState::Down => {
                 warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
+        let more = OneLine(more);
             }
             NodeState::Diverged => error!(
                 "The {self} has replayed what the master, asked afterwards, does not have: leaving it out, as its rows may \
