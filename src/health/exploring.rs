@@ -13,10 +13,11 @@ use super::{AtomicState, Health, Mastership};
 impl Health {
     /// Another one that knows the same, of a process with a mastership of its own: for a search through states.
     pub(crate) fn copy(&self, mastership: Arc<Mastership>) -> Arc<Self> {
-        let Self { id, database, name, log, origin, .. } = self;
+        let Self { id, subject, database, name, log, origin, .. } = self;
         let u64_of = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
         Arc::new(Self {
             id: *id,
+            subject: *subject,
             database,
             name: name.clone(),
             log: *log,

@@ -51,8 +51,17 @@ struct Replayed {
 pub(crate) struct Health {
     id: ServerId,
     database: &'static str,
+/// What a [`Health`] is the health of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Server,
+    /// The way to the master by which reads go there, where that is another address: `read_url`.
+    MasterReads,
+}
+
     name: Arc<str>,
     log: SlaveLog,
+    subject: Subject,
     mastership: Arc<Mastership>,
     state: AtomicState,
     /// By an operator.
@@ -104,6 +113,7 @@ impl Health {
         name: Arc<str>,
         log: SlaveLog,
         mastership: Arc<Mastership>,
+        subject: Subject,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -111,6 +121,7 @@ impl Health {
             name,
             log,
             mastership,
+            subject,
             state: AtomicState::new(NodeState::Up),
             taken_out: AtomicBool::new(false),
             is_leaving: AtomicBool::new(false),
@@ -320,6 +331,7 @@ impl Health {
                 if !proved {
                     return;
                 }
+                    _ if self.subject == Subject::MasterReads => true,
             }
             _ => self.successes.store(0, Ordering::Release),
         }
@@ -598,7 +610,11 @@ pub(crate) enum Replay {
 impl fmt::Display for Health {
     /// As in `` slave `db-2` of database `blog` ``.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}` of database `{}`", self.role(), self.name, self.database)
+        match self.subject {
+            Subject::Server => write!(f, "{} `{}`", self.role(), self.name)?,
+            Subject::MasterReads => f.write_str("master's `read_url`")?,
+        }
+        write!(f, " of database `{}`", self.database)
     }
 }
 
