@@ -159,7 +159,8 @@ impl Opening {
 
     fn health(&self, server: &ServerConfig, subject: Subject, log: SlaveLog) -> Arc<Health> {
         let id = ServerId(self.opened.fetch_add(1, Ordering::Relaxed));
-        Health::new(id, self.database, Arc::from(server.name.as_str()), log, self.mastership.clone())
+        let name = Arc::from(server.name.as_str());
+        Health::new(id, subject, self.database, name, log, self.mastership.clone())
     }
 
     fn pool<DB: Driver>(
@@ -209,8 +210,9 @@ impl Opening {
     ) -> Result<Server<DB>, String> {
         let access = if purpose == Purpose::Slave { Access::ReadSlave } else { Access::ReadMaster };
         let prober = Prober {
-            // A probe each second would drown the application's statements.
-            options: DB::options(&config.settings, access)?.disable_statement_logging(),
+            // It only reads, and has to get through where a proxy refuses what makes connections read-only. A probe each
+            // second would drown the application's statements.
+            options: DB::plain_options(&config.settings, access)?.disable_statement_logging(),
             position_requests: PositionRequests::default(),
         };
         if !config.settings.prepared_statements {

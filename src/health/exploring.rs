@@ -8,7 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 use rocket::tokio::sync::{Notify, watch};
 
-use super::{AtomicState, Health, Mastership};
+use super::{AtomicState, Health, Mastership, Way};
 
 impl Health {
     /// Another one that knows the same, of a process with a mastership of its own: for a search through states.
@@ -36,6 +36,7 @@ impl Health {
             instance: u64_of(&self.instance),
             shared_until: u64_of(&self.shared_until),
             is_pooled: AtomicBool::new(self.is_pooled()),
+            way: Way::default(),
             replayed: ArcSwapOption::new(self.replayed.load_full()),
             lag: u64_of(&self.lag),
             copied: self.copied.clone(),

@@ -17,6 +17,7 @@ use crate::config::{PinnedWithoutMaster, SlaveLog};
 use crate::one_line::OneLine;
 use crate::position::{Lag, Position};
 
+use path::Way;
 use state::AtomicState;
 
 mod counts;
@@ -25,6 +26,7 @@ mod exploring;
 mod history;
 mod lateness;
 mod mastership;
+mod path;
 mod state;
 mod verdict;
 
@@ -33,6 +35,7 @@ pub(crate) use counts::ServerCounts;
 #[cfg(feature = "status")]
 pub(crate) use history::{History, LAG_PERIOD, LagSample};
 pub(crate) use mastership::{Mastership, ServerId, Term};
+pub(crate) use path::{Enforced, Path};
 pub(crate) use state::Use;
 pub use state::{NodeState, NodeStatus, Role};
 
@@ -48,9 +51,6 @@ struct Replayed {
     seen: Instant,
 }
 
-pub(crate) struct Health {
-    id: ServerId,
-    database: &'static str,
 /// What a [`Health`] is the health of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
@@ -59,9 +59,12 @@ pub(crate) enum Subject {
     MasterReads,
 }
 
+pub(crate) struct Health {
+    id: ServerId,
+    subject: Subject,
+    database: &'static str,
     name: Arc<str>,
     log: SlaveLog,
-    subject: Subject,
     mastership: Arc<Mastership>,
     state: AtomicState,
     /// By an operator.
@@ -91,6 +94,7 @@ pub(crate) enum Subject {
     /// Whether a pooler in between gives each transaction the connection that is free, so that none leads to a certain
     /// instance or session.
     is_pooled: AtomicBool,
+    way: Way,
     replayed: ArcSwapOption<Replayed>,
     /// Milliseconds, or [`UNKNOWN`].
     lag: AtomicU64,
@@ -109,19 +113,19 @@ impl Health {
     /// `log`: which one it replays as a slave.
     pub(crate) fn new(
         id: ServerId,
+        subject: Subject,
         database: &'static str,
         name: Arc<str>,
         log: SlaveLog,
         mastership: Arc<Mastership>,
-        subject: Subject,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
+            subject,
             database,
             name,
             log,
             mastership,
-            subject,
             state: AtomicState::new(NodeState::Up),
             taken_out: AtomicBool::new(false),
             is_leaving: AtomicBool::new(false),
@@ -136,6 +140,7 @@ impl Health {
             instance: AtomicU64::new(0),
             shared_until: AtomicU64::new(0),
             is_pooled: AtomicBool::new(false),
+            way: Way::default(),
             replayed: ArcSwapOption::empty(),
             lag: AtomicU64::new(UNKNOWN),
             copied: OnceLock::new(),
@@ -281,6 +286,7 @@ impl Health {
 
     fn fail(&self, state: NodeState, error: &sqlx::Error) {
         let lets_in = !is_login_refused(error);
+        let error = OneLine(error);
         let did_let_in = self.lets_in.swap(lets_in, Ordering::AcqRel);
         match (did_let_in, lets_in) {
             _ if self.is_leaving.load(Ordering::Acquire) => {}
@@ -297,7 +303,6 @@ impl Health {
             (true, true) | (false, false) => {}
         }
         self.doubt_connections();
-        let error = OneLine(error);
         self.successes.store(0, Ordering::Release);
         // It may have been restarted, and then stand further back than before.
         self.replayed.store(None);
@@ -324,14 +329,14 @@ impl Health {
                 let proved = match (self.role(), before) {
                     (_, NodeState::Up) => return,
                     (_, NodeState::New | NodeState::Suspect | NodeState::NotCopied) => true,
-                    // Nobody can stand in for it.
+                    // No other server stands in for it.
                     (Role::Master, _) => true,
+                    _ if self.subject == Subject::MasterReads => true,
                     (Role::Slave, _) => successes >= SUCCESSES || first,
                 };
                 if !proved {
                     return;
                 }
-                    _ if self.subject == Subject::MasterReads => true,
             }
             _ => self.successes.store(0, Ordering::Release),
         }
@@ -340,6 +345,7 @@ impl Health {
 
     /// One line for each change.
     fn turn(&self, state: NodeState, more: impl fmt::Display) {
+        let more = OneLine(more);
         let Some(before) = self.state.turn(state) else { return };
         if before != state {
             self.counts.changed(self.state());
@@ -357,7 +363,6 @@ impl Health {
             NodeState::Suspect | NodeState::Down if !self.lets_in.load(Ordering::Acquire) => {}
             NodeState::Suspect | NodeState::Down => {
                 warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
-        let more = OneLine(more);
             }
             NodeState::Diverged => error!(
                 "The {self} has replayed what the master, asked afterwards, does not have: leaving it out, as its rows may \
@@ -608,7 +613,7 @@ pub(crate) enum Replay {
 }
 
 impl fmt::Display for Health {
-    /// As in `` slave `db-2` of database `blog` ``.
+    /// As in `` slave `db-2` of database `blog` ``, and `` master's `read_url` of database `blog` ``.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.subject {
             Subject::Server => write!(f, "{} `{}`", self.role(), self.name)?,
