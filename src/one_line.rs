@@ -12,6 +12,23 @@ impl<T: Display> Display for OneLine<T> {
     }
 }
 
+/// Shows a text of several lines in one, without its indentation, and without its end if it is long.
+pub(crate) fn folded(text: &str, longest: usize) -> OneLine<String> {
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if let Some((end, _)) = line.char_indices().nth(longest) {
+            line.truncate(end);
+            line.push('…');
+            break;
+        }
+    }
+    OneLine(line)
+}
+
 struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
 impl Write for Escaping<'_, '_> {
@@ -31,6 +48,17 @@ impl Write for Escaping<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_statement_is_shown_in_one_line_that_ends() {
+        let shown = |text: &str| folded(text, 500).to_string();
+        assert_eq!(shown("\n  SELECT id\n    FROM notes\n"), "SELECT id FROM notes");
+        assert_eq!(shown("SELECT '\u{1b}[31m'"), "SELECT '\\u{1b}[31m'");
+        let long = shown(&format!("INSERT INTO notes VALUES {}", "('ä'), ".repeat(1000)));
+        assert_eq!(long.chars().count(), 501);
+        assert!(long.starts_with("INSERT INTO notes VALUES ('ä'), ('ä'), ") && long.ends_with('…'));
+        assert_eq!(shown(&"ä".repeat(600)).chars().count(), 501);
+    }
 
     #[test]
     fn no_text_begins_a_line_of_its_own() {

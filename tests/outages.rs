@@ -108,6 +108,17 @@ async fn a_slave_that_says_nothing_costs_one_read() {
     one_read_pays(&section_with_bad_slave(&lab, port, 1), "good (read method)").await;
 }
 
+#[rocket::async_test]
+async fn what_a_server_says_begins_no_line_of_its_own_in_the_log() {
+    let lab = Lab::new();
+    let url = lab.master_url();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let _client = client(&format!("url = \"{server}/no%0AERROR: forged\"\n")).await;
+    eventually("its words", async || !logbook::lines(&["ERROR", "lets nobody in", "forged"]).is_empty())
+        .await;
+    assert_eq!(logbook::lines(&["\n"]), [""; 0]);
+}
+
 fn section_of(cluster: &Servers<Postgres>) -> String {
     let slave = |(index, slave): (usize, &Server<Postgres>)| {
         format!("{{ url = \"{}\", name = \"slave-{}\" }}", slave.url(), index + 1)

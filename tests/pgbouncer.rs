@@ -1,10 +1,10 @@
 //! Behind a real pgbouncer: what the README's caveat says.
 
 use rocket::local::asynchronous::Client;
-use rocket_replicated::Cluster;
 use rocket_replicated::postgres::{Database, Replicated};
-use sqlx::Connection;
-use sqlx::error::DatabaseError;
+use rocket_replicated::{Cluster, Role};
+use sqlx::ConnectOptions;
+use sqlx::postgres::PgConnectOptions;
 
 use support::eventually;
 use support::lab::postgres::Lab;
@@ -20,13 +20,9 @@ async fn through(pooler: &PgBouncer, keys: &str) -> (Client, Cluster<Database>) 
     (client, cluster)
 }
 
-/// What sqlx says when it connects that the pooler does not understand.
+/// Has the pooler drop the startup option that makes a connection read-only, where it does not understand it.
 fn ignore() -> &'static str {
-    if pgbouncer::keeps_read_only() {
-        "ignore_startup_parameters = extra_float_digits"
-    } else {
-        "ignore_startup_parameters = extra_float_digits,options"
-    }
+    if pgbouncer::keeps_read_only() { "" } else { "ignore_startup_parameters = options" }
 }
 
 fn complaints() -> usize {
@@ -73,8 +69,7 @@ async fn in_transaction_mode_old_ones_need_prepared_statements_to_be_off() {
         queried.unwrap();
     } else {
         let error = queried.unwrap_err();
-        let code = error.as_database_error().and_then(DatabaseError::code).map(|code| code.into_owned());
-        assert!(matches!(code.as_deref(), Some("42P05" | "26000" | "08P01")), "{error}");
+        assert!(matches!(code(&error).as_deref(), Some("42P05" | "26000" | "08P01")), "{error}");
     }
 
     let (_client, cluster) = through(&pooler, "enforce_read_only = false\nprepared_statements = false").await;
@@ -116,6 +111,115 @@ async fn all_holds_in_transaction_mode() {
     }
 }
 
+/// The warning about startup options that the pooler refuses, so often.
+fn refusals() -> usize {
+    logbook::lines(&["WARN", "refuses startup options", "`ignore_startup_parameters = options`"]).len()
+}
+
+/// How many clusters or servers are warned of, out of so many: newer poolers accept the option.
+fn refused(servers: usize) -> usize {
+    if pgbouncer::keeps_read_only() { 0 } else { servers }
+}
+
+fn code(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}
+
+/// One pooler for the master and one for the slave. Their configuration says nothing of startup parameters.
+async fn serves_as_it_comes(mode: PoolMode, keys: &str) {
+    let servers = proxied::servers(1);
+    let poolers = [&servers.master, &servers.slaves[0]].map(|server| PgBouncer::start(server, mode, ""));
+    for consistency in ["window", "position"] {
+        let mut site = Site::launch(&poolers[0].url(), &poolers[1].url(), consistency, keys).await;
+        site.misses_no_own_write(10).await;
+        site.refuses_writes_on_reads().await;
+        site.is_served_by_a_slave().await;
+        site.takes_writes().await;
+    }
+    assert_eq!(complaints(), 0);
+}
+
+#[rocket::async_test]
+async fn as_it_comes_it_serves_in_session_mode() {
+    serves_as_it_comes(PoolMode::Session, "").await;
+}
+
+#[rocket::async_test]
+async fn as_it_comes_it_serves_in_transaction_mode() {
+    serves_as_it_comes(PoolMode::Transaction, "prepared_statements = false").await;
+}
+
+#[rocket::async_test]
+async fn in_session_mode_connections_are_made_read_only_once_they_are_open() {
+    const INSERT: &str = "INSERT INTO opened VALUES (1)";
+
+    let lab = Lab::new();
+    lab.servers().master.sql("CREATE TABLE opened (id INTEGER); GRANT ALL ON opened TO app");
+    let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Session, "");
+    let (_client, cluster) = through(&pooler, "").await;
+    for _ in 0..2 {
+        queries_at_once(&cluster).await.unwrap();
+        let read = cluster.read(None);
+        let insert = sqlx::query("INSERT INTO opened VALUES ($1)").bind(1);
+        assert_eq!(code(&insert.execute(&read).await.unwrap_err()).as_deref(), Some("25006"));
+        assert_eq!(code(&sqlx::raw_sql(INSERT).execute(&read).await.unwrap_err()).as_deref(), Some("25006"));
+        let mut held = read.get().await.unwrap();
+        let error = sqlx::query(INSERT).execute(&mut *held).await.unwrap_err();
+        assert_eq!(code(&error).as_deref(), Some("25006"));
+        sqlx::query(INSERT).execute(&cluster.write()).await.unwrap();
+    }
+    assert_eq!((refusals(), complaints()), (refused(1), 0));
+
+    // A pool of sqlx's own opens its connections by itself. Here it is the first of its cluster that does.
+    let (_client, cluster) = through(&pooler, "").await;
+    let plain = cluster.pool(Role::Slave);
+    eventually("a connection", async || sqlx::query("SELECT 1").execute(&plain).await.is_ok()).await;
+    let error = sqlx::query(INSERT).execute(&plain).await.unwrap_err();
+    assert_eq!(code(&error).as_deref(), Some("25006"), "{error}");
+
+    let (_client, cluster) = through(&pooler, "enforce_read_only = false").await;
+    sqlx::raw_sql(INSERT).execute(&cluster.read(None)).await.unwrap();
+    assert_eq!(refusals(), refused(2), "not where it is not asked for");
+    lab.servers().master.sql("DROP TABLE opened");
+}
+
+/// A `SET` there would be the next transaction's, which may be a write of another client.
+#[rocket::async_test]
+async fn in_transaction_mode_nothing_that_reads_are_told_hits_writes() {
+    let lab = Lab::new();
+    lab.servers().master.sql("CREATE TABLE shared (id INTEGER); GRANT ALL ON shared TO app");
+    // The second cluster's configuration does not say that there is a pooler.
+    for (keys, says) in [("prepared_statements = false", true), ("", false)] {
+        let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, "");
+        let before = refusals();
+        let (_client, cluster) = through(&pooler, keys).await;
+        for _ in 0..10 {
+            let read = || {
+                let db = cluster.read(None);
+                async move { sqlx::raw_sql("SELECT count(*) FROM shared").execute(&db).await }
+            };
+            let write = || {
+                let db = cluster.write();
+                async move { sqlx::raw_sql("INSERT INTO shared VALUES (1)").execute(&db).await }
+            };
+            let reads = rocket::futures::future::try_join_all((0..4).map(|_| read()));
+            let writes = rocket::futures::future::try_join_all((0..4).map(|_| write()));
+            let (reads, writes) = rocket::tokio::join!(reads, writes);
+            let log = || logbook::lines(&["`replicated`"]).join("\n");
+            reads.unwrap_or_else(|error| panic!("{error}: {}", log()));
+            writes.unwrap_or_else(|error| panic!("{error}: {}", log()));
+        }
+        if says {
+            let insert = sqlx::query("INSERT INTO shared VALUES ($1)").bind(1);
+            let error = insert.execute(&cluster.read(None)).await.unwrap_err();
+            assert_eq!(code(&error).as_deref(), Some("25006"), "{error}");
+        }
+        assert_eq!((refusals() - before, complaints()), (refused(1), 0));
+    }
+    assert_eq!(lab.servers().master.sql("SELECT count(*) FROM shared"), "80");
+    lab.servers().master.sql("DROP TABLE shared");
+}
+
 /// A cluster without slaves, over a pooler in transaction mode that has nothing of the read-only setting.
 async fn alone(lab: &Lab, keys: &str) -> (PgBouncer, Client, Cluster<Database>) {
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
@@ -129,14 +233,13 @@ async fn in_transaction_mode_reads_refuse_writes_by_transactions_of_their_own() 
     let lab = Lab::new();
     lab.servers().master.sql("CREATE TABLE refusing (id INTEGER); GRANT ALL ON refusing TO app");
     let (_pooler, _client, cluster) = alone(&lab, "").await;
-    let code = |error: sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
     let insert = || sqlx::query("INSERT INTO refusing VALUES ($1)").bind(1);
 
     let read = cluster.read(None);
-    assert_eq!(code(insert().execute(&read).await.unwrap_err()).as_deref(), Some("25006"));
+    assert_eq!(code(&insert().execute(&read).await.unwrap_err()).as_deref(), Some("25006"));
     let mut transaction = read.begin().await.unwrap();
-    let refused = sqlx::query("INSERT INTO refusing VALUES ($1)").bind(1).persistent(false);
-    assert_eq!(code(refused.execute(&mut *transaction).await.unwrap_err()).as_deref(), Some("25006"));
+    let insertion = sqlx::query("INSERT INTO refusing VALUES ($1)").bind(1).persistent(false);
+    assert_eq!(code(&insertion.execute(&mut *transaction).await.unwrap_err()).as_deref(), Some("25006"));
     drop(transaction);
     insert().execute(&cluster.write()).await.unwrap();
 
@@ -197,7 +300,9 @@ async fn a_write_is_not_given_up_for_what_another_session_does() {
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
     let mut others = Vec::new();
     for _ in 0..3 {
-        others.push(sqlx::PgConnection::connect(&pooler.url()).await.unwrap());
+        // Without what sqlx asks for by itself, which the pooler refuses.
+        let options: PgConnectOptions = pooler.url().parse().unwrap();
+        others.push(options.extra_float_digits(None).connect().await.unwrap());
     }
     let [first, second, third] = &mut others[..] else { unreachable!() };
     let run = async |conn: &mut sqlx::PgConnection, sql: &'static str| {

@@ -360,10 +360,12 @@ crate::on_postgres! {
         use rocket::http::Status;
         use rocket::local::asynchronous::Client;
         use rocket::tokio::time::sleep;
-        use rocket_replicated::postgres::Replicated;
+        use rocket_replicated::postgres::{Database, Replicated};
+        use rocket_replicated::{Cluster, NodeState};
 
         use super::{Admin, json, text};
-        use support::rocket_over;
+        use support::pgbouncer::{PgBouncer, PoolMode};
+        use support::{logbook, rocket_over};
         use rocket_replicated_testing::Servers;
         use rocket_replicated_testing::postgres::Postgres;
 
@@ -412,6 +414,53 @@ crate::on_postgres! {
             servers.slaves[0].kill();
             let nothing = r#"{"reads":false,"writes":false}"#;
             eventually(&client, "/status/health", Status::ServiceUnavailable, nothing).await;
+        }
+
+        /// A cluster whose master is read from through pgbouncer, at another address than it is written to.
+        async fn read_through(pooler: &PgBouncer, section: &str) -> (Client, Cluster<Database>) {
+            let section = format!(
+                "name = \"first\"\nread_url = \"{}\"\ncheck_interval = 0.05\n{section}",
+                pooler.url()
+            );
+            let rocket = rocket_over(&section)
+                .attach(Replicated::fairing())
+                .mount("/status", Replicated::status::<Admin>());
+            let client = Client::untracked(rocket).await.unwrap();
+            let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
+            (client, cluster)
+        }
+
+        #[rocket::async_test]
+        async fn without_the_masters_read_url_there_are_no_reads_at_the_master() {
+            let servers = Servers::start(Postgres, 1);
+            let poolers = [(); 2].map(|()| PgBouncer::start(&servers.master, PoolMode::Session, ""));
+            let [alone, with_slave] = &poolers;
+            let url = format!("url = \"{}\"\n", servers.master.url());
+            let (alone, _) = read_through(alone, &url).await;
+            let slave = format!("{url}slaves = [\"{}\"]\n", servers.slaves[0].url());
+            let (with_slave, cluster) = read_through(with_slave, &slave).await;
+            let well = r#"{"reads":true,"writes":true,"read_url":true}"#;
+            for client in [&alone, &with_slave] {
+                eventually(client, "/status/health", Status::Ok, well).await;
+            }
+            let ways = || cluster.status().into_iter().map(|node| node.read_url).collect::<Vec<_>>();
+            assert_eq!(ways(), [Some(NodeState::Up), None]);
+
+            drop(poolers);
+            let nothing = r#"{"reads":false,"writes":true,"read_url":false}"#;
+            eventually(&alone, "/status/health", Status::ServiceUnavailable, nothing).await;
+            let slaves = r#"{"reads":true,"writes":true,"read_url":false}"#;
+            eventually(&with_slave, "/status/health", Status::Ok, slaves).await;
+            assert_eq!(ways(), [Some(NodeState::Down), None]);
+            assert_eq!(cluster.status()[0].state, NodeState::Up);
+            let status = json(&with_slave, "/status/status.json").await;
+            assert_eq!((&status["servers"][0]["state"], &status["servers"][0]["read_url"]), (&"up".into(), &"down".into()));
+            let page = text(&with_slave, "/status").await;
+            assert!(page.contains("read_url: down") && page.contains("1 of 2 servers are up"), "{page}");
+
+            let named = ["WARN", "The master's `read_url` of database `replicated` cannot be used"];
+            assert_eq!(logbook::lines(&named).len(), 2, "{:?}", logbook::lines(&["cannot be used"]));
+            assert_eq!(logbook::lines(&["slave `first`"]), [""; 0]);
         }
 
         #[rocket::async_test]

@@ -3,11 +3,11 @@
 //! Everything else in this crate is written once, for any [`Backend`]. There is one per driver,
 //! behind the feature of its name:
 //!
-//! | feature    | pool               | a read-only connection is                        |
-//! |------------|--------------------|--------------------------------------------------|
-//! | `mysql`    | [`mysql::Pool`]    | told `SET SESSION TRANSACTION READ ONLY`         |
-//! | `postgres` | [`postgres::Pool`] | started with `default_transaction_read_only=on`  |
-//! | `sqlite`   | [`sqlite::Pool`]   | opened read-only on a slave, and `query_only`    |
+//! | feature    | pool               | a read-only connection is |
+//! |------------|--------------------|---------------------------|
+//! | `mysql`    | [`mysql::Pool`]    | told `SET SESSION TRANSACTION READ ONLY` |
+//! | `postgres` | [`postgres::Pool`] | started with `default_transaction_read_only=on`, or told so by `SET` where a proxy refuses that |
+//! | `sqlite`   | [`sqlite::Pool`]   | opened read-only on a slave, and `query_only` |
 //!
 //! [`mysql::Pool`]: crate::mysql::Pool
 //! [`postgres::Pool`]: crate::postgres::Pool
@@ -117,6 +117,10 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     #[doc(hidden)]
     const BEGIN_READ_ONLY: Option<&'static str> = None;
 
+    /// Whether a proxy may refuse [`options`](Self::options) for what they ask of a session.
+    #[doc(hidden)]
+    const MAY_REFUSE_OPTIONS: bool = false;
+
     /// What is remembered of a connection between two looks at its server, so that what never changes
     /// is asked once.
     #[doc(hidden)]
@@ -125,6 +129,26 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// Turns settings into the driver's options, or says what is wrong with the URL (without it).
     #[doc(hidden)]
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String>;
+
+    /// The same options without what only asks for read-only connections, and what a proxy may refuse.
+    #[doc(hidden)]
+    fn plain_options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
+        Self::options(settings, access)
+    }
+
+    /// True for the error of a proxy that refuses [`options`](Self::options) and may accept
+    /// [`plain_options`](Self::plain_options).
+    #[doc(hidden)]
+    fn refuses_options(_error: &sqlx::Error) -> bool {
+        false
+    }
+
+    /// Makes an open connection read-only, where [`plain_options`](Self::plain_options) have not asked for that. What comes
+    /// of it, [`prepare`](Self::prepare) tells.
+    #[doc(hidden)]
+    fn make_read_only(_conn: &mut Conn<Self>) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// The server that these options lead to.
     #[doc(hidden)]

@@ -14,6 +14,7 @@ use super::{
 
 impl Driver for Postgres {
     const TELLS_TIMELINE: bool = true;
+    const MAY_REFUSE_OPTIONS: bool = true;
     const REJOIN: &'static str =
         "Rewind it with `pg_rewind`, or make it anew from a base backup of the master.";
     const NO_WRITES: &'static str = "it is in recovery";
@@ -23,6 +24,18 @@ impl Driver for Postgres {
     type Memory = Memory;
 
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
+        let options = Self::plain_options(settings, access)?;
+        Ok(match access {
+            Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
+                options.options([("default_transaction_read_only", "on")])
+            }
+            _ => options,
+        })
+    }
+
+    /// Without `extra_float_digits`, which pgbouncer refuses as it comes: since PostgreSQL 12 a server sends as many digits
+    /// as a value has, unless it is configured otherwise.
+    fn plain_options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
         let mut options: PgConnectOptions = settings.url.parse_as::<Self>()?;
         let tls = match options.get_ssl_mode() {
             PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer => Tls::Optional,
@@ -32,11 +45,26 @@ impl Driver for Postgres {
         if let Some(host) = settings.host_of(options.get_host()) {
             options = options.host(&host);
         }
-        Ok(match access {
-            Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
-                options.options([("default_transaction_read_only", "on")])
+        Ok(options.extra_float_digits(None))
+    }
+
+    fn refuses_options(error: &sqlx::Error) -> bool {
+        let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+        error.is_some_and(|error| is_refusal_of_options(error.code(), error.message()))
+    }
+
+    /// In a round trip of its own. A transaction is read-only or not from its beginning, and all statements of one message
+    /// are one transaction: in the same message, [`prepare`](Self::prepare) would not see what has come of it.
+    fn make_read_only(conn: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            match sqlx::raw_sql(MAKE_READ_ONLY).execute(conn).await {
+                Err(error @ sqlx::Error::Database(_)) if Self::judge(&error).fault != Fault::Query => {
+                    Err(error)
+                }
+                // A proxy may refuse it, too. Then the connection is not read-only, and the log says so.
+                Err(sqlx::Error::Database(_)) | Ok(_) => Ok(()),
+                Err(error) => Err(error),
             }
-            _ => options,
         })
     }
 
@@ -276,6 +304,8 @@ const IDENTITY: &str = identity!();
 
 const READER: &str = concat!("SET client_connection_check_interval = '500ms'; ", identity!());
 
+const MAKE_READ_ONLY: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+
 const READ_ONLY: &str = "SHOW transaction_read_only";
 
 const SESSIONS: &str = "SELECT pid::text, (extract(epoch FROM backend_start) * 1000000)::bigint::text, state,
@@ -488,6 +518,19 @@ pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     })
 }
 
+/// True for words in which proxies refuse a startup option. pgbouncer says "unsupported startup parameter: options", and
+/// "unsupported startup parameter in options: default_transaction_read_only" since 1.20, both as protocol_violation (08P01).
+/// RDS Proxy says "RDS Proxy currently doesn't support command-line options" as feature_not_supported (0A000). Others
+/// may speak of a parameter that they do not know (42704) or whose value they do not accept (class 22).
+///
+/// A name in a message may contain such a word. That costs one more attempt, whose error is the one that counts.
+fn is_refusal_of_options(code: &str, message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    let words = ["option", "startup parameter", "default_transaction_read_only"];
+    ["08", "0A", "22", "42"].iter().any(|class| code.starts_with(class))
+        && words.iter().any(|word| message.contains(word))
+}
+
 /// The server ends the session, whatever the reason:
 /// <https://www.postgresql.org/docs/current/runtime-config-logging.html#RUNTIME-CONFIG-SEVERITY-LEVELS>
 fn is_fatal(error: &PgDatabaseError) -> bool {
@@ -496,7 +539,33 @@ fn is_fatal(error: &PgDatabaseError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{end_of_record, flushed_records, lsn, timeline_of};
+    use super::{end_of_record, flushed_records, is_refusal_of_options, lsn, timeline_of};
+
+    #[test]
+    fn a_refusal_of_startup_options_is_known_by_code_and_words() {
+        for (code, message, is_one) in [
+            ("08P01", "unsupported startup parameter: options", true),
+            ("08P01", "unsupported startup parameter in options: default_transaction_read_only", true),
+            (
+                "0A000",
+                "Feature not supported: RDS Proxy currently doesn't support command-line options.",
+                true,
+            ),
+            ("42704", "unrecognized configuration parameter \"default_transaction_read_only\"", true),
+            ("22023", "Unsupported Startup Parameter: options", true),
+            // Names of users and databases.
+            ("28P01", "password authentication failed for user \"options\"", false),
+            ("3D000", "database \"options\" does not exist", false),
+            ("53300", "too many connections for role \"options\"", false),
+            ("42501", "permission denied for database \"app\"", false),
+            ("08P01", "server conn crashed?", false),
+            ("57P03", "the database system is starting up", false),
+            ("XX000", "option", false),
+            ("", "", false),
+        ] {
+            assert_eq!(is_refusal_of_options(code, message), is_one, "{code}: {message}");
+        }
+    }
 
     #[test]
     fn positions_are_read_as_the_server_writes_them() {

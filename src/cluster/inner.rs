@@ -165,6 +165,7 @@ impl<DB: Driver> Inner<DB> {
                     state: health.state(),
                     lag: health.lag().filter(|_| role == Role::Slave),
                     busy: server.busy(),
+                    read_url: server.read_url_state(),
                 }
             })
             .collect();

@@ -139,7 +139,7 @@ impl<DB: Driver> Servers<DB> {
         self.0.load()
     }
 
-    fn master(&self, mastership: &Mastership) -> Arc<Server<DB>> {
+    pub(crate) fn master(&self, mastership: &Mastership) -> Arc<Server<DB>> {
         // INVARIANT: the master is never taken from the list.
         self.get(mastership.term().master).unwrap_or_else(|| self.all()[0].clone())
     }

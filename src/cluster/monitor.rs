@@ -19,7 +19,7 @@ use sqlx::{ConnectOptions, Connection};
 use super::Servers;
 use super::discovery::{Discovery, Lookups, Resolver};
 use super::opening::Opening;
-use super::probing::{Attempts, Path, Probing};
+use super::probing::{Attempts, Probing};
 use super::server::{Purpose, Server};
 use crate::backend::{
     Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, Prepared, ReportedRole,
@@ -27,7 +27,8 @@ use crate::backend::{
 };
 use crate::config::Checks;
 use crate::health::{
-    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Role, Verdict, Verdicts, Why,
+    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Path, Role, Verdict, Verdicts,
+    Why,
 };
 use crate::pool::{Ended, Session};
 use crate::position::{Lag, Position};
@@ -370,6 +371,12 @@ impl<DB: Driver> Watch<DB> {
     /// number, which may be in the middle of a write elsewhere. There two connections are seen to have the same
     /// session, or one of them to have several.
     async fn path(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Path {
+        let path = self.test_path(server, probing).await;
+        server.health.tested(path);
+        path
+    }
+
+    async fn test_path(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Path {
         /// The other one first, as the session that the monitor has just used is the likeliest to be given out next;
         /// then each twice in a row, for poolers that give them out in turn.
         const TURNS: [usize; 6] = [1, 0, 0, 1, 1, 0];
@@ -422,11 +429,13 @@ impl<DB: Driver> Watch<DB> {
         probing: &mut Option<Probing<DB>>,
         missed: &mut u32,
     ) {
-        if probing
-            .as_ref()
-            .is_some_and(|probing| probing.instance.is_some() && probing.path == Path::Untested)
-        {
-            self.path(server, probing).await;
+        match probing {
+            Some(Probing { instance: Some(_), path: Path::Untested, .. }) => {
+                self.path(server, probing).await;
+            }
+            // A server that does not tell who it is tells no sessions apart either.
+            Some(Probing { instance: None, .. }) => server.health.tested(Path::Unknown),
+            Some(_) | None => {}
         }
         let Some(Probing { instance: Some(instance), session, opened, .. }) = probing else { return };
         let (instance, own) = (*instance, *session);

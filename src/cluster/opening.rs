@@ -14,7 +14,7 @@ use super::{Inner, Servers};
 use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver, Settings};
 use crate::config::{Config, ServerConfig, SlaveConfig, SlaveLog};
-use crate::health::{Health, Mastership, ServerId};
+use crate::health::{Health, Mastership, ServerId, Subject};
 use crate::pin::Pins;
 use crate::pool::{Pool, PoolOptions, Sessions};
 
@@ -72,7 +72,7 @@ impl Opening {
     /// The master first. Of the slaves, those that need not be discovered.
     fn servers<DB: Driver>(&self) -> Result<Vec<Arc<Server<DB>>>, String> {
         let Config { master, master_reads, slaves, .. } = &*self.config;
-        let health = self.health(master, SlaveLog::Masters);
+        let health = self.health(master, Subject::Server, SlaveLog::Masters);
 
         let mut read_way = None;
         let mut pools = Pools {
@@ -89,7 +89,7 @@ impl Opening {
         let mut servers = Vec::new();
         let mut master_server = self.server(master, Purpose::Master, 1, health, pools)?;
         if master_reads.address != master.address {
-            let health = self.health(master_reads, SlaveLog::Masters);
+            let health = self.health(master_reads, Subject::MasterReads, SlaveLog::Masters);
             let (read_master, reserve) = self.master_reads(&master_reads.settings, &health)?;
             let pools = Pools { read_master, reserve, read_write: None, read_slave: None };
             read_way = Some(Arc::new(self.server(master_reads, Purpose::MasterReads, 1, health, pools)?));
@@ -99,7 +99,7 @@ impl Opening {
         servers.push(Arc::new(master_server));
 
         for slave in slaves.iter().filter(|slave| slave.discover.is_none()) {
-            let health = self.health(&slave.server, slave.log);
+            let health = self.health(&slave.server, Subject::Server, slave.log);
             servers.push(Arc::new(self.slave(slave, &slave.server, health)?));
         }
         servers.extend(read_way);
@@ -118,7 +118,7 @@ impl Opening {
         while servers.all().iter().any(|server| **server.health.name() == *config.name) {
             config.name.push_str("-2");
         }
-        let health = self.health(&config, entry.log);
+        let health = self.health(&config, Subject::Server, entry.log);
         health.is_new();
         let server = self.slave(entry, &config, health)?;
         Ok(Server { discovered: Some(discovered), ..server })
@@ -154,9 +154,10 @@ impl Opening {
         self.server(slave, Purpose::Slave, entry.weight, health, pools)
     }
 
-    fn health(&self, server: &ServerConfig, log: SlaveLog) -> Arc<Health> {
+    fn health(&self, server: &ServerConfig, subject: Subject, log: SlaveLog) -> Arc<Health> {
         let id = ServerId(self.opened.fetch_add(1, Ordering::Relaxed));
-        Health::new(id, self.database, Arc::from(server.name.as_str()), log, self.mastership.clone())
+        let name = Arc::from(server.name.as_str());
+        Health::new(id, subject, self.database, name, log, self.mastership.clone())
     }
 
     fn pool<DB: Driver>(
@@ -206,8 +207,9 @@ impl Opening {
     ) -> Result<Server<DB>, String> {
         let access = if purpose == Purpose::Slave { Access::ReadSlave } else { Access::ReadMaster };
         let prober = Prober {
-            // A probe each second would drown the application's statements.
-            options: DB::options(&config.settings, access)?.disable_statement_logging(),
+            // It only reads, and has to get through where a proxy refuses what makes connections read-only. A probe each
+            // second would drown the application's statements.
+            options: DB::plain_options(&config.settings, access)?.disable_statement_logging(),
             position_requests: PositionRequests::default(),
         };
         if !config.settings.prepared_statements {

@@ -13,7 +13,7 @@ use sqlx::ConnectOptions;
 use super::server::Server;
 use crate::backend::keepalive::keep_alive;
 use crate::backend::{Access, Conn, Depth, Driver, Instance, Observation, Options, Prepared, SessionId};
-use crate::health::Health;
+use crate::health::{Health, Path};
 use crate::pool::LONGEST_OPENING;
 
 pub(super) struct Probing<DB: Driver> {
@@ -25,18 +25,6 @@ pub(super) struct Probing<DB: Driver> {
     /// To open it, and to look at the server for the first time.
     pub(super) took: Duration,
     pub(super) path: Path,
-}
-
-/// What is known of the way to a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Path {
-    Untested,
-    /// The test has failed.
-    Unknown,
-    /// Each connection has a session of its own for its whole life.
-    Straight,
-    /// A pooler gives each transaction the session that is free.
-    Pooled,
 }
 
 /// A connection, and the first look by it.

@@ -12,7 +12,7 @@ use rocket::tokio::time::{Instant, sleep};
 use super::discovery::Discovered;
 use super::monitor::Prober;
 use crate::backend::{Access, Driver};
-use crate::health::{Health, Role, ServerId};
+use crate::health::{Health, NodeState, Role, ServerId};
 use crate::pool::{Asker, Checkout, Failure, Pool};
 
 /// How long whoever reads from a server that leaves can go on with another query there.
@@ -123,6 +123,12 @@ impl<DB: Driver> Server<DB> {
     /// Who is asked for reads while it is the master.
     pub(crate) fn read_way(&self) -> &Self {
         self.read_way.as_deref().unwrap_or(self)
+    }
+
+    /// How its `read_url` is while it is the master, where that is another address.
+    pub(crate) fn read_url_state(&self) -> Option<NodeState> {
+        let read_way = self.read_way.as_ref().filter(|_| self.health.role() == Role::Master)?;
+        Some(read_way.health.state())
     }
 
     pub(crate) fn pool(&self, access: Access) -> Option<&Arc<Pool<DB>>> {

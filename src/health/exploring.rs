@@ -8,15 +8,16 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 use rocket::tokio::sync::{Notify, watch};
 
-use super::{AtomicState, Health, Mastership};
+use super::{AtomicState, Health, Mastership, Way};
 
 impl Health {
     /// Another one that knows the same, of a process with a mastership of its own: for a search through states.
     pub(crate) fn copy(&self, mastership: Arc<Mastership>) -> Arc<Self> {
-        let Self { id, database, name, log, origin, .. } = self;
+        let Self { id, subject, database, name, log, origin, .. } = self;
         let u64_of = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
         Arc::new(Self {
             id: *id,
+            subject: *subject,
             database,
             name: name.clone(),
             log: *log,
@@ -35,6 +36,7 @@ impl Health {
             instance: u64_of(&self.instance),
             shared_until: u64_of(&self.shared_until),
             is_pooled: AtomicBool::new(self.is_pooled()),
+            way: Way::default(),
             replayed: ArcSwapOption::new(self.replayed.load_full()),
             lag: u64_of(&self.lag),
             copied: self.copied.clone(),

@@ -14,8 +14,10 @@ use rocket::tokio::sync::{Notify, watch};
 
 use crate::backend::{Copied, Instance, is_login_refused};
 use crate::config::{PinnedWithoutMaster, SlaveLog};
+use crate::one_line::OneLine;
 use crate::position::{Lag, Position};
 
+use path::Way;
 use state::AtomicState;
 
 mod counts;
@@ -24,6 +26,7 @@ mod exploring;
 mod history;
 mod lateness;
 mod mastership;
+mod path;
 mod state;
 mod verdict;
 
@@ -32,6 +35,7 @@ pub(crate) use counts::ServerCounts;
 #[cfg(feature = "status")]
 pub(crate) use history::{History, LAG_PERIOD, LagSample};
 pub(crate) use mastership::{Mastership, ServerId, Term};
+pub(crate) use path::{Enforced, Path};
 pub(crate) use state::Use;
 pub use state::{NodeState, NodeStatus, Role};
 
@@ -47,8 +51,17 @@ struct Replayed {
     seen: Instant,
 }
 
+/// What a [`Health`] is the health of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Server,
+    /// The way to the master by which reads go there, where that is another address: `read_url`.
+    MasterReads,
+}
+
 pub(crate) struct Health {
     id: ServerId,
+    subject: Subject,
     database: &'static str,
     name: Arc<str>,
     log: SlaveLog,
@@ -81,6 +94,7 @@ pub(crate) struct Health {
     /// Whether a pooler in between gives each transaction the connection that is free, so that none leads to a certain
     /// instance or session.
     is_pooled: AtomicBool,
+    way: Way,
     replayed: ArcSwapOption<Replayed>,
     /// Milliseconds, or [`UNKNOWN`].
     lag: AtomicU64,
@@ -99,6 +113,7 @@ impl Health {
     /// `log`: which one it replays as a slave.
     pub(crate) fn new(
         id: ServerId,
+        subject: Subject,
         database: &'static str,
         name: Arc<str>,
         log: SlaveLog,
@@ -106,6 +121,7 @@ impl Health {
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
+            subject,
             database,
             name,
             log,
@@ -124,6 +140,7 @@ impl Health {
             instance: AtomicU64::new(0),
             shared_until: AtomicU64::new(0),
             is_pooled: AtomicBool::new(false),
+            way: Way::default(),
             replayed: ArcSwapOption::empty(),
             lag: AtomicU64::new(UNKNOWN),
             copied: OnceLock::new(),
@@ -280,6 +297,7 @@ impl Health {
 
     fn fail(&self, state: NodeState, error: &sqlx::Error) {
         let lets_in = !is_login_refused(error);
+        let error = OneLine(error);
         let did_let_in = self.lets_in.swap(lets_in, Ordering::AcqRel);
         match (did_let_in, lets_in) {
             _ if self.is_leaving.load(Ordering::Acquire) => {}
@@ -322,8 +340,9 @@ impl Health {
                 let proved = match (self.role(), before) {
                     (_, NodeState::Up) => return,
                     (_, NodeState::New | NodeState::Suspect | NodeState::NotCopied) => true,
-                    // Nobody can stand in for it.
+                    // No other server stands in for it.
                     (Role::Master, _) => true,
+                    _ if self.subject == Subject::MasterReads => true,
                     (Role::Slave, _) => successes >= SUCCESSES || first,
                 };
                 if !proved {
@@ -337,6 +356,7 @@ impl Health {
 
     /// One line for each change.
     fn turn(&self, state: NodeState, more: impl fmt::Display) {
+        let more = OneLine(more);
         let Some(before) = self.state.turn(state) else { return };
         if before != state {
             self.counts.changed(self.state());
@@ -614,9 +634,13 @@ pub(crate) enum Replay {
 }
 
 impl fmt::Display for Health {
-    /// As in `` slave `db-2` of database `blog` ``.
+    /// As in `` slave `db-2` of database `blog` ``, and `` master's `read_url` of database `blog` ``.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}` of database `{}`", self.role(), self.name, self.database)
+        match self.subject {
+            Subject::Server => write!(f, "{} `{}`", self.role(), self.name)?,
+            Subject::MasterReads => f.write_str("master's `read_url`")?,
+        }
+        write!(f, " of database `{}`", self.database)
     }
 }
 

@@ -171,6 +171,8 @@ pub struct NodeStatus {
     /// How many of its connections are in use, being opened, or kept for the next query of a request: for a slave those
     /// for reads, for the master all.
     pub busy: u32,
+    /// How the master can be read from, where `read_url` leads to another address than `url`.
+    pub read_url: Option<NodeState>,
 }
 
 /// What a server is wanted for.

@@ -2,7 +2,14 @@ use super::*;
 
 fn new(role: Role) -> Arc<Health> {
     let master = if role == Role::Master { ServerId(1) } else { ServerId(0) };
-    Health::new(ServerId(1), "app", Arc::from("db"), SlaveLog::Masters, Arc::new(Mastership::new(master)))
+    Health::new(
+        ServerId(1),
+        Subject::Server,
+        "app",
+        Arc::from("db"),
+        SlaveLog::Masters,
+        Arc::new(Mastership::new(master)),
+    )
 }
 
 fn server(role: Role) -> Arc<Health> {
@@ -128,7 +135,8 @@ fn a_server_that_goes_down_begins_a_generation_and_a_suspect_does_not() {
 fn a_slave_that_was_discovered_serves_after_one_good_probe() {
     let new = || {
         let mastership = Arc::new(Mastership::new(ServerId(0)));
-        let health = Health::new(ServerId(1), "app", Arc::from("db"), SlaveLog::Masters, mastership);
+        let health =
+            Health::new(ServerId(1), Subject::Server, "app", Arc::from("db"), SlaveLog::Masters, mastership);
         health.is_new();
         health
     };
@@ -166,8 +174,16 @@ fn a_contested_master_is_read_from_but_not_written_to() {
 #[test]
 fn whoever_becomes_the_master_is_called_one() {
     let mastership = Arc::new(Mastership::new(ServerId(0)));
-    let health =
-        |id| Health::new(ServerId(id), "app", Arc::from("db"), SlaveLog::Masters, mastership.clone());
+    let health = |id| {
+        Health::new(
+            ServerId(id),
+            Subject::Server,
+            "app",
+            Arc::from("db"),
+            SlaveLog::Masters,
+            mastership.clone(),
+        )
+    };
     let (old, new) = (health(0), health(1));
     assert_eq!(
         (old.to_string(), new.to_string()),

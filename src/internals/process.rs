@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 pub use crate::backend::Instance;
 use crate::backend::{Access, Observation};
 use crate::config::{Checks, PinnedWithoutMaster, ReadShare, SlaveLog, UnknownLag};
-use crate::health::{Finding, Health, Mastership, Role, ServerId, Use, Verdicts};
+use crate::health::{Finding, Health, Mastership, Role, ServerId, Subject, Use, Verdicts};
 use crate::pin::{Evidence, Needed, Window};
 use crate::position::Position;
 use crate::routing::{
@@ -120,7 +120,14 @@ impl Process {
         let ids: Vec<_> = (0..servers).map(id).collect();
         let mastership = Arc::new(Mastership::new(ids[0]));
         let health = |id: &ServerId| {
-            Health::new(*id, "model", Arc::from(id.0.to_string()), SlaveLog::Masters, mastership.clone())
+            Health::new(
+                *id,
+                Subject::Server,
+                "model",
+                Arc::from(id.0.to_string()),
+                SlaveLog::Masters,
+                mastership.clone(),
+            )
         };
         Self {
             verdicts: Verdicts::new(ids[0], &ids, checks),

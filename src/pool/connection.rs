@@ -18,6 +18,7 @@ use sqlx::pool::{PoolConnection, PoolOptions};
 use super::counts::{CloseCause, Closing, PoolCounts};
 use super::custody::{Custody, Ended, Lending};
 use super::holder::{Asker, Holder};
+use super::read_only::Told;
 use super::{Permit, Pool};
 use crate::backend::keepalive::keep_alive;
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
@@ -74,6 +75,7 @@ impl<DB: Driver> Connection<DB> {
     pub(super) async fn open(
         pool: &Pool<DB>,
         options: Options<DB>,
+        told: Told,
     ) -> Result<PooledConnection<DB>, sqlx::Error> {
         let state = Arc::new(ConnectionState {
             opened: Instant::now(),
@@ -109,6 +111,9 @@ impl<DB: Driver> Connection<DB> {
             .connect_lazy_with(options.clone());
         let mut conn = single.acquire().await?;
         keep_alive::<DB>(&options);
+        if told == Told::ToBeReadOnly {
+            DB::make_read_only(&mut conn).await?;
+        }
         let mut prepared = DB::prepare(&mut conn, pool.access()).await?;
         prepared.accept(pool.access())?;
         if !pool.prepared_statements() || pool.health().is_pooled() {

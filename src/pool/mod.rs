@@ -51,7 +51,7 @@ pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
 pub(crate) use sessions::Session;
 pub(crate) use watch::{Outcome, OutcomeUnknown, StatementError, Watch};
 
-use connection::{Connection, PooledConnection};
+use connection::PooledConnection;
 use holder::TimedOut;
 use queue::{Entry, Owner, Queue, Receiver, Refusal, Ticker};
 use read_only::ReadOnlyCheck;
@@ -108,7 +108,7 @@ pub(crate) struct Pool<DB: Driver> {
     health: Arc<Health>,
     counts: Arc<PoolCounts>,
     /// Where connections are made read-only: whether they are.
-    read_only: Option<ReadOnlyCheck>,
+    read_only: Option<ReadOnlyCheck<DB>>,
     /// Has a permit for each connection that is in use, kept, or being opened.
     queue: Queue<Self>,
     /// How many have a permit, and wait for a connection that works.
@@ -160,15 +160,22 @@ impl From<Failure> for sqlx::Error {
     }
 }
 
+/// Options by which sqlx does not warn of slow statements, as a [`Watch`] does.
+fn quiet<O: ConnectOptions>(options: O) -> O {
+    options.log_slow_statements(log::LevelFilter::Off, Duration::MAX)
+}
+
 impl<DB: Driver> Pool<DB> {
     /// Opens no connection yet. Fails only on settings that `Config` would not have let through.
     pub(crate) fn new(options: PoolOptions<'_>) -> Result<Arc<Self>, String> {
         let PoolOptions { database, access, settings, timeout, check_timeout, health } = options;
-        let check = !access.writes() && settings.enforce_read_only;
+        let read_only = (!access.writes() && settings.enforce_read_only).then(|| {
+            let plain = quiet(DB::plain_options(settings, access)?);
+            Ok::<_, String>(ReadOnlyCheck::new(database, health.name().clone(), plain))
+        });
         Ok(Arc::new(Self {
             access,
-            // A `Watch` warns of slow statements.
-            options: DB::options(settings, access)?.log_slow_statements(log::LevelFilter::Off, Duration::MAX),
+            options: quiet(DB::options(settings, access)?),
             prepared_statements: settings.prepared_statements,
             timeout,
             check_timeout,
@@ -176,7 +183,7 @@ impl<DB: Driver> Pool<DB> {
             max_lifetime: MAX_LIFETIME,
             min_connections: settings.min_connections,
             max_connections: settings.max_connections,
-            read_only: check.then(|| ReadOnlyCheck::new(database, health.name().clone())),
+            read_only: read_only.transpose()?,
             queue: Queue::new(settings.max_connections),
             connecting: AtomicU32::new(0),
             open: Mutex::default(),
@@ -237,9 +244,11 @@ impl<DB: Driver> Pool<DB> {
         self.begin_read_only().is_some() || self.read_only.as_ref().is_some_and(ReadOnlyCheck::holds)
     }
 
-    /// What begins the transactions of reads where a pooler in between may drop the settings of a connection.
+    /// What begins the transactions of reads where a pooler in between may drop or refuse the settings of a connection.
     pub(crate) fn begin_read_only(&self) -> Option<&'static str> {
-        DB::BEGIN_READ_ONLY.filter(|_| !self.prepared_statements && !self.access.writes())
+        let is_by_transactions = || self.read_only.as_ref().is_some_and(ReadOnlyCheck::is_by_transactions);
+        let is_wanted = !self.access.writes() && (!self.prepared_statements || is_by_transactions());
+        DB::BEGIN_READ_ONLY.filter(|_| is_wanted)
     }
 
     /// How many connections are in use, or kept for a session.
@@ -464,10 +473,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     async fn open_one(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
-        let conn = Connection::open(self, self.options.clone()).await?;
-        if let Some(check) = &self.read_only {
-            check.found(conn.state.prepared().read_only, self.begin_read_only().is_some());
-        }
+        let conn = self.open_accepted().await?;
         let mut open = self.open();
         open.retain(|state| state.strong_count() > 0);
         open.push(Arc::downgrade(&conn.state));

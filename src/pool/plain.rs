@@ -9,7 +9,7 @@ use sqlx::pool::PoolOptions;
 use super::Pool;
 use crate::backend::keepalive::keep_alive;
 use crate::backend::{Access, Driver};
-use crate::health::Health;
+use crate::health::{Health, Path};
 use crate::sync::MutexGuard;
 
 /// Whether sqlx may hand out a connection: not for writes where this crate would not write either.
@@ -23,7 +23,7 @@ impl<DB: Driver> Pool<DB> {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(crate) fn plain(&self) -> sqlx::Pool<DB> {
+    pub(crate) fn plain(self: &Arc<Self>) -> sqlx::Pool<DB> {
         let mut plain = self.lock_plain();
         if let Some(plain) = plain.as_ref().filter(|plain| !plain.is_closed()) {
             return plain.clone();
@@ -32,21 +32,55 @@ impl<DB: Driver> Pool<DB> {
         if self.queue.is_closed() {
             // The application has shut down.
             drop(opened.close());
+        } else {
+            self.try_options();
         }
         plain.insert(opened).clone()
     }
 
+    /// Finds out by a connection of this pool whether a proxy refuses the options. sqlx's pool does not ask this one when it
+    /// opens connections, and passes each refusal on to its caller.
+    fn try_options(self: &Arc<Self>) {
+        if DB::MAY_REFUSE_OPTIONS && self.read_only.is_some() && !self.health.refuses_options() {
+            let pool = self.clone();
+            self.spawn(async move {
+                if let Some(permit) = pool.queue.take_bare(&pool) {
+                    drop(Self::open_for(permit).await);
+                }
+            });
+        }
+    }
+
+    /// Has sqlx's pool, if there is one, open connections without what a proxy refuses.
+    pub(super) fn relax_plain(&self) {
+        if let (Some(plain), Some(read_only)) = (&*self.lock_plain(), &self.read_only) {
+            plain.set_connect_options(read_only.plain());
+        }
+    }
+
     fn open_plain(&self) -> sqlx::Pool<DB> {
         let (opened, kept): (Arc<Health>, Arc<Health>) = (self.health.clone(), self.health.clone());
-        let (access, options) = (self.access, self.options.clone());
+        let (access, patience) = (self.access, self.check_timeout * 2);
+        let is_checked = self.read_only.is_some();
+        let options = match &self.read_only {
+            Some(read_only) if self.health.refuses_options() => read_only.plain(),
+            _ => self.options.clone(),
+        };
+        let address = options.clone();
         PoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(self.timeout)
             .idle_timeout(self.idle_timeout)
             .after_connect(move |conn, _| {
-                let may_serve = may_serve(&opened, access);
-                keep_alive::<DB>(&options);
+                let (may_serve, health) = (may_serve(&opened, access), opened.clone());
+                keep_alive::<DB>(&address);
                 Box::pin(async move {
+                    if is_checked
+                        && health.refuses_options()
+                        && health.tested_path(patience).await == Path::Straight
+                    {
+                        DB::make_read_only(conn).await?;
+                    }
                     if !may_serve {
                         let refused = "writes are not possible at this server now";
                         return Err(sqlx::Error::Configuration(refused.into()));
@@ -58,7 +92,7 @@ impl<DB: Driver> Pool<DB> {
                 let may_serve = may_serve(&kept, access);
                 Box::pin(async move { Ok(may_serve) })
             })
-            .connect_lazy_with(self.options.clone())
+            .connect_lazy_with(options)
     }
 
     /// Lets nobody have another connection of the sqlx pool, if there is one. What is in use is closed when it comes

@@ -1,27 +1,55 @@
-//! Whether connections for reads are read-only, as they were told to be.
+//! How connections for reads are read-only, and whether they are, as they were told to be.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use log::error;
 
+use super::Pool;
+use super::connection::{Connection, PooledConnection};
+use crate::backend::{Driver, Options};
+use crate::health::{Enforced, Path};
+
 /// What the first connection of a pool for reads tells: a pooler in between may have dropped the setting
 /// without a word.
-pub(super) struct ReadOnlyCheck {
+pub(super) struct ReadOnlyCheck<DB: Driver> {
     database: &'static str,
     server: Arc<str>,
     read_only: OnceLock<bool>,
+    /// Options for a proxy that refuses those of the pool.
+    plain: Options<DB>,
+    /// The startup option is refused, and no `SET` may take its place: transactions are read-only, connections are not.
+    by_transactions: AtomicBool,
 }
 
-impl ReadOnlyCheck {
-    pub(super) fn new(database: &'static str, server: Arc<str>) -> Self {
-        Self { database, server, read_only: OnceLock::new() }
+/// What a new connection is told before it is prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Nothing,
+    ToBeReadOnly,
+}
+
+impl<DB: Driver> ReadOnlyCheck<DB> {
+    pub(super) fn new(database: &'static str, server: Arc<str>, plain: Options<DB>) -> Self {
+        let by_transactions = AtomicBool::new(false);
+        Self { database, server, read_only: OnceLock::new(), plain, by_transactions }
     }
 
     pub(super) fn holds(&self) -> bool {
         self.read_only.get().copied().unwrap_or(true)
     }
 
-    pub(super) fn found(&self, read_only: bool, transactions_are: bool) {
+    /// True where only transactions keep reads from writing.
+    pub(super) fn is_by_transactions(&self) -> bool {
+        self.by_transactions.load(Ordering::Acquire)
+    }
+
+    /// Options that no proxy refuses.
+    pub(super) fn plain(&self) -> Options<DB> {
+        self.plain.clone()
+    }
+
+    fn found(&self, read_only: bool, transactions_are: bool) {
         if self.read_only.set(read_only).is_ok() && !read_only {
             let what = if transactions_are { "`raw_sql` or `get()`" } else { "a GET" };
             error!(
@@ -31,5 +59,46 @@ impl ReadOnlyCheck {
                 self.database, self.server,
             );
         }
+    }
+}
+
+impl<DB: Driver> Pool<DB> {
+    /// Opens a connection by the options of this pool, or without what a proxy refuses of them.
+    pub(super) async fn open_accepted(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
+        let Some(check) = &self.read_only else {
+            return Connection::open(self, self.options.clone(), Told::Nothing).await;
+        };
+        if !self.health.refuses_options() {
+            let opened = Connection::open(self, self.options.clone(), Told::Nothing).await;
+            if !opened.as_ref().is_err_and(DB::refuses_options) {
+                let conn = opened?;
+                check.found(conn.state.prepared().read_only, self.begin_read_only().is_some());
+                return Ok(conn);
+            }
+        }
+        // A pooler that gives each transaction the session that is free would have the next write run in one that is
+        // read-only.
+        let path = self.health.tested_path(self.check_timeout * 2).await;
+        let told = if path == Path::Straight { Told::ToBeReadOnly } else { Told::Nothing };
+        let conn = Connection::open(self, check.plain(), told).await?;
+        // INVARIANT: after a connection was opened, as the words of a refusal may have meant something else.
+        self.health.found_refusal();
+        self.relax_plain();
+        let read_only = conn.state.prepared().read_only;
+        match told {
+            Told::ToBeReadOnly => {
+                if read_only {
+                    self.health.enforces(Enforced::BySession);
+                }
+                check.found(read_only, self.begin_read_only().is_some());
+            }
+            // A standby refuses writes by itself.
+            Told::Nothing if read_only => {}
+            Told::Nothing => {
+                check.by_transactions.store(true, Ordering::Release);
+                self.health.enforces(Enforced::ByTransaction);
+            }
+        }
+        Ok(conn)
     }
 }

@@ -11,7 +11,7 @@ use sqlx::{Executor, Sqlite};
 use super::*;
 use crate::backend::url::DatabaseUrl;
 use crate::config::SlaveLog;
-use crate::health::{Mastership, ServerId};
+use crate::health::{Mastership, ServerId, Subject};
 
 const MAX: u32 = 2;
 const SOON: Duration = Duration::from_secs(60);
@@ -51,7 +51,14 @@ fn pool(connect_timeout: Duration) -> (File, Arc<Pool<Sqlite>>) {
         settings: &settings,
         timeout: connect_timeout,
         check_timeout: SOON,
-        health: Health::new(master, "notes", Arc::from("master"), SlaveLog::Masters, mastership),
+        health: Health::new(
+            master,
+            Subject::Server,
+            "notes",
+            Arc::from("master"),
+            SlaveLog::Masters,
+            mastership,
+        ),
     });
     (File(file), pool.unwrap())
 }

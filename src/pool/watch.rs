@@ -9,6 +9,7 @@ use log::warn;
 use super::Pool;
 use super::connection::ConnectionState;
 use crate::backend::{Driver, Fault, Judgement, Remains};
+use crate::one_line::folded;
 
 /// A statement that failed. What comes after its watch reads this, and looks at no error again.
 #[derive(Debug)]
@@ -144,7 +145,7 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         let handler = self.state.holder().handler;
         let handler = handler.map(|handler| format!(", asked by `{handler}`")).unwrap_or_default();
         let took = self.took.as_secs_f64();
-        warn!("Slow statement on the {health}{handler}: {took:.1} s for {}", in_one_line(sql));
+        warn!("Slow statement on the {health}{handler}: {took:.1} s for {}", folded(sql, MAX_SHOWN));
     }
 }
 
@@ -189,22 +190,6 @@ const SLOW: Duration = Duration::from_secs(1);
 /// No more of a statement is logged: it may hold a thousand rows.
 const MAX_SHOWN: usize = 500;
 
-fn in_one_line(sql: &str) -> String {
-    let mut line = String::new();
-    for word in sql.split_whitespace() {
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(word);
-        if let Some((end, _)) = line.char_indices().nth(MAX_SHOWN) {
-            line.truncate(end);
-            line.push('…');
-            break;
-        }
-    }
-    line
-}
-
 /// The error of a write whose connection died before the answer came.
 #[derive(Debug)]
 pub(crate) struct OutcomeUnknown {
@@ -236,19 +221,5 @@ impl fmt::Display for OutcomeUnknown {
 impl std::error::Error for OutcomeUnknown {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.cause.as_ref().map(|cause| cause as _)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_statement_is_shown_in_one_line_that_ends() {
-        assert_eq!(in_one_line("\n  SELECT id\n    FROM notes\n"), "SELECT id FROM notes");
-        let long = in_one_line(&format!("INSERT INTO notes VALUES {}", "('ä'), ".repeat(1000)));
-        assert_eq!(long.chars().count(), MAX_SHOWN + 1);
-        assert!(long.starts_with("INSERT INTO notes VALUES ('ä'), ('ä'), ") && long.ends_with('…'));
-        assert_eq!(in_one_line(&"ä".repeat(600)).chars().count(), MAX_SHOWN + 1);
     }
 }

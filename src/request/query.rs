@@ -44,11 +44,11 @@ impl<DB: Driver> Query<DB> {
     /// What to run on a connection of this pool, and what holds it together there. The last attempt that there can be
     /// takes the arguments along.
     pub(super) fn attempt(&mut self, pool: &Pool<DB>) -> (Frame, Self) {
-        let frame = match self.arguments {
-            Some(_) if !pool.prepared_statements() => {
-                Frame::Transaction(pool.begin_read_only().unwrap_or("BEGIN"))
-            }
-            _ => Frame::Connection,
+        let frame = match (&self.arguments, pool.begin_read_only()) {
+            (None, _) => Frame::Connection,
+            (Some(_), Some(begin)) => Frame::Transaction(begin),
+            (Some(_), None) if pool.prepared_statements() => Frame::Connection,
+            (Some(_), None) => Frame::Transaction("BEGIN"),
         };
         let attempt = Self {
             sql: self.sql.clone(),

@@ -105,6 +105,7 @@ impl Site {
 
     /// Everybody reads their own writes, and nobody fails. How many were read from a slave.
     pub async fn misses_no_own_write(&mut self, rounds: usize) -> usize {
+        let log = || logbook::lines(&["`replicated`"]).join("\n");
         let (mut stale, mut by_slave, mut others_by_slave) = (0, 0, 0);
         for _ in 0..rounds {
             let pin = self.write().await.unwrap();
@@ -113,12 +114,13 @@ impl Site {
             let others = join_all((0..READERS).map(|_| self.read(None)));
             let (own, others) = tokio::join!(own, others);
             for read in own {
-                let (count, reason) = read.unwrap();
+                let (count, reason) = read.unwrap_or_else(|status| panic!("{status}: {}", log()));
                 stale += usize::from(count < self.written);
                 by_slave += usize::from(reason == "CaughtUp");
             }
             for read in others {
-                others_by_slave += usize::from(read.unwrap().1 == "ReadMethod");
+                let (_, reason) = read.unwrap_or_else(|status| panic!("{status}: {}", log()));
+                others_by_slave += usize::from(reason == "ReadMethod");
             }
         }
         assert_eq!(stale, 0, "own reads of {}", rounds * READERS);

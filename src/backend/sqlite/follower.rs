@@ -13,6 +13,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::backend::{Copied, Follower, Millis};
+use crate::one_line::OneLine;
 
 /// How long a copy waits for whoever holds a lock on one of the files.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -96,7 +97,7 @@ impl Copier {
                 // Opened anew next time: a file may have been replaced under the connection.
                 self.files = None;
                 if self.state != State::Failing {
-                    error!("The {name} cannot follow its master: {error}.");
+                    error!("The {name} cannot follow its master: {}.", OneLine(error));
                     self.state = State::Failing;
                 }
             }

@@ -59,7 +59,8 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
     /// | `GET /metrics` | Prometheus, and whoever reads OpenMetrics: with the feature `metrics` |
     /// | `GET /health` | load balancers: 200 if reads can be served, else 503; `?writes`: if writes can be, too |
     ///
-    /// `/health` alone asks for no guard, as load balancers cannot log in: it says `reads` and `writes`, and no name.
+    /// `/health` alone asks for no guard, as load balancers cannot log in: it says `reads` and `writes`, and no name. Where
+    /// `read_url` leads to another address than `url`, it also says whether the master can be read from there.
     ///
     /// ```rust
     /// # #[cfg(feature = "sqlite")] mod page {

@@ -77,7 +77,10 @@ pub(super) fn content(snapshot: &Snapshot, base: &str, drills: Drills) -> Markup
 
 fn summary(snapshot: &Snapshot) -> Markup {
     let servers = &snapshot.servers;
-    let (up, all) = (servers.iter().filter(|server| mood(server.state) == WELL).count(), servers.len());
+    let is_up = |server: &&ServerSnapshot| {
+        mood(server.state) == WELL && server.read_url.is_none_or(|state| mood(state) == WELL)
+    };
+    let (up, all) = (servers.iter().filter(is_up).count(), servers.len());
     let is_well = up == all && snapshot.health.reads && snapshot.health.writes;
     let (reads, writes) = (snapshot.health.reads, snapshot.health.writes);
     let what = match (reads, writes) {
@@ -113,6 +116,7 @@ fn card(server: &ServerSnapshot, snapshot: &Snapshot, context: &Context<'_>) -> 
             p.badges {
                 span.badge.(server.role) { (server.role) } " "
                 span.badge.(mood(server.state)) { (server.state) }
+                @if let Some(state) = server.read_url { " " span.badge.(mood(state)) { "read_url: " (state) } }
             }
             @if let Some(address) = &server.address { p.address { code { (address) } } }
             p.meaning { (meaning(server)) }

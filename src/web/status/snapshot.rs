@@ -50,6 +50,10 @@ pub(super) struct Snapshot {
 pub(super) struct Health {
     pub(super) reads: bool,
     pub(super) writes: bool,
+    /// Whether the master can be read from, where `read_url` leads to another address than `url`. Pinned reads need that,
+    /// unless `pinned_without_master` lets slaves stand in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) read_url: Option<bool>,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,6 +65,9 @@ pub(super) struct ServerSnapshot {
     pub(super) role: Role,
     #[serde(serialize_with = "displayed")]
     pub(super) state: NodeState,
+    /// Of the master's `read_url`, where that leads to another address than `url`.
+    #[serde(serialize_with = "state", skip_serializing_if = "Option::is_none")]
+    pub(super) read_url: Option<NodeState>,
     /// In seconds.
     #[serde(serialize_with = "seconds")]
     pub(super) lag: Option<Duration>,
@@ -113,7 +120,7 @@ impl Health {
     pub(super) fn of<DB: Driver>(inner: &Inner<DB>) -> Self {
         let without_master = inner.config.pinned_without_master;
         let serves = |server: &Server<DB>| match server.health.role() {
-            Role::Master => server.health.answers(Use::MasterReads),
+            Role::Master => server.read_way().health.answers(Use::MasterReads),
             Role::Slave => {
                 let health = &server.health;
                 server.may_be_slave() && (health.is_usable() || health.is_last_resort(without_master))
@@ -121,7 +128,12 @@ impl Health {
         };
         let servers = inner.servers.all();
         let mut configured = servers.iter().filter(|server| server.purpose != Purpose::MasterReads);
-        Self { reads: configured.any(|server| serves(server)), writes: inner.is_writable() }
+        let master = inner.servers.master(&inner.mastership);
+        Self {
+            reads: configured.any(|server| serves(server)),
+            writes: inner.is_writable(),
+            read_url: master.read_url_state().map(|_| serves(&master)),
+        }
     }
 }
 
@@ -141,7 +153,7 @@ impl Snapshot {
                 became: *became,
             };
             changes.extend(counted.latest_changes.iter().map(named));
-            let history = server.health.history();
+            let (history, read_url) = (server.health.history(), server.read_url_state());
             Some(ServerSnapshot {
                 address: settings::address(&inner.config, &counted.name),
                 lag: counted.lag,
@@ -152,6 +164,7 @@ impl Snapshot {
                 name: counted.name,
                 role: counted.role,
                 state: counted.state,
+                read_url,
                 choices: counted.choices,
             })
         };
@@ -212,6 +225,10 @@ fn displayed<S: Serializer>(value: &impl std::fmt::Display, serializer: S) -> Re
 
 fn role<S: Serializer>(role: &Option<Role>, serializer: S) -> Result<S::Ok, S::Error> {
     role.map(Role::as_str).serialize(serializer)
+}
+
+fn state<S: Serializer>(state: &Option<NodeState>, serializer: S) -> Result<S::Ok, S::Error> {
+    state.map(NodeState::as_str).serialize(serializer)
 }
 
 fn seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

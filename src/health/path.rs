@@ -1,0 +1,103 @@
+//! What is known of the way to a server, which may lead through a pooler or another proxy.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use log::warn;
+use rocket::tokio::sync::watch;
+use rocket::tokio::time::timeout;
+
+use super::Health;
+
+/// How the way keeps the sessions of connections apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    Untested,
+    /// The test has failed.
+    Unknown,
+    /// Each connection has a session of its own for its whole life.
+    Straight,
+    /// A pooler gives each transaction the session that is free.
+    Pooled,
+}
+
+/// What makes reads read-only where a proxy refuses the startup option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Enforced {
+    /// A `SET` for the session of each connection.
+    BySession = 1,
+    /// What begins each transaction.
+    ByTransaction,
+}
+
+#[derive(Debug)]
+pub(super) struct Way {
+    path: watch::Sender<Path>,
+    /// A proxy refuses the startup options of read-only connections. It is not asked again in this process: a `SET` does as
+    /// well once it accepts them.
+    refuses_options: AtomicBool,
+    /// The [`Enforced`] that the log has told last, or 0.
+    told: AtomicU8,
+}
+
+impl Default for Way {
+    fn default() -> Self {
+        Self {
+            path: watch::Sender::new(Path::Untested),
+            refuses_options: AtomicBool::new(false),
+            told: AtomicU8::new(0),
+        }
+    }
+}
+
+impl Health {
+    /// The monitor has tested the way. A test that failed says nothing against an earlier one.
+    pub(crate) fn tested(&self, path: Path) {
+        self.way.path.send_if_modified(|known| {
+            let is_news = path != Path::Unknown || *known == Path::Untested;
+            is_news && std::mem::replace(known, path) != path
+        });
+    }
+
+    /// The way as the monitor has tested it, or does soon. Nobody waits for that for longer than `patience`.
+    pub(crate) async fn tested_path(&self, patience: Duration) -> Path {
+        let mut path = self.way.path.subscribe();
+        let is_untested = *path.borrow() == Path::Untested;
+        if is_untested && !self.is_pooled() {
+            self.request_probe();
+            let _ = timeout(patience, path.wait_for(|path| *path != Path::Untested)).await;
+        }
+        if self.is_pooled() { Path::Pooled } else { *path.borrow() }
+    }
+
+    pub(crate) fn refuses_options(&self) -> bool {
+        self.way.refuses_options.load(Ordering::Acquire)
+    }
+
+    /// A proxy refuses startup options, and accepts connections without them.
+    pub(crate) fn found_refusal(&self) {
+        self.way.refuses_options.store(true, Ordering::Release);
+    }
+
+    /// Tells once how reads are read-only without the startup option.
+    pub(crate) fn enforces(&self, enforced: Enforced) {
+        if self.way.told.swap(enforced as u8, Ordering::AcqRel) == enforced as u8 {
+            return;
+        }
+        let instead = match enforced {
+            Enforced::BySession => {
+                "Each connection is made read-only by a `SET` once it is open, which a pooler of transactions would lose."
+            }
+            Enforced::ByTransaction => {
+                "A `SET` may hit the writes of others, as connections are not known to have sessions of their \
+                 own there. Reads with arguments and `begin()` are read-only transactions instead, which cost \
+                 round trips. What goes through `get()`, or has no arguments, may write."
+            }
+        };
+        warn!(
+            "The {self} refuses startup options, by one of which connections for reads are read-only \
+             (`enforce_read_only`). {instead} pgbouncer accepts this option from 1.26 on, and drops it with \
+             `ignore_startup_parameters = options`. With `enforce_read_only = false` it is not asked for."
+        );
+    }
+}
