@@ -358,7 +358,7 @@ fn a_slave_that_was_read_only_succeeds_with_all_that_the_master_had() {
         role,
         system: None,
         position: Position::parse_gtid_set(&format!("{SOURCE}:1-{last}")),
-        contents: None,
+        ..Observation::default()
     };
     let succeeds = |before: ReportedRole, master: Option<&Observation>, last| {
         let mut verdicts = new(&CHECKS);
