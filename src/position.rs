@@ -233,6 +233,10 @@ impl Position {
 pub(crate) struct History {
     /// The latest at the end.
     seen: VecDeque<Seen>,
+    /// When the latest look at the master began.
+    looked: Option<Instant>,
+    /// What the latest look told, where it is less than what was known before.
+    less: Option<Position>,
 }
 
 #[derive(Clone, Debug)]
@@ -260,15 +264,20 @@ impl History {
     const RESOLUTION: u32 = 60;
 
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
-        // PostgreSQL flushes more and more of a timeline. What a look tells may be less than what was known before.
-        let is_known = |latest: &Seen| match &position {
-            Position::Lsn { .. } => latest.position.includes(&position),
-            _ => latest.position == position,
-        };
+        let less = self.less.take();
+        let gap = self.looked.replace(at).map_or(Duration::ZERO, |looked| at - looked);
+        // PostgreSQL flushes more and more of a timeline, of which a look may tell less than what was known before.
+        let is_less = matches!(position, Position::Lsn { .. });
         match self.seen.back_mut() {
-            Some(latest) if is_known(latest) => latest.until = at,
-            latest => {
-                let gap = latest.map_or(Duration::ZERO, |latest| at - latest.until);
+            Some(latest) if latest.position == position => latest.until = at,
+            Some(latest) if is_less && latest.position.includes(&position) => {
+                // The master stands still. Else it may be beyond what was known.
+                if less.as_ref() == Some(&position) {
+                    latest.until = at;
+                }
+                self.less = Some(position);
+            }
+            _ => {
                 self.seen.push_back(Seen { position, since: at, until: at, gap });
                 self.thin_out(at);
             }
@@ -308,7 +317,10 @@ impl History {
         if let (Position::Time(master), Position::Time(slave)) = (&latest.position, replayed) {
             return Some(Lag::AtMost(Duration::from_millis(master.saturating_sub(*slave))));
         }
-        let behind = |seen: &Seen| latest.until - seen.until;
+        let behind = |seen: &Seen| self.looked.map_or(Duration::ZERO, |looked| looked - seen.until);
+        if replayed.reaches(&latest.position) {
+            return Some(Lag::AtMost(Duration::ZERO));
+        }
         let reached = self.seen.iter().rev().find(|seen| replayed.reaches(&seen.position));
         match reached {
             Some(reached) => Some(Lag::AtMost(behind(reached))),
@@ -330,8 +342,7 @@ impl History {
 
     /// This lag, where the master has not been seen since it was last.
     pub(crate) fn unseen(&self, lag: Lag, now: Instant) -> Lag {
-        let unseen =
-            self.seen.back().map_or(Duration::ZERO, |latest| now.saturating_duration_since(latest.until));
+        let unseen = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
         match lag {
             Lag::AtMost(lag) => Lag::AtMost(lag + unseen),
             Lag::MoreThan(lag) => Lag::MoreThan(lag + unseen),

@@ -395,8 +395,11 @@ mod postgresql {
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("CREATE TABLE steps (step SERIAL); INSERT INTO steps DEFAULT VALUES; GRANT SELECT ON steps TO app");
         cluster.wait_caught_up();
-        let (_client, nodes) = launch(&section(master, slave)).await;
-        eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
+        let keys = "lag_window = 5\ncheck_interval = 0.1\ncheck_timeout = 2\nmax_lag = 2\n";
+        let rocket = rocket_over(&format!("{}{keys}", section(master, slave))).attach(Replicated::fairing());
+        let client = Client::untracked(rocket).await.unwrap();
+        let nodes = Replicated::fetch(client.rocket()).unwrap();
+        eventually("the slave", async || states(nodes) == [NodeState::Up; 2]).await;
         let writer = tokio::spawn({
             let pool = sqlx::PgPool::connect(&master.admin_url()).await.unwrap();
             async move {
@@ -411,12 +414,12 @@ mod postgresql {
             slave.sql("SELECT pg_reload_conf()");
         };
 
-        // What probes find of it is above `max_lag` now and then.
-        delay("450ms");
+        // What probes find of it is above `max_lag` now and then, and below three quarters never.
+        delay("1950ms");
         let (mut changes, mut steps_back, mut before, mut seen) = (0, 0, NodeState::Up, 0);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(8) {
-            let state = status_of(&nodes, "slave-1").state;
+            let state = status_of(nodes, "slave-1").state;
             changes += usize::from(state != before);
             before = state;
             let db = nodes.read(None);
@@ -429,7 +432,7 @@ mod postgresql {
         assert_eq!((before, changes, steps_back), (NodeState::Behind, 1, 0));
 
         delay("0");
-        eventually("its return", async || status_of(&nodes, "slave-1").state == NodeState::Up).await;
+        eventually("its return", async || status_of(nodes, "slave-1").state == NodeState::Up).await;
         writer.abort();
     }
 

@@ -200,8 +200,18 @@ fn a_look_that_tells_less_of_a_timeline_takes_nothing_back() {
     history.record(lsn(1, 15), begin + s(1));
     assert_eq!(history.latest(), Some(&lsn(1, 20)));
     assert_eq!(history.lag(&lsn(1, 20)), Some(Lag::AtMost(s(0))));
-    assert_eq!(history.lag(&lsn(1, 15)), Some(Lag::MoreThan(s(0))));
-    history.record(lsn(2, 15), begin + s(2));
+    assert_eq!(history.lag(&lsn(1, 15)), Some(Lag::MoreThan(s(1))));
+    // It may have been further all the time that it has moved for.
+    history.record(lsn(1, 16), begin + s(2));
+    history.record(lsn(1, 30), begin + s(3));
+    assert_eq!((history.lag(&lsn(1, 20)), history.gap(&lsn(1, 20))), (Some(Lag::AtMost(s(3))), s(1)));
+    // It stands still.
+    for second in 4..8 {
+        history.record(lsn(1, 25), begin + s(second));
+    }
+    history.record(lsn(1, 40), begin + s(8));
+    assert_eq!((history.lag(&lsn(1, 30)), history.gap(&lsn(1, 30))), (Some(Lag::AtMost(s(1))), s(1)));
+    history.record(lsn(2, 15), begin + s(9));
     assert_eq!(history.latest(), Some(&lsn(2, 15)), "another history");
 }
 
