@@ -104,6 +104,19 @@ impl Position {
         self.shares_history(other) && self.reaches(other)
     }
 
+    /// Whether each transaction that `other` names is named here, or a later one of the same server. The number alone proves
+    /// nothing: after a promotion another server goes on counting.
+    pub(crate) fn names(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Gtids(ours), Self::Gtids(theirs)) => theirs.iter().all(|b| {
+                let names =
+                    |a: &Gtid| (a.domain, a.server) == (b.domain, b.server) && a.sequence >= b.sequence;
+                ours.iter().any(names)
+            }),
+            _ => self.includes(other),
+        }
+    }
+
     /// Whether a server that has all that lies before this place lacks something of `replayed`, which another server told
     /// earlier: then the two have different histories. What a MariaDB or a MySQL has of a source that this one has never
     /// heard of is no proof of that: it may be its own, or of a domain that is not replicated.

@@ -5,6 +5,7 @@ crate::on_servers! {
     use rocket::http::Status;
     use rocket::local::asynchronous::Client;
     use rocket::{get, put, routes};
+    use rocket_replicated::backend::{Backend, Driver};
     use rocket_replicated::{Error, NodeState};
     use rocket_replicated_testing::{Server, Servers, Wire};
     use support::{eventually, logbook, rocket_over};
@@ -27,7 +28,7 @@ crate::on_servers! {
     }
 
     fn start(slaves: usize) -> Servers<Dbms> {
-        let servers = Servers::start(Dbms::default(), slaves);
+        let servers = Servers::<Dbms>::start(Default::default(), slaves);
         servers.master.sql("CREATE TABLE notes (id BIGINT)");
         if SCHEME == "postgres" {
             servers.master.sql("GRANT ALL ON notes TO app");
@@ -67,17 +68,25 @@ crate::on_servers! {
 
     const FOLLOWS: &str = "follow_promotion = true";
 
+    /// By which a promotion is known that nobody has seen.
+    const TELLS_TIMELINE: bool = <<Pool as Backend>::Db as Driver>::TELLS_TIMELINE;
+
     /// As each day under a manager of clusters, whose leader changes while no configuration does.
     #[rocket::async_test]
-    async fn an_application_that_is_launched_at_a_slave_writes_to_the_server_that_leads() {
+    async fn an_application_that_is_launched_at_a_slave_writes_to_the_server_that_leads_where_that_is_told() {
         let servers = start(2);
         let (leader, [first, second]) = (&servers.master, &servers.slaves[..]) else { panic!("two slaves") };
         for slaves in [&[leader][..], &[second, leader]] {
             let client = launch("led", first, slaves, FOLLOWS).await;
-            assert_eq!(puts(&client, 1).await, Status::Ok, "from the first request on");
-            eventually("a read from the configured master, as a slave", async || reads(&client).await == "led").await;
+            if TELLS_TIMELINE {
+                assert_eq!(puts(&client, 1).await, Status::Ok, "from the first request on");
+                eventually("a read from the configured master, as a slave", async || reads(&client).await == "led").await;
+            } else {
+                assert_eq!(puts(&client, 1).await, Status::ServiceUnavailable, "nothing tells whom the others follow");
+                reads(&client).await;
+            }
         }
-        assert_eq!(leader.sql("SELECT COUNT(*) FROM notes"), "2");
+        assert_eq!(leader.sql("SELECT COUNT(*) FROM notes"), if TELLS_TIMELINE { "2" } else { "0" });
     }
 
     #[rocket::async_test]
@@ -279,6 +288,77 @@ mod by_read_only {
     #[rocket::async_test]
     async fn nothing_stays_at_a_master_that_was_demoted_behind_its_address_by_position() {
         switch_over("position").await;
+    }
+
+    /// Its rows may be lost ones, whatever number its own later writes have reached.
+    #[rocket::async_test]
+    async fn a_former_master_that_takes_writes_of_others_is_not_followed_again() {
+        let servers = start();
+        let (first, second) = (&servers.master, &servers.slaves[0]);
+        let client = launch(&format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\nfollow_promotion = true",
+            first.url(),
+            second.url(),
+        ))
+        .await;
+        let puts = async |id: i64| client.put(format!("/{id}")).dispatch().await.status();
+        assert_eq!(puts(1).await, Status::Ok);
+        servers.wait_caught_up();
+        first.kill();
+        second.promote().unwrap();
+        eventually("a write to the second", async || puts(2).await == Status::Ok).await;
+
+        first.start();
+        first.sql(&"INSERT INTO notes VALUES (-1); ".repeat(10));
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let state = |name: &str| cluster.status().into_iter().find(|node| node.name == name).unwrap().state;
+        let master = cluster.status()[1].name.clone();
+        eventually("its return", async || state(&master) == NodeState::SecondMaster).await;
+        second.freeze();
+        eventually("the loss of the second", async || state("slave-1") == NodeState::Down).await;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(3) {
+            assert_eq!(puts(3).await, Status::ServiceUnavailable);
+        }
+        assert_eq!(first.sql("SELECT COUNT(*) FROM notes WHERE id = 3"), "0");
+        second.thaw();
+    }
+
+    /// Nor is a slave whose `read_only` was taken back while it replicates.
+    #[rocket::async_test]
+    async fn a_slave_that_lacks_a_write_or_still_replicates_is_not_followed() {
+        let servers = start();
+        let (master, slave) = (&servers.master, &servers.slaves[0]);
+        let client = launch(&format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\nfollow_promotion = true\nmax_lag = false",
+            master.url(),
+            slave.url(),
+        ))
+        .await;
+        let puts = async |id: i64| client.put(format!("/{id}")).dispatch().await.status();
+        if MySql::default().is_mariadb() {
+            slave.sql("SET GLOBAL read_only = 0");
+            master.freeze();
+            let cluster = Replicated::fetch(client.rocket()).unwrap();
+            eventually("the master's absence", async || cluster.status()[0].state == NodeState::Down).await;
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(3) {
+                assert_eq!(puts(1).await, Status::ServiceUnavailable);
+            }
+            master.thaw();
+            slave.sql("SET GLOBAL read_only = 1");
+        }
+        eventually("a write", async || puts(2).await == Status::Ok).await;
+
+        slave.pause_replay();
+        assert_eq!(puts(3).await, Status::Ok);
+        master.sql("SET GLOBAL read_only = 1");
+        slave.promote().unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(3) {
+            assert_eq!(puts(4).await, Status::ServiceUnavailable);
+        }
+        assert_eq!(slave.sql("SELECT COUNT(*) FROM notes WHERE id = 4"), "0");
     }
 
     /// What it has written for itself does not make it a master.

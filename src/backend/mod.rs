@@ -431,14 +431,9 @@ pub struct Observation {
 }
 
 impl Observation {
-    /// How far it is, by the one or the other.
-    pub(crate) fn place(&self) -> Option<&Position> {
-        self.position.as_ref().or(self.contents.as_ref())
-    }
-
-    /// Whether the server has all that lies before this place.
+    /// Whether the server has the transactions that this place names, and so all before them.
     pub(crate) fn has(&self, place: &Position) -> bool {
-        [&self.contents, &self.position].into_iter().flatten().any(|its| its.includes(place))
+        [&self.contents, &self.position].into_iter().flatten().any(|its| its.names(place))
     }
 }
 

@@ -86,12 +86,18 @@ impl Driver for MySql {
     ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             let logs = Logs::of(&mut *conn).await?;
-            // A slave that has written after what it has replayed, and replays no more.
-            let promoted = access == Access::ReadSlave
-                && logs.role == ReportedRole::Unknown
-                && logs.current != logs.replayed
-                && !is_replicating(&mut *conn).await?;
-            let role = if promoted { ReportedRole::Master } else { logs.role };
+            let role = match (access, logs.flavour, logs.role) {
+                // MySQL does not tell an ordinary user whether it replicates.
+                (Access::ReadSlave, Flavour::MariaDb, ReportedRole::Unknown) => {
+                    match is_replicating(&mut *conn).await? {
+                        true => ReportedRole::Slave,
+                        // It has written after what it has replayed.
+                        false if logs.current != logs.replayed => ReportedRole::Master,
+                        false => ReportedRole::Unknown,
+                    }
+                }
+                (_, _, role) => role,
+            };
             let position = logs.position(conn, access).await?;
             let contents = match (access, role) {
                 (_, ReportedRole::Slave) => None,
@@ -229,8 +235,8 @@ pub(super) const URL_PARAMETERS: &[&str] = &[
     "timezone",
 ];
 
-/// By which settings a server refuses the writes of ordinary users. Whoever promotes or demotes one sets `read_only`; a
-/// reader of Aurora has `innodb_read_only`.
+/// By which settings a MySQL refuses the writes of ordinary users. A promotion or demotion sets `read_only`; a reader of
+/// Aurora has `innodb_read_only`. A MariaDB may be without InnoDB.
 /// <https://dev.mysql.com/doc/refman/9.7/en/server-system-variables.html#sysvar_read_only>
 macro_rules! takes_no_writes {
     () => {
@@ -250,8 +256,8 @@ macro_rules! identity {
         takes_no_writes!(), " */
             /*M! , 'MariaDB', @@hostname, CAST(@@port AS CHAR), (SELECT VARIABLE_VALUE
                 FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'),
-                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER(), ",
-        takes_no_writes!(), " */")
+                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER(),
+                CAST(@@global.read_only AS CHAR) */")
     };
 }
 
@@ -267,9 +273,7 @@ const LOGS: &str = concat!(
         IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some'), '', ",
     takes_no_writes!(),
     " */ /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
-        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state, ",
-    takes_no_writes!(),
-    " */"
+        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state, CAST(@@global.read_only AS CHAR) */"
 );
 
 fn is_on(setting: &str) -> bool {

@@ -298,12 +298,12 @@ impl<DB: Driver> Watch<DB> {
                 // What is under way will never be answered.
                 server.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
             }
+            self.ask_about_sessions(server, began, &mut probing, &mut missed).await;
             if leads_elsewhere(&server.health)
                 && let Some(Probing { conn, .. }) = probing.take()
             {
                 let _ = timeout(self.checks.timeout, conn.close()).await;
             }
-            self.ask_about_sessions(server, began, &mut probing, &mut missed).await;
             self.rest(server, began, &mut probing, &mut attempts).await;
         }
     }
@@ -670,7 +670,8 @@ impl<DB: Driver> Watch<DB> {
             (NodeState::Diverged, _) => DB::REJOIN.into(),
             (NodeState::Standby, _) => DB::NO_WRITES.into(),
             (NodeState::SecondMaster, _) if self.master().health.state() == NodeState::Standby => {
-                "The configured master takes none: name this server as `url`, or say `follow_promotion = true`.".into()
+                let follow = if self.checks.follow_promotion { "" } else { ", or say `follow_promotion = true`" };
+                format!("The configured master takes none: name this server as `url`{follow}.")
             }
             (NodeState::Promoted, _) if !self.checks.follow_promotion => {
                 "Make it the master in the configuration.".into()

@@ -191,7 +191,7 @@ impl Health {
 
     /// Whether it is the master, and the only one that takes writes.
     pub(crate) fn takes_writes(&self) -> bool {
-        self.role() == Role::Master && self.state.load() != NodeState::Contested
+        self.role() == Role::Master && !matches!(self.state.load(), NodeState::Contested | NodeState::Standby)
     }
 
     /// Whether to choose it for a read.

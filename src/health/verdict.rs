@@ -224,6 +224,11 @@ impl Record {
         timeline(self.latest.as_ref()?.position.as_ref()?)
     }
 
+    /// It was a slave when it last told its role, and is none now. Nor has it led since: then it may be an old master.
+    fn left_recovery(&self) -> bool {
+        self.seen_in_recovery && !self.was_master && !self.reports(ReportedRole::Slave)
+    }
+
     /// It cannot be ruled out that it takes writes.
     fn may_write(&self) -> bool {
         self.failures < FAILURES_BEFORE_FAILOVER && !self.reports(ReportedRole::Slave)
@@ -381,7 +386,7 @@ impl Verdicts {
             self.forget_comparisons();
         }
         let master = self.servers.entry(self.master).or_default();
-        (master.promoted, master.judged) = (None, None);
+        (master.promoted, master.judged, master.role) = (None, None, ReportedRole::Master);
         match finding {
             Finding::Failed => {}
             // What it said the last time it was asked is all that is known of it, and the older that is, the further it
@@ -739,54 +744,52 @@ impl Verdicts {
     /// Whether a server proves that it was promoted. It takes writes, and this process has seen it as a slave, or as the
     /// master's rival: any other may be an old master that came back.
     ///
-    /// PostgreSQL begins a later timeline of the same system. Elsewhere the server has all transactions that the master was
-    /// known to have.
+    /// PostgreSQL begins a later timeline of the same system. Elsewhere the server has all transactions that the master is
+    /// known to have, also those that the master tells as a slave.
     fn succeeds(&self, record: &Record) -> bool {
         let Some(latest) = &record.latest else { return false };
-        let was_there = record.seen_in_recovery || record.wrote_at_first && !self.confirmed;
-        match (self.history.latest(), latest.place()) {
-            (Some(known), Some(position)) => match (timeline(known), timeline(position)) {
-                (Some(known), Some(its)) => {
-                    was_there
-                        && latest.role == ReportedRole::Master
-                        && record.system.is_some()
-                        && record.system == self.system
-                        && its > known
-                }
-                _ => record.seen_in_recovery && latest.role != ReportedRole::Slave && latest.has(known),
-            },
-            (None, Some(_)) => self.leads_at_launch(record, latest),
-            (_, None) => false,
+        let master = &self.servers[&self.master];
+        match self.history.latest().map(|known| (known, timeline(known))) {
+            Some((_, Some(known))) => {
+                (record.seen_in_recovery || record.wrote_at_first && !self.confirmed)
+                    && latest.role == ReportedRole::Master
+                    && record.system.is_some()
+                    && record.system == self.system
+                    && record.timeline().is_some_and(|its| its > known)
+            }
+            Some((known, None)) => {
+                let told = master.latest.as_ref().and_then(|latest| latest.position.as_ref());
+                record.left_recovery() && latest.has(known) && told.is_none_or(|told| latest.has(told))
+            }
+            None => self.leads_at_launch(record, latest),
         }
     }
 
     /// Whether a server is the master though the configured one has never been seen as such: that one is a slave of it, or
-    /// was gone already when this process began, and the server has been promoted since.
+    /// was gone already when this process began, and the server has been promoted since. Without timelines, what a server has
+    /// does not tell whether the others follow it: there the promotion has to be seen.
     fn leads_at_launch(&self, record: &Record, latest: &Observation) -> bool {
         let configured = &self.servers[&self.master];
         // Another one that takes writes may not have been looked at yet.
-        if !self.servers.values().all(|record| record.found) {
+        let is_found =
+            |record: &Record| record.latest.is_some() || record.failures >= FAILURES_BEFORE_FAILOVER;
+        if !self.servers.values().all(is_found) {
             return false;
         }
-        let takes_writes = match latest.place() {
-            Some(Position::Lsn { .. }) => latest.role == ReportedRole::Master && record.system.is_some(),
-            // MySQL does not tell an ordinary user whether it replicates.
-            Some(Position::GtidSet(_)) => latest.role != ReportedRole::Slave,
-            Some(Position::Gtids(_) | Position::Time(_)) | None => latest.role == ReportedRole::Master,
+        let (may_lead, proves) = match record.timeline() {
+            Some(_) => {
+                (latest.role == ReportedRole::Master && record.system.is_some(), configured.latest.is_some())
+            }
+            None => (record.left_recovery(), false),
         };
         let follows = |slave: &Record| {
             let Some(its) = &slave.latest else { return true };
-            let (Some(ours), Some(theirs)) = (latest.place(), its.place()) else { return false };
-            match (timeline(ours), timeline(theirs)) {
+            match (record.timeline(), slave.timeline()) {
                 (Some(ours), Some(theirs)) => slave.system == record.system && theirs <= ours,
-                _ => latest.has(theirs),
+                _ => its.position.as_ref().is_some_and(|theirs| latest.has(theirs)),
             }
         };
-        takes_writes
-            && match &configured.latest {
-                Some(_) => follows(configured),
-                None => record.seen_in_recovery && self.servers.values().all(follows),
-            }
+        may_lead && (proves || record.seen_in_recovery) && self.servers.values().all(follows)
     }
 }
 

@@ -251,6 +251,9 @@ pub(crate) trait Candidates {
     /// A slave, whatever it has replayed.
     fn any_slave(&self) -> Option<Self::Slave>;
 
+    /// The configured master, where it turns out to be a slave of another server.
+    fn master_as_slave(&self) -> Option<Self::Slave>;
+
     /// What the client's pin says of the slaves that there are.
     fn for_pin(&self) -> ForPin<Self::Slave>;
 }
@@ -298,25 +301,25 @@ pub(crate) fn choose<S>(
         Intent::ReadMethod => Reason::ReadMethod,
         Intent::ReadsDatabase => Reason::ReadsDatabase,
     };
-    if situation.slaves == Slaves::NotConfigured {
+    let at_master = |reason| {
         let (may_be_stale, stale_read) = match (situation.pinned, situation.pinned_without_master) {
             (Pinned::No, _) => (true, read),
             (Pinned::Yes, without_master) => {
                 (without_master == PinnedWithoutMaster::Stale, Reason::MasterUnavailable)
             }
         };
-        // The only server turns out to be a slave of another one.
-        let slave = (may_be_stale && candidates.master() == Master::Unusable).then(|| candidates.any_slave());
-        return slave
-            .flatten()
-            .map_or((MasterReadOnly, Reason::NoSlaves), |slave| (Slave(slave), stale_read));
+        let slave = may_be_stale.then(|| candidates.master_as_slave()).flatten();
+        slave.map_or((MasterReadOnly, reason), |slave| (Slave(slave), stale_read))
+    };
+    if situation.slaves == Slaves::NotConfigured {
+        return at_master(Reason::NoSlaves);
     }
     match (situation.share, situation.intent) {
-        (ReadShare::NONE, _) => return (MasterReadOnly, Reason::SwitchedOff),
+        (ReadShare::NONE, _) => return at_master(Reason::SwitchedOff),
         (_, Intent::ReadsDatabase) | (ReadShare::ALL, _) => {}
-        (ReadShare::ASKED, _) => return (MasterReadOnly, Reason::SwitchedOff),
+        (ReadShare::ASKED, _) => return at_master(Reason::SwitchedOff),
         (share, _) if share.has(situation.client.drawn()) => {}
-        _ => return (MasterReadOnly, Reason::OutsideShare),
+        _ => return at_master(Reason::OutsideShare),
     }
     if situation.pinned == Pinned::Yes {
         match candidates.for_pin() {

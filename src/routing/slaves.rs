@@ -229,6 +229,11 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         self.servers.draw(|slave| slave.is_last_resort(self.pinned_without_master))
     }
 
+    /// No other server is ever found to be that.
+    fn master_as_slave(&self) -> Option<Self::Slave> {
+        self.servers.draw(|slave| slave.state() == NodeState::Standby)
+    }
+
     /// A slave that is known to have replayed what the client wrote, else one that may have soon. Where all have
     /// another history, the position says nothing, and only the window stands.
     fn for_pin(&self) -> ForPin<Self::Slave> {

@@ -17,11 +17,13 @@ const USUAL: Situation = Situation {
 struct Found {
     master: Master,
     any: Option<u8>,
+    master_as_slave: Option<u8>,
     for_pin: ForPin<u8>,
 }
 
 /// A slave for anybody, and another one that has what a pin needs.
-const WELL: Found = Found { master: Master::Usable, any: Some(1), for_pin: ForPin::Slave(2) };
+const WELL: Found =
+    Found { master: Master::Usable, any: Some(1), master_as_slave: None, for_pin: ForPin::Slave(2) };
 
 impl Candidates for Found {
     type Slave = u8;
@@ -32,6 +34,10 @@ impl Candidates for Found {
 
     fn any_slave(&self) -> Option<u8> {
         self.any
+    }
+
+    fn master_as_slave(&self) -> Option<u8> {
+        self.master_as_slave
     }
 
     fn for_pin(&self) -> ForPin<u8> {
@@ -54,6 +60,7 @@ fn each_row_of_the_table() {
 
     let none_has_it = Found { for_pin: ForPin::Master, ..WELL };
     let headless = Found { master: Master::Unusable, ..none_has_it };
+    let standby = Found { master_as_slave: Some(3), ..headless };
     let nobody = Found { any: None, ..none_has_it };
     let void = Found { for_pin: ForPin::Anybody, ..WELL };
 
@@ -64,10 +71,14 @@ fn each_row_of_the_table() {
         (2, alone, WELL, MasterReadOnly, NoSlaves),
         (2, Situation { pinned: Pinned::Yes, ..alone }, WELL, MasterReadOnly, NoSlaves),
         (2, asked(alone), WELL, MasterReadOnly, NoSlaves),
-        (2, alone, Found { any: None, ..headless }, MasterReadOnly, NoSlaves),
-        (2, alone, headless, Slave(1), Reason::ReadMethod),
-        (2, Situation { pinned: Pinned::Yes, ..alone }, headless, Slave(1), MasterUnavailable),
-        (2, Situation { slaves: Slaves::NotConfigured, ..fail }, headless, MasterReadOnly, NoSlaves),
+        (2, alone, headless, MasterReadOnly, NoSlaves),
+        (3, alone, standby, Slave(3), Reason::ReadMethod),
+        (3, Situation { pinned: Pinned::Yes, ..alone }, standby, Slave(3), MasterUnavailable),
+        (2, Situation { slaves: Slaves::NotConfigured, ..fail }, standby, MasterReadOnly, NoSlaves),
+        (3, asked(USUAL), standby, Slave(3), Reason::ReadMethod),
+        (3, never(pinned), standby, Slave(3), MasterUnavailable),
+        (3, share(0.1, USUAL), standby, Slave(3), Reason::ReadMethod),
+        (3, asked(fail), standby, MasterReadOnly, SwitchedOff),
         (3, asked(USUAL), WELL, MasterReadOnly, SwitchedOff),
         (3, asked(pinned), WELL, MasterReadOnly, SwitchedOff),
         (5, asked(asks), WELL, Slave(1), Reason::ReadsDatabase),
@@ -151,6 +162,10 @@ fn nobody_looks_at_slaves_for_a_write() {
         }
 
         fn any_slave(&self) -> Option<u8> {
+            unreachable!("nobody asks")
+        }
+
+        fn master_as_slave(&self) -> Option<u8> {
             unreachable!("nobody asks")
         }
 
