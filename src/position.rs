@@ -279,7 +279,7 @@ impl History {
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
         let less = self.less.take();
         let gap = self.looked.replace(at).map_or(Duration::ZERO, |looked| at - looked);
-        // PostgreSQL flushes more and more of a timeline, of which a look may tell less than what was known before.
+        // The flushed part of a PostgreSQL timeline only grows, but a look may tell of less than the look before did.
         let is_less = matches!(position, Position::Lsn { .. });
         match self.seen.back_mut() {
             Some(latest) if latest.position == position => latest.until = at,

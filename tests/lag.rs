@@ -189,7 +189,7 @@ crate::on_servers! {
         }
     }
 
-    /// The application loses its way to the master for a while. What the slave lacks was written while nobody looked, or just
+    /// The application loses its way to the master for a while. What the slave lacks was written in that time, or just
     /// now: only the former would be late.
     #[rocket::async_test]
     async fn a_time_in_which_the_master_was_not_looked_at_makes_no_slave_late() {
@@ -627,7 +627,7 @@ mod fresh_mysql {
         stays(&nodes, [NodeState::Up, NodeState::LagUnknown]).await;
     }
 
-    /// Without GTIDs, `gtid_executed` stays as it was, whatever is written. MariaDB numbers all that it logs.
+    /// Without GTIDs, no write changes `gtid_executed`. MariaDB numbers all that it logs.
     #[rocket::async_test]
     async fn only_a_master_that_numbers_its_writes_tells_a_lag() {
         let cluster = Servers::start(MySql::default(), 1);

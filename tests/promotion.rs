@@ -159,7 +159,7 @@ async fn nobody_is_followed_unless_that_is_wanted() {
     assert_eq!(cluster.slaves[0].sql("SELECT count(*) FROM notes"), "0");
 }
 
-/// Nobody else is left to serve them. The promoted slave has all that it ever had.
+/// No other server is left to serve them. The promoted slave has all that it ever had.
 #[rocket::async_test]
 async fn reads_go_on_while_the_only_slave_is_promoted() {
     for (test, follow) in [("d", true), ("e", false)] {

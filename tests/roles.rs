@@ -47,7 +47,10 @@ crate::on_servers! {
             url.url(),
             slaves.join(", "),
         );
-        let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![write, read]);
+        let rocket = rocket_over(&section)
+            .attach(Replicated::fairing())
+            .mount("/", routes![write, read])
+            .mount("/status", Replicated::status_open_to_everybody());
         Client::untracked(rocket).await.unwrap()
     }
 
@@ -68,7 +71,7 @@ crate::on_servers! {
 
     const FOLLOWS: &str = "follow_promotion = true";
 
-    /// By which a promotion is known that nobody has seen.
+    /// A timeline tells of a promotion that happened before the launch, too.
     const TELLS_TIMELINE: bool = <<Pool as Backend>::Db as Driver>::TELLS_TIMELINE;
 
     /// As each day under a manager of clusters, whose leader changes while no configuration does.
@@ -97,6 +100,9 @@ crate::on_servers! {
         let client = launch(&name, slave, &[], "").await;
         assert_eq!(puts(&client, 1).await, Status::ServiceUnavailable);
         assert_eq!(reads(&client).await, name);
+        for (path, expected) in [("health", Status::Ok), ("health?writes", Status::ServiceUnavailable)] {
+            assert_eq!(client.get(format!("/status/{path}")).dispatch().await.status(), expected, "{path}");
+        }
         assert_eq!(logbook::lines(&["ERROR", &name, "takes no writes"]).len(), 1);
         drop(client);
 

@@ -420,7 +420,7 @@ fn is_full(error: &MySqlDatabaseError) -> bool {
     }
 }
 
-/// Refused because the server takes no writes of anybody, whatever this session was told.
+/// True for a write that was refused because the whole server is read-only, and not this session alone.
 pub(super) fn takes_no_writes(error: &dyn DatabaseError) -> bool {
     match number(error) {
         Some(READ_ONLY_MODE) => true,

@@ -200,7 +200,7 @@ impl Health {
     }
 
     /// True for a server that is read from while neither the master nor a usable slave can be: it is on its way back, it was
-    /// promoted, or it is behind by too much or by nobody knows how much and `without_master` allows that.
+    /// promoted, or its lag is too large or unknown and `without_master` allows that.
     pub(crate) fn is_last_resort(&self, without_master: PinnedWithoutMaster) -> bool {
         let serves = match self.state.load() {
             NodeState::Down => self.is_returning(),

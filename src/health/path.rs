@@ -59,7 +59,7 @@ impl Health {
         });
     }
 
-    /// The way as the monitor has tested it, or does soon. Nobody waits for that for longer than `patience`.
+    /// The way as the monitor has tested it. Waits for a first test that has yet to end, for up to `patience`.
     pub(crate) async fn tested_path(&self, patience: Duration) -> Path {
         let mut path = self.way.path.subscribe();
         let is_untested = *path.borrow() == Path::Untested;

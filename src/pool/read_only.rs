@@ -16,7 +16,7 @@ pub(super) struct ReadOnlyCheck<DB: Driver> {
     database: &'static str,
     server: Arc<str>,
     read_only: OnceLock<bool>,
-    /// Options for a proxy that refuses those of the pool.
+    /// The pool's options without the one that a proxy may refuse.
     plain: Options<DB>,
     /// The startup option is refused, and no `SET` may take its place: transactions are read-only, connections are not.
     by_transactions: AtomicBool,

@@ -44,6 +44,8 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         repeatable: Repeatable,
     ) -> Result<(), sqlx::Error> {
         let decision = under_way.decision;
+        // The first of several statements may have been carried out before the next one was refused.
+        let is_one = repeatable == Repeatable::Yes;
         let repeatable = if pool.is_read_only() { repeatable } else { Repeatable::No };
         let StatementError { error, fault, .. } = failed;
         match (fault, decision.access) {
@@ -54,7 +56,9 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
                 return Err(error);
             }
             (Fault::NoWrites, Access::ReadWrite) => {
-                under_way.take_back();
+                if is_one {
+                    under_way.take_back();
+                }
                 pool.health().takes_no_writes();
                 return Err(NotTheMaster.into());
             }

@@ -308,7 +308,8 @@ pub(crate) fn choose<S>(
                 (without_master == PinnedWithoutMaster::Stale, Reason::MasterUnavailable)
             }
         };
-        let slave = may_be_stale.then(|| candidates.master_as_slave()).flatten();
+        let is_wanted = may_be_stale && candidates.master() == Master::Unusable;
+        let slave = is_wanted.then(|| candidates.master_as_slave()).flatten();
         slave.map_or((MasterReadOnly, reason), |slave| (Slave(slave), stale_read))
     };
     if situation.slaves == Slaves::NotConfigured {

@@ -229,7 +229,7 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         self.servers.draw(|slave| slave.is_last_resort(self.pinned_without_master))
     }
 
-    /// No other server is ever found to be that.
+    /// Only a configured master is ever `Standby`.
     fn master_as_slave(&self) -> Option<Self::Slave> {
         self.servers.draw(|slave| slave.state() == NodeState::Standby)
     }

@@ -21,6 +21,7 @@ enum Step {
     AsksMaster(Start),
     WritesAt(&'static str, Start),
     TakesBack,
+    TakesBackWrite,
     MissesAnswer,
     FindsBehind,
     /// Whether another server may be asked.
@@ -65,6 +66,7 @@ fn run(origin: Instant, method: MethodKind, steps: &[Step]) -> End {
             AsksMaster(follows) => assert_eq!(start(Access::ReadMaster, None), follows, "{steps:?}"),
             WritesAt(at, follows) => assert_eq!(start(Access::ReadWrite, instance(at)), follows, "{steps:?}"),
             TakesBack => progress.take_back(Access::ReadSlave),
+            TakesBackWrite => progress.take_back(Access::ReadWrite),
             MissesAnswer => progress.miss_answer(),
             FindsBehind => progress.find_behind(),
             IsLetDown(access, server, how, follows) => {
@@ -109,6 +111,13 @@ fn what_a_request_does_is_what_follows() {
         (Write, &[WritesAt("a", Allowed), MissesAnswer], wrote(Window)),
         (Write, &[WritesAt("a", Allowed), MissesAnswer, WritesAt("a", Allowed)], wrote(Window)),
         (Read, &[Asks("s", Allowed), MissesAnswer], FRESH),
+
+        // A write that the server refused leaves what the others have left.
+        (Write, &[WritesAt("a", Allowed), TakesBackWrite], wrote(NoPin)),
+        (Write, &[WritesAt("a", Allowed), TakesBackWrite, WritesAt("a", Allowed)],
+            wrote(Position { first: origin + Duration::from_secs(1), at: instance("a") })),
+        (Write, &[WritesAt("a", Allowed), WritesAt("a", Allowed), TakesBackWrite], wrote(position("a"))),
+        (Write, &[WritesAt("a", Allowed), MissesAnswer, WritesAt("a", Allowed), TakesBackWrite], wrote(Window)),
 
         // The reply: it carries what there has to be, and a later write is told of once.
         (Read, &[Asks("s", Allowed), Replies { in_use: false, leaves: NoPin }], FRESH),

@@ -151,14 +151,14 @@ fn a_write_is_the_masters_whatever_else_holds() {
 
 /// No slave is drawn before the table has said that one is wanted.
 #[test]
-fn nobody_looks_at_slaves_for_a_write() {
+fn no_slave_is_looked_at_for_what_the_master_serves() {
     struct Untouchable;
 
     impl Candidates for Untouchable {
         type Slave = u8;
 
         fn master(&self) -> Master {
-            unreachable!("nobody asks")
+            Master::Usable
         }
 
         fn any_slave(&self) -> Option<u8> {
@@ -175,7 +175,11 @@ fn nobody_looks_at_slaves_for_a_write() {
     }
 
     let write = Situation { intent: WriteMethod, pinned: Pinned::Yes, ..USUAL };
+    let alone = Situation { slaves: Slaves::NotConfigured, pinned: Pinned::Yes, ..USUAL };
+    let off = Situation { share: ReadShare::NONE, ..USUAL };
     assert_eq!(choose(write, &Untouchable).0, MasterReadWrite);
+    assert_eq!(choose(alone, &Untouchable).0, MasterReadOnly);
+    assert_eq!(choose(off, &Untouchable).0, MasterReadOnly);
 }
 
 #[test]

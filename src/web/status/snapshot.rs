@@ -119,8 +119,10 @@ const CHANGES: usize = 12;
 impl Health {
     pub(super) fn of<DB: Driver>(inner: &Inner<DB>) -> Self {
         let without_master = inner.config.pinned_without_master;
+        let reads_as_master = |server: &Server<DB>| server.read_way().health.answers(Use::MasterReads);
         let serves = |server: &Server<DB>| match server.health.role() {
-            Role::Master => server.read_way().health.answers(Use::MasterReads),
+            // A master that turns out to be a slave is read from as one.
+            Role::Master => reads_as_master(server) || server.health.state() == NodeState::Standby,
             Role::Slave => {
                 let health = &server.health;
                 server.may_be_slave() && (health.is_usable() || health.is_last_resort(without_master))
@@ -132,7 +134,7 @@ impl Health {
         Self {
             reads: configured.any(|server| serves(server)),
             writes: inner.is_writable(),
-            read_url: master.read_url_state().map(|_| serves(&master)),
+            read_url: master.read_url_state().map(|_| reads_as_master(&master)),
         }
     }
 }
