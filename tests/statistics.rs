@@ -228,7 +228,7 @@ crate::on_postgres! {
             let servers = Servers::start(Postgres, 1);
             let section = format!(
                 "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"only\" }}]\ncheck_interval = 0.05\nconsistency = \"position\"\n\
-                 catch_up_timeout = 0.02",
+                 catch_up_timeout = 0.3",
                 servers.master.url(),
                 servers.slaves[0].url()
             );
@@ -238,7 +238,8 @@ crate::on_postgres! {
             servers.master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
             servers.wait_caught_up();
 
-            // A pin that the slave has replayed, and one that it has not.
+            // A pin that the slave has replayed, and one that it has not: it may have, as its lag is known to a look or two.
+            eventually("the slave", cluster, |statistics| statistics.servers[1].state == NodeState::Up).await;
             let writer = cluster.write();
             sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
             let pin = writer.pin().await.unwrap();
