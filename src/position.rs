@@ -177,6 +177,27 @@ impl Position {
         }
     }
 
+    /// What a master that was known to stand here has in truth, if one of its slaves has replayed `replayed`; `None` if that
+    /// is no more. What a slave has of a source that this place does not name, it may have written itself.
+    pub(crate) fn proved_by(&self, replayed: &Self) -> Option<Self> {
+        let proved = match (self, replayed) {
+            (Self::Lsn { .. }, Self::Lsn { .. }) if replayed.includes(self) => replayed.clone(),
+            (Self::Gtids(ours), Self::Gtids(theirs)) => {
+                let later = |a: &Gtid| {
+                    let same = theirs.iter().filter(|b| (a.domain, a.server) == (b.domain, b.server));
+                    let sequence = same.map(|b| b.sequence).fold(a.sequence, u64::max);
+                    Gtid { sequence, ..*a }
+                };
+                Self::Gtids(ours.iter().map(later).collect())
+            }
+            (Self::GtidSet(ours), Self::GtidSet(theirs)) => {
+                Self::GtidSet(ours.clone().union(theirs.clone().sources_in(ours)))
+            }
+            _ => return None,
+        };
+        (proved != *self).then_some(proved)
+    }
+
     /// What of this position `other` has as well, if that can be said.
     pub(crate) fn in_common(&self, other: &Self) -> Option<Self> {
         match (self, other) {
@@ -246,10 +267,12 @@ impl Position {
 pub(crate) struct History {
     /// The latest at the end.
     seen: VecDeque<Seen>,
-    /// When the latest look at the master began.
+    /// When the latest look at the master that told began.
     looked: Option<Instant>,
     /// What the latest look told, where it is less than what was known before.
     less: Option<Position>,
+    /// Another server is the master, and has not told yet.
+    passed_on: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -259,8 +282,16 @@ struct Seen {
     since: Instant,
     /// When the master stood there for the last time, as far as anybody looked.
     until: Instant,
-    /// The time between the look that found it there first and the look before.
-    gap: Duration,
+    gap: Gap,
+}
+
+/// What lies between the look that first found the master at a place and the look before. A slave that lacks the place has a
+/// [`lag`](History::lag) that is larger than the true one by up to the time in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gap {
+    Time(Duration),
+    /// Another server became the master. What it had then, it may have had for as long as nothing was known.
+    Failover,
 }
 
 /// How far a slave is behind the master's latest known position.
@@ -271,14 +302,28 @@ pub(crate) enum Lag {
     MoreThan(Duration),
 }
 
+impl Lag {
+    pub(crate) fn at_least(self, least: Duration) -> Self {
+        match self {
+            Self::AtMost(lag) => Self::AtMost(lag.max(least)),
+            Self::MoreThan(lag) => Self::MoreThan(lag.max(least)),
+        }
+    }
+}
+
 impl History {
     const KEPT: Duration = Duration::from_secs(3600);
     /// A lag of an hour is known to a minute, one of a minute to a second.
     const RESOLUTION: u32 = 60;
 
+    /// The master told that it stands there, when it was looked at.
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
         let less = self.less.take();
-        let gap = self.looked.replace(at).map_or(Duration::ZERO, |looked| at - looked);
+        let looked = self.looked.replace(at);
+        let gap = match std::mem::take(&mut self.passed_on) {
+            true => Gap::Failover,
+            false => Gap::Time(looked.map_or(Duration::ZERO, |looked| at.saturating_duration_since(looked))),
+        };
         // The flushed part of a PostgreSQL timeline only grows, but a look may tell of less than the look before did.
         let is_less = matches!(position, Position::Lsn { .. });
         match self.seen.back_mut() {
@@ -290,12 +335,29 @@ impl History {
                 }
                 self.less = Some(position);
             }
-            _ => {
-                self.seen.push_back(Seen { position, since: at, until: at, gap });
-                self.thin_out(at);
-            }
+            _ => self.append(Seen { position, since: at, until: at, gap }),
         }
-        while self.seen.len() > 1 && at - self.seen[0].until > Self::KEPT {
+    }
+
+    /// While the master does not answer, a slave of it was seen here: so the master was, before.
+    pub(crate) fn prove(&mut self, replayed: &Position, at: Instant) {
+        let Some((latest, looked)) = self.seen.back().zip(self.looked) else { return };
+        if let Some(position) = latest.position.proved_by(replayed) {
+            let gap = Gap::Time(at.saturating_duration_since(looked));
+            self.append(Seen { position, since: at, until: at, gap });
+        }
+    }
+
+    /// Another server is the master from now on.
+    pub(crate) fn pass_on(&mut self) {
+        self.passed_on = true;
+    }
+
+    fn append(&mut self, seen: Seen) {
+        let now = seen.since;
+        self.seen.push_back(seen);
+        self.thin_out(now);
+        while self.seen.len() > 1 && now.saturating_duration_since(self.seen[0].until) > Self::KEPT {
             self.seen.pop_front();
         }
     }
@@ -305,8 +367,9 @@ impl History {
     fn thin_out(&mut self, now: Instant) {
         let mut kept: Option<Instant> = None;
         self.seen.retain(|seen| {
-            let age = now - seen.until;
-            let keep = kept.is_none_or(|kept| seen.until - kept >= age / Self::RESOLUTION);
+            let age = now.saturating_duration_since(seen.until);
+            let keep =
+                kept.is_none_or(|kept| seen.until.saturating_duration_since(kept) >= age / Self::RESOLUTION);
             if keep {
                 kept = Some(seen.until);
             }
@@ -319,10 +382,12 @@ impl History {
         self.seen.iter().rev().find(|seen| seen.since < time).map(|seen| &seen.position)
     }
 
+    /// How late a slave is at `at`, if the master still stood at its latest known place then.
+    ///
     /// `None` while nothing is known of the master, or where an empty log says nothing: a slave that has replayed what
     /// its master has no trace of may lack what the master's log had before it was reset; and one that has replayed
     /// nothing may have been made from a copy of all that there is.
-    pub(crate) fn lag(&self, replayed: &Position) -> Option<Lag> {
+    pub(crate) fn lag(&self, replayed: &Position, at: Instant) -> Option<Lag> {
         let latest = self.seen.back()?;
         if latest.position.is_empty() && !replayed.is_empty() {
             return None;
@@ -330,7 +395,7 @@ impl History {
         if let (Position::Time(master), Position::Time(slave)) = (&latest.position, replayed) {
             return Some(Lag::AtMost(Duration::from_millis(master.saturating_sub(*slave))));
         }
-        let behind = |seen: &Seen| self.looked.map_or(Duration::ZERO, |looked| looked - seen.until);
+        let behind = |seen: &Seen| at.saturating_duration_since(seen.until);
         if replayed.reaches(&latest.position) {
             return Some(Lag::AtMost(Duration::ZERO));
         }
@@ -342,29 +407,30 @@ impl History {
         }
     }
 
-    /// The time in which the master was not looked at before it was found beyond this position. A slave that stands here
-    /// has a [`lag`](Self::lag) that is larger than the true one by up to this time. The lag of a copy is exact.
-    pub(crate) fn gap(&self, replayed: &Position) -> Duration {
-        if let Position::Time(_) = replayed {
-            return Duration::ZERO;
-        }
-        let reached = self.seen.iter().rposition(|seen| replayed.reaches(&seen.position));
+    /// Before the first place that a slave here lacks. The lag of a copy is exact.
+    pub(crate) fn gap(&self, replayed: &Position) -> Gap {
+        let reached = match replayed {
+            Position::Time(_) => None,
+            _ => self.seen.iter().rposition(|seen| replayed.reaches(&seen.position)),
+        };
         let next = reached.and_then(|reached| self.seen.get(reached + 1));
-        next.map_or(Duration::ZERO, |next| next.gap)
+        next.map_or(Gap::Time(Duration::ZERO), |next| next.gap)
     }
 
-    /// This lag, where the master has not been seen since it was last.
-    pub(crate) fn unseen(&self, lag: Lag, now: Instant) -> Lag {
-        let unseen = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
-        match lag {
-            Lag::AtMost(lag) => Lag::AtMost(lag + unseen),
-            Lag::MoreThan(lag) => Lag::MoreThan(lag + unseen),
-        }
+    /// When the latest look at the master that told began.
+    pub(crate) fn looked(&self) -> Option<Instant> {
+        self.looked
     }
 
     /// The master's latest position.
     pub(crate) fn latest(&self) -> Option<&Position> {
         self.seen.back().map(|seen| &seen.position)
+    }
+
+    /// The latest position that a master itself told.
+    pub(crate) fn told(&self) -> Option<&Position> {
+        let is_told = |seen: &&Seen| self.looked.is_some_and(|looked| seen.since <= looked);
+        self.seen.iter().rev().find(is_told).map(|seen| &seen.position)
     }
 }
 

@@ -189,6 +189,36 @@ crate::on_servers! {
         }
     }
 
+    /// The application does not reach the master, which writes on.
+    #[rocket::async_test]
+    async fn what_one_slave_has_of_an_absent_master_the_other_lacks() {
+        let servers = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 2);
+        servers.master.sql("CREATE TABLE counts (count INTEGER NOT NULL)");
+        servers.wait_caught_up();
+        let wire = Wire::to(servers.master.port());
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}, {{ url = \"{}\", name = \"slave-2\" }}]\n",
+            wire.url(&servers.master.url()),
+            servers.slaves[0].url(),
+            servers.slaves[1].url(),
+        );
+        let (_client, nodes) = launch(&section).await;
+        eventually("the slaves", async || states(&nodes) == [NodeState::Up; 3]).await;
+        wire.refuse();
+        wire.cut();
+        eventually("the loss", async || states(&nodes)[0] == NodeState::Down).await;
+        servers.slaves[1].pause_replay();
+        servers.master.sql("INSERT INTO counts VALUES (1)");
+        let late = [NodeState::Down, NodeState::Up, NodeState::Behind];
+        eventually("the absence of the one that lacks it", async || states(&nodes) == late).await;
+        for _ in 0..20 {
+            assert_eq!(reader(&nodes).await, "slave-1 (reads database)");
+        }
+        servers.slaves[1].resume_replay();
+        let back = [NodeState::Down, NodeState::Up, NodeState::Up];
+        eventually("its return", async || states(&nodes) == back).await;
+    }
+
     /// The application loses its way to the master for a while. What the slave lacks was written in that time, or just
     /// now: only the former would be late.
     #[rocket::async_test]

@@ -18,8 +18,8 @@
 //! | anything else                                                    | used; a slave that was left out needs two good probes in a row before it serves again |
 //!
 //! A slave is looked at right after the master was: how far it is behind is since when the master has been
-//! further than it. While the master is gone, nobody is left out because nothing is known of that, or because of what
-//! is over.
+//! further than it. While the master is gone, its slaves tell how far it has been: what one of them has, the others lack.
+//! Nobody is left out because nothing is known of that, or because of what is over.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -29,7 +29,7 @@ use super::lateness::{Lateness, Master};
 use super::{NodeState, ServerId};
 use crate::backend::{Depth, Instance, Observation, ReportedRole};
 use crate::config::{Checks, SlaveLog};
-use crate::position::{GtidSet, History, Lag, Position};
+use crate::position::{Gap, GtidSet, History, Lag, Position};
 
 /// So many failed probes in a row, and a server is gone for good.
 pub(crate) const FAILURES_BEFORE_FAILOVER: u32 = 3;
@@ -251,7 +251,7 @@ impl Verdicts {
     /// All that verdicts depend on, but times and what decides how much is asked: for a search through states.
     pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
         let Self { checks: _, history, known_since: _, system, master, confirmed, servers } = self;
-        (history.latest(), system, master, confirmed).hash(hasher);
+        (history.latest(), history.told(), system, master, confirmed).hash(hasher);
         for (id, record) in servers {
             let Record {
                 found,
@@ -383,6 +383,7 @@ impl Verdicts {
             }
             self.master = new;
             self.confirmed = true;
+            self.history.pass_on();
             self.forget_comparisons();
         }
         let master = self.servers.entry(self.master).or_default();
@@ -411,6 +412,11 @@ impl Verdicts {
             }
             Finding::Observed(observed) => {
                 self.place(server, log, observed, ended);
+                if self.speaks_for_master(server, log, observed)
+                    && let Some(replayed) = &observed.position
+                {
+                    self.history.prove(replayed, began);
+                }
                 verdict.errant = self.find_errant(server, observed);
                 verdict.lag = self.lag(log, observed, began);
                 let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
@@ -428,8 +434,8 @@ impl Verdicts {
         verdict
     }
 
-    /// How far behind a slave is that was seen so. While the master has no connection to spare for the monitor, it may be
-    /// further than it was last seen.
+    /// How far behind a slave is that was seen so. While the master has no connection to spare for the monitor, it may have
+    /// gone on since it was last seen.
     fn lag(&self, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
         let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters)?;
         let master = &self.servers[&self.master];
@@ -437,8 +443,14 @@ impl Verdicts {
         if master.latest.as_ref().is_some_and(|latest| latest.position.is_none()) {
             return None;
         }
-        let lag = self.history.lag(position)?;
-        Some(if self.servers[&self.master].is_full { self.history.unseen(lag, now) } else { lag })
+        let looked = self.history.looked()?;
+        if master.is_full {
+            let lag = self.history.lag(position, now)?;
+            return Some(lag.at_least(now.saturating_duration_since(looked)));
+        }
+        // What a slave lacks of a master that is gone, it lacks for longer and longer.
+        let at = if self.master() == Master::Gone { now } else { looked };
+        self.history.lag(position, at)
     }
 
     fn judge_master(&mut self, observed: &Observation, began: Instant) {
@@ -490,6 +502,17 @@ impl Verdicts {
         } else if !record.ahead.as_ref().is_some_and(|ahead| position.reaches(&ahead.position)) {
             record.ahead = Some(Ahead { position: position.clone(), told, missed: 0 });
         }
+    }
+
+    /// Whether a slave has replayed nothing but what its master had, which cannot be asked any more.
+    fn speaks_for_master(&self, server: ServerId, log: SlaveLog, observed: &Observation) -> bool {
+        let record = &self.servers[&server];
+        self.master() == Master::Gone
+            && log == SlaveLog::Masters
+            && observed.role == ReportedRole::Slave
+            && !self.is_of_other_system(observed.system)
+            && record.compared
+            && record.diverged.is_none()
     }
 
     /// A slave that wrote for itself has all that it needs. It is told of once for each source, as its transactions reach
@@ -607,12 +630,16 @@ impl Verdicts {
         {
             return (NodeState::New, Why::Nothing);
         }
-        let doubts = self.doubts(server, observed, lag, now);
+        let gap = observed.position.as_ref().map_or(Gap::Time(Duration::ZERO), |at| self.history.gap(at));
+        let doubts = self.doubts(server, gap, lag, now);
         let record = self.servers.entry(server).or_default();
         let is_late = if doubts {
             record.lateness.leaves_out() || record.judged == Some(NodeState::Behind)
         } else {
-            record.lateness.observe(&self.checks, lag, now, master);
+            // One that has yet to follow the new master did not fall behind: it serves as soon as it has what that began with.
+            if gap != Gap::Failover {
+                record.lateness.observe(&self.checks, lag, now, master);
+            }
             record.lateness.leaves_out() || self.checks.is_too_much(lag)
         };
         match is_late {
@@ -627,11 +654,16 @@ impl Verdicts {
     ///
     /// A doubt ends after `max_lag`, once the master answers. Else it would never end where a slow master makes a gap before
     /// each look.
-    fn doubts(&mut self, server: ServerId, observed: &Observation, lag: Lag, now: Instant) -> bool {
+    ///
+    /// Between two masters there is no doubt: what the slave lacks may be the latest writes to the former one.
+    fn doubts(&mut self, server: ServerId, gap: Gap, lag: Lag, now: Instant) -> bool {
         /// In check intervals: a longer pause between two looks at the master is a gap.
         const LONGEST_PAUSE: u32 = 2;
 
-        let gap = observed.position.as_ref().map_or(Duration::ZERO, |position| self.history.gap(position));
+        let gap = match gap {
+            Gap::Time(gap) => gap,
+            Gap::Failover => Duration::ZERO,
+        };
         let may_be_late = |max: &Duration| match lag {
             Lag::AtMost(most) => most > *max && most.saturating_sub(gap) <= *max,
             Lag::MoreThan(_) => false,
@@ -749,7 +781,7 @@ impl Verdicts {
     fn succeeds(&self, record: &Record) -> bool {
         let Some(latest) = &record.latest else { return false };
         let master = &self.servers[&self.master];
-        match self.history.latest().map(|known| (known, timeline(known))) {
+        match self.history.told().map(|known| (known, timeline(known))) {
             Some((_, Some(known))) => {
                 (record.seen_in_recovery || record.wrote_at_first && !self.confirmed)
                     && latest.role == ReportedRole::Master

@@ -14,6 +14,11 @@ fn set(text: &str) -> Position {
     Position::parse_gtid_set(text).unwrap()
 }
 
+/// As of the latest look at the master.
+fn lag(history: &History, replayed: &Position) -> Option<Lag> {
+    history.lag(replayed, history.looked()?)
+}
+
 const A: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
 const B: &str = "4f22fa47-71ca-11e1-9e33-c80aa9429562";
 
@@ -134,20 +139,20 @@ fn lag_is_since_when_the_master_has_been_further() {
     let begin = Instant::now();
     let s = Duration::from_secs;
     let mut history = History::default();
-    assert_eq!(history.lag(&lsn(1, 5)), None);
+    assert_eq!(lag(&history, &lsn(1, 5)), None);
 
     history.record(lsn(1, 10), begin);
-    assert_eq!(history.lag(&lsn(1, 10)), Some(Lag::AtMost(s(0))));
-    assert_eq!(history.lag(&lsn(1, 9)), Some(Lag::MoreThan(s(0))));
+    assert_eq!(lag(&history, &lsn(1, 10)), Some(Lag::AtMost(s(0))));
+    assert_eq!(lag(&history, &lsn(1, 9)), Some(Lag::MoreThan(s(0))));
 
     // An idle master: nothing to be behind of.
     history.record(lsn(1, 10), begin + s(100));
-    assert_eq!(history.lag(&lsn(1, 10)), Some(Lag::AtMost(s(0))));
-    assert_eq!(history.lag(&lsn(1, 9)), Some(Lag::MoreThan(s(0))));
+    assert_eq!(lag(&history, &lsn(1, 10)), Some(Lag::AtMost(s(0))));
+    assert_eq!(lag(&history, &lsn(1, 9)), Some(Lag::MoreThan(s(0))));
 
     history.record(lsn(1, 20), begin + s(101));
     history.record(lsn(1, 30), begin + s(102));
-    for (replayed, lag) in [
+    for (replayed, behind) in [
         (lsn(1, 31), Lag::AtMost(s(0))),
         (lsn(1, 30), Lag::AtMost(s(0))),
         (lsn(1, 29), Lag::AtMost(s(1))),
@@ -157,11 +162,11 @@ fn lag_is_since_when_the_master_has_been_further() {
         // What its timeline is, a standby knows late.
         (lsn(2, 29), Lag::AtMost(s(1))),
     ] {
-        assert_eq!(history.lag(&replayed), Some(lag), "{replayed:?}");
+        assert_eq!(lag(&history, &replayed), Some(behind), "{replayed:?}");
     }
 
     history.record(lsn(1, 40), begin + s(4000));
-    assert_eq!(history.lag(&lsn(1, 10)), Some(Lag::MoreThan(s(0))), "forgotten after an hour");
+    assert_eq!(lag(&history, &lsn(1, 10)), Some(Lag::MoreThan(s(0))), "forgotten after an hour");
     assert_eq!(history.latest(), Some(&lsn(1, 40)));
 }
 
@@ -173,7 +178,7 @@ fn a_gap_between_looks_is_part_of_the_lag_of_a_slave_that_stands_before_it() {
     for (second, position) in [(0, 10), (1, 20), (2, 20), (10, 30), (11, 40)] {
         history.record(lsn(1, position), begin + s(second));
     }
-    for (replayed, lag, gap) in [
+    for (replayed, behind, gap) in [
         (5, Lag::MoreThan(s(11)), 0),
         (10, Lag::AtMost(s(11)), 1),
         (20, Lag::AtMost(s(9)), 8),
@@ -182,13 +187,21 @@ fn a_gap_between_looks_is_part_of_the_lag_of_a_slave_that_stands_before_it() {
         (40, Lag::AtMost(s(0)), 0),
     ] {
         let position = lsn(1, replayed);
-        assert_eq!((history.lag(&position), history.gap(&position)), (Some(lag), s(gap)), "{replayed}");
+        assert_eq!(
+            (lag(&history, &position), history.gap(&position)),
+            (Some(behind), Gap::Time(s(gap))),
+            "{replayed}"
+        );
     }
     // What is forgotten in between is no gap.
     for second in 12..4000 {
         history.record(lsn(1, second * 10), begin + s(second));
     }
-    assert!(history.seen.iter().skip(1).all(|seen| seen.gap <= s(1)), "{:?}", history.seen);
+    assert!(
+        history.seen.iter().skip(1).all(|seen| matches!(seen.gap, Gap::Time(gap) if gap <= s(1))),
+        "{:?}",
+        history.seen
+    );
 }
 
 #[test]
@@ -199,18 +212,24 @@ fn a_look_that_tells_less_of_a_timeline_takes_nothing_back() {
     history.record(lsn(1, 20), begin);
     history.record(lsn(1, 15), begin + s(1));
     assert_eq!(history.latest(), Some(&lsn(1, 20)));
-    assert_eq!(history.lag(&lsn(1, 20)), Some(Lag::AtMost(s(0))));
-    assert_eq!(history.lag(&lsn(1, 15)), Some(Lag::MoreThan(s(1))));
+    assert_eq!(lag(&history, &lsn(1, 20)), Some(Lag::AtMost(s(0))));
+    assert_eq!(lag(&history, &lsn(1, 15)), Some(Lag::MoreThan(s(1))));
     // It may have been further all the time that it has moved for.
     history.record(lsn(1, 16), begin + s(2));
     history.record(lsn(1, 30), begin + s(3));
-    assert_eq!((history.lag(&lsn(1, 20)), history.gap(&lsn(1, 20))), (Some(Lag::AtMost(s(3))), s(1)));
+    assert_eq!(
+        (lag(&history, &lsn(1, 20)), history.gap(&lsn(1, 20))),
+        (Some(Lag::AtMost(s(3))), Gap::Time(s(1)))
+    );
     // It stands still.
     for second in 4..8 {
         history.record(lsn(1, 25), begin + s(second));
     }
     history.record(lsn(1, 40), begin + s(8));
-    assert_eq!((history.lag(&lsn(1, 30)), history.gap(&lsn(1, 30))), (Some(Lag::AtMost(s(1))), s(1)));
+    assert_eq!(
+        (lag(&history, &lsn(1, 30)), history.gap(&lsn(1, 30))),
+        (Some(Lag::AtMost(s(1))), Gap::Time(s(1)))
+    );
     history.record(lsn(2, 15), begin + s(9));
     assert_eq!(history.latest(), Some(&lsn(2, 15)), "another history");
 }
@@ -225,16 +244,16 @@ fn an_empty_log_tells_of_an_empty_log_alone() {
     ] {
         let mut history = History::default();
         history.record(empty.clone(), begin);
-        assert_eq!(history.lag(&empty), Some(Lag::AtMost(s(0))));
-        assert_eq!(history.lag(&some), None, "the log may have been reset");
+        assert_eq!(lag(&history, &empty), Some(Lag::AtMost(s(0))));
+        assert_eq!(lag(&history, &some), None, "the log may have been reset");
 
         history.record(some.clone(), begin + s(2));
-        assert_eq!(history.lag(&empty), Some(Lag::AtMost(s(2))));
-        assert_eq!(history.lag(&some), Some(Lag::AtMost(s(0))));
+        assert_eq!(lag(&history, &empty), Some(Lag::AtMost(s(2))));
+        assert_eq!(lag(&history, &some), Some(Lag::AtMost(s(0))));
 
         let mut history = History::default();
         history.record(some.clone(), begin);
-        assert_eq!(history.lag(&empty), None, "it may be a copy of all that there is");
+        assert_eq!(lag(&history, &empty), None, "it may be a copy of all that there is");
         assert!(empty.shares_history(&some) && !empty.includes(&some));
     }
 }
@@ -267,10 +286,13 @@ fn an_hour_of_positions_is_few_of_them() {
         history.record(lsn(1, second), at(second));
     }
     assert!(history.seen.len() < 500, "{}", history.seen.len());
-    for (replayed, lag) in [(7199, 0), (7198, 1), (7190, 9), (7000, 199), (5000, 2199)] {
-        let Some(Lag::AtMost(told)) = history.lag(&lsn(1, replayed)) else { panic!("{replayed}") };
+    for (replayed, behind) in [(7199, 0), (7198, 1), (7190, 9), (7000, 199), (5000, 2199)] {
+        let Some(Lag::AtMost(told)) = lag(&history, &lsn(1, replayed)) else { panic!("{replayed}") };
         let told = told.as_secs_f64();
-        assert!(told >= lag as f64 && told <= lag as f64 * 1.02 + 1.0, "{replayed}: {told} s, not {lag} s");
+        assert!(
+            told >= behind as f64 && told <= behind as f64 * 1.02 + 1.0,
+            "{replayed}: {told} s, not {behind} s"
+        );
     }
     assert_eq!(history.before(at(7000)).map(|seen| seen.reaches(&lsn(1, 6990))), Some(true));
     assert_eq!(history.before(at(7000)).map(|seen| seen.reaches(&lsn(1, 7000))), Some(false));
@@ -285,12 +307,57 @@ fn an_hour_of_positions_is_few_of_them() {
 }
 
 #[test]
+fn what_a_slave_has_replayed_its_master_had() {
+    for (known, replayed, proved) in [
+        (lsn(1, 10), lsn(1, 12), Some(lsn(1, 12))),
+        (lsn(1, 10), lsn(1, 10), None),
+        (lsn(1, 10), lsn(1, 9), None),
+        (lsn(1, 10), lsn(2, 12), None),
+        (gtids("0-10-8,1-10-3"), gtids("0-10-9,1-10-2"), Some(gtids("0-10-9,1-10-3"))),
+        // It may have written these itself.
+        (gtids("0-10-8"), gtids("0-20-9,2-20-1"), None),
+        (set(&format!("{A}:1-8")), set(&format!("{A}:1-9,{B}:1")), Some(set(&format!("{A}:1-9")))),
+        (set(&format!("{A}:1-8")), set(&format!("{A}:1-5,{B}:1")), None),
+        (Position::Time(5), Position::Time(6), None),
+    ] {
+        assert_eq!(known.proved_by(&replayed), proved, "{known:?} {replayed:?}");
+    }
+
+    let (begin, s) = (Instant::now(), Duration::from_secs);
+    let mut history = History::default();
+    history.prove(&lsn(1, 10), begin);
+    assert_eq!(history.latest(), None, "nothing is known of the master");
+    history.record(lsn(1, 10), begin);
+    history.prove(&lsn(1, 12), begin + s(4));
+    assert_eq!((history.latest(), history.told()), (Some(&lsn(1, 12)), Some(&lsn(1, 10))));
+    for (replayed, lag) in [(10, 6), (11, 6), (12, 0)] {
+        assert_eq!(history.lag(&lsn(1, replayed), begin + s(6)), Some(Lag::AtMost(s(lag))), "{replayed}");
+    }
+    assert_eq!(history.gap(&lsn(1, 10)), Gap::Time(s(4)));
+    // It is back, and has not been looked at since it was here.
+    history.record(lsn(1, 13), begin + s(9));
+    assert_eq!((history.gap(&lsn(1, 12)), history.told()), (Gap::Time(s(9)), Some(&lsn(1, 13))));
+}
+
+#[test]
+fn before_another_master_there_is_no_gap_in_looking() {
+    let (begin, s) = (Instant::now(), Duration::from_secs);
+    let mut history = History::default();
+    history.record(lsn(1, 10), begin);
+    history.pass_on();
+    history.record(lsn(2, 12), begin + s(4));
+    history.record(lsn(2, 14), begin + s(5));
+    assert_eq!(history.gap(&lsn(1, 11)), Gap::Failover);
+    assert_eq!(history.gap(&lsn(2, 12)), Gap::Time(s(1)));
+}
+
+#[test]
 fn lag_of_a_copy_is_exact() {
     let mut history = History::default();
     let now = Instant::now();
     history.record(Position::Time(7_000), now);
     history.record(Position::Time(10_000), now + Duration::from_secs(3));
-    assert_eq!(history.lag(&Position::Time(7_500)), Some(Lag::AtMost(Duration::from_millis(2_500))));
-    assert_eq!(history.gap(&Position::Time(7_500)), Duration::ZERO);
-    assert_eq!(history.lag(&Position::Time(10_001)), Some(Lag::AtMost(Duration::ZERO)));
+    assert_eq!(lag(&history, &Position::Time(7_500)), Some(Lag::AtMost(Duration::from_millis(2_500))));
+    assert_eq!(history.gap(&Position::Time(7_500)), Gap::Time(Duration::ZERO));
+    assert_eq!(lag(&history, &Position::Time(10_001)), Some(Lag::AtMost(Duration::ZERO)));
 }

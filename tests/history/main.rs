@@ -103,7 +103,8 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Fails with all that is needed to understand the first violations, and to see them again.
+    /// Fails with all that is needed to understand the first violations, and to see them again. The end of the message
+    /// names them: of a long output, the end is kept.
     fn fail(&self, application: &str, violations: &[(Violation, Operation)], all: &[Operation], log: &str) {
         let mut kinds = BTreeMap::<String, usize>::new();
         for (violation, _) in violations {
@@ -119,12 +120,12 @@ impl Report<'_> {
         let lines: Vec<_> = log.lines().filter(is_news).collect();
         let tail = &lines[lines.len().saturating_sub(60)..];
         panic!(
-            "HISTORY_SEED={}: {application}: {kinds:?}\nthe first, and what its client did before: {:#?}\n\
-             the faults: {:#?}\nthe application's log:\n{}",
-            self.seed,
-            before,
-            self.plan,
+            "the application's log:\n{}\nthe faults: {:?}\nwhat the client did, the first violation at the top: {:?}\n\
+             HISTORY_SEED={}: {application}: {kinds:?}",
             tail.join("\n"),
+            self.plan,
+            before,
+            self.seed,
         );
     }
 }

@@ -582,7 +582,8 @@ fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
     }
     verdicts.judge(MASTER, SlaveLog::Masters, look(10.0), &Finding::Failed);
     for second in 10..20 {
-        assert_eq!(at(&mut verdicts, look(f64::from(second)), SLAVE, Slave, 1001), [Up], "{second}");
+        let state = if second <= 12 { Up } else { Behind };
+        assert_eq!(at(&mut verdicts, look(f64::from(second)), SLAVE, Slave, 1001), [state], "{second}");
     }
 
     // Each look at the master takes long: a slave that is always late is found to be.
@@ -595,6 +596,58 @@ fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
         })
         .collect();
     assert_eq!(states, [vec![Up; 2], vec![Behind; 8]].concat());
+}
+
+/// The state of the slave in each second after the master, which stood at 100, was lost. Another slave is there.
+fn seconds_without_master(replayed: u64, other: u64) -> Vec<NodeState> {
+    const OTHER: ServerId = ServerId(2);
+
+    let begin = Instant::now();
+    let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
+    at(&mut verdicts, begin.into(), MASTER, ReportedRole::Master, 100);
+    for slave in [SLAVE, OTHER] {
+        at(&mut verdicts, begin.into(), slave, ReportedRole::Slave, 100.min(replayed));
+    }
+    let mut second = |second| {
+        let look = Look::from(begin + Duration::from_secs(second));
+        verdicts.judge(MASTER, SlaveLog::Masters, look, &Finding::Failed);
+        at(&mut verdicts, look, OTHER, ReportedRole::Slave, other);
+        at(&mut verdicts, look, SLAVE, ReportedRole::Slave, replayed)[0]
+    };
+    (1..=6).map(&mut second).collect()
+}
+
+#[test]
+fn while_the_master_is_gone_what_a_slave_is_known_to_lack_makes_it_late() {
+    use NodeState::{Behind, Up};
+
+    assert_eq!(seconds_without_master(100, 100), [Up; 6], "nothing is known that it lacks");
+    let late = [vec![Up; 3], vec![Behind; 3]].concat();
+    assert_eq!(seconds_without_master(100, 101), late, "another slave has it, so the master had it");
+}
+
+#[test]
+fn a_slave_that_lacks_what_a_new_master_had_is_left_out_until_it_has_it() {
+    use NodeState::{Behind, Up};
+
+    const OTHER: ServerId = ServerId(2);
+    let begin = Instant::now();
+    let look = |second: u64| Look::from(begin + Duration::from_secs(second));
+    let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
+    at(&mut verdicts, look(0), MASTER, ReportedRole::Master, 100);
+    for slave in [SLAVE, OTHER] {
+        at(&mut verdicts, look(0), slave, ReportedRole::Slave, 100);
+    }
+    for second in 1..=6 {
+        verdicts.judge(MASTER, SlaveLog::Masters, look(second), &Finding::Failed);
+        assert_eq!(at(&mut verdicts, look(second), SLAVE, ReportedRole::Slave, 100), [Up]);
+    }
+    let promoted = Finding::Observed(observation(ReportedRole::Master, 2, 101));
+    let verdict = verdicts.judge(OTHER, SlaveLog::Masters, look(7), &promoted);
+    assert_eq!(verdict.new_master, Some(OTHER));
+    assert_eq!(at(&mut verdicts, look(7), SLAVE, ReportedRole::Slave, 100), [Behind]);
+    verdicts.judge(OTHER, SlaveLog::Masters, look(8), &promoted);
+    assert_eq!(at(&mut verdicts, look(8), SLAVE, ReportedRole::Slave, 101), [Up], "at once");
 }
 
 #[test]
