@@ -177,25 +177,21 @@ impl Position {
         }
     }
 
-    /// What a master that was known to stand here has in truth, if one of its slaves has replayed `replayed`; `None` if that
-    /// is no more. What a slave has of a source that this place does not name, it may have written itself.
-    pub(crate) fn proved_by(&self, replayed: &Self) -> Option<Self> {
-        let proved = match (self, replayed) {
-            (Self::Lsn { .. }, Self::Lsn { .. }) if replayed.includes(self) => replayed.clone(),
+    /// What of this position is sure to be of the history that `known` is a place of. What it has of other sources, whoever is
+    /// here may have written itself.
+    pub(crate) fn of_sources_of(&self, known: &Self) -> Option<Self> {
+        match (self, known) {
+            (Self::Lsn { .. }, Self::Lsn { .. }) => self.shares_history(known).then(|| self.clone()),
             (Self::Gtids(ours), Self::Gtids(theirs)) => {
-                let later = |a: &Gtid| {
-                    let same = theirs.iter().filter(|b| (a.domain, a.server) == (b.domain, b.server));
-                    let sequence = same.map(|b| b.sequence).fold(a.sequence, u64::max);
-                    Gtid { sequence, ..*a }
-                };
-                Self::Gtids(ours.iter().map(later).collect())
+                let is_known =
+                    |a: &&Gtid| theirs.iter().any(|b| (a.domain, a.server) == (b.domain, b.server));
+                Some(Self::Gtids(ours.iter().filter(is_known).copied().collect()))
             }
             (Self::GtidSet(ours), Self::GtidSet(theirs)) => {
-                Self::GtidSet(ours.clone().union(theirs.clone().sources_in(ours)))
+                Some(Self::GtidSet(ours.clone().sources_in(theirs)))
             }
-            _ => return None,
-        };
-        (proved != *self).then_some(proved)
+            _ => None,
+        }
     }
 
     /// What of this position `other` has as well, if that can be said.
@@ -316,7 +312,7 @@ impl History {
     /// A lag of an hour is known to a minute, one of a minute to a second.
     const RESOLUTION: u32 = 60;
 
-    /// The master told that it stands there, when it was looked at.
+    /// The master was looked at, and told that it stands there.
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
         let less = self.less.take();
         let looked = self.looked.replace(at);
@@ -335,31 +331,19 @@ impl History {
                 }
                 self.less = Some(position);
             }
-            _ => self.append(Seen { position, since: at, until: at, gap }),
+            _ => {
+                self.seen.push_back(Seen { position, since: at, until: at, gap });
+                self.thin_out(at);
+            }
         }
-    }
-
-    /// While the master does not answer, a slave of it was seen here: so the master was, before.
-    pub(crate) fn prove(&mut self, replayed: &Position, at: Instant) {
-        let Some((latest, looked)) = self.seen.back().zip(self.looked) else { return };
-        if let Some(position) = latest.position.proved_by(replayed) {
-            let gap = Gap::Time(at.saturating_duration_since(looked));
-            self.append(Seen { position, since: at, until: at, gap });
+        while self.seen.len() > 1 && at.saturating_duration_since(self.seen[0].until) > Self::KEPT {
+            self.seen.pop_front();
         }
     }
 
     /// Another server is the master from now on.
     pub(crate) fn pass_on(&mut self) {
         self.passed_on = true;
-    }
-
-    fn append(&mut self, seen: Seen) {
-        let now = seen.since;
-        self.seen.push_back(seen);
-        self.thin_out(now);
-        while self.seen.len() > 1 && now.saturating_duration_since(self.seen[0].until) > Self::KEPT {
-            self.seen.pop_front();
-        }
     }
 
     /// Forgets what lies close together in comparison to how long ago it was, because a position can be large. A slave
@@ -417,20 +401,19 @@ impl History {
         next.map_or(Gap::Time(Duration::ZERO), |next| next.gap)
     }
 
-    /// When the latest look at the master that told began.
+    /// When the latest look that told began.
     pub(crate) fn looked(&self) -> Option<Instant> {
         self.looked
+    }
+
+    /// Whether the master of now has told where it stands.
+    pub(crate) fn is_of_this_master(&self) -> bool {
+        !self.passed_on
     }
 
     /// The master's latest position.
     pub(crate) fn latest(&self) -> Option<&Position> {
         self.seen.back().map(|seen| &seen.position)
-    }
-
-    /// The latest position that a master itself told.
-    pub(crate) fn told(&self) -> Option<&Position> {
-        let is_told = |seen: &&Seen| self.looked.is_some_and(|looked| seen.since <= looked);
-        self.seen.iter().rev().find(is_told).map(|seen| &seen.position)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A SQLite slave that the crate keeps itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use rocket::error::ErrorKind;
 use rocket::fairing::AdHoc;
 use rocket::local::asynchronous::Client;
 use rocket::tokio;
-use rocket_replicated::Cluster;
 use rocket_replicated::sqlite::{Database, Replicated};
+use rocket_replicated::{Cluster, NodeState};
 use tempfile::TempDir;
 
 use support::{eventually, logbook, rocket_over};
@@ -19,6 +19,30 @@ struct Files(TempDir);
 impl Files {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// As `rm NAME*` does, but for those of names that are longer.
+    fn remove(&self, name: &str) {
+        for end in ["", "-wal", "-shm"] {
+            match std::fs::remove_file(self.path(&format!("{name}{end}"))) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// With one table, that has so many rows.
+    fn make(&self, name: &str, page_size: u32, rows: i64) {
+        let made = rusqlite::Connection::open(self.path(name)).unwrap();
+        made.pragma_update(None, "page_size", page_size).unwrap();
+        made.execute_batch("CREATE TABLE notes (id INTEGER)").unwrap();
+        for row in 0..rows {
+            made.execute("INSERT INTO notes VALUES (?)", [row]).unwrap();
+        }
     }
 
     fn section(&self, slave: &str, follow: f64) -> String {
@@ -347,4 +371,153 @@ async fn a_missing_folder_is_named_where_migrations_fail() {
     assert!(matches!(error.kind(), ErrorKind::FailedFairings(_)), "{error}");
     let warning = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
     assert_eq!(logbook::lines(&[&warning, "does not exist: create it, or correct the path"]).len(), 1);
+}
+
+#[rocket::async_test]
+async fn a_copy_that_is_removed_or_replaced_is_made_anew_and_read_from() {
+    let files = Files::new();
+    files.make("master.db", 4096, 1);
+    let (_client, cluster) = files.client("removed.db", 0.05).await;
+    assert_eq!(count(&cluster).await.unwrap(), 1);
+    for (rows, replaced) in [(2, false), (3, true)] {
+        files.remove("removed.db");
+        if replaced {
+            files.make("other.db", 4096, 7);
+            std::fs::rename(files.path("other.db"), files.path("removed.db")).unwrap();
+        }
+        sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap();
+        eventually("the row from the new copy", async || {
+            let db = cluster.read(None);
+            let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
+            (count, db.choice().unwrap().role()) == (rows, rocket_replicated::Role::Slave)
+        })
+        .await;
+    }
+}
+
+/// The connections that are open lead to the copy of before, which has all that was written until then.
+#[rocket::async_test]
+async fn what_is_known_of_a_new_copy_is_not_believed_of_the_one_before() {
+    let files = Files::new();
+    files.make("master.db", 4096, 1);
+    let section =
+        format!("{}consistency = \"position\"\ncheck_interval = 30\n", files.section("believed.db", 0.05));
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    assert_eq!(count(cluster).await.unwrap(), 1);
+
+    files.remove("believed.db");
+    eventually("a new copy", async || files.path("believed.db").exists()).await;
+    let writer = cluster.write();
+    sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();
+    let pin = writer.pin().await.unwrap();
+    let copy = rusqlite::Connection::open(files.path("believed.db")).unwrap();
+    let copied = || copy.query_row("SELECT count(*) FROM notes", [], |row| row.get::<_, i64>(0));
+    eventually("its row", async || copied().is_ok_and(|count| count == 2)).await;
+    // Many periods, in which it is found to be complete.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        let db = cluster.read(Some(&pin));
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
+        assert_eq!(count, 2, "{}", db.choice().unwrap());
+    }
+}
+
+#[rocket::async_test]
+async fn a_master_that_is_replaced_is_written_to_and_copied() {
+    let files = Files::new();
+    files.make("master.db", 4096, 1);
+    let (_client, cluster) = files.client("follows.db", 0.05).await;
+    assert_eq!(count(&cluster).await.unwrap(), 1);
+    files.make("restored.db", 4096, 10);
+    files.remove("master.db");
+    std::fs::rename(files.path("restored.db"), files.path("master.db")).unwrap();
+    eventually("its rows", async || count(&cluster).await.is_ok_and(|count| count == 10)).await;
+    let there = || {
+        let master = rusqlite::Connection::open(files.path("master.db")).unwrap();
+        master.query_row("SELECT count(*) FROM notes", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    // What is open leads to the file of before until the next look at it.
+    eventually("a write", async || {
+        let _ = sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await;
+        there() > 10
+    })
+    .await;
+}
+
+#[rocket::async_test]
+async fn a_master_that_is_lost_is_not_made_anew_and_its_copy_stays() {
+    let files = Files::new();
+    files.make("master.db", 4096, 3);
+    let (_client, cluster) = files.client("last.db", 0.05).await;
+    eventually("the copy", async || count(&cluster).await.is_ok_and(|count| count == 3)).await;
+
+    files.remove("master.db");
+    eventually("the loss", async || cluster.status()[0].state == NodeState::Down).await;
+    let error = sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap_err();
+    assert!(!matches!(error, sqlx::Error::Database(_)), "{error}");
+    for _ in 0..20 {
+        assert_eq!(count(&cluster).await.unwrap(), 3);
+    }
+    assert!(!files.path("master.db").exists());
+
+    // An empty file in its place is no master of this copy.
+    std::fs::write(files.path("master.db"), "").unwrap();
+    eventually("an error", async || {
+        !logbook::lines(&["ERROR", "`last.db` of database", "cannot follow", "missing or has no tables"])
+            .is_empty()
+    })
+    .await;
+    assert_eq!(count(&cluster).await.unwrap(), 3);
+
+    // The remedy.
+    std::fs::copy(files.path("last.db"), files.path("copy.db")).unwrap();
+    std::fs::rename(files.path("copy.db"), files.path("master.db")).unwrap();
+    eventually("a write", async || {
+        sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.is_ok()
+    })
+    .await;
+    eventually("its copy", async || count(&cluster).await.is_ok_and(|count| count > 3)).await;
+}
+
+#[rocket::async_test]
+async fn a_launch_without_the_master_of_a_copy_is_refused() {
+    for empty in [false, true] {
+        let files = Files::new();
+        let name = format!("only-copy-{empty}.db");
+        files.make(&name, 4096, 3);
+        if empty {
+            std::fs::write(files.path("master.db"), "").unwrap();
+        }
+        let rocket = rocket_over(&files.section(&name, 0.05)).attach(Replicated::fairing());
+        let error = rocket.ignite().await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::FailedFairings(_)), "{error}");
+        let remedy =
+            format!("copy `{}` to `{}`", files.path(&name).display(), files.path("master.db").display());
+        assert_eq!(logbook::lines(&["ERROR", "cannot be opened", &remedy]).len(), 1);
+        assert_eq!(files.path("master.db").exists(), empty, "nothing is made");
+
+        files.remove(&name);
+        rocket_over(&files.section(&name, 0.05)).attach(Replicated::fairing()).ignite().await.unwrap();
+    }
+}
+
+#[rocket::async_test]
+async fn a_master_of_any_page_size_is_copied() {
+    for exponent in 9..=16 {
+        // Also to a copy that was made of pages of another size.
+        for before in [None, Some(4096)] {
+            let files = Files::new();
+            let size = 1 << exponent;
+            files.make("master.db", size, 3);
+            let name = format!("pages-{size}-{}.db", before.is_some());
+            if let Some(before) = before {
+                files.make(&name, before, 1);
+            }
+            let (_client, cluster) = files.client(&name, 0.05).await;
+            assert_eq!(count(&cluster).await.unwrap(), 3, "{name}");
+            sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await.unwrap();
+            eventually("the row", async || count(&cluster).await.unwrap() == 4).await;
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! What the rest of the crate knows of a slave that is copied here.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::position::Position;
 
@@ -17,42 +18,65 @@ pub struct Follower {
 /// How fresh the copy of a follower is.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
-pub struct Copied(Arc<AtomicU64>);
+pub struct Copied(Arc<Latest>);
+
+/// In milliseconds, as [`Millis`].
+#[derive(Debug, Default)]
+struct Latest {
+    /// Everything that was committed before this has been copied.
+    until: AtomicU64,
+    /// Connections that were opened before this may lead to a file that was removed or replaced since.
+    replaced: AtomicU64,
+}
 
 impl Copied {
-    /// Everything that was committed before this has been copied.
     #[cfg(feature = "sqlite")]
     pub(super) fn until(&self, Millis(ms): Millis) {
-        self.0.store(ms, Ordering::Release);
+        self.0.until.store(ms, Ordering::Release);
+    }
+
+    /// The copy's file was removed or replaced.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn is_replaced(&self) {
+        let Millis(now) = Millis::at(Instant::now());
+        self.0.replaced.store(now, Ordering::Release);
     }
 
     /// `None` before the first copy.
     pub(crate) fn position(&self) -> Option<Position> {
-        match self.0.load(Ordering::Acquire) {
+        match self.0.until.load(Ordering::Acquire) {
             0 => None,
             ms => Some(Position::Time(ms)),
         }
+    }
+
+    /// Whether a connection that was opened then leads to the file that is copied to.
+    pub(crate) fn is_open_since(&self, opened: Instant) -> bool {
+        let Millis(opened) = Millis::at(opened);
+        opened > self.0.replaced.load(Ordering::Acquire)
     }
 }
 
 /// Milliseconds since 1970, rounded down, by a clock that is set when this process first asks and is never
 /// set back: a wall clock that steps back must not make a copy look fresher than it is.
-#[cfg(feature = "sqlite")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Millis(pub(super) u64);
 
-#[cfg(feature = "sqlite")]
 impl Millis {
+    #[cfg(feature = "sqlite")]
     pub(super) fn now() -> Self {
-        use std::sync::OnceLock;
-        use std::time::Instant;
+        Self::at(Instant::now())
+    }
 
+    fn at(at: Instant) -> Self {
         static ORIGIN: OnceLock<(i128, Instant)> = OnceLock::new();
         let (wall, origin) = ORIGIN.get_or_init(|| {
             (time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000, Instant::now())
         });
-        let passed = i128::try_from(origin.elapsed().as_millis()).unwrap_or(i128::MAX);
-        Self(u64::try_from(wall.saturating_add(passed)).unwrap_or_default())
+        let millis = |time: Duration| i128::try_from(time.as_millis()).unwrap_or(i128::MAX);
+        let passed = millis(at.saturating_duration_since(*origin));
+        let before = millis(origin.saturating_duration_since(at));
+        Self(u64::try_from(wall.saturating_add(passed).saturating_sub(before)).unwrap_or_default())
     }
 }
 

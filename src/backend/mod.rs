@@ -184,6 +184,13 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         false
     }
 
+    /// Makes the file of a master, where there is one, before anything is opened. An error, with the remedy, if the file was
+    /// lost and one of the copies that this crate keeps of it was not.
+    #[doc(hidden)]
+    fn begin_files(_master: &Options<Self>, _copies: &[Options<Self>]) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Prepares a new connection for its use, and asks whom it leads to: in one round trip, unless the
     /// server refuses a setting that is not needed.
     #[doc(hidden)]

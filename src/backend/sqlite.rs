@@ -1,5 +1,7 @@
+mod files;
 mod follower;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,15 +41,18 @@ impl Driver for Sqlite {
             options = load_extension(options, extension);
         }
 
+        // Later, a file that is missing was lost, and is not to be taken for an empty one: `begin_files` has made it. Where its
+        // folder is missing, nothing was there to be lost.
+        let create = files::missing_folder(options.get_filename()).is_some();
         Ok(match access {
             // Only the writer sets the journal mode: it needs the lock that readers share. WAL, so
             // that neither readers nor the copies of a follower hold it up.
-            Access::ReadWrite => options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal),
+            Access::ReadWrite => options.create_if_missing(create).journal_mode(SqliteJournalMode::Wal),
             // `read_only` would refuse a file that nobody has written to yet.
             Access::ReadMaster if settings.enforce_read_only => {
-                options.create_if_missing(true).pragma("query_only", "on")
+                options.create_if_missing(create).pragma("query_only", "on")
             }
-            Access::ReadMaster => options.create_if_missing(true),
+            Access::ReadMaster => options.create_if_missing(create),
             Access::ReadSlave => options.read_only(true).pragma("query_only", "on"),
         })
     }
@@ -57,8 +62,12 @@ impl Driver for Sqlite {
     }
 
     fn missing_folder(options: &Options<Self>) -> Option<PathBuf> {
-        let file = std::path::absolute(options.get_filename()).ok()?;
-        file.parent().filter(|folder| !folder.exists()).map(Path::to_owned)
+        files::missing_folder(options.get_filename())
+    }
+
+    fn begin_files(master: &Options<Self>, copies: &[Options<Self>]) -> Result<(), String> {
+        let copies: Vec<_> = copies.iter().map(|copy| copy.get_filename()).collect();
+        files::begin(master.get_filename(), &copies)
     }
 
     fn is_unfilled(options: &Options<Self>) -> bool {
@@ -85,6 +94,10 @@ impl Driver for Sqlite {
     ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             let Millis(now) = Millis::now();
+            if files::has_moved(conn.lock_handle().await?.as_raw_handle()) {
+                let error = "its file was removed or replaced, and what is open is the one of before";
+                return Err(io::Error::new(io::ErrorKind::NotFound, error).into());
+            }
             sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(conn).await?;
             let position = match access {
                 Access::ReadSlave => None,

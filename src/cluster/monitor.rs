@@ -637,6 +637,8 @@ impl<DB: Driver> Watch<DB> {
             old.pools_with_read_way()
                 .filter(|pool| pool.role() == Role::Master)
                 .for_each(|pool| pool.close_plain());
+            // Which of them lacks something of it is to be known before a client reads there.
+            self.servers.all().iter().for_each(|server| server.health.request_probe());
         }
         for (id, state, why) in &verdict.states {
             if let Some(server) = self.servers.get(*id) {
@@ -648,6 +650,7 @@ impl<DB: Driver> Watch<DB> {
     fn explain(&self, health: &Health, state: NodeState, why: Why) -> String {
         match (state, why) {
             (_, Why::Lag(Lag::AtMost(lag))) => format!("{:.1} s", lag.as_secs_f64()),
+            (_, Why::SinceFailover(lag)) => format!("up to {:.1} s", lag.as_secs_f64()),
             (_, Why::Lag(Lag::MoreThan(lag))) => format!("more than {:.1} s", lag.as_secs_f64()),
             (_, Why::Rival { rival, timelines }) => {
                 let rival = self.servers.get(rival).map(|rival| rival.health.to_string()).unwrap_or_default();

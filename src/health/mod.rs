@@ -595,8 +595,9 @@ impl Health {
         instance: Option<Instance>,
         opened: Instant,
     ) -> bool {
-        if let Some(copied) = self.copied() {
-            return copied.includes(position);
+        if let Some(copied) = self.copied.get() {
+            let has_it = copied.position().is_some_and(|copied| copied.includes(position));
+            return has_it && copied.is_open_since(opened);
         }
         instance.is_some()
             && self.replayed.load().as_ref().is_some_and(|replayed| {

@@ -18,8 +18,8 @@
 //! | anything else                                                    | used; a slave that was left out needs two good probes in a row before it serves again |
 //!
 //! A slave is looked at right after the master was: how far it is behind is since when the master has been
-//! further than it. While the master is gone, its slaves tell how far it has been: what one of them has, the others lack.
-//! Nobody is left out because nothing is known of that, or because of what is over.
+//! further than it. While the master is gone, its slaves are compared with each other, and nobody is left out because of what
+//! is not known or over.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -79,6 +79,8 @@ pub(crate) struct Verdict {
 pub(crate) enum Why {
     Nothing,
     Lag(Lag),
+    /// It lacks what the master had when it took over: it may be as far behind as this.
+    SinceFailover(Duration),
     /// The server has no connection to spare for the monitor.
     Full,
     Rival {
@@ -123,13 +125,15 @@ struct Record {
     latest: Option<Observation>,
     /// What it has replayed and the master is not known to have.
     ahead: Option<Ahead>,
-    /// The master has been seen to have what this server had replayed before.
-    compared: bool,
+    /// This master has been seen to have what the server had replayed before.
+    compared_with: Option<ServerId>,
     diverged: Option<Diverged>,
     /// What it wrote for itself, as far as that has been told of.
     errant: GtidSet,
     probes: u32,
     lateness: Lateness,
+    /// What another slave has of a master that is gone, and this one lacks.
+    overtaken: Option<Overtaken>,
     /// Since when it cannot be told whether it is late: [`Verdicts::doubts`].
     in_doubt: Option<Instant>,
     /// What the latest look at it made of it as a slave.
@@ -149,6 +153,13 @@ struct Ahead {
     told: Instant,
     /// Looks at the master since then that have not found it.
     missed: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Overtaken {
+    place: Position,
+    /// The other one may have had it since the look at it before.
+    since: Instant,
 }
 
 /// The proof that a slave is not on the master's history.
@@ -189,7 +200,7 @@ impl Record {
         self.is_full = false;
         // What it was, it may not be any more.
         self.latest = None;
-        (self.judged, self.in_doubt) = (None, None);
+        (self.judged, self.in_doubt, self.overtaken) = (None, None, None);
         self.ahead = None;
         // Behind a pooler it cannot be told whether what comes back is the same instance.
         if self.instance.is_none() {
@@ -251,7 +262,7 @@ impl Verdicts {
     /// All that verdicts depend on, but times and what decides how much is asked: for a search through states.
     pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
         let Self { checks: _, history, known_since: _, system, master, confirmed, servers } = self;
-        (history.latest(), history.told(), system, master, confirmed).hash(hasher);
+        (history.latest(), history.is_of_this_master(), system, master, confirmed).hash(hasher);
         for (id, record) in servers {
             let Record {
                 found,
@@ -265,11 +276,12 @@ impl Verdicts {
                 as_master,
                 latest,
                 ahead,
-                compared,
+                compared_with,
                 diverged,
                 errant,
                 probes: _,
                 lateness,
+                overtaken,
                 in_doubt: _,
                 judged,
                 looked: _,
@@ -279,8 +291,9 @@ impl Verdicts {
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
-            (was_master, as_master, latest, ahead, compared, diverged, errant).hash(hasher);
+            (was_master, as_master, latest, ahead, compared_with, diverged, errant).hash(hasher);
             (judged.map(|judged| judged as u8), role, promoted.is_some()).hash(hasher);
+            overtaken.as_ref().map(|overtaken| &overtaken.place).hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -394,7 +407,7 @@ impl Verdicts {
             // may be behind.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
                 let latest = self.servers[&server].latest.clone().unwrap_or_default();
-                verdict.lag = self.lag(log, &latest, began);
+                verdict.lag = self.lag(server, log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
                 let why = if state == NodeState::LagUnknown { Why::Full } else { why };
                 // That it serves again is for a look at it to find.
@@ -412,13 +425,9 @@ impl Verdicts {
             }
             Finding::Observed(observed) => {
                 self.place(server, log, observed, ended);
-                if self.speaks_for_master(server, log, observed)
-                    && let Some(replayed) = &observed.position
-                {
-                    self.history.prove(replayed, began);
-                }
+                self.compare_slaves(server, log, observed);
                 verdict.errant = self.find_errant(server, observed);
-                verdict.lag = self.lag(log, observed, began);
+                verdict.lag = self.lag(server, log, observed, began);
                 let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
                 verdict.lag = verdict.lag.filter(|_| state != NodeState::Diverged);
                 verdict.states.push((server, state, why));
@@ -436,7 +445,7 @@ impl Verdicts {
 
     /// How far behind a slave is that was seen so. While the master has no connection to spare for the monitor, it may have
     /// gone on since it was last seen.
-    fn lag(&self, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
+    fn lag(&self, server: ServerId, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
         let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters)?;
         let master = &self.servers[&self.master];
         // Where it stood when it last told says nothing of what it has done since.
@@ -448,9 +457,45 @@ impl Verdicts {
             let lag = self.history.lag(position, now)?;
             return Some(lag.at_least(now.saturating_duration_since(looked)));
         }
-        // What a slave lacks of a master that is gone, it lacks for longer and longer.
-        let at = if self.master() == Master::Gone { now } else { looked };
+        if let Some(Overtaken { since, .. }) = self.servers[&server].overtaken {
+            let lag = self.history.lag(position, now)?;
+            return Some(lag.at_least(now.saturating_duration_since(since)));
+        }
+        let at = if self.history.is_of_this_master() { looked } else { now };
         self.history.lag(position, at)
+    }
+
+    /// While the master is gone: whether another slave that is there has more of what the master had. What this one lacks, it
+    /// lacks for longer and longer. What none of them has, no read can find, so that it makes none of them late.
+    fn compare_slaves(&mut self, server: ServerId, log: SlaveLog, observed: &Observation) {
+        let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters);
+        let overtaken = position.and_then(|position| {
+            let others: Vec<_> = self.others(server).collect();
+            let is_there = |place: &Position| others.iter().any(|(its, _)| its.reaches(place));
+            let known = self.servers[&server].overtaken.as_ref();
+            if let Some(known) =
+                known.filter(|known| !position.reaches(&known.place) && is_there(&known.place))
+            {
+                return Some(known.clone());
+            }
+            let (place, looked) = others.into_iter().find(|(place, _)| !position.reaches(place))?;
+            let since = looked.checked_sub(self.checks.interval).unwrap_or(looked);
+            Some(Overtaken { place, since })
+        });
+        self.servers.entry(server).or_default().overtaken = overtaken;
+    }
+
+    /// What other slaves that are there have of a master that is gone, and when each was looked at.
+    fn others(&self, server: ServerId) -> impl Iterator<Item = (Position, Instant)> {
+        let known = self.history.latest().filter(|_| self.master() == Master::Gone);
+        let of_master = move |(id, other): (&ServerId, &Record)| {
+            let latest = other.latest.as_ref().filter(|latest| latest.role != ReportedRole::Master)?;
+            let is_slave =
+                *id != server && other.compared_with == Some(self.master) && other.diverged.is_none();
+            let place = latest.position.as_ref().filter(|_| is_slave)?.of_sources_of(known?)?;
+            Some((place, other.looked?))
+        };
+        self.servers.iter().filter_map(of_master)
     }
 
     fn judge_master(&mut self, observed: &Observation, began: Instant) {
@@ -459,7 +504,9 @@ impl Verdicts {
         }
         let before = self.history.latest().and_then(timeline);
         let now = observed.position.as_ref().and_then(timeline);
+        // It was promoted, and has the address of the master before.
         if matches!((before, now), (Some(before), Some(now)) if before != now) {
+            self.history.pass_on();
             self.forget_comparisons();
         }
         self.system = observed.system.or(self.system);
@@ -484,7 +531,7 @@ impl Verdicts {
 
     /// Remembers what a slave has replayed and the master is not known to have, until the master is looked at again.
     fn place(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, told: Instant) {
-        let contents = self.contents().cloned();
+        let (contents, master) = (self.contents().cloned(), self.master);
         let is_comparable = log == SlaveLog::Masters
             && observed.role != ReportedRole::Master
             && !self.is_of_other_system(observed.system);
@@ -498,21 +545,10 @@ impl Verdicts {
             record.diverged = None;
         }
         if contents.is_some_and(|contents| !contents.lacks(position)) {
-            (record.ahead, record.compared) = (None, true);
+            (record.ahead, record.compared_with) = (None, Some(master));
         } else if !record.ahead.as_ref().is_some_and(|ahead| position.reaches(&ahead.position)) {
             record.ahead = Some(Ahead { position: position.clone(), told, missed: 0 });
         }
-    }
-
-    /// Whether a slave has replayed nothing but what its master had, which cannot be asked any more.
-    fn speaks_for_master(&self, server: ServerId, log: SlaveLog, observed: &Observation) -> bool {
-        let record = &self.servers[&server];
-        self.master() == Master::Gone
-            && log == SlaveLog::Masters
-            && observed.role == ReportedRole::Slave
-            && !self.is_of_other_system(observed.system)
-            && record.compared
-            && record.diverged.is_none()
     }
 
     /// A slave that wrote for itself has all that it needs. It is told of once for each source, as its transactions reach
@@ -530,11 +566,12 @@ impl Verdicts {
     /// Slaves that had replayed, before the master was looked at, what it turns out not to have.
     fn compare(&mut self, began: Instant) -> Vec<ServerId> {
         let Some(contents) = self.contents().cloned() else { return Vec::new() };
+        let master = self.master;
         let mut diverged = Vec::new();
         for (id, record) in &mut self.servers {
             let Some(ahead) = record.ahead.as_mut().filter(|ahead| ahead.told <= began) else { continue };
             if !contents.lacks(&ahead.position) {
-                (record.ahead, record.compared) = (None, true);
+                (record.ahead, record.compared_with) = (None, Some(master));
                 continue;
             }
             ahead.missed += 1;
@@ -607,7 +644,7 @@ impl Verdicts {
         }
         // It may be the master that has gone on since it was looked at.
         if record.ahead.is_some()
-            && !record.compared
+            && record.compared_with.is_none()
             && self.contents().is_some()
             && !self.servers[&self.master].is_full
         {
@@ -630,21 +667,24 @@ impl Verdicts {
         {
             return (NodeState::New, Why::Nothing);
         }
+        let overtaken = self.servers[&server].overtaken.is_some();
         let gap = observed.position.as_ref().map_or(Gap::Time(Duration::ZERO), |at| self.history.gap(at));
-        let doubts = self.doubts(server, gap, lag, now);
+        let doubts = self.doubts(server, gap, overtaken, lag, now);
         let record = self.servers.entry(server).or_default();
         let is_late = if doubts {
             record.lateness.leaves_out() || record.judged == Some(NodeState::Behind)
         } else {
-            // One that has yet to follow the new master did not fall behind: it serves as soon as it has what that began with.
-            if gap != Gap::Failover {
+            // One that lacks what a master had that is gone, or what a new one had, did not fall behind: it serves as soon as it
+            // has that.
+            if record.lateness.leaves_out() || gap != Gap::Failover && !overtaken {
                 record.lateness.observe(&self.checks, lag, now, master);
             }
             record.lateness.leaves_out() || self.checks.is_too_much(lag)
         };
-        match is_late {
-            true => (NodeState::Behind, Why::Lag(lag)),
-            false => (NodeState::Up, Why::Nothing),
+        match (is_late, lag, gap) {
+            (false, ..) => (NodeState::Up, Why::Nothing),
+            (true, Lag::AtMost(lag), Gap::Failover) => (NodeState::Behind, Why::SinceFailover(lag)),
+            (true, lag, _) => (NodeState::Behind, Why::Lag(lag)),
         }
     }
 
@@ -656,7 +696,7 @@ impl Verdicts {
     /// each look.
     ///
     /// Between two masters there is no doubt: what the slave lacks may be the latest writes to the former one.
-    fn doubts(&mut self, server: ServerId, gap: Gap, lag: Lag, now: Instant) -> bool {
+    fn doubts(&mut self, server: ServerId, gap: Gap, overtaken: bool, lag: Lag, now: Instant) -> bool {
         /// In check intervals: a longer pause between two looks at the master is a gap.
         const LONGEST_PAUSE: u32 = 2;
 
@@ -673,7 +713,7 @@ impl Verdicts {
         match max {
             Some(max) if gap > self.checks.interval * LONGEST_PAUSE => {
                 let lasts = now.saturating_duration_since(*in_doubt.get_or_insert(now));
-                lasts <= max || master == Master::Gone
+                lasts <= max || master == Master::Gone && !overtaken
             }
             _ => {
                 *in_doubt = None;
@@ -781,7 +821,7 @@ impl Verdicts {
     fn succeeds(&self, record: &Record) -> bool {
         let Some(latest) = &record.latest else { return false };
         let master = &self.servers[&self.master];
-        match self.history.told().map(|known| (known, timeline(known))) {
+        match self.history.latest().map(|known| (known, timeline(known))) {
             Some((_, Some(known))) => {
                 (record.seen_in_recovery || record.wrote_at_first && !self.confirmed)
                     && latest.role == ReportedRole::Master

@@ -32,6 +32,7 @@ fn pool(connect_timeout: Duration) -> (File, Arc<Pool<Sqlite>>) {
 
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let file = std::env::temp_dir().join(format!("pool-{}-{number}.db", std::process::id()));
+    std::fs::File::create(&file).unwrap();
     let master = ServerId(0);
     let mastership = Arc::new(Mastership::new(master));
     let settings = Settings {

@@ -86,6 +86,10 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
             }
         };
         warn_of_missing_folders::<D>(&config);
+        if let Err(problem) = begin_files::<D>(&config) {
+            error!("Database `{}` cannot be opened: {problem}.", D::NAME);
+            return Err(rocket.manage(Failed::<D>::new()));
+        }
         let resolver = rocket.state::<Resolver>().cloned().unwrap_or_default();
         let budget = rocket.state::<PositionBudget>().copied().unwrap_or_default();
         match Inner::open(D::NAME, config, resolver, budget) {
@@ -286,6 +290,13 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
             D::NAME
         );
     }
+}
+
+fn begin_files<D: Database<Pool: Backend>>(config: &Config) -> Result<(), String> {
+    let followers = config.slaves.iter().filter(|slave| slave.follow.is_some());
+    let copies = followers.map(|slave| Db::<D>::options(&slave.server.settings, Access::ReadSlave));
+    let copies = copies.collect::<Result<Vec<_>, _>>()?;
+    Db::<D>::begin_files(&Db::<D>::options(&config.master.settings, Access::ReadWrite)?, &copies)
 }
 
 /// At ignition, as what migrations say of such a file does not name it. No error: the folder may be mounted later.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use rocket::tokio::sync::oneshot;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
+use super::files::{has_moved, lost, tables};
 use crate::backend::{Copied, Follower, Millis};
 use crate::one_line::OneLine;
 
@@ -94,8 +96,9 @@ impl Copier {
             }
             Ok(()) => {}
             Err(error) => {
-                // Opened anew next time: a file may have been replaced under the connection.
-                self.files = None;
+                if let Some(files) = &mut self.files {
+                    files.has_failed = true;
+                }
                 if self.state != State::Failing {
                     error!("The {name} cannot follow its master: {}.", OneLine(error));
                     self.state = State::Failing;
@@ -105,6 +108,15 @@ impl Copier {
     }
 
     fn copy(&mut self) -> Result<(), CopyError> {
+        if let Some(files) = &self.files {
+            let slave_moved = moved(&files.slave);
+            if slave_moved {
+                self.copied.is_replaced();
+            }
+            if files.has_failed || slave_moved || moved(&files.master) {
+                self.files = None;
+            }
+        }
         let files = match &mut self.files {
             Some(files) => files,
             none => none.insert(Files::open(&self.master, &self.slave)?),
@@ -118,26 +130,30 @@ struct Files {
     slave: Connection,
     /// The master's `data_version` at the latest copy.
     copied: Option<i64>,
+    /// To be opened anew.
+    has_failed: bool,
 }
 
 impl Files {
-    fn open(master: &Path, slave: &Path) -> Result<Self, CopyError> {
-        let open = |path: &Path| {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-                | OpenFlags::SQLITE_OPEN_CREATE
-                | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    fn open(master_file: &Path, slave_file: &Path) -> Result<Self, CopyError> {
+        let open = |path: &Path, more: OpenFlags| {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
             let conn = Connection::open_with_flags(path, flags)
                 .and_then(|conn| conn.busy_timeout(BUSY_TIMEOUT).map(|()| conn));
             conn.map_err(|error| CopyError::Open(path.to_owned(), error))
         };
 
-        let (master, slave) = (open(master)?, open(slave)?);
-        // The master may be a file that this has just created; the slave would lock its readers
-        // out during a copy with any other journal.
-        for conn in [&master, &slave] {
-            conn.pragma_update(None, "journal_mode", "wal")?;
+        let slave = open(slave_file, OpenFlags::SQLITE_OPEN_CREATE)?;
+        if tables(master_file)? == 0 && tables(slave_file)? > 0 {
+            return Err(CopyError::Lost(lost(master_file, slave_file)));
         }
-        Ok(Self { master, slave, copied: None })
+        let master = open(master_file, OpenFlags::empty())?;
+        // The master may be a file that has just been created; the slave would lock its readers
+        // out during a copy with any other journal.
+        master.pragma_update(None, "journal_mode", "wal")?;
+        take_page_size(&slave, &master)?;
+        slave.pragma_update(None, "journal_mode", "wal")?;
+        Ok(Self { master, slave, copied: None, has_failed: false })
     }
 
     /// A change after the version was read, but before the copy began, is copied twice: harmless.
@@ -160,7 +176,28 @@ impl Files {
     }
 }
 
+fn moved(conn: &Connection) -> bool {
+    // SAFETY: the handle is used while the connection is borrowed, by the thread that it belongs to.
+    #[allow(unsafe_code)]
+    let handle = unsafe { conn.handle() };
+    NonNull::new(handle).is_some_and(has_moved)
+}
+
+/// A backup cannot change the page size of a file with a write-ahead log: <https://www.sqlite.org/c3ref/backup_finish.html>
+fn take_page_size(slave: &Connection, master: &Connection) -> rusqlite::Result<()> {
+    let size = |conn: &Connection| conn.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0));
+    let wanted = size(master)?;
+    if size(slave)? != wanted {
+        slave.pragma_update(None, "journal_mode", "delete")?;
+        slave.pragma_update(None, "page_size", wanted)?;
+        slave.execute_batch("VACUUM")?;
+    }
+    Ok(())
+}
+
 enum CopyError {
+    /// All that there is of the master is the copy.
+    Lost(String),
     Open(PathBuf, rusqlite::Error),
     Copy(rusqlite::Error),
     Busy,
@@ -175,6 +212,7 @@ impl From<rusqlite::Error> for CopyError {
 impl fmt::Display for CopyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Lost(what) => f.write_str(what),
             Self::Open(path, error) => write!(f, "cannot open `{}`: {error}", path.display()),
             Self::Copy(error) => error.fmt(f),
             Self::Busy => f.write_str("one of the files is locked"),

@@ -582,8 +582,7 @@ fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
     }
     verdicts.judge(MASTER, SlaveLog::Masters, look(10.0), &Finding::Failed);
     for second in 10..20 {
-        let state = if second <= 12 { Up } else { Behind };
-        assert_eq!(at(&mut verdicts, look(f64::from(second)), SLAVE, Slave, 1001), [state], "{second}");
+        assert_eq!(at(&mut verdicts, look(f64::from(second)), SLAVE, Slave, 1001), [Up], "{second}");
     }
 
     // Each look at the master takes long: a slave that is always late is found to be.
@@ -598,56 +597,128 @@ fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
     assert_eq!(states, [vec![Up; 2], vec![Behind; 8]].concat());
 }
 
-/// The state of the slave in each second after the master, which stood at 100, was lost. Another slave is there.
-fn seconds_without_master(replayed: u64, other: u64) -> Vec<NodeState> {
-    const OTHER: ServerId = ServerId(2);
+const OTHER: ServerId = ServerId(2);
 
-    let begin = Instant::now();
+fn second(begin: Instant, second: u64) -> Look {
+    Look::from(begin + Duration::from_secs(second))
+}
+
+/// A master at 100, and two slaves that have that.
+fn with_two_slaves(begin: Instant) -> Verdicts {
     let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
     at(&mut verdicts, begin.into(), MASTER, ReportedRole::Master, 100);
     for slave in [SLAVE, OTHER] {
-        at(&mut verdicts, begin.into(), slave, ReportedRole::Slave, 100.min(replayed));
+        at(&mut verdicts, begin.into(), slave, ReportedRole::Slave, 100);
     }
-    let mut second = |second| {
-        let look = Look::from(begin + Duration::from_secs(second));
+    verdicts
+}
+
+/// The states of a slave in each second from when the master is gone, with what it and another one have replayed by then.
+fn without_master(seconds: impl IntoIterator<Item = (u64, Option<u64>)>) -> Vec<NodeState> {
+    let begin = Instant::now();
+    let mut verdicts = with_two_slaves(begin);
+    let mut states = Vec::new();
+    for (number, (replayed, other)) in (1..).zip(seconds) {
+        let look = second(begin, number);
         verdicts.judge(MASTER, SlaveLog::Masters, look, &Finding::Failed);
-        at(&mut verdicts, look, OTHER, ReportedRole::Slave, other);
-        at(&mut verdicts, look, SLAVE, ReportedRole::Slave, replayed)[0]
-    };
-    (1..=6).map(&mut second).collect()
+        match other {
+            Some(other) => drop(at(&mut verdicts, look, OTHER, ReportedRole::Slave, other)),
+            None => drop(verdicts.judge(OTHER, SlaveLog::Masters, look, &Finding::Failed)),
+        }
+        states.extend(at(&mut verdicts, look, SLAVE, ReportedRole::Slave, replayed));
+    }
+    states
 }
 
 #[test]
-fn while_the_master_is_gone_what_a_slave_is_known_to_lack_makes_it_late() {
+fn without_the_master_a_slave_is_late_that_lacks_what_another_one_has() {
     use NodeState::{Behind, Up};
 
-    assert_eq!(seconds_without_master(100, 100), [Up; 6], "nothing is known that it lacks");
-    let late = [vec![Up; 3], vec![Behind; 3]].concat();
-    assert_eq!(seconds_without_master(100, 101), late, "another slave has it, so the master had it");
+    assert_eq!(without_master([(100, Some(100)); 8]), [Up; 8], "nothing is known that it lacks");
+    // It may have been there since the look before.
+    let late = [vec![Up; 3], vec![Behind; 5]].concat();
+    assert_eq!(without_master([(100, Some(101)); 8]), late);
+    let gone = (1..=8).map(|second| (100, (second < 6).then_some(101)));
+    assert_eq!(without_master(gone), [vec![Up; 3], vec![Behind; 2], vec![Up; 3]].concat());
+    let caught_up = (1..=8).map(|second| (if second < 6 { 100 } else { 101 }, Some(101)));
+    assert_eq!(without_master(caught_up), [vec![Up; 3], vec![Behind; 2], vec![Up; 3]].concat(), "at once");
+    // An application that does not reach the master that goes on writing.
+    let goes_on = (1..=8).map(|second| (100 + second, Some(101 + second)));
+    assert_eq!(without_master(goes_on), [Up; 8], "a moment behind at each look");
+}
+
+#[test]
+fn without_the_master_what_no_slave_has_makes_none_of_them_late() {
+    let begin = Instant::now();
+    let mut verdicts = with_two_slaves(begin);
+    at(&mut verdicts, second(begin, 1), MASTER, ReportedRole::Master, 101);
+    for number in 2..=8 {
+        verdicts.judge(MASTER, SlaveLog::Masters, second(begin, number), &Finding::Failed);
+        at(&mut verdicts, second(begin, number), OTHER, ReportedRole::Slave, 100);
+        let state = at(&mut verdicts, second(begin, number), SLAVE, ReportedRole::Slave, 100);
+        assert_eq!(state, [NodeState::Up], "{number}");
+    }
+}
+
+#[test]
+fn what_was_seen_without_the_master_is_over_once_it_answers() {
+    use NodeState::Up;
+
+    let begin = Instant::now();
+    let mut verdicts = with_two_slaves(begin);
+    for number in 1..=6 {
+        verdicts.judge(MASTER, SlaveLog::Masters, second(begin, number), &Finding::Failed);
+        // It follows another server by now, and still tells the timeline of before.
+        at(&mut verdicts, second(begin, number), OTHER, ReportedRole::Slave, 900);
+        at(&mut verdicts, second(begin, number), SLAVE, ReportedRole::Slave, 100);
+    }
+    for number in 7..=12 {
+        at(&mut verdicts, second(begin, number), MASTER, ReportedRole::Master, 100 + number);
+        let state = at(&mut verdicts, second(begin, number), SLAVE, ReportedRole::Slave, 100 + number);
+        assert_eq!(state, [Up], "{number}");
+    }
 }
 
 #[test]
 fn a_slave_that_lacks_what_a_new_master_had_is_left_out_until_it_has_it() {
     use NodeState::{Behind, Up};
 
-    const OTHER: ServerId = ServerId(2);
-    let begin = Instant::now();
-    let look = |second: u64| Look::from(begin + Duration::from_secs(second));
-    let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
-    at(&mut verdicts, look(0), MASTER, ReportedRole::Master, 100);
-    for slave in [SLAVE, OTHER] {
-        at(&mut verdicts, look(0), slave, ReportedRole::Slave, 100);
+    // Also where the new master was seen to have it before.
+    for replayed in [100, 101] {
+        let begin = Instant::now();
+        let mut verdicts = with_two_slaves(begin);
+        for number in 1..=4 {
+            verdicts.judge(MASTER, SlaveLog::Masters, second(begin, number), &Finding::Failed);
+            at(
+                &mut verdicts,
+                second(begin, number),
+                OTHER,
+                ReportedRole::Slave,
+                if number < 4 { 100 } else { replayed },
+            );
+            assert_eq!(at(&mut verdicts, second(begin, number), SLAVE, ReportedRole::Slave, 100), [Up]);
+        }
+        let promoted = Finding::Observed(observation(ReportedRole::Master, 2, 101));
+        let verdict = verdicts.judge(OTHER, SlaveLog::Masters, second(begin, 5), &promoted);
+        assert_eq!(verdict.new_master, Some(OTHER));
+        let found = Finding::Observed(observation(ReportedRole::Slave, 1, 100));
+        let states = verdicts.judge(SLAVE, SlaveLog::Masters, second(begin, 5), &found).states;
+        assert_eq!(states, [(SLAVE, Behind, Why::SinceFailover(Duration::from_secs(5)))]);
+        verdicts.judge(OTHER, SlaveLog::Masters, second(begin, 6), &promoted);
+        assert_eq!(at(&mut verdicts, second(begin, 6), SLAVE, ReportedRole::Slave, 101), [Up], "at once");
     }
-    for second in 1..=6 {
-        verdicts.judge(MASTER, SlaveLog::Masters, look(second), &Finding::Failed);
-        assert_eq!(at(&mut verdicts, look(second), SLAVE, ReportedRole::Slave, 100), [Up]);
+}
+
+#[test]
+fn a_promoted_server_at_the_address_of_the_master_is_a_new_master() {
+    let begin = Instant::now();
+    let mut verdicts = with_two_slaves(begin);
+    for number in 1..=4 {
+        verdicts.judge(MASTER, SlaveLog::Masters, second(begin, number), &Finding::Failed);
     }
     let promoted = Finding::Observed(observation(ReportedRole::Master, 2, 101));
-    let verdict = verdicts.judge(OTHER, SlaveLog::Masters, look(7), &promoted);
-    assert_eq!(verdict.new_master, Some(OTHER));
-    assert_eq!(at(&mut verdicts, look(7), SLAVE, ReportedRole::Slave, 100), [Behind]);
-    verdicts.judge(OTHER, SlaveLog::Masters, look(8), &promoted);
-    assert_eq!(at(&mut verdicts, look(8), SLAVE, ReportedRole::Slave, 101), [Up], "at once");
+    verdicts.judge(MASTER, SlaveLog::Masters, second(begin, 5), &promoted);
+    assert_eq!(at(&mut verdicts, second(begin, 5), SLAVE, ReportedRole::Slave, 100), [NodeState::Behind]);
 }
 
 #[test]
