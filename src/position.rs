@@ -177,8 +177,8 @@ impl Position {
         }
     }
 
-    /// What of this position is sure to be of the history that `known` is a place of. What it has of other sources, whoever is
-    /// here may have written itself.
+    /// What of this position is sure to be of the history that `known` is a place of. Transactions of other sources may be a
+    /// server's own.
     pub(crate) fn of_sources_of(&self, known: &Self) -> Option<Self> {
         match (self, known) {
             (Self::Lsn { .. }, Self::Lsn { .. }) => self.shares_history(known).then(|| self.clone()),

@@ -407,6 +407,7 @@ impl Verdicts {
             // may be behind.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
                 let latest = self.servers[&server].latest.clone().unwrap_or_default();
+                self.compare_slaves(server, log, &latest);
                 verdict.lag = self.lag(server, log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
                 let why = if state == NodeState::LagUnknown { Why::Full } else { why };

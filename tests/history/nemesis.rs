@@ -101,6 +101,7 @@ pub fn run<D: Dbms>(
         settled();
         thread::sleep(*after);
         let began = origin.elapsed();
+        println!("{:.1} s: {kind:?} for {:.1} s", began.as_secs_f64(), lasts.as_secs_f64());
         strike(cluster, wires, *kind);
         thread::sleep(*lasts);
         heal(cluster, wires, *kind);

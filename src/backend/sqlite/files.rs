@@ -32,7 +32,7 @@ pub(super) fn begin(master: &Path, copies: &[&Path]) -> Result<(), String> {
     match OpenOptions::new().write(true).create_new(true).open(master) {
         Ok(made) => drop::<File>(made),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        // Whoever opens it says more.
+        // The first connection fails for the same reason, and says it.
         Err(_) => {}
     }
     Ok(())
@@ -61,7 +61,7 @@ pub(super) fn tables(file: &Path) -> rusqlite::Result<i64> {
 /// release SQLite's locks: <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
 pub(super) fn has_moved(mut database: NonNull<ffi::sqlite3>) -> bool {
     let mut moved: c_int = 0;
-    // SAFETY: whoever lends the handle keeps the connection open, and uses it from nowhere else meanwhile. The argument of this
+    // SAFETY: the caller has borrowed an open connection for the handle, so that nothing else uses it. The argument of this
     // operation is a pointer to an integer: <https://www.sqlite.org/c3ref/c_fcntl_begin_atomic_write.html>
     #[allow(unsafe_code)]
     let code = unsafe {
