@@ -25,7 +25,7 @@ impl Files {
         self.0.path().join(name)
     }
 
-    /// As `rm NAME*` does, but for those of names that are longer.
+    /// Removes a database: its file, its log and the log's index.
     fn remove(&self, name: &str) {
         for end in ["", "-wal", "-shm"] {
             match std::fs::remove_file(self.path(&format!("{name}{end}"))) {

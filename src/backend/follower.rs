@@ -35,9 +35,9 @@ impl Copied {
         self.0.until.store(ms, Ordering::Release);
     }
 
-    /// The copy's file was removed or replaced.
+    /// The file was found to be another one, or none.
     #[cfg(feature = "sqlite")]
-    pub(super) fn is_replaced(&self) {
+    pub(super) fn mark_replaced(&self) {
         let Millis(now) = Millis::at(Instant::now());
         self.0.replaced.store(now, Ordering::Release);
     }

@@ -18,8 +18,8 @@
 //! | anything else                                                    | used; a slave that was left out needs two good probes in a row before it serves again |
 //!
 //! A slave is looked at right after the master was: how far it is behind is since when the master has been
-//! further than it. While the master is gone, its slaves are compared with each other, and nobody is left out because of what
-//! is not known or over.
+//! further than it. While the master is gone, its slaves are compared with each other. None of them is left out because its lag
+//! is unknown, or because of a lag that is over.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};

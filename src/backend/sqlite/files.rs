@@ -1,8 +1,7 @@
 //! Database files that are missing, empty, removed or replaced.
 
 use std::ffi::c_int;
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
@@ -29,12 +28,8 @@ pub(super) fn begin(master: &Path, copies: &[&Path]) -> Result<(), String> {
     {
         return Err(lost(master, copy));
     }
-    match OpenOptions::new().write(true).create_new(true).open(master) {
-        Ok(made) => drop::<File>(made),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        // The first connection fails for the same reason, and says it.
-        Err(_) => {}
-    }
+    // If that fails, and not because it is there, the first connection fails for the same reason, and says it.
+    let _ = File::create_new(master);
     Ok(())
 }
 

@@ -111,7 +111,7 @@ impl Copier {
         if let Some(files) = &self.files {
             let slave_moved = moved(&files.slave);
             if slave_moved {
-                self.copied.is_replaced();
+                self.copied.mark_replaced();
             }
             if files.has_failed || slave_moved || moved(&files.master) {
                 self.files = None;
