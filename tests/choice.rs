@@ -142,20 +142,20 @@ crate::on_every_database! {
         let nobody_knows: Vec<_> = (0..200).map(|_| get(&client, "/", None)).collect();
         assert!((20..=80).contains(&share(&nobody_knows)), "{} of 200", share(&nobody_knows));
 
-        cluster.read_share(ReadShare::of_clients(0.5));
+        cluster.set_read_share(ReadShare::of_clients(0.5));
         let more = choices(&client, "/", 200);
         assert!((70..=130).contains(&share(&more)), "{} of 200", share(&more));
         let stayed = first.iter().zip(&more).all(|(before, after)| before == after || before == "master OutsideShare");
         assert!(stayed, "whoever was in the share still is");
 
-        cluster.read_share(ReadShare::ALL);
+        cluster.set_read_share(ReadShare::ALL);
         assert_eq!(share(&choices(&client, "/", 50)), 50);
-        cluster.read_share(ReadShare::ASKED);
+        cluster.set_read_share(ReadShare::ASKED);
         assert_eq!(choices(&client, "/", 50), vec!["master SwitchedOff"; 50]);
         assert_eq!(choices(&client, "/asked", 1), ["slave ReadsDatabase"]);
-        cluster.read_from_master();
+        cluster.stop_reading_slaves();
         assert_eq!(choices(&client, "/asked", 1), ["master SwitchedOff"]);
-        cluster.read_from_slaves();
+        cluster.resume_reading_slaves();
         assert_eq!(choices(&client, "/", 200), first, "as configured");
     }
 

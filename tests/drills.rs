@@ -66,9 +66,9 @@ crate::on_every_database! {
     async fn all_reads_are_sent_to_the_master_and_back() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
-        cluster.read_from_master();
+        cluster.stop_reading_slaves();
         assert_eq!(readers(&cluster).await, set(["master SwitchedOff"]));
-        cluster.read_from_slaves();
+        cluster.resume_reading_slaves();
         assert_eq!(readers(&cluster).await, set(["slave-1 ReadsDatabase", "slave-2 ReadsDatabase"]));
     }
 

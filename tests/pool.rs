@@ -80,7 +80,7 @@ crate::on_every_database! {
 
         let (_client, cluster) = launch(&lab.section()).await;
         lab.pause();
-        cluster.read_from_master();
+        cluster.stop_reading_slaves();
         assert_eq!(foreign_count(&cluster.pool(Role::Slave)).await.unwrap(), 1);
     }
 

@@ -26,6 +26,7 @@ mod old_servers;
 mod outages;
 mod outlets;
 mod pgbouncer;
+mod pgpool;
 mod pins;
 mod pool;
 mod positions;

@@ -99,8 +99,8 @@ async fn what_is_put_back_is_as_loud_as_what_was_taken_out() {
     let cluster = Replicated::fetch(client.rocket()).unwrap();
     cluster.take_out("louder").unwrap();
     cluster.put_back("louder").unwrap();
-    cluster.read_from_master();
-    cluster.read_from_slaves();
+    cluster.stop_reading_slaves();
+    cluster.resume_reading_slaves();
     for said in [
         "slave `louder` of database `replicated` was taken out",
         "`louder` of database `replicated` was put back",

@@ -52,7 +52,7 @@ crate::on_every_database! {
         for _ in 0..3 {
             client.get("/").cookie(Cookie::new("replicated_pin", pin.clone())).dispatch().await;
         }
-        cluster.read_from_master();
+        cluster.stop_reading_slaves();
         client.get("/").dispatch().await;
 
         let statistics = cluster.statistics();

@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
-    Access, Activity, Address, Depth, Driver, Fault, Instance, Judgement, Left, Observation, Options,
-    Position, Prepared, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
+    Access, Activity, Address, Depth, Driver, Fault, Instance, Judgement, Left, NotTheMaster, Observation,
+    Options, Position, Prepared, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
 };
 
 impl Driver for Postgres {
@@ -115,7 +115,14 @@ impl Driver for Postgres {
                 }
             };
             match prepared {
-                Ok(row) => Ok(prepared_from(&row)),
+                Ok(row) => {
+                    let prepared = prepared_from(&row);
+                    let must_lead_to_master = access != Access::ReadSlave;
+                    if must_lead_to_master && prepared.role == ReportedRole::Master && is_split(conn).await? {
+                        return Err(NotTheMaster::Split.into());
+                    }
+                    Ok(prepared)
+                }
                 // A server that only speaks PostgreSQL's protocol may not know these functions.
                 Err(error @ sqlx::Error::Database(_)) if Self::judge(&error).fault == Fault::Query => {
                     let row = sqlx::raw_sql(READ_ONLY).fetch_one(conn).await?;
@@ -310,6 +317,15 @@ const READ_ONLY: &str = "SHOW transaction_read_only";
 
 const SESSIONS: &str = "SELECT pid::text, (extract(epoch FROM backend_start) * 1000000)::bigint::text, state,
     extract(epoch FROM clock_timestamp() - state_change)::text FROM pg_stat_activity";
+
+/// Whether a proxy sends reads elsewhere than writes. pgpool sends a query with a volatile function, such as
+/// `pg_is_in_recovery()`, to the primary, and balances one with stable functions alone, as it does the application's own
+/// reads: <https://www.pgpool.net/docs/43/en/html/runtime-config-load-balancing.html>. A server that was not in recovery
+/// a moment ago is none now, so this is another one.
+async fn is_split(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let row = sqlx::raw_sql("SELECT current_setting('in_hot_standby')").fetch_one(conn).await?;
+    Ok(row.try_get::<&str, _>(0)? == "on")
+}
 
 fn prepared_from(row: &PgRow) -> Prepared {
     // By the simple protocol, everything is text.

@@ -65,21 +65,26 @@ impl Prepared {
     /// after a promotion, as that of a proxy between two checks.
     pub(crate) fn accept(&self, access: Access) -> Result<(), sqlx::Error> {
         match (access, self.role) {
-            (Access::ReadWrite | Access::ReadMaster, ReportedRole::Slave) => Err(NotTheMaster.into()),
+            (Access::ReadWrite | Access::ReadMaster, ReportedRole::Slave) => Err(NotTheMaster::Slave.into()),
             (Access::ReadSlave, _) | (_, ReportedRole::Master | ReportedRole::Unknown) => Ok(()),
         }
     }
 }
 
-/// The error of a connection to a server that takes no writes: no fault of a statement, as another connection may lead
-/// elsewhere.
-#[derive(Debug)]
-pub(crate) struct NotTheMaster;
+/// The error of a connection that does not lead to the master, or not with all that is sent: no fault of a statement, as
+/// another connection may lead elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotTheMaster {
+    /// The server takes no writes.
+    Slave,
+    /// A proxy sends reads to a slave, and only the rest to the master. A client that has just written would miss its write.
+    Split,
+}
 
 impl NotTheMaster {
-    pub(crate) fn is(error: &sqlx::Error) -> bool {
-        let sqlx::Error::Io(error) = error else { return false };
-        error.get_ref().is_some_and(|error| error.is::<Self>())
+    pub(crate) fn of(error: &sqlx::Error) -> Option<Self> {
+        let sqlx::Error::Io(error) = error else { return None };
+        error.get_ref()?.downcast_ref().copied()
     }
 }
 
@@ -91,7 +96,12 @@ impl From<NotTheMaster> for sqlx::Error {
 
 impl fmt::Display for NotTheMaster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the address leads to a server that takes no writes, not to the master")
+        f.write_str(match self {
+            Self::Slave => "the address leads to a server that takes no writes, not to the master",
+            Self::Split => {
+                "the address leads to a proxy that sends reads to slaves, and only writes to the master"
+            }
+        })
     }
 }
 

@@ -57,32 +57,33 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         Ok(())
     }
 
-    /// Sends so many of the reads to slaves from now on, in place of `read_from_slaves`, and the others to the master,
-    /// within `master_read_connections`. Requests that have chosen a node stay there.
+    /// Changes at run time what `read_from_slaves` says: the share of the clients whose reads go to slaves. The reads of
+    /// all others go to the master, within `master_read_connections`. Requests that have chosen a server stay there.
     ///
     /// ```rust
     /// # #[cfg(feature = "sqlite")] mod drill {
     /// use rocket_replicated::sqlite::Database;
     /// use rocket_replicated::{Cluster, ReadShare};
     ///
-    /// fn dare_more(cluster: &Cluster<Database>) {
-    ///     cluster.read_share(ReadShare::of_clients(0.5));
+    /// fn read_more_from_slaves(cluster: &Cluster<Database>) {
+    ///     cluster.set_read_share(ReadShare::of_clients(0.5));
     /// }
     /// # }
     /// ```
-    pub fn read_share(&self, share: ReadShare) {
+    pub fn set_read_share(&self, share: ReadShare) {
         self.0.set_read_share(share);
     }
 
-    /// Sends all reads to the master from now on, whoever asks for slaves: [`ReadShare::NONE`].
-    pub fn read_from_master(&self) {
-        self.read_share(ReadShare::NONE);
+    /// Sends all reads to the master from now on, also those of jobs and of handlers with a `ReadsDatabase` guard:
+    /// [`ReadShare::NONE`].
+    pub fn stop_reading_slaves(&self) {
+        self.set_read_share(ReadShare::NONE);
     }
 
-    /// Takes back [`read_from_master`](Self::read_from_master) and [`read_share`](Self::read_share): reads go where the
-    /// configuration says.
-    pub fn read_from_slaves(&self) {
-        self.read_share(self.0.config.read_from_slaves);
+    /// Undoes [`stop_reading_slaves`](Self::stop_reading_slaves) and [`set_read_share`](Self::set_read_share): reads go
+    /// where the configuration says.
+    pub fn resume_reading_slaves(&self) {
+        self.set_read_share(self.0.config.read_from_slaves);
     }
 
     /// How all configured and discovered nodes are, the master first: for a page that operators look at, or for metrics.

@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use log::{error, info, warn};
 use rocket::tokio::sync::{Notify, watch};
 
-use crate::backend::{Copied, Instance, is_login_refused};
+use crate::backend::{Copied, Instance, NotTheMaster, is_login_refused};
 use crate::config::{PinnedWithoutMaster, SlaveLog};
 use crate::one_line::OneLine;
 use crate::position::{Lag, Position};
@@ -296,6 +296,9 @@ impl Health {
     }
 
     fn fail(&self, state: NodeState, error: &sqlx::Error) {
+        if NotTheMaster::of(error) == Some(NotTheMaster::Split) {
+            self.found_split();
+        }
         let lets_in = !is_login_refused(error);
         let error = OneLine(error);
         let did_let_in = self.lets_in.swap(lets_in, Ordering::AcqRel);

@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-use log::warn;
+use log::{error, warn};
 use rocket::tokio::sync::watch;
 use rocket::tokio::time::timeout;
 
 use super::Health;
+use crate::throttle::Throttle;
 
 /// How the way keeps the sessions of connections apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub(super) struct Way {
     refuses_options: AtomicBool,
     /// The [`Enforced`] that the log has told last, or 0.
     told: AtomicU8,
+    split: Throttle,
 }
 
 impl Default for Way {
@@ -46,6 +48,7 @@ impl Default for Way {
             path: watch::Sender::new(Path::Untested),
             refuses_options: AtomicBool::new(false),
             told: AtomicU8::new(0),
+            split: Throttle::new(Duration::from_secs(60)),
         }
     }
 }
@@ -77,6 +80,18 @@ impl Health {
     /// A proxy refuses startup options, and accepts connections without them.
     pub(crate) fn found_refusal(&self) {
         self.way.refuses_options.store(true, Ordering::Release);
+    }
+
+    /// A proxy sends reads to a slave, and only writes to the master.
+    pub(crate) fn found_split(&self) {
+        if self.way.split.pass().is_some() {
+            error!(
+                "The address of the {self} leads to a proxy that splits: what only reads is sent to a slave, and its \
+                 answers may be older than what the client has just written. No such connection is used. Give `url` \
+                 (and `read_url`) an address that leads to the master alone. With pgpool, set `load_balance_mode = off`, \
+                 or add `?application_name=app` here and `app_name_redirect_preference_list = 'app:primary'` there."
+            );
+        }
     }
 
     /// Tells once how reads are read-only without the startup option.

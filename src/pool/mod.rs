@@ -462,8 +462,11 @@ impl<DB: Driver> Pool<DB> {
         let mut pause = ELSEWHERE_PAUSE;
         loop {
             let opened = self.open_one().await;
-            let leads_elsewhere = opened.as_ref().is_err_and(NotTheMaster::is);
-            if !leads_elsewhere || !self.health.answers(Use::MasterReads) {
+            let elsewhere = opened.as_ref().err().and_then(NotTheMaster::of);
+            if elsewhere == Some(NotTheMaster::Split) {
+                self.health.found_split();
+            }
+            if elsewhere.is_none() || !self.health.answers(Use::MasterReads) {
                 return opened;
             }
             self.health.request_probe();

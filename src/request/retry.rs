@@ -60,7 +60,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
                     under_way.take_back();
                 }
                 pool.health().takes_no_writes();
-                return Err(NotTheMaster.into());
+                return Err(NotTheMaster::Slave.into());
             }
             (Fault::ReadOnly | Fault::NoWrites, _) => {
                 return self.refused(pool, under_way, error, repeatable);

@@ -66,13 +66,13 @@ pub enum Reason {
     /// Add `slaves` to the section once there are any.
     NoSlaves,
     /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) asked; or an
-    /// operator said so ([`Cluster::read_from_master`](crate::Cluster::read_from_master)).
+    /// operator said so ([`Cluster::stop_reading_slaves`](crate::Cluster::stop_reading_slaves)).
     ///
-    /// Say `read_from_slaves = "auto"`, or [`Cluster::read_from_slaves`](crate::Cluster::read_from_slaves), to use
+    /// Say `read_from_slaves = "auto"`, or [`Cluster::resume_reading_slaves`](crate::Cluster::resume_reading_slaves), to use
     /// the slaves again.
     SwitchedOff,
     /// Master: `read_from_slaves` is a share of the clients, or an operator has set one
-    /// ([`Cluster::read_share`](crate::Cluster::read_share)), and this client is not in it.
+    /// ([`Cluster::set_read_share`](crate::Cluster::set_read_share)), and this client is not in it.
     ///
     /// Raise the share once you are content with what those see that are in it.
     OutsideShare,

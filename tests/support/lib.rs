@@ -7,6 +7,7 @@ pub mod haproxy;
 pub mod lab;
 pub mod logbook;
 pub mod pgbouncer;
+pub mod pgpool;
 pub mod program;
 pub mod proxied;
 pub mod tls;

@@ -28,7 +28,7 @@ async fn count(db: ReplicatedDb) -> Result<String, Error> {
 }
 
 #[post("/")]
-async fn write(db: ReplicatedDb) -> Result<(), Error> {
+pub async fn write(db: ReplicatedDb) -> Result<(), Error> {
     sqlx::query("INSERT INTO written SELECT max(id) + $1 FROM written").bind(1).execute(&db).await?;
     Ok(())
 }

@@ -96,10 +96,10 @@ impl Order<'_> {
             Drill::PutBack => cluster.put_back(named()?).map_err(unknown)?,
             Drill::ReadShare => {
                 let share = share.filter(|share| *share <= 100).ok_or(Status::UnprocessableEntity)?;
-                cluster.read_share(ReadShare::of_clients(f64::from(share) / 100.0));
+                cluster.set_read_share(ReadShare::of_clients(f64::from(share) / 100.0));
             }
-            Drill::ReadFromMaster => cluster.read_from_master(),
-            Drill::ReadFromSlaves => cluster.read_from_slaves(),
+            Drill::ReadFromMaster => cluster.stop_reading_slaves(),
+            Drill::ReadFromSlaves => cluster.resume_reading_slaves(),
         }
         Ok(Redirect::to(page))
     }
