@@ -34,10 +34,11 @@
 )]
 #![cfg_attr(
     not(all(feature = "postgres", feature = "sqlite", feature = "status")),
-    doc = "Master–slave replication for Rocket applications. The guide is the [README]; documentation that is built with the",
-    doc = "features `postgres`, `sqlite` and `status` has it on this page.",
+    doc = "Master–slave replication for Rocket applications. Begin with the [README] and the [guide]; documentation that is built",
+    doc = "with the features `postgres`, `sqlite` and `status` has the README on this page.",
     doc = "",
-    doc = "[README]: https://github.com/rocket-replicated/rocket_replicated#readme"
+    doc = "[README]: https://github.com/rocket-replicated/rocket_replicated#readme",
+    doc = "[guide]: https://github.com/rocket-replicated/rocket_replicated/blob/main/docs/guide/README.md"
 )]
 // Without a driver, what drivers call is dead.
 #![cfg_attr(not(any(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(dead_code))]
@@ -81,6 +82,27 @@ pub use statistics::{
 #[cfg(feature = "status")]
 pub use web::StatusRoutes;
 pub use web::{ChangesDatabase, Error, Every, NotAttached, ReadsDatabase, Replicated, Scope, Writable};
+
+/// Pages of the guide with examples in Rust, which are compiled as those of this crate's documentation.
+#[cfg(all(doctest, feature = "mysql", feature = "postgres", feature = "sqlite", feature = "status"))]
+mod guide {
+    #[doc = include_str!("../docs/guide/deployments/pgbouncer.md")]
+    mod deployments_pgbouncer {}
+    #[doc = include_str!("../docs/guide/jobs-and-streams.md")]
+    mod jobs_and_streams {}
+    #[doc = include_str!("../docs/guide/migrating.md")]
+    mod migrating {}
+    #[doc = include_str!("../docs/guide/operating.md")]
+    mod operating {}
+    #[doc = include_str!("../docs/guide/rolling-out.md")]
+    mod rolling_out {}
+    #[doc = include_str!("../docs/guide/routing.md")]
+    mod routing {}
+    #[doc = include_str!("../docs/guide/testing.md")]
+    mod testing {}
+    #[doc = include_str!("../docs/guide/tutorial.md")]
+    mod tutorial {}
+}
 
 macro_rules! database_module {
     ($feature:literal $module:ident $Driver:ident $name:literal) => {

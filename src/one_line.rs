@@ -12,6 +12,18 @@ impl<T: Display> Display for OneLine<T> {
     }
 }
 
+/// What an error says, without the line of PostgreSQL's own source that sqlx adds.
+pub(crate) struct Message<'a>(pub(crate) &'a sqlx::Error);
+
+impl Display for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            sqlx::Error::Database(error) => write!(f, "error returned from database: {}", error.message()),
+            error => error.fmt(f),
+        }
+    }
+}
+
 /// Shows a text of several lines in one, without its indentation, and without its end if it is long.
 pub(crate) fn folded(text: &str, longest: usize) -> OneLine<String> {
     let mut line = String::new();

@@ -1,7 +1,14 @@
 //! Behind a real HAProxy: one address for two standbys, one for the master.
 
+use rocket::futures::future::join_all;
+use rocket::http::Status;
+use rocket::local::asynchronous::Client;
+use rocket::routes;
+use rocket_replicated::postgres::Replicated;
+
 use support::haproxy::HaProxy;
 use support::proxied::{self, Site};
+use support::rocket_over;
 
 #[rocket::async_test]
 async fn all_holds_behind_haproxy() {
@@ -21,4 +28,21 @@ async fn all_holds_behind_haproxy() {
     }
     servers.wait_caught_up();
     site.survives_faults(&servers).await;
+}
+
+#[rocket::async_test]
+async fn a_balancer_without_a_server_is_an_outage() {
+    let servers = proxied::servers(0);
+    let proxy = HaProxy::start(&[&servers.master]);
+    // The monitor has yet to notice: each write finds out for itself.
+    let section = format!("url = \"{}\"\nmax_connections = 8\ncheck_interval = 60", proxy.url());
+    let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![proxied::write]);
+    let client = Client::untracked(rocket).await.unwrap();
+    assert_eq!(client.post("/").dispatch().await.status(), Status::Ok);
+    servers.master.stop();
+    for _ in 0..3 {
+        let writes = join_all((0..8).map(|_| client.post("/").dispatch())).await;
+        let statuses: Vec<_> = writes.iter().map(|write| write.status()).collect();
+        assert_eq!(statuses, [Status::ServiceUnavailable; 8]);
+    }
 }

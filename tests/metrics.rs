@@ -29,7 +29,7 @@ async fn write(_secret: &str, db: ReplicatedDb) -> Result<(), Error> {
     Ok(())
 }
 
-/// As the README has it.
+/// As the guide has it.
 fn install() -> u16 {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     PrometheusBuilder::new()

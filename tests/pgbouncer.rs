@@ -1,4 +1,4 @@
-//! Behind a real pgbouncer: what the README's caveat says.
+//! Behind a real pgbouncer: what the guide's page says.
 
 use rocket::local::asynchronous::Client;
 use rocket_replicated::postgres::{Database, Replicated};

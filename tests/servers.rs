@@ -14,6 +14,7 @@ mod diverged;
 mod drills;
 mod elsewhere;
 mod executor;
+mod galera;
 mod guards;
 mod haproxy;
 mod keepalive;

@@ -1,3 +1,4 @@
+use std::io;
 use std::time::Duration;
 
 use rocket::futures::future::BoxFuture;
@@ -210,7 +211,7 @@ impl Driver for MySql {
             (READ_ONLY_TRANSACTION, _) => Fault::ReadOnly,
             _ if takes_no_writes(error) => Fault::NoWrites,
             _ if is_full(error) => Fault::Full,
-            (number, _) if ends_connections(number) => Fault::Node,
+            (number, _) if ends_connections(number) || is_cut_off(error) => Fault::Node,
             _ => Fault::Query,
         };
         Judgement { fault, remains }
@@ -266,14 +267,20 @@ const IDENTITY: &str = identity!();
 const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
 
 /// What was written, what replayed, the later of the two, by which software, whether that logs all that is written, the
-/// latest transaction of each server, and whether it takes writes: each software has a comment that it alone reads.
-/// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
+/// latest transaction of each server, whether it takes writes, and whether a node of a Galera cluster is one: each software
+/// has a comment that it alone reads. <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
+///
+/// A node that has lost the others refuses statements, but not this question, which asks no table of the cluster's:
+/// <https://mariadb.com/docs/galera-cluster/reference/galera-cluster-status-variables>
 const LOGS: &str = concat!(
     "SELECT /*!80000 @@global.gtid_executed, '', '', 'MySQL',
         IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some'), '', ",
     takes_no_writes!(),
-    " */ /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
-        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state, CAST(@@global.read_only AS CHAR) */"
+    ", 'ready' */ /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
+        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state, CAST(@@global.read_only AS CHAR),
+        IF((SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'WSREP_ON') = 'ON'
+            AND (SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'WSREP_READY') = 'OFF',
+            'cut off', 'ready') */"
 );
 
 fn is_on(setting: &str) -> bool {
@@ -322,6 +329,10 @@ impl Logs {
         let complete = text(4) == "all";
         let (written, replayed, current, of_each_server) = (text(0), text(1), text(2), text(5));
         let role = role_of(&text(6));
+        if text(7) == "cut off" {
+            let message = "the node is cut off from its Galera cluster (`wsrep_ready` is OFF)";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, message).into());
+        }
         Ok(Self { flavour, written, replayed, current, complete, of_each_server, role })
     }
 
@@ -440,6 +451,15 @@ fn ends_connections(number: u16) -> bool {
     matches!(number, 1053 | CONNECTION_KILLED | 3032 | 4031 | 1158..=1161)
 }
 
+/// "WSREP has not yet prepared node for application use": a node that has lost the others of its Galera cluster, or has yet to
+/// join them. Connections stay, and serve once it has.
+fn is_cut_off(error: &MySqlDatabaseError) -> bool {
+    /// ER_UNKNOWN_COM_ERROR, also of other causes.
+    const UNKNOWN_COMMAND: u16 = 1047;
+
+    error.number() == UNKNOWN_COMMAND && error.message().contains("WSREP")
+}
+
 /// Access denied (to the server, to the database, from this host), no such database, an account that is locked or
 /// whose password has expired: <https://mariadb.com/docs/server/reference/error-codes>
 pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
@@ -451,7 +471,7 @@ pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     let error = error.try_downcast_ref::<MySqlDatabaseError>();
-    error.is_some_and(|error| is_full(error) || ends_connections(error.number()))
+    error.is_some_and(|error| is_full(error) || ends_connections(error.number()) || is_cut_off(error))
 }
 
 #[cfg(test)]

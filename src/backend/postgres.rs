@@ -323,8 +323,13 @@ const SESSIONS: &str = "SELECT pid::text, (extract(epoch FROM backend_start) * 1
 /// reads: <https://www.pgpool.net/docs/43/en/html/runtime-config-load-balancing.html>. A server that was not in recovery
 /// a moment ago is none now, so this is another one.
 async fn is_split(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let row = sqlx::raw_sql("SELECT current_setting('in_hot_standby')").fetch_one(conn).await?;
-    Ok(row.try_get::<&str, _>(0)? == "on")
+    let asked = sqlx::raw_sql("SELECT current_setting('in_hot_standby', true)").fetch_one(conn).await;
+    match asked {
+        Ok(row) => Ok(row.try_get::<Option<&str>, _>(0)? == Some("on")),
+        // A server that only speaks PostgreSQL's protocol.
+        Err(error @ sqlx::Error::Database(_)) if Postgres::judge(&error).fault == Fault::Query => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn prepared_from(row: &PgRow) -> Prepared {

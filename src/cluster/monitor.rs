@@ -27,8 +27,8 @@ use crate::backend::{
 };
 use crate::config::Checks;
 use crate::health::{
-    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Path, Role, Verdict, Verdicts,
-    Why,
+    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Path, Role, Succession, Verdict,
+    Verdicts, Why,
 };
 use crate::pool::{Ended, Session};
 use crate::position::{Lag, Position};
@@ -209,6 +209,11 @@ fn leads_elsewhere(health: &Health) -> bool {
     )
 }
 
+/// True for a look that ended because of `check_timeout`.
+fn is_timed_out(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
+}
+
 /// What the monitor asks a server for.
 fn access<DB: Driver>(server: &Server<DB>) -> Access {
     let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
@@ -308,7 +313,9 @@ impl<DB: Driver> Watch<DB> {
         }
     }
 
-    /// Looks at a server. A connection that fails is given up; one that takes too long to open is not.
+    /// Looks at a server. A connection that fails is given up; one that takes too long to open is not. A kept connection that
+    /// breaks says nothing of the address, which may lead to another server by now: a new one is opened at once, where it
+    /// tells whom it leads to. Elsewhere, all connections may lead to what is gone.
     async fn observe(
         &self,
         server: &Server<DB>,
@@ -316,27 +323,39 @@ impl<DB: Driver> Watch<DB> {
         attempts: &mut Attempts<DB>,
         depth: Depth,
     ) -> Result<Observation, sqlx::Error> {
-        let access = access(server);
-        let observed = async {
-            let probing = match probing {
-                Some(probing) => probing,
-                None => {
-                    let opened = self.in_time(attempts.open(server, access, depth)).await?;
-                    let probing = probing.insert(opened.probing);
-                    match opened.observation {
-                        Some(observation) => return Ok(observation),
-                        None => probing,
-                    }
-                }
-            };
-            self.in_time(DB::observe(&mut probing.conn, access, &mut probing.memory, depth)).await
-        };
-        let observed = observed.await;
+        let was_kept = probing.as_ref().is_some_and(|probing| probing.instance.is_some());
+        let mut observed = self.look(server, probing, attempts, depth).await;
+        if was_kept && observed.as_ref().is_err_and(|error| !is_timed_out(error)) {
+            *probing = None;
+            observed = self.look(server, probing, attempts, depth).await;
+        }
         match &observed {
             Ok(_) => self.arrive(server, probing).await,
             Err(_) => *probing = None,
         }
         observed
+    }
+
+    async fn look(
+        &self,
+        server: &Server<DB>,
+        probing: &mut Option<Probing<DB>>,
+        attempts: &mut Attempts<DB>,
+        depth: Depth,
+    ) -> Result<Observation, sqlx::Error> {
+        let access = access(server);
+        let probing = match probing {
+            Some(probing) => probing,
+            None => {
+                let opened = self.in_time(attempts.open(server, access, depth)).await?;
+                let probing = probing.insert(opened.probing);
+                match opened.observation {
+                    Some(observation) => return Ok(observation),
+                    None => probing,
+                }
+            }
+        };
+        self.in_time(DB::observe(&mut probing.conn, access, &mut probing.memory, depth)).await
     }
 
     async fn in_time<T>(
@@ -618,13 +637,18 @@ impl<DB: Driver> Watch<DB> {
         if let Some(new) = verdict.new_master.and_then(|new| self.servers.get(new)) {
             let old = self.servers.master(&self.mastership);
             let (old_one, new_one) = (&old.health, &new.health);
-            match old_one.state() {
-                NodeState::Standby => {
+            match (verdict.succession, old_one.state()) {
+                (Succession::SameProcess, _) => {
+                    warn!(
+                        "The {new_one} leads to the same server as the {old_one}: writes go there from now on."
+                    );
+                }
+                (Succession::Promotion, NodeState::Standby) => {
                     error!(
                         "The {old_one} takes no writes, and the {new_one} does: writes go there from now on."
                     );
                 }
-                _ => error!(
+                (Succession::Promotion, _) => error!(
                     "The {old_one} is gone, and the {new_one} was promoted: writes go there from now on."
                 ),
             }
@@ -633,7 +657,9 @@ impl<DB: Driver> Watch<DB> {
             new.health.changed_role();
             // Whatever comes back from the old master, nothing is written on it.
             old.health.next_generation();
-            old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
+            if verdict.succession == Succession::Promotion {
+                old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
+            }
             old.pools_with_read_way()
                 .filter(|pool| pool.role() == Role::Master)
                 .for_each(|pool| pool.close_plain());
@@ -677,7 +703,7 @@ impl<DB: Driver> Watch<DB> {
                 format!("The configured master takes none: name this server as `url`{follow}.")
             }
             (NodeState::Promoted, _) if !self.checks.follow_promotion => {
-                "Make it the master in the configuration.".into()
+                " Name it as `url`, unless that is the address of a balancer, which leads there by itself.".into()
             }
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master, or make it the master in the configuration.".into()

@@ -14,7 +14,7 @@ use rocket::tokio::sync::{Notify, watch};
 
 use crate::backend::{Copied, Instance, NotTheMaster, is_login_refused};
 use crate::config::{PinnedWithoutMaster, SlaveLog};
-use crate::one_line::OneLine;
+use crate::one_line::{Message, OneLine};
 use crate::position::{Lag, Position};
 
 use path::Way;
@@ -39,7 +39,7 @@ pub(crate) use path::{Enforced, Path};
 pub(crate) use state::Use;
 pub use state::{NodeState, NodeStatus, Role};
 
-pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Look, Verdict, Verdicts, Why};
+pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Look, Succession, Verdict, Verdicts, Why};
 
 /// How far a slave had replayed when it was looked at.
 #[derive(Debug)]
@@ -300,7 +300,7 @@ impl Health {
             self.found_split();
         }
         let lets_in = !is_login_refused(error);
-        let error = OneLine(error);
+        let error = OneLine(Message(error));
         let did_let_in = self.lets_in.swap(lets_in, Ordering::AcqRel);
         match (did_let_in, lets_in) {
             _ if self.is_leaving.load(Ordering::Acquire) => {}
@@ -400,15 +400,14 @@ impl Health {
             }
             NodeState::Promoted => {
                 warn!(
-                    "The {self} was promoted, but is not the master: it is read from only while no other server can be. \
-                     {more}"
+                    "The {self} was promoted, but is not the master: it is read from only while no other server can be.{more}"
                 )
             }
             NodeState::Contested => error!("{more}"),
             NodeState::MasterItself => {
                 warn!(
-                    "The address of the {self} leads to the master itself: leaving it out as a slave. If that is \
-                     its only address, correct its URL."
+                    "The address of the {self} leads to the master itself: leaving it out as a slave until it leads to \
+                     another server. A balancer's address may do so for a while after a failover. Correct any other URL."
                 )
             }
             NodeState::Stranger => {

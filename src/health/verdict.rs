@@ -18,8 +18,9 @@
 //! | anything else                                                    | used; a slave that was left out needs two good probes in a row before it serves again |
 //!
 //! A slave is looked at right after the master was: how far it is behind is since when the master has been
-//! further than it. While the master is gone, its slaves are compared with each other. None of them is left out because its lag
-//! is unknown, or because of a lag that is over.
+//! further than it. While the master is gone, its slaves are compared with each other: a slave that lacks what another server
+//! has is late, and one that lacks what no server has is as late as it was when the master was last looked at. None of them is
+//! left out because its lag is unknown.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -70,8 +71,19 @@ pub(crate) struct Verdict {
     pub(crate) lag: Option<Lag>,
     /// Writes go there from now on.
     pub(crate) new_master: Option<ServerId>,
+    pub(crate) succession: Succession,
     /// Transactions of sources that the server that was looked at did not have before, and its master has never heard of.
     pub(crate) errant: GtidSet,
+}
+
+/// What a new master is to the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Succession {
+    /// Another server.
+    #[default]
+    Promotion,
+    /// The same process by another address: what runs there goes on.
+    SameProcess,
 }
 
 /// What there is to say about a state.
@@ -93,11 +105,19 @@ pub(crate) enum Why {
 pub(crate) struct Verdicts {
     checks: Checks,
     history: History,
+    /// The same, and what slaves have told of the master's log since it is gone: it wrote that before.
+    without_master: Option<History>,
     /// Since when anything is known of where the master stands.
     known_since: Option<Instant>,
     /// The master's.
     system: Option<u64>,
+    /// The server of `url`.
+    configured: ServerId,
     master: ServerId,
+    /// How many others have led before the server in office, at whatever address.
+    number: u32,
+    /// The process in office, as it was last seen to take writes.
+    process: Option<Instance>,
     /// Whether it has been seen that no other server took writes when this process began.
     confirmed: bool,
     servers: BTreeMap<ServerId, Record>,
@@ -125,15 +145,15 @@ struct Record {
     latest: Option<Observation>,
     /// What it has replayed and the master is not known to have.
     ahead: Option<Ahead>,
-    /// This master has been seen to have what the server had replayed before.
-    compared_with: Option<ServerId>,
+    /// The latest master, by its number, that has been seen to have what the server had replayed before.
+    compared_with: Option<u32>,
     diverged: Option<Diverged>,
     /// What it wrote for itself, as far as that has been told of.
     errant: GtidSet,
     probes: u32,
     lateness: Lateness,
-    /// What another slave has of a master that is gone, and this one lacks.
-    overtaken: Option<Overtaken>,
+    /// What it had of the master's log when it last told, as a slave. A server that was promoted has at least that.
+    place: Option<Position>,
     /// Since when it cannot be told whether it is late: [`Verdicts::doubts`].
     in_doubt: Option<Instant>,
     /// What the latest look at it made of it as a slave.
@@ -153,13 +173,6 @@ struct Ahead {
     told: Instant,
     /// Looks at the master since then that have not found it.
     missed: u32,
-}
-
-#[derive(Clone, Debug)]
-struct Overtaken {
-    place: Position,
-    /// The other one may have had it since the look at it before.
-    since: Instant,
 }
 
 /// The proof that a slave is not on the master's history.
@@ -200,7 +213,7 @@ impl Record {
         self.is_full = false;
         // What it was, it may not be any more.
         self.latest = None;
-        (self.judged, self.in_doubt, self.overtaken) = (None, None, None);
+        (self.judged, self.in_doubt) = (None, None);
         self.ahead = None;
         // Behind a pooler it cannot be told whether what comes back is the same instance.
         if self.instance.is_none() {
@@ -251,9 +264,13 @@ impl Verdicts {
         Self {
             checks,
             history: History::default(),
+            without_master: None,
             known_since: None,
             system: None,
+            configured: master,
             master,
+            number: 0,
+            process: None,
             confirmed: false,
             servers: servers.iter().map(|server| (*server, Record::default())).collect(),
         }
@@ -261,8 +278,21 @@ impl Verdicts {
 
     /// All that verdicts depend on, but times and what decides how much is asked: for a search through states.
     pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
-        let Self { checks: _, history, known_since: _, system, master, confirmed, servers } = self;
-        (history.latest(), history.is_of_this_master(), system, master, confirmed).hash(hasher);
+        let Self {
+            checks: _,
+            history,
+            without_master,
+            known_since: _,
+            system,
+            configured: _,
+            master,
+            number: _,
+            process,
+            confirmed,
+            servers,
+        } = self;
+        (history.latest(), history.is_of_this_master(), system, master, process, confirmed).hash(hasher);
+        without_master.as_ref().map(History::latest).hash(hasher);
         for (id, record) in servers {
             let Record {
                 found,
@@ -281,7 +311,7 @@ impl Verdicts {
                 errant,
                 probes: _,
                 lateness,
-                overtaken,
+                place,
                 in_doubt: _,
                 judged,
                 looked: _,
@@ -291,9 +321,10 @@ impl Verdicts {
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
             (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
-            (was_master, as_master, latest, ahead, compared_with, diverged, errant).hash(hasher);
+            let compared = compared_with.map(|with| with == self.number);
+            (was_master, as_master, latest, ahead, compared, diverged, errant).hash(hasher);
             (judged.map(|judged| judged as u8), role, promoted.is_some()).hash(hasher);
-            overtaken.as_ref().map(|overtaken| &overtaken.place).hash(hasher);
+            place.hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
     }
@@ -386,18 +417,10 @@ impl Verdicts {
         record.found |= *finding != Finding::Full;
         record.probes = record.probes.wrapping_add(1);
 
-        let mut verdict = Verdict {
-            new_master: self.successor().filter(|_| self.checks.follow_promotion),
-            ..Verdict::default()
-        };
-        if let Some(new) = verdict.new_master {
-            if let Some(former) = self.servers.get_mut(&self.master) {
-                former.was_master = true;
-            }
-            self.master = new;
-            self.confirmed = true;
-            self.history.pass_on();
-            self.forget_comparisons();
+        let mut verdict = Verdict::default();
+        if let Some((new, succession)) = self.successor().filter(|_| self.checks.follow_promotion) {
+            (verdict.new_master, verdict.succession) = (Some(new), succession);
+            self.pass_office(new, succession);
         }
         let master = self.servers.entry(self.master).or_default();
         (master.promoted, master.judged, master.role) = (None, None, ReportedRole::Master);
@@ -407,7 +430,6 @@ impl Verdicts {
             // may be behind.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
                 let latest = self.servers[&server].latest.clone().unwrap_or_default();
-                self.compare_slaves(server, log, &latest);
                 verdict.lag = self.lag(server, log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
                 let why = if state == NodeState::LagUnknown { Why::Full } else { why };
@@ -425,8 +447,8 @@ impl Verdicts {
                 verdict.states.push((server, NodeState::MasterItself, Why::Nothing));
             }
             Finding::Observed(observed) => {
-                self.place(server, log, observed, ended);
-                self.compare_slaves(server, log, observed);
+                self.remember_ahead(server, log, observed, ended);
+                self.find_place(server, log, observed, began);
                 verdict.errant = self.find_errant(server, observed);
                 verdict.lag = self.lag(server, log, observed, began);
                 let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
@@ -444,6 +466,18 @@ impl Verdicts {
         verdict
     }
 
+    fn pass_office(&mut self, new: ServerId, succession: Succession) {
+        let former = std::mem::replace(&mut self.master, new);
+        self.confirmed = true;
+        if succession == Succession::Promotion {
+            if let Some(former) = self.servers.get_mut(&former) {
+                former.was_master = true;
+            }
+            self.process = None;
+            self.begin_history();
+        }
+    }
+
     /// How far behind a slave is that was seen so. While the master has no connection to spare for the monitor, it may have
     /// gone on since it was last seen.
     fn lag(&self, server: ServerId, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
@@ -458,69 +492,102 @@ impl Verdicts {
             let lag = self.history.lag(position, now)?;
             return Some(lag.at_least(now.saturating_duration_since(looked)));
         }
-        if let Some(Overtaken { since, .. }) = self.servers[&server].overtaken {
-            let lag = self.history.lag(position, now)?;
-            return Some(lag.at_least(now.saturating_duration_since(since)));
+        if self.is_overtaken(server) {
+            return self.without_master.as_ref().unwrap_or(&self.history).lag(position, now);
         }
         let at = if self.history.is_of_this_master() { looked } else { now };
         self.history.lag(position, at)
     }
 
-    /// While the master is gone: whether another slave that is there has more of what the master had. What this one lacks, it
-    /// lacks for longer and longer. What none of them has, no read can find, so that it makes none of them late.
-    fn compare_slaves(&mut self, server: ServerId, log: SlaveLog, observed: &Observation) {
-        let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters);
-        let overtaken = position.and_then(|position| {
-            let others: Vec<_> = self.others(server).collect();
-            let is_there = |place: &Position| others.iter().any(|(its, _)| its.reaches(place));
-            let known = self.servers[&server].overtaken.as_ref();
-            if let Some(known) =
-                known.filter(|known| !position.reaches(&known.place) && is_there(&known.place))
-            {
-                return Some(known.clone());
+    /// What a slave has of the master's log. While the master is gone, it tells how far that log went at least.
+    fn find_place(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, began: Instant) {
+        // A server that takes writes has what it had as a slave.
+        if observed.role == ReportedRole::Master {
+            return;
+        }
+        let place = self.place_of(server, log, observed);
+        if let Some(place) = place.clone().filter(|_| self.master() == Master::Gone) {
+            let known = self.without_master.get_or_insert_with(|| self.history.clone());
+            // Of two that lack something of each other, neither is further.
+            if known.latest().is_none_or(|latest| place.reaches(latest)) {
+                known.record(place, began);
             }
-            let (place, looked) = others.into_iter().find(|(place, _)| !position.reaches(place))?;
-            let since = looked.checked_sub(self.checks.interval).unwrap_or(looked);
-            Some(Overtaken { place, since })
-        });
-        self.servers.entry(server).or_default().overtaken = overtaken;
+        }
+        self.servers.entry(server).or_default().place = place;
     }
 
-    /// What other slaves that are there have of a master that is gone, and when each was looked at.
-    fn others(&self, server: ServerId) -> impl Iterator<Item = (Position, Instant)> {
-        let known = self.history.latest().filter(|_| self.master() == Master::Gone);
-        let of_master = move |(id, other): (&ServerId, &Record)| {
-            let latest = other.latest.as_ref().filter(|latest| latest.role != ReportedRole::Master)?;
-            let is_slave =
-                *id != server && other.compared_with == Some(self.master) && other.diverged.is_none();
-            let place = latest.position.as_ref().filter(|_| is_slave)?.of_sources_of(known?)?;
-            Some((place, other.looked?))
+    /// It is one of the master's history only if the master has been seen to have it. PostgreSQL tells an ordinary role the
+    /// timeline of the latest restartpoint, which may be older than what it has replayed.
+    fn place_of(&self, server: ServerId, log: SlaveLog, observed: &Observation) -> Option<Position> {
+        let record = &self.servers[&server];
+        let is_comparable = log == SlaveLog::Masters
+            && record.compared_with == Some(self.number)
+            && record.diverged.is_none()
+            && !self.is_of_other_system(observed.system);
+        let known = self.history.latest().filter(|_| is_comparable)?;
+        match (observed.position.as_ref()?, known) {
+            (Position::Lsn { lsn, .. }, Position::Lsn { timeline, .. }) => {
+                Some(Position::Lsn { timeline: *timeline, lsn: *lsn })
+            }
+            (position, known) => position.of_sources_of(known),
+        }
+    }
+
+    /// True while the master is gone, if another server that is there has all that this slave has of its log, and more. What this
+    /// slave lacks, it lacks for longer and longer. What no server has, no read can find: that makes none of them late.
+    fn is_overtaken(&self, server: ServerId) -> bool {
+        let Some(ours) = self.servers[&server].place.as_ref().filter(|_| self.master() == Master::Gone)
+        else {
+            return false;
         };
-        self.servers.iter().filter_map(of_master)
+        self.servers.iter().any(|(id, other)| {
+            let is_further = |theirs: &Position| theirs.reaches(ours) && !ours.reaches(theirs);
+            let is_there = *id != server && other.latest.is_some() && other.diverged.is_none();
+            is_there && other.place.as_ref().is_some_and(is_further)
+        })
     }
 
     fn judge_master(&mut self, observed: &Observation, began: Instant) {
         if observed.role == ReportedRole::Slave {
             return;
         }
+        let (instance, process) = (self.servers[&self.master].instance, self.process);
         let before = self.history.latest().and_then(timeline);
         let now = observed.position.as_ref().and_then(timeline);
-        // It was promoted, and has the address of the master before.
-        if matches!((before, now), (Some(before), Some(now)) if before != now) {
-            self.history.pass_on();
-            self.forget_comparisons();
+        // It was promoted, and has the address of the master before. An instance of MariaDB or MySQL is one server, however often
+        // that is restarted.
+        let is_another = match (before, now) {
+            (Some(before), Some(now)) => before != now,
+            (None, None) => instance.is_some() && process.is_some() && instance != process,
+            _ => false,
+        };
+        if is_another {
+            self.begin_history();
         }
+        self.process = instance;
+        self.without_master = None;
         self.system = observed.system.or(self.system);
         if let Some(position) = &observed.position {
-            self.history.record(observed.flushed.as_ref().unwrap_or(position).clone(), began);
+            let mut told = observed.flushed.as_ref().unwrap_or(position).clone();
+            let had = self.servers.get_mut(&self.master).and_then(|master| master.place.take());
+            // What is flushed is known to a page only: it has at least what it had as a slave.
+            if let (Position::Lsn { lsn, .. }, Some(Position::Lsn { lsn: had, .. })) = (&mut told, had) {
+                *lsn = had.max(*lsn);
+            }
+            self.history.record(told, began);
             self.known_since.get_or_insert(began);
         }
     }
 
-    /// What was proved was proved of the history of the master before: of another server, or of an earlier timeline.
-    fn forget_comparisons(&mut self) {
-        for record in self.servers.values_mut() {
+    /// Another server leads. What was proved, and compared, was that with the history of the one before.
+    fn begin_history(&mut self) {
+        self.number = self.number.wrapping_add(1);
+        self.history.pass_on();
+        for (id, record) in &mut self.servers {
             (record.ahead, record.diverged) = (None, None);
+            if *id != self.master {
+                record.place = None;
+            }
         }
     }
 
@@ -531,8 +598,8 @@ impl Verdicts {
     }
 
     /// Remembers what a slave has replayed and the master is not known to have, until the master is looked at again.
-    fn place(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, told: Instant) {
-        let (contents, master) = (self.contents().cloned(), self.master);
+    fn remember_ahead(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, told: Instant) {
+        let (contents, number) = (self.contents().cloned(), self.number);
         let is_comparable = log == SlaveLog::Masters
             && observed.role != ReportedRole::Master
             && !self.is_of_other_system(observed.system);
@@ -546,7 +613,7 @@ impl Verdicts {
             record.diverged = None;
         }
         if contents.is_some_and(|contents| !contents.lacks(position)) {
-            (record.ahead, record.compared_with) = (None, Some(master));
+            (record.ahead, record.compared_with) = (None, Some(number));
         } else if !record.ahead.as_ref().is_some_and(|ahead| position.reaches(&ahead.position)) {
             record.ahead = Some(Ahead { position: position.clone(), told, missed: 0 });
         }
@@ -567,12 +634,12 @@ impl Verdicts {
     /// Slaves that had replayed, before the master was looked at, what it turns out not to have.
     fn compare(&mut self, began: Instant) -> Vec<ServerId> {
         let Some(contents) = self.contents().cloned() else { return Vec::new() };
-        let master = self.master;
+        let number = self.number;
         let mut diverged = Vec::new();
         for (id, record) in &mut self.servers {
             let Some(ahead) = record.ahead.as_mut().filter(|ahead| ahead.told <= began) else { continue };
             if !contents.lacks(&ahead.position) {
-                (record.ahead, record.compared_with) = (None, Some(master));
+                (record.ahead, record.compared_with) = (None, Some(number));
                 continue;
             }
             ahead.missed += 1;
@@ -668,7 +735,7 @@ impl Verdicts {
         {
             return (NodeState::New, Why::Nothing);
         }
-        let overtaken = self.servers[&server].overtaken.is_some();
+        let overtaken = self.is_overtaken(server);
         let gap = observed.position.as_ref().map_or(Gap::Time(Duration::ZERO), |at| self.history.gap(at));
         let doubts = self.doubts(server, gap, overtaken, lag, now);
         let record = self.servers.entry(server).or_default();
@@ -802,33 +869,54 @@ impl Verdicts {
 
     /// The server that takes the place of the master. While the master is reachable and takes writes, none does. Two servers
     /// that could are none: nothing tells which of them the others follow.
-    fn successor(&self) -> Option<ServerId> {
+    fn successor(&self) -> Option<(ServerId, Succession)> {
+        if let Some(server) = self.other_way() {
+            return Some((server, Succession::SameProcess));
+        }
         if self.servers[&self.master].may_write() {
             return None;
         }
         let succeeds = |(id, record): &(&ServerId, &Record)| {
-            **id != self.master && !self.is_master_itself(**id) && self.succeeds(record)
+            **id != self.master && !self.is_master_itself(**id) && self.succeeds(**id, record)
         };
         let mut successors = self.servers.iter().filter(succeeds);
         let (first, _) = successors.next()?;
-        successors.next().is_none().then_some(*first)
+        successors.next().is_none().then_some((*first, Succession::Promotion))
+    }
+
+    /// Another address that leads to the process in office. After a failover behind a balancer, the address of the slaves leads to
+    /// the new master for some checks, and `url` is the way to it as soon as it leads there. Any other address is, once
+    /// that of the master leads elsewhere.
+    fn other_way(&self) -> Option<ServerId> {
+        let process = self.process?;
+        let leads_there = |id: &ServerId| {
+            let record = &self.servers[id];
+            *id != self.master && record.instance == Some(process) && record.reports(ReportedRole::Master)
+        };
+        let is_lost = !self.servers[&self.master].may_write();
+        let others = self.servers.keys().filter(|_| is_lost);
+        std::iter::once(&self.configured).chain(others).find(|id| leads_there(id)).copied()
     }
 
     /// Whether a server proves that it was promoted. It takes writes, and this process has seen it as a slave, or as the
-    /// master's rival: any other may be an old master that came back.
+    /// master's rival: any other may be an old master that came back. `url` needs neither, as an address of it may lead to
+    /// another server by now.
     ///
-    /// PostgreSQL begins a later timeline of the same system. Elsewhere the server has all transactions that the master is
-    /// known to have, also those that the master tells as a slave.
-    fn succeeds(&self, record: &Record) -> bool {
+    /// PostgreSQL begins a later timeline of the same system. `url` may be on that of the master in office, which was
+    /// restarted: it has all that is known of it. Elsewhere the server has all transactions that the master is known to have,
+    /// also those that the master tells as a slave.
+    fn succeeds(&self, server: ServerId, record: &Record) -> bool {
         let Some(latest) = &record.latest else { return false };
-        let master = &self.servers[&self.master];
+        let (master, is_configured) = (&self.servers[&self.master], server == self.configured);
         match self.history.latest().map(|known| (known, timeline(known))) {
-            Some((_, Some(known))) => {
-                (record.seen_in_recovery || record.wrote_at_first && !self.confirmed)
+            Some((known, Some(timeline))) => {
+                let is_later =
+                    |its: u32| its > timeline || is_configured && its == timeline && latest.has(known);
+                (is_configured || record.seen_in_recovery || record.wrote_at_first && !self.confirmed)
                     && latest.role == ReportedRole::Master
                     && record.system.is_some()
                     && record.system == self.system
-                    && record.timeline().is_some_and(|its| its > known)
+                    && record.timeline().is_some_and(is_later)
             }
             Some((known, None)) => {
                 let told = master.latest.as_ref().and_then(|latest| latest.position.as_ref());

@@ -5,6 +5,7 @@
 //! the only word of one that a handler has dropped. Queue, idle connections and generations are the work of
 //! [`Pool`](super::Pool): a single sqlx pool for all would forget who is who, and ping without a time limit.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -73,6 +74,19 @@ pub(super) fn lifetime(max: Duration) -> Duration {
 impl<DB: Driver> Connection<DB> {
     /// Opens a connection, prepares it and learns whom it leads to.
     pub(super) async fn open(
+        pool: &Pool<DB>,
+        options: Options<DB>,
+        told: Told,
+    ) -> Result<PooledConnection<DB>, sqlx::Error> {
+        // A proxy without a server to lead to takes a connection and closes it. To sqlx, that is an answer that it does not
+        // understand.
+        Self::try_open(pool, options, told).await.map_err(|error| match error {
+            sqlx::Error::Protocol(text) => io::Error::new(io::ErrorKind::InvalidData, text).into(),
+            error => error,
+        })
+    }
+
+    async fn try_open(
         pool: &Pool<DB>,
         options: Options<DB>,
         told: Told,

@@ -12,10 +12,21 @@ pub(super) struct Progress {
     method: MethodKind,
     declared: Declared,
     failed: Failed,
+    last_chance: LastChance,
     reads: Reads,
     writes: Writes,
     reply: Reply,
     service: Service,
+}
+
+/// A slave that is asked once more if nothing else is left: it had no connection in time, or took too long to open one, as
+/// while the servers of an address change their roles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LastChance {
+    #[default]
+    Nothing,
+    Slave(ServerId),
+    Taken,
 }
 
 /// What was read on connections for reads.
@@ -102,6 +113,7 @@ impl Progress {
             method,
             declared: Declared::default(),
             failed: Failed::default(),
+            last_chance: LastChance::default(),
             reads: Reads::default(),
             writes: Writes::None,
             reply: Reply::Pending,
@@ -199,8 +211,19 @@ impl Progress {
     pub(super) fn fail(&mut self, access: Access, server: ServerId, letdown: Letdown) -> bool {
         match (access, letdown) {
             (Access::ReadWrite, _) | (Access::ReadMaster, Letdown::Busy) => return false,
-            (Access::ReadMaster, Letdown::Unreachable) => self.failed.master = true,
-            (Access::ReadSlave, _) => self.failed.slaves.add(server),
+            (Access::ReadMaster, Letdown::Unreachable) => {
+                self.failed.master = true;
+                if let LastChance::Slave(slave) = self.last_chance {
+                    self.failed.slaves.remove(slave);
+                    self.last_chance = LastChance::Taken;
+                }
+            }
+            (Access::ReadSlave, _) => {
+                self.failed.slaves.add(server);
+                if letdown == Letdown::Busy && self.last_chance != LastChance::Taken {
+                    self.last_chance = LastChance::Slave(server);
+                }
+            }
         }
         self.leave();
         true

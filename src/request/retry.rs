@@ -65,8 +65,9 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
             (Fault::ReadOnly | Fault::NoWrites, _) => {
                 return self.refused(pool, under_way, error, repeatable);
             }
-            (Fault::Node, Access::ReadSlave) => pool.health().suspect(&error),
-            // There is no other master: the next checkout tells whether it is still there.
+            (Fault::Node, Access::ReadSlave) if !pool.health().is_shared() => pool.health().suspect(&error),
+            // There is no other master, and another of the slaves that share an address may serve: the next checkout tells
+            // whether it is still there.
             (Fault::Node, _) => {
                 pool.health().doubt_connections();
                 pool.health().request_probe();

@@ -245,7 +245,7 @@ impl<DB: Driver> Session<DB> {
                     state.leave(decision);
                 }
                 Err(failed) => {
-                    if failed.remains != Remains::Usable {
+                    if failed.remains != Remains::Usable && !checkout.pool().health().is_shared() {
                         checkout.pool().health().suspect(&failed.error);
                     }
                     checkout.put_back_after(&failed);

@@ -1,5 +1,5 @@
 //! Which server serves a query: a pure function of what the request means to do, what it carries, and how the
-//! servers are. The rows of its table, of which the first that applies counts; the README has the same text:
+//! servers are. The first row that applies counts. `docs/guide/routing.md` has the same table:
 //!
 #![doc = include_str!("table.md")]
 

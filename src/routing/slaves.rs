@@ -113,6 +113,12 @@ impl SlaveSet {
         }
     }
 
+    pub(crate) fn remove(&mut self, slave: ServerId) {
+        if let Self::These(slaves) = self {
+            slaves.retain(|other| *other != slave);
+        }
+    }
+
     pub(crate) fn contains(&self, slave: ServerId) -> bool {
         match self {
             Self::All => true,
@@ -226,7 +232,9 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         if usable.is_some() || self.master() == Master::Usable {
             return usable;
         }
-        self.servers.draw(|slave| slave.is_last_resort(self.pinned_without_master))
+        // Before those that are known to be late, or may be.
+        let well = self.servers.draw(|slave| slave.is_last_resort(PinnedWithoutMaster::Fail));
+        well.or_else(|| self.servers.draw(|slave| slave.is_last_resort(self.pinned_without_master)))
     }
 
     /// Only a configured master is ever `Standby`.

@@ -11,7 +11,7 @@ use rocket::response::{self, Responder};
 use super::fairing::name_of;
 use super::guards::Attached;
 use crate::backend::{is_unavailable, takes_no_writes};
-use crate::one_line::OneLine;
+use crate::one_line::{Message, OneLine};
 use crate::pool::OutcomeUnknown;
 
 /// A database error as a handler's reply.
@@ -94,8 +94,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotFound => f.write_str("not found"),
-            Self::Unavailable(error) => write!(f, "the database is unavailable: {error}"),
-            Self::OutcomeUnknown(error) | Self::Database(error) => error.fmt(f),
+            Self::Unavailable(error) => write!(f, "the database is unavailable: {}", Message(error)),
+            Self::OutcomeUnknown(error) | Self::Database(error) => Message(error).fmt(f),
         }
     }
 }

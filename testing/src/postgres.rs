@@ -14,7 +14,8 @@ use crate::session::is_question;
 
 /// The password `secret`, hashed once instead of 4096 times: programs compiled without optimisation would spend an eighth
 /// of their tests on it, as each of their connections does it again.
-const SECRET: &str = "SCRAM-SHA-256$1:cm9ja2V0X3JlcGxpY2F0ZQ==$ayT/3rWJV07bR+1GjscFiGOfvWKWo7uqoGKTytMJmws=:\
+#[doc(hidden)]
+pub const SECRET: &str = "SCRAM-SHA-256$1:cm9ja2V0X3JlcGxpY2F0ZQ==$ayT/3rWJV07bR+1GjscFiGOfvWKWo7uqoGKTytMJmws=:\
                       0Ahgz9+SVWdyvUkme0MhN2iCvar1m5pVDChX5Mpuvuc=";
 
 const SETTINGS: &str = "

@@ -12,6 +12,8 @@ pub enum Promise {
     OwnWrites,
     /// Nobody waits for the master to read.
     AnyState,
+    /// The same, but all slaves share one address, which may lead to none of them while roles change.
+    AnyStateAtOneAddress,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,9 +8,11 @@ mod checker;
 mod clients;
 mod nemesis;
 mod operation;
+mod patroni;
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +22,8 @@ use rocket::futures::future::join_all;
 use rocket::tokio;
 
 use checker::{Promise, Violation, check, check_end};
-use clients::{Clients, SPARE};
-use nemesis::{Fault, Wires};
+use clients::Clients;
+use nemesis::Wires;
 use operation::{Operation, Outcome, Spell, Work, Write};
 use rocket_replicated_testing::mysql::MySql;
 use rocket_replicated_testing::postgres::Postgres;
@@ -29,6 +31,7 @@ use rocket_replicated_testing::{Dbms, Servers};
 use support::program::Website;
 
 /// An application under test.
+#[derive(Clone, Copy)]
 struct Application {
     name: &'static str,
     promise: Promise,
@@ -87,29 +90,35 @@ fn seed() -> u64 {
     env::var("HISTORY_SEED").map_or_else(|_| fastrand::u64(..1_000_000), |seed| seed.parse().unwrap())
 }
 
-/// What the master's log of writes has in the end.
-fn writes<D: Dbms>(master: &rocket_replicated_testing::Server<D>) -> Vec<Write> {
+/// What the master's log of writes has in the end: all but those that tell whether it takes any.
+const LOG: &str = "SELECT concat(register, '|', value) FROM writes WHERE register <> 63";
+
+fn writes<'a>(log: impl Iterator<Item = &'a str>) -> Vec<Write> {
     let write = |line: &str| {
-        let (register, value) = line.split_once(['|', '\t']).unwrap();
+        let (register, value) = line.split_once('|').unwrap();
         Write { register: register.parse().unwrap(), value: value.parse().unwrap() }
     };
-    let sql = format!("SELECT register, value FROM writes WHERE register <> {SPARE}");
-    master.sql(&sql).lines().map(write).collect()
+    log.map(write).collect()
 }
 
-struct Report<'a> {
+struct Report<'a, Plan> {
     seed: u64,
-    plan: &'a [Fault],
+    plan: &'a Plan,
 }
 
-impl Report<'_> {
+impl<Plan: Debug> Report<'_, Plan> {
     /// Fails with all that is needed to understand the first violations, and to see them again. The end of the message
     /// names them: of a long output, the end is kept.
     fn fail(&self, application: &str, violations: &[(Violation, Operation)], all: &[Operation], log: &str) {
         let mut kinds = BTreeMap::<String, usize>::new();
-        for (violation, _) in violations {
-            *kinds.entry(format!("{violation:?}")).or_default() += 1;
+        for (violation, operation) in violations {
+            let nodes = match &operation.outcome {
+                Outcome::Done(answers) => answers.iter().map(|answer| answer.node.as_str()).collect(),
+                Outcome::Failed(_) => Vec::new(),
+            };
+            *kinds.entry(format!("{violation:?} {}", nodes.join(", "))).or_default() += 1;
         }
+        let (_, last) = &violations[violations.len() - 1];
         let (_, first) = &violations[0];
         let index = all.iter().position(|operation| operation == first).unwrap();
         let before: Vec<_> =
@@ -121,23 +130,20 @@ impl Report<'_> {
         let tail = &lines[lines.len().saturating_sub(60)..];
         panic!(
             "the application's log:\n{}\nthe faults: {:?}\nwhat the client did, the first violation at the top: {:?}\n\
-             HISTORY_SEED={}: {application}: {kinds:?}",
+             HISTORY_SEED={}: {application}: {kinds:?}, from {:.1} to {:.1} s",
             tail.join("\n"),
             self.plan,
             before,
             self.seed,
+            first.invoked.as_secs_f64(),
+            last.returned.as_secs_f64(),
         );
     }
 }
 
 /// Says last why it failed: the logs of three applications come between.
-async fn run<D: Dbms + Send + Sync>(
-    kind: &str,
-    keys: &str,
-    prepare: fn(&Servers<D>),
-    last_act: impl FnOnce(&Servers<D>, Instant, &dyn Fn()) -> LastAct<D> + Send + 'static,
-) {
-    let ran = AssertUnwindSafe(play(kind, keys, prepare, last_act)).catch_unwind().await;
+async fn run(play: impl Future<Output = ()>) {
+    let ran = AssertUnwindSafe(play).catch_unwind().await;
     if let Err(panic) = ran {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         eprintln!("{}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or_default());
@@ -164,19 +170,10 @@ async fn play<D: Dbms + Send + Sync>(
     let wires = Arc::new(Wires::to(&*cluster));
 
     let origin = Instant::now();
-    let mut running = Vec::new();
-    let mut first = 0;
-    for application in &APPLICATIONS {
-        let databases = section(&*cluster, &wires, application, keys);
-        let website =
-            Website::launch(EXAMPLE, "Rocket.toml", &[("ROCKET_DATABASES", &databases), ("REGISTERS", kind)])
-                .await;
-        let clients = Clients::start(&website.url, first..first + application.clients, origin);
-        first += application.clients;
-        running.push((application, website, clients));
-    }
+    let section = |application: &Application| section(&*cluster, &wires, application, keys);
+    let running = launch(kind, &APPLICATIONS, section, origin).await;
 
-    let urls: Vec<_> = running.iter().map(|(_, website, _)| website.url.clone()).collect();
+    let urls: Vec<_> = running.iter().map(|running| running.website.url.clone()).collect();
     let (servers, wires, faults) = (cluster.clone(), wires.clone(), plan.clone());
     let acts = tokio::task::spawn_blocking({
         let (urls, runtime) = (urls.clone(), tokio::runtime::Handle::current());
@@ -198,27 +195,69 @@ async fn play<D: Dbms + Send + Sync>(
     // And some more of what is usual.
     tokio::time::sleep(Duration::from_secs(2)).await;
 
-    let report = Report { seed, plan: &plan };
-    let mut all = Vec::new();
-    for (application, website, clients) in running {
+    let judged = judge(running, &without_master, &Report { seed, plan: &plan }).await;
+    let all: Vec<_> = judged.into_iter().flat_map(|judged| judged.operations).collect();
+    let servers: Vec<_> = std::iter::once(&cluster.master).chain(&cluster.slaves).collect();
+    let violations = check_end(&all, &writes(servers[master].sql(LOG).lines()));
+    assert!(violations.is_empty(), "HISTORY_SEED={seed}: {violations:?}\nthe faults: {plan:#?}");
+}
+
+/// An application that runs, and its clients.
+struct Running {
+    application: &'static Application,
+    website: Website,
+    clients: Clients,
+}
+
+async fn launch(
+    kind: &str,
+    applications: impl IntoIterator<Item = &'static Application>,
+    section: impl Fn(&Application) -> String,
+    origin: Instant,
+) -> Vec<Running> {
+    let mut running = Vec::new();
+    let mut first = 0;
+    for application in applications {
+        let databases = section(application);
+        let environment = [("ROCKET_DATABASES", databases.as_str()), ("REGISTERS", kind)];
+        let website = Website::launch(EXAMPLE, "Rocket.toml", &environment).await;
+        let clients = Clients::start(&website.url, first..first + application.clients, origin);
+        first += application.clients;
+        running.push(Running { application, website, clients });
+    }
+    running
+}
+
+/// What the clients of an application have done.
+struct Judged {
+    name: &'static str,
+    operations: Vec<Operation>,
+}
+
+/// Stops the clients, and fails if one of them has seen what must not be.
+async fn judge<Plan: Debug>(
+    running: Vec<Running>,
+    without_master: &[Spell],
+    report: &Report<'_, Plan>,
+) -> Vec<Judged> {
+    let mut judged = Vec::new();
+    for Running { application, website, clients } in running {
         let operations = clients.stop().await;
-        let violations = check(application.promise, &operations, &without_master);
+        let violations = check(application.promise, &operations, without_master);
         summarize(application, &operations);
         if !violations.is_empty() {
             report.fail(application.name, &violations, &operations, &website.log());
         }
-        if application.promise == Promise::AnyState {
-            let found = check(Promise::OwnWrites, &operations, &without_master);
+        if application.promise != Promise::OwnWrites {
+            let found = check(Promise::OwnWrites, &operations, without_master);
             assert!(
                 found.iter().any(|(violation, _)| *violation == Violation::OwnWriteMissing),
                 "without pins nobody misses a write: this check sees nothing"
             );
         }
-        all.extend(operations);
+        judged.push(Judged { name: application.name, operations });
     }
-    let servers: Vec<_> = std::iter::once(&cluster.master).chain(&cluster.slaves).collect();
-    let violations = check_end(&all, &writes(servers[master]));
-    assert!(violations.is_empty(), "HISTORY_SEED={seed}: {violations:?}\nthe faults: {plan:#?}");
+    judged
 }
 
 /// What happens after all faults.
@@ -279,7 +318,7 @@ async fn on_postgresql() {
         master: 1,
         epilogue: nemesis::bring_back,
     };
-    run("postgres", "follow_promotion=true", prepare, promote).await;
+    run(play("postgres", "follow_promotion=true", prepare, promote)).await;
 }
 
 #[rocket::async_test]
@@ -289,5 +328,5 @@ async fn on_mariadb() {
         cluster.master.sql("GRANT SELECT ON *.* TO reader");
     };
     let last_act = |_: &Servers<MySql>, _, _: &dyn Fn()| LastAct { master: 0, spell: None, epilogue: |_| () };
-    run("mariadb", "follow_promotion=false", prepare, last_act).await;
+    run(play("mariadb", "follow_promotion=false", prepare, last_act)).await;
 }

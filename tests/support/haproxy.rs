@@ -10,6 +10,8 @@ use rocket_replicated_testing::Server;
 use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::server::{self, Program};
 
+use crate::patroni::Patroni;
+
 /// One address for all of them.
 pub struct HaProxy {
     server: Server<Balancer>,
@@ -18,10 +20,33 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
+    /// Those that answer at all.
     pub fn start(servers: &[&Server<Postgres>]) -> Self {
+        let mut backend = "  balance roundrobin\n  option redispatch\n  option pgsql-check user app\n  \
+             default-server check inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions\n"
+            .to_owned();
+        for port in servers.iter().map(|server| server.port()) {
+            backend += &format!("  server at-{port} 127.0.0.1:{port}\n");
+        }
+        Self::launch(backend)
+    }
+
+    /// Those nodes of a Patroni cluster that say they are `primary`, or `replica`, by Patroni's own template:
+    /// <https://github.com/patroni/patroni/blob/master/haproxy.cfg>
+    pub fn of_patroni(patroni: &Patroni, role: &str) -> Self {
+        let mut backend = format!(
+            "  option httpchk OPTIONS /{role}\n  http-check expect status 200\n  \
+             default-server inter 3s fall 3 rise 2 on-marked-down shutdown-sessions\n"
+        );
+        for (port, api) in patroni.ports() {
+            backend += &format!("  server at-{port} 127.0.0.1:{port} maxconn 100 check port {api}\n");
+        }
+        Self::launch(backend)
+    }
+
+    fn launch(backend: String) -> Self {
         let folder = server::temporary_folder::<Balancer>();
-        let ports = servers.iter().map(|server| server.port()).collect();
-        let server = Server::launch(Balancer { ports }, folder.path().join("haproxy"));
+        let server = Server::launch(Balancer { backend }, folder.path().join("haproxy"));
         Self { server, _folder: folder }
     }
 
@@ -33,7 +58,8 @@ impl HaProxy {
 
 #[derive(Debug)]
 struct Balancer {
-    ports: Vec<u16>,
+    /// Which servers, and how they are checked.
+    backend: String,
 }
 
 impl Program for Balancer {
@@ -45,15 +71,12 @@ impl Program for Balancer {
     const END: i32 = libc::SIGTERM;
 
     fn command(server: &Server<Self>) -> Command {
-        let mut config = format!(
+        let config = format!(
             "defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1h\n  timeout server 1h\n\
-             listen postgres\n  bind 127.0.0.1:{}\n  balance roundrobin\n  option redispatch\n  option pgsql-check user app\n  \
-             default-server check inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions\n",
+             listen postgres\n  bind 127.0.0.1:{}\n{}",
             server.port(),
+            server.program().backend,
         );
-        for port in &server.program().ports {
-            config += &format!("  server at-{port} 127.0.0.1:{port}\n");
-        }
         let file = server.data().with_extension("cfg");
         fs::write(&file, config).unwrap();
         let mut command = server::server_program::<Self>(&["/usr/sbin".into()], "haproxy");

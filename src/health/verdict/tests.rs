@@ -660,6 +660,160 @@ fn without_the_master_what_no_slave_has_makes_none_of_them_late() {
     }
 }
 
+/// A master at 100, and then gone; what the two slaves say in each second after that, and what becomes of the first.
+fn compared(seconds: &[(Finding, Finding)]) -> Vec<NodeState> {
+    let begin = Instant::now();
+    let mut verdicts = with_two_slaves(begin);
+    verdicts.checks.follow_promotion = false;
+    let mut states = Vec::new();
+    for (number, (slave, other)) in (1..).zip(seconds) {
+        let look = second(begin, number);
+        verdicts.judge(MASTER, SlaveLog::Masters, look, &Finding::Failed);
+        verdicts.judge(OTHER, SlaveLog::Masters, look, other);
+        let found = verdicts.judge(SLAVE, SlaveLog::Masters, look, slave).states;
+        states.extend(found.iter().find(|(server, ..)| *server == SLAVE).map(|(_, state, _)| *state));
+    }
+    states
+}
+
+fn replayed(lsn: u64) -> Finding {
+    Finding::Observed(observation(ReportedRole::Slave, 1, lsn))
+}
+
+#[test]
+fn without_the_master_a_promoted_server_still_has_what_it_had_as_a_slave() {
+    use NodeState::{Behind, Up};
+
+    let promoted = Finding::Observed(observation(ReportedRole::Master, 2, 900));
+    let seconds: Vec<_> = (1..=8)
+        .map(|second| (replayed(100), if second < 3 { replayed(101) } else { promoted.clone() }))
+        .collect();
+    assert_eq!(compared(&seconds), [vec![Up; 3], vec![Behind; 5]].concat());
+}
+
+#[test]
+fn without_the_master_a_server_of_another_system_tells_nothing() {
+    let stranger = Observation { system: Some(8), ..observation(ReportedRole::Slave, 1, 900) };
+    assert_eq!(compared(&vec![(replayed(100), Finding::Observed(stranger)); 8]), [NodeState::Up; 8]);
+}
+
+#[test]
+fn without_the_master_a_look_that_fails_forgets_nothing() {
+    use NodeState::{Behind, Up};
+
+    // The slave is restarted, and then the other one.
+    let seconds: Vec<_> = (1..=10)
+        .map(|second| {
+            let found = |failed: u64, lsn| if second == failed { Finding::Failed } else { replayed(lsn) };
+            (found(5, 100), found(7, 101))
+        })
+        .collect();
+    let while_it_is_away = [Up];
+    let states = [vec![Up; 3], vec![Behind; 2], while_it_is_away.into(), vec![Behind; 3]].concat();
+    assert_eq!(compared(&seconds), states);
+}
+
+#[test]
+fn without_the_master_a_slave_that_is_always_late_stays_left_out() {
+    use NodeState::{Behind, Up};
+
+    // The master goes on for others, and the slave replays each second six later.
+    let seconds: Vec<_> = (1..=20_u64)
+        .map(|second| (replayed(100 + second.saturating_sub(6)), replayed(100 + second)))
+        .collect();
+    assert_eq!(compared(&seconds), [vec![Up; 3], vec![Behind; 17]].concat());
+}
+
+#[test]
+fn of_two_slaves_that_lack_something_of_each_other_neither_is_late() {
+    let gtids = |first, second| {
+        let position = Position::parse_gtids(&format!("0-1-{first},1-1-{second}"));
+        Observation { role: ReportedRole::Unknown, position, ..Observation::default() }
+    };
+    let begin = Instant::now();
+    let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
+    for server in [MASTER, SLAVE, OTHER] {
+        verdicts.judge(server, SlaveLog::Masters, begin, &Finding::Observed(gtids(5, 5)));
+    }
+    for number in 1..=8 {
+        let look = second(begin, number);
+        verdicts.judge(MASTER, SlaveLog::Masters, look, &Finding::Failed);
+        for (server, observed) in [(SLAVE, gtids(6, 5)), (OTHER, gtids(5, 6))] {
+            let states = verdicts.judge(server, SlaveLog::Masters, look, &Finding::Observed(observed)).states;
+            assert_eq!(states, [(server, NodeState::Up, Why::Nothing)], "{number}");
+        }
+    }
+}
+
+#[test]
+fn slaves_of_a_promoted_server_are_compared_whatever_timeline_they_tell() {
+    use NodeState::{Behind, Up};
+
+    const THIRD: ServerId = ServerId(3);
+    let begin = Instant::now();
+    let mut verdicts = with_two_slaves(begin);
+    verdicts.add(THIRD);
+    at(&mut verdicts, begin.into(), THIRD, ReportedRole::Slave, 100);
+    (1..=3).for_each(|number| {
+        drop(verdicts.judge(MASTER, SlaveLog::Masters, second(begin, number), &Finding::Failed))
+    });
+    for number in 4..=6 {
+        let promoted = Finding::Observed(observation(ReportedRole::Master, 2, 110));
+        verdicts.judge(OTHER, SlaveLog::Masters, second(begin, number), &promoted);
+        for slave in [SLAVE, THIRD] {
+            at(&mut verdicts, second(begin, number), slave, ReportedRole::Slave, 110);
+        }
+    }
+    let mut states = Vec::new();
+    for number in 7..=12 {
+        verdicts.judge(OTHER, SlaveLog::Masters, second(begin, number), &Finding::Failed);
+        at(&mut verdicts, second(begin, number), THIRD, ReportedRole::Slave, 120);
+        states.extend(at(&mut verdicts, second(begin, number), SLAVE, ReportedRole::Slave, 110));
+    }
+    assert_eq!(states, [vec![Up; 3], vec![Behind; 3]].concat());
+}
+
+#[test]
+fn a_new_master_has_at_least_what_it_had_as_a_slave() {
+    let begin = Instant::now();
+    let mut verdicts = with_two_slaves(begin);
+    for number in 1..=4 {
+        verdicts.judge(MASTER, SlaveLog::Masters, second(begin, number), &Finding::Failed);
+        at(&mut verdicts, second(begin, number), OTHER, ReportedRole::Slave, 101);
+        at(&mut verdicts, second(begin, number), SLAVE, ReportedRole::Slave, 100);
+    }
+    // The end of a page is flushed with the next commit.
+    let flushed = Some(Position::Lsn { timeline: 2, lsn: 90 });
+    let promoted = Observation { flushed, ..observation(ReportedRole::Master, 2, 300) };
+    verdicts.judge(OTHER, SlaveLog::Masters, second(begin, 5), &Finding::Observed(promoted));
+    assert_eq!(at(&mut verdicts, second(begin, 5), SLAVE, ReportedRole::Slave, 100), [NodeState::Behind]);
+    assert_eq!(at(&mut verdicts, second(begin, 6), SLAVE, ReportedRole::Slave, 101), [NodeState::Up]);
+}
+
+#[test]
+fn without_timelines_another_server_at_the_address_of_the_master_is_a_new_master() {
+    let gtids = |sequence| Observation {
+        position: Position::parse_gtids(&format!("0-1-{sequence}")),
+        ..Observation::default()
+    };
+    for (instance, state) in [("b", NodeState::Behind), ("a", NodeState::Up)] {
+        let begin = Instant::now();
+        let mut verdicts = new(&CHECKS);
+        arrive(&mut verdicts, MASTER, "a");
+        let looks =
+            [(MASTER, 0, gtids(5)), (SLAVE, 0, gtids(5)), (MASTER, 8, gtids(6)), (SLAVE, 8, gtids(5))];
+        let mut states = Vec::new();
+        for (server, at, observed) in looks {
+            if at == 8 && server == MASTER {
+                arrive(&mut verdicts, MASTER, instance);
+            }
+            let found = Finding::Observed(observed);
+            states = verdicts.judge(server, SlaveLog::Masters, second(begin, at), &found).states;
+        }
+        assert_eq!(states[0].1, state, "{instance}");
+    }
+}
+
 #[test]
 fn what_was_seen_without_the_master_is_over_once_it_answers() {
     use NodeState::Up;
@@ -850,6 +1004,62 @@ fn the_master_by_another_address_is_no_slave_and_no_rival() {
     observe(&mut verdicts, MASTER, &takes_writes);
     for _ in 0..=FAILURES_BEFORE_FAILOVER {
         assert_eq!(observe(&mut verdicts, SLAVE, &takes_writes).states, [itself]);
+    }
+}
+
+/// Behind a balancer: `url` leads to the master, and the address of the slave to all others. The master has died, and the
+/// address of the slaves leads to the promoted server, which writes follow.
+fn with_the_master_at_the_address_of_slaves() -> Verdicts {
+    let mut verdicts = new(&CHECKS);
+    arrive(&mut verdicts, MASTER, "a");
+    observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
+    arrive(&mut verdicts, SLAVE, "b");
+    observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(fail(&mut verdicts, MASTER)));
+    let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Master, 2, 110));
+    assert_eq!((verdict.new_master, verdict.succession), (Some(SLAVE), Succession::Promotion));
+    verdicts
+}
+
+#[test]
+fn the_master_is_followed_to_url_as_soon_as_that_leads_there() {
+    let mut verdicts = with_the_master_at_the_address_of_slaves();
+    arrive(&mut verdicts, MASTER, "b");
+    let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 2, 120));
+    assert_eq!((verdict.new_master, verdict.succession), (Some(MASTER), Succession::SameProcess));
+    assert_eq!(verdict.states, [(MASTER, NodeState::Up, Why::Nothing)]);
+    let itself = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Master, 2, 120)).states;
+    assert_eq!(itself, [(SLAVE, NodeState::MasterItself, Why::Nothing)]);
+    arrive(&mut verdicts, SLAVE, "c");
+    let slave = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 2, 120)).states;
+    assert_eq!(slave, [(SLAVE, NodeState::Up, Why::Nothing)]);
+}
+
+#[test]
+fn the_master_is_followed_to_any_address_once_its_own_leads_elsewhere() {
+    const THIRD: ServerId = ServerId(2);
+    let mut verdicts = with_the_master_at_the_address_of_slaves();
+    verdicts.add(THIRD);
+    arrive(&mut verdicts, THIRD, "b");
+    let itself = observe(&mut verdicts, THIRD, &observation(ReportedRole::Master, 2, 120));
+    assert_eq!(
+        (itself.new_master, itself.states),
+        (None, vec![(THIRD, NodeState::MasterItself, Why::Nothing)])
+    );
+    arrive(&mut verdicts, SLAVE, "c");
+    let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 2, 120));
+    assert_eq!((verdict.new_master, verdict.succession), (Some(THIRD), Succession::SameProcess));
+}
+
+#[test]
+fn url_needs_no_later_timeline_than_the_master_that_was_restarted() {
+    for (timeline, lsn, follows) in [(2, 110, true), (2, 105, false), (3, 90, true), (1, 200, false)] {
+        let mut verdicts = with_the_master_at_the_address_of_slaves();
+        arrive(&mut verdicts, SLAVE, "c");
+        observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 2, 110));
+        arrive(&mut verdicts, MASTER, "d");
+        let verdict = observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, timeline, lsn));
+        assert_eq!(verdict.new_master, follows.then_some(MASTER), "{timeline}, {lsn}");
     }
 }
 

@@ -137,6 +137,14 @@ fn what_a_request_does_is_what_follows() {
         (Read, &[Asks("s", Allowed), Asks("s", Allowed), TakesBack, IsLetDown(ReadSlave, SLAVE, Busy, true)], read),
         (Read, &[IsLetDown(ReadMaster, ServerId(0), Unreachable, true)], End { master: false, ..FRESH }),
         (Read, &[IsLetDown(ReadMaster, ServerId(0), Busy, false)], FRESH),
+        // A slave that was merely busy is asked once more if the master cannot be.
+        (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true)],
+            End { master: false, ..FRESH }),
+        (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true),
+            IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true)],
+            End { slaves: [false, true], master: false, ..FRESH }),
+        (Read, &[IsLetDown(ReadSlave, SLAVE, Unreachable, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true)],
+            End { slaves: [false, true], master: false, ..FRESH }),
         (Write, &[IsLetDown(ReadWrite, ServerId(0), Unreachable, false)], wrote(NoPin)),
         (Write, &[IsLetDown(ReadWrite, ServerId(0), Busy, false)], wrote(NoPin)),
 

@@ -130,8 +130,8 @@ fn documented(row: u8) -> String {
 }
 
 #[test]
-fn the_readme_has_the_same_table() {
-    assert!(include_str!("../../../README.md").contains(DOCUMENTED));
+fn the_guide_has_the_same_table() {
+    assert!(include_str!("../../../docs/guide/routing.md").contains(DOCUMENTED));
 }
 
 #[test]
