@@ -1,20 +1,20 @@
-//! What all rooms count with: each keeps its counters next to what it counts, and `statistics` reads them.
+//! The counters of all rooms. Each room keeps its counters next to the code that counts, and `statistics` reads them.
 //!
 //! Counting is one atomic addition, without order: a snapshot is as exact as the moment at which it is taken.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What can be counted apart from others of its kind: an enum without data, whose first variant is 0.
+/// A kind of event that is counted apart from others: an enum without data, whose first variant is 0.
 pub trait Key: Copy + 'static {
-    /// All of them, by their number.
+    /// All keys, by their number.
     #[doc(hidden)]
     const KEYS: &'static [Self];
 
     #[doc(hidden)]
     fn number(self) -> usize;
 
-    /// Its name in the log, in metrics and on pages.
+    /// The key's name in the log, in metrics and on pages.
     #[doc(hidden)]
     fn label(self) -> &'static str;
 }
@@ -54,12 +54,12 @@ impl Counter {
     }
 }
 
-/// How often each of some keys occurred. Which keys, only those know who count and read: so a server, say, can have
-/// counters for the reasons of a room above it.
+/// How often each of some keys occurred. Only the code that counts and reads knows the type of the keys. So a server,
+/// for example, can have counters for the reasons of a room above it.
 #[derive(Debug, Default)]
 pub(crate) struct Tally([Counter; SLOTS]);
 
-/// As many as any of the enums has variants, and some more.
+/// The number of counters, more than any of the enums has variants.
 const SLOTS: usize = 24;
 
 impl Tally {
@@ -67,7 +67,7 @@ impl Tally {
         self.0[key.number()].add_one();
     }
 
-    /// Counts all that another one has counted.
+    /// Adds the counts of another tally.
     pub(crate) fn absorb(&self, other: &Self) {
         self.0.iter().zip(&other.0).for_each(|(ours, theirs)| ours.add(theirs.get()));
     }
@@ -83,17 +83,17 @@ impl Tally {
 pub struct Counts<K>(Vec<(K, u64)>);
 
 impl<K: Key + PartialEq> Counts<K> {
-    /// How often this one.
+    /// How often this key occurred.
     pub fn get(&self, key: K) -> u64 {
         self.0.iter().find(|(other, _)| *other == key).map_or(0, |(_, count)| *count)
     }
 
-    /// How often any.
+    /// How often all keys together occurred.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|(_, count)| count).sum()
     }
 
-    /// Each, also those that have not occurred.
+    /// Each key with its count, including keys that have not occurred.
     pub fn iter(&self) -> impl Iterator<Item = (K, u64)> {
         self.0.iter().copied()
     }
@@ -125,7 +125,7 @@ impl<K> Default for Counts<K> {
     }
 }
 
-/// The upper limits of a histogram's buckets, but for the last, which has none.
+/// The upper limits of a histogram's buckets, except the last, which has none.
 pub(crate) const LIMITS: [Duration; 11] = [
     Duration::from_micros(100),
     Duration::from_millis(1),
@@ -140,7 +140,7 @@ pub(crate) const LIMITS: [Duration; 11] = [
     Duration::from_secs(5),
 ];
 
-/// How long something took, in buckets.
+/// Counts durations in buckets.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram([(Counter, Counter); LIMITS.len() + 1]);
 
@@ -162,39 +162,39 @@ impl Histogram {
     }
 }
 
-/// How long something took: a histogram of fixed buckets, from 0.1 ms to 5 s.
+/// Durations of some event: a histogram with fixed buckets, from 0.1 ms to 5 s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Times(Vec<Bucket>);
 
-/// Some of the times of a [`Times`].
+/// One bucket of a [`Times`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Bucket {
-    /// The longest time that belongs here; `None` in the last, which has no limit.
+    /// The longest duration in this bucket, or `None` for the last bucket, which has no limit.
     pub limit: Option<Duration>,
-    /// How many there were. Those of the buckets before are not among them.
+    /// The number of durations in this bucket. Those in shorter buckets are not included.
     pub count: u64,
-    /// Their sum.
+    /// The sum of the durations in this bucket.
     pub sum: Duration,
 }
 
 impl Times {
-    /// From the shortest to the longest.
+    /// The buckets, from the shortest to the longest.
     pub fn buckets(&self) -> &[Bucket] {
         &self.0
     }
 
-    /// How many there were.
+    /// The number of durations in all buckets.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|bucket| bucket.count).sum()
     }
 
-    /// Their sum.
+    /// The sum of the durations in all buckets.
     pub fn sum(&self) -> Duration {
         self.0.iter().map(|bucket| bucket.sum).sum()
     }
 
-    /// As many more that took no time to speak of.
+    /// Adds `count` durations of about zero to the first bucket.
     pub(crate) fn with_immediate(mut self, count: u64) -> Self {
         self.0[0].count += count;
         self

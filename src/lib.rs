@@ -1,33 +1,38 @@
-// A map of the crate, for whoever works on it. Each room imports from those below it, never from those above:
+// A map of the crate, for its contributors. Each room imports from those below it, never from those above:
 //
 //     web        what Rocket sees: the fairing, the guards, the error that handlers return, the status page
-//     metrics    publishes that snapshot, for an exporter
-//     statistics a snapshot of what all rooms have counted
-//     request    what one request does: its handle, its session, how queries run, and what becomes of those that fail
+//     metrics    publishes the statistics, for an exporter
+//     statistics a snapshot of all rooms' counters
+//     request    what one request does: its handle, its session, how queries run, and whether failed ones are retried
 //     routing    which server serves: the table of rules (`table.md`), and which of several slaves
 //     cluster    the servers of one database, each with its pools and its probe; the monitor
 //     pool       connections to one server for one purpose
-//     health     what is known of a server; what probes mean (`verdict`); who is the master (`mastership`)
+//     health     the state of each server; what probes mean (`verdict`); which server is the master (`mastership`)
 //     config     the section of Rocket.toml, read and checked
 //     pin        what a client carries after a write: token, cookie, secret
 //     backend    what differs between databases
-//     position   where a replication log stands
-//     counters   what all rooms count with
-//     throttle   how often a line is said that concerns each request
+//     position   positions in replication logs
+//     counters   the types of counters, for all rooms
+//     throttle   limits how often the log repeats a line that concerns each request
 //
 // The way of a query: a guard (`web::guards`) hands out a `ReplicatedDb` (`request::handle`) over the session of its
-// request. `request::executor` takes the query apart and asks `request::session` for a connection: `routing` chooses a
-// server, which checks one out of its pool (`pool::checkout`), and a slave that has to have replayed something is asked
-// whether it has. The query runs under a `Watch`, which ends it when its server falls. If it fails, `request::retry` says
-// whether it runs elsewhere; else the connection is kept for the session's next query. When the reply leaves,
-// `web::fairing` asks the session for the pin and `pin::cookie` sends it.
+// request. `request::executor` takes the query apart and asks `request::session` for a connection. `routing` chooses a
+// server, and the session checks a connection out of that server's pool (`pool::checkout`). A slave that must have
+// replayed a position is asked whether it has. The query runs under a `Watch`, which ends it when its server goes down.
+// If the query fails, `request::retry` decides whether it runs on another server. Otherwise the connection is kept for
+// the session's next query. When the reply leaves, `web::fairing` asks the session for the pin, and `pin::cookie` sends
+// it.
 //
-// Where to add what: a reason, in `routing::policy` and its table; a key, in `config::section` (or `slaves`, `pool`,
-// `pin`); a database, in `backend`, as another `Driver`; what operators see, in `health::state`,
-// `cluster::Cluster::status` and `web::status`; what is counted, next to where it happens, in `statistics` and in `metrics`; a kind of
-// position or a pin format, in `position` and `pin::token`.
+// Where to add what:
+//
+// - a reason: `routing::policy` and its table
+// - a key: `config::section` (or `slaves`, `pool`, `pin`)
+// - a database: `backend`, as another `Driver`
+// - something that operators see: `health::state`, `cluster::Cluster::status` and `web::status`
+// - a count: next to the event, in `statistics` and in `metrics`
+// - a kind of position or a pin format: `position` and `pin::token`
 
-// The examples there speak of all databases, and of the status page.
+// The README's examples need all databases and the status page.
 #![cfg_attr(
     all(feature = "postgres", feature = "sqlite", feature = "status"),
     doc = include_str!("../README.md")

@@ -1,10 +1,10 @@
-//! The counters of [`Statistics`], published through the `metrics` facade: whichever exporter the application has
-//! installed has them.
+//! The counters of [`Statistics`], published through the `metrics` facade, for any exporter that the application has
+//! installed.
 //!
-//! A snapshot is taken each second, and what has been added since the one before is published. So requests pay for the
-//! counters alone, and labels have values from fixed sets only: names of the configuration and of enums. What is said
-//! here is the only list of metrics there is; names and units follow
-//! <https://opentelemetry.io/docs/specs/semconv/db/database-metrics/> where that has one.
+//! A snapshot is taken each second, and the difference to the previous one is published. So requests pay only for the
+//! counters. Labels have values from fixed sets alone: names of the configuration and of enums. This file has the only
+//! list of metrics. Names and units follow <https://opentelemetry.io/docs/specs/semconv/db/database-metrics/> where
+//! that has one.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -89,7 +89,7 @@ pub(crate) async fn publish<DB: Driver>(cluster: Weak<Inner<DB>>) {
     }
 }
 
-/// Publishes all that was counted, once.
+/// Publishes the whole snapshot once.
 #[cfg(feature = "status")]
 pub(crate) fn publish_all(now: &Statistics) {
     describe();
@@ -111,7 +111,7 @@ fn publish_since(before: Option<&Statistics>, now: &Statistics) {
     let Statistics {
         database: _,
         servers,
-        // They were published while the servers were there.
+        // These counts were published while the servers were there.
         former: _,
         pins,
         catch_ups,
@@ -152,7 +152,7 @@ fn publish_server(labels: &Labels, before: Option<&ServerStatistics>, server: &S
     labels.set(UP, u32::from(*state == NodeState::Up));
     labels.set(MASTER, u32::from(*role == Role::Master));
     if *role == Role::Slave {
-        // What is not known is no number, rather than the last one that was.
+        // An unknown lag is NaN, not the last known value.
         labels.set(LAG, lag.map_or(f64::NAN, |lag| lag.as_secs_f64()));
     }
     for pool in pools {
@@ -174,7 +174,7 @@ fn publish_pool(labels: &Labels, before: Option<&PoolStatistics>, pool: &PoolSta
     labels.tally(CLOSED, "cause", before.map(|before| &before.closed), closed);
 }
 
-/// Its counts stay as they are; of what it is now, there is nothing.
+/// Publishes zero or NaN for the present values of a server that has left. Its counts stay as they are.
 fn retire(labels: &Labels, server: &ServerStatistics) {
     let name = &server.name;
     let labels = labels.with_owned("server", name.clone());
@@ -235,7 +235,7 @@ impl Labels {
         }
     }
 
-    /// Each as long as those of its bucket took on average: so buckets and sum are exact.
+    /// Records for each bucket the average of its times, so that buckets and sum are exact.
     fn record(&self, metric: Metric, before: Option<&Times>, now: &Times) {
         debug_assert_eq!(metric.kind, Kind::Histogram);
         let histogram = histogram!(metric.name, self.0.clone());
@@ -254,7 +254,7 @@ impl Labels {
     }
 }
 
-/// What has been added. Less than before means that it was counted anew: by another server of the same name.
+/// The amount that was added. A count below the previous one was begun anew, by another server of the same name.
 fn since(before: Option<u64>, now: u64) -> u64 {
     now.checked_sub(before.unwrap_or_default()).unwrap_or(now)
 }

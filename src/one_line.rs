@@ -1,9 +1,9 @@
-//! What others say, in our log.
+//! Texts of databases and other programs, made fit for our log.
 
 use std::fmt::{self, Display, Write};
 
-/// Shows control characters as they are written in Rust: what a database says may quote a client's data, in which a line
-/// break would look like the end of ours and the beginning of another one.
+/// Shows control characters as they are written in Rust. A database's message may quote a client's data. A line break
+/// in there would look like the end of our line and the beginning of another.
 pub(crate) struct OneLine<T>(pub(crate) T);
 
 impl<T: Display> Display for OneLine<T> {
@@ -12,7 +12,7 @@ impl<T: Display> Display for OneLine<T> {
     }
 }
 
-/// What an error says, without the line of PostgreSQL's own source that sqlx adds.
+/// The message of an error, without the line of PostgreSQL's own source that sqlx adds.
 pub(crate) struct Message<'a>(pub(crate) &'a sqlx::Error);
 
 impl Display for Message<'_> {
@@ -24,7 +24,7 @@ impl Display for Message<'_> {
     }
 }
 
-/// Shows a text of several lines in one, without its indentation, and without its end if it is long.
+/// Shows a text of several lines in one line, without its indentation. A long text is cut at its end.
 pub(crate) fn folded(text: &str, longest: usize) -> OneLine<String> {
     let mut line = String::new();
     for word in text.split_whitespace() {

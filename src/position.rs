@@ -1,10 +1,9 @@
-//! Where a replication log stands, how far a node has replayed it, and how long ago the master stood
-//! there.
+//! Positions in a replication log, and the time at which the master stood at each of them.
 //!
 //! | database   | a position is                                             | its history is   |
 //! |------------|-----------------------------------------------------------|------------------|
 //! | PostgreSQL | an LSN                                                    | the timeline     |
-//! | MariaDB    | in each domain the latest transaction's number            | who wrote it     |
+//! | MariaDB    | in each domain the latest transaction's number            | the writing server |
 //! | MySQL      | a set of transactions                                     | in the set       |
 //! | SQLite     | the time at which a copy began                            | the master's file |
 
@@ -23,14 +22,14 @@ pub enum Position {
         timeline: u32,
         lsn: u64,
     },
-    /// One for each domain.
+    /// One transaction for each domain.
     Gtids(Vec<Gtid>),
     GtidSet(GtidSet),
     /// Milliseconds since 1970.
     Time(u64),
 }
 
-/// MariaDB's: <https://mariadb.com/docs/server/ha-and-performance/standard-replication/gtid>
+/// A transaction of MariaDB: <https://mariadb.com/docs/server/ha-and-performance/standard-replication/gtid>
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Gtid {
@@ -40,7 +39,7 @@ pub struct Gtid {
 }
 
 impl Position {
-    /// Of a log that nothing was ever written to, or that was reset.
+    /// True for the position of a log that is empty or was reset.
     pub(crate) fn is_empty(&self) -> bool {
         match self {
             Self::Gtids(gtids) => gtids.is_empty(),
@@ -49,7 +48,7 @@ impl Position {
         }
     }
 
-    /// MariaDB's notation: `0-10-8,1-10-3`. `None` if nothing is logged.
+    /// Parses MariaDB's notation: `0-10-8,1-10-3`. `None` if nothing is logged.
     #[cfg(any(feature = "mysql", test))]
     pub(crate) fn parse_gtids(text: &str) -> Option<Self> {
         let gtid = |text: &str| {
@@ -64,29 +63,29 @@ impl Position {
         text.split(',').map(gtid).collect::<Option<_>>().map(Self::Gtids)
     }
 
-    /// MySQL's notation: `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7,…`. `None` if nothing is logged.
+    /// Parses MySQL's notation: `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7,…`. `None` if nothing is logged.
     #[cfg(any(feature = "mysql", test))]
     pub(crate) fn parse_gtid_set(text: &str) -> Option<Self> {
         GtidSet::parse(text).map(Self::GtidSet)
     }
 
-    /// Whether the two are places in one history, as far as can be told: after a promotion, the same
-    /// number may stand for something else.
+    /// True if both positions belong to one history, as far as can be told. After a promotion, the same number may
+    /// stand for another transaction.
     pub(crate) fn shares_history(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Lsn { timeline: ours, .. }, Self::Lsn { timeline: theirs, .. }) => ours == theirs,
-            // Nothing is where every history begins.
+            // The empty position precedes every other.
             (Self::Gtids(ours), Self::Gtids(_)) if ours.is_empty() => true,
             (Self::Gtids(ours), Self::Gtids(theirs)) => {
                 theirs.iter().all(|b| ours.iter().any(|a| (a.domain, a.server) == (b.domain, b.server)))
             }
-            // Whoever replays it, a transaction keeps its name.
+            // A transaction keeps its name on every server that replays it.
             (Self::GtidSet(_), Self::GtidSet(_)) | (Self::Time(_), Self::Time(_)) => true,
             _ => false,
         }
     }
 
-    /// Whether this is as far as `other`, if they share their history.
+    /// True if this position is as far as `other`, provided that they share their history.
     pub(crate) fn reaches(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Lsn { lsn: ours, .. }, Self::Lsn { lsn: theirs, .. }) => ours >= theirs,
@@ -99,13 +98,13 @@ impl Position {
         }
     }
 
-    /// Whether whoever is here has all that `other` has.
+    /// True if a server at this position has all that `other` has.
     pub(crate) fn includes(&self, other: &Self) -> bool {
         self.shares_history(other) && self.reaches(other)
     }
 
-    /// Whether each transaction that `other` names is named here, or a later one of the same server. The number alone proves
-    /// nothing: after a promotion another server goes on counting.
+    /// True if each transaction that `other` names is named here, or a later one of the same server. The number alone
+    /// proves nothing: after a promotion, another server goes on counting.
     pub(crate) fn names(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Gtids(ours), Self::Gtids(theirs)) => theirs.iter().all(|b| {
@@ -117,9 +116,10 @@ impl Position {
         }
     }
 
-    /// Whether a server that has all that lies before this place lacks something of `replayed`, which another server told
-    /// earlier: then the two have different histories. What a MariaDB or a MySQL has of a source that this one has never
-    /// heard of is no proof of that: it may be its own, or of a domain that is not replicated.
+    /// True if a server that has everything up to this position lacks a part of `replayed`, which another server told
+    /// earlier. Then the two have different histories. Transactions of a source that this MariaDB or MySQL server has
+    /// never heard of are no proof of that. The other server may have written them itself, or their domain may not be
+    /// replicated.
     pub(crate) fn lacks(&self, replayed: &Self) -> bool {
         match (self, replayed) {
             (Self::Lsn { lsn: ours, .. }, Self::Lsn { lsn: theirs, .. }) => ours < theirs,
@@ -128,7 +128,7 @@ impl Position {
                     let of_domain = ours.iter().filter(|a| a.domain == b.domain && is(a));
                     of_domain.map(|a| a.sequence).max()
                 };
-                // Numbers go up in a domain, whichever server writes.
+                // Numbers go up within a domain, no matter which server writes.
                 let latest = latest(&|a| a.server == b.server).or_else(|| latest(&|_| true));
                 latest.is_some_and(|latest| latest < b.sequence)
             }),
@@ -137,7 +137,7 @@ impl Position {
         }
     }
 
-    /// What a MySQL has of sources that its master has never heard of: it wrote that for itself.
+    /// The transactions of sources that a MySQL server's master has never heard of. The server wrote them itself.
     pub(crate) fn written_beside(&self, master: &Self) -> GtidSet {
         match (self, master) {
             (Self::GtidSet(ours), Self::GtidSet(theirs)) => ours.clone().sources_beyond(theirs),
@@ -145,7 +145,7 @@ impl Position {
         }
     }
 
-    /// A position that includes both, if there is one; else this one, which is the later claim.
+    /// A position that includes both, if there is one. Otherwise this one, which is the later claim.
     pub(crate) fn merge(self, earlier: Self) -> Self {
         match (self, earlier) {
             (Self::Gtids(mut ours), Self::Gtids(theirs)) => {
@@ -158,15 +158,15 @@ impl Position {
                 }
                 Self::Gtids(ours)
             }
-            // Of each, only a part may be known.
+            // Only a part of each set may be known.
             (Self::GtidSet(ours), Self::GtidSet(theirs)) => Self::GtidSet(ours.union(theirs)),
             (ours, theirs) if theirs.includes(&ours) => theirs,
             (ours, _) => ours,
         }
     }
 
-    /// What of this position is later than `earlier`, a position of which others need not be told. Where nothing can
-    /// be left out, that is all of it.
+    /// The part of this position that is later than `earlier`, or the whole position if nothing can be left out.
+    /// `earlier` is a position that need not be told to others.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         match (self, earlier) {
             (Self::Gtids(ours), Self::Gtids(theirs)) => {
@@ -177,8 +177,8 @@ impl Position {
         }
     }
 
-    /// What of this position is sure to be of the history that `known` is a place of. Transactions of other sources may be a
-    /// server's own.
+    /// The part of this position that is certain to belong to the history of `known`. Transactions of other sources may
+    /// be a server's own.
     pub(crate) fn of_sources_of(&self, known: &Self) -> Option<Self> {
         match (self, known) {
             (Self::Lsn { .. }, Self::Lsn { .. }) => self.shares_history(known).then(|| self.clone()),
@@ -194,7 +194,7 @@ impl Position {
         }
     }
 
-    /// What of this position `other` has as well, if that can be said.
+    /// The part of this position that `other` has as well, if that can be told.
     pub(crate) fn in_common(&self, other: &Self) -> Option<Self> {
         match (self, other) {
             (Self::Gtids(ours), Self::Gtids(theirs)) => {
@@ -210,7 +210,7 @@ impl Position {
         }
     }
 
-    /// For a token: the kind in one byte, and numbers in big-endian order.
+    /// Encodes the position for a token: the kind in one byte, and numbers in big-endian order.
     pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Lsn { timeline, lsn } => {
@@ -257,44 +257,44 @@ impl Position {
     }
 }
 
-/// Where the master stood, and when: by this, how far a slave is behind is a time. It needs neither
-/// clocks that agree nor a table to write to, and does not grow while the master is idle.
+/// The positions of the master, each with its time. They turn a slave's position into a lag in time. This needs neither
+/// clocks that agree nor a table to write to, and the lag does not grow while the master is idle.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    /// The latest at the end.
+    /// The positions in order, the latest at the end.
     seen: VecDeque<Seen>,
-    /// When the latest look at the master that told began.
+    /// When the latest look began at which the master told a position.
     looked: Option<Instant>,
-    /// What the latest look told, where it is less than what was known before.
+    /// The position that the latest look told, if it is less than the one that was known before.
     less: Option<Position>,
-    /// Another server is the master, and has not told yet.
+    /// True while another server is the master, and has not told a position yet.
     passed_on: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Seen {
     position: Position,
-    /// When a probe began that found it there for the first time.
+    /// When the probe began that first found the master there.
     since: Instant,
-    /// When the master stood there for the last time, as far as anybody looked.
+    /// When the latest probe began that found the master there.
     until: Instant,
     gap: Gap,
 }
 
-/// What lies between the look that first found the master at a place and the look before. A slave that lacks the place has a
-/// [`lag`](History::lag) that is larger than the true one by up to the time in between.
+/// The gap between the look that first found the master at a position, and the look before. A slave that lacks the
+/// position has a [`lag`](History::lag) that is too large by up to the time in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gap {
     Time(Duration),
-    /// Another server became the master. What it had then, it may have had for as long as nothing was known.
+    /// Another server became the master. It may have had its position for as long as nothing was known.
     Failover,
 }
 
-/// How far a slave is behind the master's latest known position.
+/// The lag of a slave behind the master's latest known position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lag {
     AtMost(Duration),
-    /// All that is known of the master is later than what the slave has.
+    /// All known positions of the master are later than the slave's.
     MoreThan(Duration),
 }
 
@@ -312,7 +312,7 @@ impl History {
     /// A lag of an hour is known to a minute, one of a minute to a second.
     const RESOLUTION: u32 = 60;
 
-    /// The master was looked at, and told that it stands there.
+    /// Records that a look at `at` found the master at this position.
     pub(crate) fn record(&mut self, position: Position, at: Instant) {
         let less = self.less.take();
         let looked = self.looked.replace(at);
@@ -320,12 +320,13 @@ impl History {
             true => Gap::Failover,
             false => Gap::Time(looked.map_or(Duration::ZERO, |looked| at.saturating_duration_since(looked))),
         };
-        // The flushed part of a PostgreSQL timeline only grows, but a look may tell of less than the look before did.
+        // The flushed part of a PostgreSQL timeline only grows, but a look may tell less than the look before.
         let is_less = matches!(position, Position::Lsn { .. });
         match self.seen.back_mut() {
             Some(latest) if latest.position == position => latest.until = at,
             Some(latest) if is_less && latest.position.includes(&position) => {
-                // The master stands still. Else it may be beyond what was known.
+                // The master stands still if it tells the same position twice. Otherwise it may be beyond what was
+                // known.
                 if less.as_ref() == Some(&position) {
                     latest.until = at;
                 }
@@ -341,13 +342,13 @@ impl History {
         }
     }
 
-    /// Another server is the master from now on.
+    /// Records that another server is the master from now on.
     pub(crate) fn pass_on(&mut self) {
         self.passed_on = true;
     }
 
-    /// Forgets what lies close together in comparison to how long ago it was, because a position can be large. A slave
-    /// that stands at one that is forgotten counts as standing at the one before.
+    /// Forgets positions that lie close together in comparison to their age, because a position can be large. A slave
+    /// at a forgotten position counts as standing at the one before.
     fn thin_out(&mut self, now: Instant) {
         let mut kept: Option<Instant> = None;
         self.seen.retain(|seen| {
@@ -361,16 +362,16 @@ impl History {
         });
     }
 
-    /// Where the master is known to have stood before `time`.
+    /// The latest position that the master is known to have had before `time`.
     pub(crate) fn before(&self, time: Instant) -> Option<&Position> {
         self.seen.iter().rev().find(|seen| seen.since < time).map(|seen| &seen.position)
     }
 
-    /// How late a slave is at `at`, if the master still stood at its latest known place then.
+    /// The lag of a slave at the time `at`, if the master still stood at its latest known position then.
     ///
-    /// `None` while nothing is known of the master, or where an empty log says nothing: a slave that has replayed what
-    /// its master has no trace of may lack what the master's log had before it was reset; and one that has replayed
-    /// nothing may have been made from a copy of all that there is.
+    /// `None` while no position of the master is known, or if an empty log says nothing. The master's log may be empty
+    /// because it was reset, and a slave may lack transactions from before. A slave whose log is empty may have been
+    /// made from a copy of everything.
     pub(crate) fn lag(&self, replayed: &Position, at: Instant) -> Option<Lag> {
         let latest = self.seen.back()?;
         if latest.position.is_empty() && !replayed.is_empty() {
@@ -391,7 +392,8 @@ impl History {
         }
     }
 
-    /// Before the first place that a slave here lacks. The lag of a copy is exact.
+    /// The gap before the first known position that a slave at `replayed` lacks. The lag of a copy is exact, and has no
+    /// gap.
     pub(crate) fn gap(&self, replayed: &Position) -> Gap {
         let reached = match replayed {
             Position::Time(_) => None,
@@ -401,12 +403,12 @@ impl History {
         next.map_or(Gap::Time(Duration::ZERO), |next| next.gap)
     }
 
-    /// When the latest look that told began.
+    /// When the latest look began at which the master told a position.
     pub(crate) fn looked(&self) -> Option<Instant> {
         self.looked
     }
 
-    /// Whether the master of now has told where it stands.
+    /// True if the present master has told a position.
     pub(crate) fn is_of_this_master(&self) -> bool {
         !self.passed_on
     }

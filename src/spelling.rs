@@ -1,9 +1,9 @@
-//! What a misspelt word was meant to be.
+//! Finds the word that a misspelt one was meant to be.
 
-/// Words that are less alike than this are not suggested: it would be a guess.
+/// The similarity below which a word is not suggested, because that would be a guess.
 const ALIKE: f64 = 0.6;
 
-/// The one of `candidates` that `word` is most like, if it is like one.
+/// The candidate that is most like `word`, if one is alike enough.
 pub(crate) fn most_alike<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let rated =
         candidates.map(|candidate| (strsim::normalized_damerau_levenshtein(candidate, word), candidate));

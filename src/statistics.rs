@@ -1,4 +1,4 @@
-//! What has happened so far: a snapshot of all counters, from [`Cluster::statistics`].
+//! Statistics: a snapshot of all counters, from [`Cluster::statistics`].
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::pool::{CloseCause, PoolUse};
 use crate::request::RetryCause;
 use crate::routing::Reason;
 
-/// What has happened so far in one process, since its launch: counts only ever rise.
+/// A snapshot of the counters of one process, which start at its launch and only rise.
 ///
-/// Every field that counts is kept by atomic additions next to what it counts, always, and costs some nanoseconds. A
+/// Counting is always on. A count is an atomic addition, next to the code that it counts, and costs some nanoseconds. A
 /// snapshot takes no lock that a request waits for.
 ///
 /// ```rust
@@ -36,42 +36,42 @@ pub struct Statistics {
     pub servers: Vec<ServerStatistics>,
     /// Sums over the servers that have left their cluster.
     pub former: FormerStatistics,
-    /// Pins that clients were given, and have carried.
+    /// Pins that were given to clients, and pins that requests carried.
     pub pins: PinStatistics,
     /// Reads that had to find what their client wrote: with `consistency = "position"`.
     pub catch_ups: CatchUpStatistics,
-    /// How often a query was run, or tried, once more.
+    /// How often a query was run or tried again.
     pub retries: Counts<RetryCause>,
     /// Statements that wanted to write on a read and were run again on the master: `refused_write = "reroute"`.
     pub reroutes: u64,
-    /// Writes whose connection died before the answer came: nobody knows what became of them.
+    /// Writes whose connection broke before the answer came, so that their outcome is unknown.
     pub outcomes_unknown: u64,
 }
 
-/// What has happened at one server.
+/// The statistics of one server.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ServerStatistics {
-    /// As in the configuration and in the log.
+    /// The server's name, as in the configuration and in the log.
     pub name: String,
-    /// The part that it plays now.
+    /// The server's present role.
     pub role: Role,
-    /// How it is now.
+    /// The server's present state.
     pub state: NodeState,
-    /// How far it is behind its master, as in [`NodeStatus`](crate::NodeStatus).
+    /// The server's lag behind its master, as in [`NodeStatus`](crate::NodeStatus).
     pub lag: Option<Duration>,
-    /// How often it was chosen: once for each request that asked the database, and again where that had to move on.
-    /// The role in which it was chosen is [`Reason::role`].
+    /// How often the server was chosen: once for each request that asked the database, and again when such a request
+    /// had to move on. [`Reason::role`] is the role in which the server was chosen.
     pub choices: Counts<Reason>,
-    /// How often its state has changed, by what it changed to.
+    /// How often the server's state has changed, by the new state.
     pub changes: Counts<NodeState>,
-    /// The latest of these changes, and of the part that it plays: the latest first.
+    /// The latest changes of state and of role, latest first.
     pub latest_changes: Vec<Change>,
-    /// Its connections, by what they are for.
+    /// The server's pools, by their use.
     pub pools: Vec<PoolStatistics>,
 }
 
-/// What has happened at servers that are no part of their cluster any more.
+/// Sums over servers that have left their cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct FormerStatistics {
@@ -81,57 +81,57 @@ pub struct FormerStatistics {
     pub changes: Counts<NodeState>,
 }
 
-/// What has happened to the connections to one server for one use.
+/// The statistics of one pool: the connections to one server for one use.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PoolStatistics {
-    /// What they are for.
+    /// The use of the pool.
     pub used_for: PoolUse,
-    /// How many there may be at the same time.
+    /// The largest number of connections at the same time.
     pub max: u32,
-    /// How many are in use now, being opened, or kept for the next query of a request.
+    /// Connections that are in use now, being opened, or kept for the next query of a request.
     pub in_use: u32,
-    /// How many are open now and free.
+    /// Connections that are open and idle now.
     pub idle: u32,
-    /// How many queries and handlers wait for one now.
+    /// Queries and handlers that are waiting for a connection now.
     pub waiting: u64,
-    /// How long those waited who got one. A query that goes on with the connection of its request's query before asks
-    /// for none.
+    /// Waiting times of checkouts that got a connection. A query that reuses the connection of its request's previous
+    /// query is not a checkout.
     pub checkouts: Times,
-    /// How many have waited in vain: all were in use, or a new one was not there in time.
+    /// Checkouts that timed out: all connections were in use, or a new one was not ready in time.
     pub timed_out: u64,
-    /// How long it took to open those that were opened.
+    /// The times that it took to open connections.
     pub opened: Times,
-    /// How many were closed, and why.
+    /// Connections that were closed, by cause.
     pub closed: Counts<CloseCause>,
 }
 
-/// What became of pins.
+/// The statistics of pins.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct PinStatistics {
-    /// How many were signed.
+    /// Pins that were signed.
     pub made: u64,
-    /// How many were carried and believed.
+    /// Pins that requests carried and that were believed.
     pub honoured: u64,
-    /// How many were carried and not believed.
+    /// Pins that requests carried and that were not believed, by cause.
     pub refused: Counts<PinRefusal>,
 }
 
-/// What became of reads that had to find what their client wrote.
+/// The statistics of reads that had to see their client's own writes.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct CatchUpStatistics {
-    /// The slave was known to have it: nobody waited.
+    /// Reads at a slave that was already known to have the writes, so that they did not wait.
     pub known: u64,
-    /// The slave was asked, and had it, at once or after these times.
+    /// Reads at a slave that was asked and had the writes, at once or after these times.
     pub caught_up: Times,
-    /// The slave did not have it after these times: the read went to the master.
+    /// Reads that went to the master, because the slave did not have the writes after these times.
     pub timed_out: Times,
 }
 
 impl Statistics {
-    /// How many reads the master has served instead of slaves, by reason: those of all servers, as each may have been the
+    /// Reads that the master has served instead of slaves, by reason. Sums over all servers, as each may have been the
     /// master.
     pub fn reads_at_master(&self) -> Counts<Reason> {
         self.choices().keep(|reason| reason.role() == Role::Master && !reason.writes())
@@ -183,7 +183,7 @@ impl ServerStatistics {
         let mut pools: Vec<PoolStatistics> = Vec::new();
         for pool in server.pools_with_read_way() {
             let new = PoolStatistics::of(pool);
-            // Those that are kept for pinned reads are a part of those for reads at the master.
+            // Connections that are reserved for pinned reads belong to the pool for reads at the master.
             match pools.iter_mut().find(|pool| pool.used_for == new.used_for) {
                 Some(pool) => pool.add(&new),
                 None => pools.push(new),
@@ -233,7 +233,7 @@ impl PoolStatistics {
 }
 
 impl<D: Database<Pool: Backend>> Cluster<D> {
-    /// What has happened so far: for a page that operators look at, for tests, or for a metrics system of one's own.
+    /// A snapshot of all counters: for a page for operators, for tests, or for a metrics system of your own.
     pub fn statistics(&self) -> Statistics {
         Statistics::of(&self.0)
     }
@@ -253,7 +253,7 @@ mod tests {
             assert_eq!(key.number(), number, "{key:?} is not in its place");
             assert_eq!(key.to_string(), key.label());
             assert!(names.insert(key.label()), "{key:?} has the name of another");
-            // Fit for a label, for a quoted string in a header, and for the log.
+            // The label is fit for metrics, for a quoted string in a header, and for the log.
             assert!(key.label().chars().all(|c| c.is_ascii_lowercase() || c == ' '), "{key:?}");
         }
     }

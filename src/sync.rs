@@ -1,5 +1,5 @@
-//! Locks and wakers. Unit tests of what threads share explore all orders of their steps: there, a task may be
-//! interrupted before each lock, after it, and before a waker is touched.
+//! Locks and wakers. Unit tests of state that threads share explore all orders of their steps. In such a test, a task
+//! may be interrupted before each lock, after it, and before a waker is touched.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
@@ -16,7 +16,7 @@ use explore::step;
 #[cfg(not(test))]
 fn step() {}
 
-/// A lock that ignores poison. INVARIANT: nothing that is done under it can panic halfway through a change.
+/// A lock that ignores poison. INVARIANT: code that holds it cannot panic halfway through a change.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
 

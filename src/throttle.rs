@@ -1,9 +1,9 @@
-//! What keeps a line that would be said for each request from drowning those that are said once.
+//! Keeps log lines that concern each request from drowning the others.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lets something be said once in so much time, and counts what was not.
+/// Lets a line be logged once in each `interval`, and counts how often it was held back.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     interval: Duration,
@@ -21,7 +21,8 @@ impl Throttle {
         Self { interval, state: Mutex::default() }
     }
 
-    /// Whether it may be said now: if so, how many times it was not since it was said last.
+    /// Returns `None` if the line must be held back now. Otherwise returns how many times it was held back since it was
+    /// last logged.
     pub(crate) fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }

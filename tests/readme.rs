@@ -572,7 +572,8 @@ fn the_commands_exist() {
 #[test]
 fn links_lead_to_files_and_headings() {
     let mut documents = documents_in(Path::new("docs"));
-    documents.extend(["README.md", "CONTRIBUTING.md", "testing/README.md"].map(Document::read));
+    documents
+        .extend(["README.md", "CONTRIBUTING.md", "SECURITY.md", "testing/README.md"].map(Document::read));
     let (mut links, mut broken) = (0, Vec::new());
     for document in &documents {
         for link in document.links() {

@@ -1,4 +1,4 @@
-//! What the rest of the crate knows of a slave that is copied here.
+//! The freshness of a slave that this crate copies itself, and the handle of its thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::position::Position;
 
-/// A thread that keeps a slave; it ends when this is dropped.
+/// A thread that keeps a slave up to date. Dropping the handle ends the thread.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Follower {
@@ -20,7 +20,7 @@ pub struct Follower {
 #[derive(Clone, Debug, Default)]
 pub struct Copied(Arc<Latest>);
 
-/// In milliseconds, as [`Millis`].
+/// Times in milliseconds, as [`Millis`] counts them.
 #[derive(Debug, Default)]
 struct Latest {
     /// Everything that was committed before this has been copied.
@@ -35,14 +35,14 @@ impl Copied {
         self.0.until.store(ms, Ordering::Release);
     }
 
-    /// The file was found to be another one, or none.
+    /// Notes that the slave's file was found to be replaced or missing.
     #[cfg(feature = "sqlite")]
     pub(super) fn mark_replaced(&self) {
         let Millis(now) = Millis::at(Instant::now());
         self.0.replaced.store(now, Ordering::Release);
     }
 
-    /// `None` before the first copy.
+    /// The time up to which the master has been copied; `None` before the first copy.
     pub(crate) fn position(&self) -> Option<Position> {
         match self.0.until.load(Ordering::Acquire) {
             0 => None,
@@ -50,7 +50,7 @@ impl Copied {
         }
     }
 
-    /// Whether a connection that was opened then leads to the file that is copied to.
+    /// True if a connection that was opened at `opened` leads to the file that is copied to.
     pub(crate) fn is_open_since(&self, opened: Instant) -> bool {
         let Millis(opened) = Millis::at(opened);
         opened > self.0.replaced.load(Ordering::Acquire)

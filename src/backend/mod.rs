@@ -54,7 +54,7 @@ pub use statement::Opens;
 #[cfg(feature = "sqlite")]
 use follower::Millis;
 
-/// How a driver is told where to connect to, and how.
+/// The driver's connection options: where to connect to, and how.
 pub type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
 /// A pool this crate can replicate over. Sealed: implemented by [`Pool`] for every [`Driver`].
@@ -73,7 +73,7 @@ pub trait Backend: rocket_db_pools::Pool<Connection = PoolConnection<Self::Db>> 
 /// A connection of a driver.
 pub(crate) type Conn<DB> = <DB as Database>::Connection;
 
-/// A database's own ways. Sealed: one per feature of this crate.
+/// What this crate needs of a database. Sealed: implemented for one driver per feature of this crate.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a driver of rocket_replicated",
     label = "expected `sqlx::Postgres`, `sqlx::MySql` or `sqlx::Sqlite` of sqlx 0.9, with this crate's feature for it",
@@ -81,56 +81,56 @@ pub(crate) type Conn<DB> = <DB as Database>::Connection;
             its queries over `&db`"
 )]
 pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
-    /// Whether one connection at a time may write, so that a larger pool would only wait on itself.
+    /// True if only one connection at a time may write, so that a larger pool would only wait on itself.
     #[doc(hidden)]
     const ONE_WRITER: bool = false;
 
-    /// Whether this crate can keep a slave itself: [`Driver::follow`].
+    /// True if this crate can keep a slave itself: [`Driver::follow`].
     #[doc(hidden)]
     const CAN_FOLLOW: bool = false;
 
-    /// Whether it is reached over a network.
+    /// True if servers are reached over a network.
     #[doc(hidden)]
     const HAS_HOSTS: bool = true;
 
-    /// Whether a server proves that it was promoted: by a timeline of its own.
+    /// True if a server proves a promotion by a timeline of its own.
     #[doc(hidden)]
     const TELLS_TIMELINE: bool = false;
 
-    /// Whether a server proves that it was promoted at all.
+    /// True if a server proves a promotion in any way.
     #[doc(hidden)]
     const TELLS_PROMOTION: bool = Self::TELLS_TIMELINE;
 
-    /// The parameters that its URL may have, where sqlx ignores others.
+    /// The parameters that a URL may have. sqlx ignores others.
     #[doc(hidden)]
     const URL_PARAMETERS: &'static [&'static str] = &[];
 
-    /// By what a server is known to take no writes of its own.
+    /// The sign by which a server is known to take no writes of its own.
     #[doc(hidden)]
     const NO_WRITES: &'static str = "it is read-only";
 
-    /// The remedy for a slave that has what its master does not have.
+    /// The remedy for a slave with transactions that its master does not have.
     #[doc(hidden)]
     const REJOIN: &'static str = "Make it anew from a copy of the master.";
 
-    /// What begins a transaction that refuses writes, where that is more than the connection does by itself.
+    /// The statement that begins a read-only transaction. `None` where a read-only connection needs no special one.
     #[doc(hidden)]
     const BEGIN_READ_ONLY: Option<&'static str> = None;
 
-    /// Whether a proxy may refuse [`options`](Self::options) for what they ask of a session.
+    /// True if a proxy may refuse [`options`](Self::options) because of the session settings in them.
     #[doc(hidden)]
     const MAY_REFUSE_OPTIONS: bool = false;
 
-    /// What is remembered of a connection between two looks at its server, so that what never changes
-    /// is asked once.
+    /// What is remembered of a connection between two probes, so that constant facts are asked for once.
     #[doc(hidden)]
     type Memory: Default + Send;
 
-    /// Turns settings into the driver's options, or says what is wrong with the URL (without it).
+    /// Turns settings into the driver's options. The error says what is wrong with the URL, without showing the URL.
     #[doc(hidden)]
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String>;
 
-    /// The same options without what only asks for read-only connections, and what a proxy may refuse.
+    /// The same options without the request for a read-only session, and without other settings that a proxy may
+    /// refuse.
     #[doc(hidden)]
     fn plain_options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
         Self::options(settings, access)
@@ -143,8 +143,8 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         false
     }
 
-    /// Makes an open connection read-only, where [`plain_options`](Self::plain_options) have not asked for that. What comes
-    /// of it, [`prepare`](Self::prepare) tells.
+    /// Makes an open connection read-only, where [`plain_options`](Self::plain_options) did not ask for that.
+    /// [`prepare`](Self::prepare) tells whether it worked.
     #[doc(hidden)]
     fn make_read_only(_conn: &mut Conn<Self>) -> BoxFuture<'_, Result<(), sqlx::Error>> {
         Box::pin(async { Ok(()) })
@@ -160,13 +160,13 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         None
     }
 
-    /// By what name these options log in, where there are logins.
+    /// The user that these options log in as, where the database has logins.
     #[doc(hidden)]
     fn user(_options: &Options<Self>) -> Option<&str> {
         None
     }
 
-    /// Whether the name of the host has to be in the server's certificate.
+    /// The URL parameters for host verification, if these options check the host's name in the server's certificate.
     #[doc(hidden)]
     fn verified_host(_options: &Options<Self>) -> Option<VerifiedHost> {
         None
@@ -178,30 +178,30 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         None
     }
 
-    /// Whether these options lead to a file that has nothing in it yet, or does not exist.
+    /// True if these options lead to a file that is empty or missing.
     #[doc(hidden)]
     fn is_unfilled(_options: &Options<Self>) -> bool {
         false
     }
 
-    /// Makes the file of a master, where there is one, before anything is opened. An error, with the remedy, if the file was
-    /// lost and one of the copies that this crate keeps of it was not.
+    /// Creates the master's file, where the database is a file, before any connection is opened. Fails, with the
+    /// remedy, if that file was lost while one of the copies that this crate keeps still exists.
     #[doc(hidden)]
     fn begin_files(_master: &Options<Self>, _copies: &[Options<Self>]) -> Result<(), String> {
         Ok(())
     }
 
-    /// Prepares a new connection for its use, and asks whom it leads to: in one round trip, unless the
+    /// Prepares a new connection for its use and asks which server it leads to. This takes one round trip, unless the
     /// server refuses a setting that is not needed.
     #[doc(hidden)]
     fn prepare(conn: &mut Conn<Self>, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>>;
 
-    /// What an error of a statement says.
+    /// Judges the error of a statement.
     #[doc(hidden)]
     fn judge(error: &sqlx::Error) -> Judgement;
 
-    /// What an ordinary role can see of a server that is there for this, in as few round trips as can be.
-    /// Poolers are no obstacle: nothing is prepared.
+    /// Probes a server that serves `access`: what an ordinary role can see of it, in as few round trips as possible.
+    /// Works through poolers: no statement is prepared.
     #[doc(hidden)]
     fn observe<'a>(
         conn: &'a mut Conn<Self>,
@@ -210,16 +210,16 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         depth: Depth,
     ) -> BoxFuture<'a, Result<Observation, sqlx::Error>>;
 
-    /// How far a slave has replayed, as [`observe`](Self::observe) tells it. `known` is a position of the very
-    /// same instance, which spares asking for what seldom changes.
+    /// The position that a slave has replayed, as [`observe`](Self::observe) tells it. `known` is an earlier position
+    /// of the same instance. It saves the query for what seldom changes.
     #[doc(hidden)]
     fn replayed<'a>(
         conn: &'a mut Conn<Self>,
         known: Option<&'a Position>,
     ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>>;
 
-    /// Waits at the server until it has replayed `position`, but not for longer than `patience`. `false`
-    /// where the server cannot wait: the caller asks again.
+    /// Waits at the server until it has replayed `position`, for at most `patience`. Returns `false` where the server
+    /// cannot wait, so that the caller has to ask again.
     #[doc(hidden)]
     fn wait_for<'a>(
         _conn: &'a mut Conn<Self>,
@@ -229,7 +229,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         Box::pin(async { Ok(false) })
     }
 
-    /// What each of these sessions is doing, as far as their own role can see.
+    /// The activity of each of these sessions, as far as this connection's role can see it.
     #[doc(hidden)]
     fn sessions<'a>(
         _conn: &'a mut Conn<Self>,
@@ -238,13 +238,13 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         Box::pin(async { Ok(vec![Activity::Hidden; sessions.len()]) })
     }
 
-    /// The connection as what runs statements. Not a bound on `&mut Connection` for all lifetimes: each generic impl would
-    /// have to repeat it, and the compiler, asked about a type without `Executor`, would look for it without end.
+    /// The connection as an executor. This is not a bound on `&mut Connection` for all lifetimes: each generic impl
+    /// would have to repeat the bound, and for a type without `Executor` the compiler would search without end.
     #[doc(hidden)]
     fn executor(conn: &mut Conn<Self>) -> impl Executor<'_, Database = Self>;
 
-    /// Fetches the first row, and reads on to the end of the answer; gives up after a few more rows where
-    /// `rest` allows it. Whether the connection is left clean.
+    /// Fetches the first row and reads on to the end of the answer. Gives up after a few more rows where `rest` allows
+    /// that. Also returns how the connection was left.
     #[doc(hidden)]
     fn fetch_optional<'a, 'q: 'a>(
         conn: &'a mut Conn<Self>,
@@ -252,25 +252,26 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
         rest: Rest,
     ) -> impl Future<Output = Result<(Option<Self::Row>, Left), sqlx::Error>> + Send;
 
-    /// Whether the rows after the first one are read.
+    /// Decides whether to read the rows after the first one.
     #[doc(hidden)]
     fn rest(_sql: &str, access: Access) -> Rest {
         if access.writes() { Rest::Read } else { Rest::Abandon }
     }
 
-    /// Whether this statement leaves a transaction open behind it. `simple` says that it goes over the simple
-    /// protocol, which takes several statements at once.
+    /// Tells whether this statement leaves a transaction open. `simple` means the simple protocol, which takes several
+    /// statements at once.
     #[doc(hidden)]
     fn opens_transaction(sql: &str, simple: bool) -> Opens {
         Opens::by_words(sql, simple)
     }
 
-    /// Whether a transaction is open that nobody is going to end; if so, or if that cannot be told, the
-    /// connection is to be closed. A transaction that sqlx knows of has been rolled back by then.
+    /// Tells whether a transaction was left open. If so, or if that cannot be told, the connection has to be closed. A
+    /// transaction that sqlx knows of has been rolled back before this call.
     #[doc(hidden)]
     fn settle(conn: &mut Conn<Self>) -> BoxFuture<'_, Result<Left, sqlx::Error>>;
 
-    /// Starts to copy the master into a slave, which messages call `name`, every so often, after a first copy.
+    /// Starts to copy the master into a slave at this interval. The future is ready after the first copy. Messages call
+    /// the slave `name`.
     #[doc(hidden)]
     fn follow(
         _name: &str,
@@ -282,8 +283,8 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     }
 }
 
-/// By which parameter of a URL the name of its host is looked for in the server's certificate, and which one checks
-/// all but that.
+/// The URL parameter that asks for the host's name in the server's certificate, and the one that checks all but that
+/// name.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifiedHost {
@@ -309,13 +310,13 @@ impl Access {
     }
 }
 
-/// What to do about rows that nobody wants.
+/// What to do about the rows after the first one.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// They are read: the statement may have written, and is not complete before its answer is.
+    /// Read them: the statement may have written, and is complete only when its answer is.
     Read,
-    /// A few are read; where there are more, closing the connection costs less.
+    /// Read a few. If there are more, closing the connection costs less.
     Abandon,
 }
 
@@ -328,7 +329,7 @@ pub enum Left {
     Dirty,
 }
 
-/// [`Driver::fetch_optional`] for drivers that send whole answers, and for statements that are not over before theirs is.
+/// [`Driver::fetch_optional`] for drivers that send whole answers, and for statements that end only with their answer.
 fn fetch_first<'a, 'q: 'a, DB: Driver>(
     conn: &'a mut Conn<DB>,
     query: impl Execute<'q, DB> + 'q,
@@ -336,7 +337,7 @@ fn fetch_first<'a, 'q: 'a, DB: Driver>(
 ) -> impl Future<Output = Result<(Option<DB::Row>, Left), sqlx::Error>> + Send {
     use rocket::futures::TryStreamExt;
 
-    /// So many rows cost less to read than a new connection.
+    /// The number of rows up to which reading on costs less than a new connection.
     const CHEAP_REST: usize = 64;
 
     let mut steps = DB::executor(conn).fetch_many(query);
@@ -356,7 +357,7 @@ fn fetch_first<'a, 'q: 'a, DB: Driver>(
     }
 }
 
-/// What a failed query says.
+/// The cause of a failed query.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
@@ -374,32 +375,33 @@ pub enum Fault {
     Query,
 }
 
-/// What a failed query leaves of its connection.
+/// The state of the connection after a failed query.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Remains {
-    /// It can run another statement.
+    /// The connection can run another statement.
     Usable,
-    /// It can run nothing more. The server refused the statement, or rolled it back, before it ended the session.
+    /// The connection cannot run anything more. The server refused or rolled back the statement before it ended the
+    /// session.
     Ended,
-    /// It ended before the answer was complete: what was sent may have been done or not.
+    /// The connection ended before the answer was complete. The statement may have been carried out or not.
     BrokenOff,
 }
 
-/// What an error of a statement says.
+/// The judgement of a statement's error.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Judgement {
-    /// Of the statement and its server.
+    /// The cause, in the statement or its server.
     pub fault: Fault,
-    /// Of the connection.
+    /// The state of the connection.
     pub remains: Remains,
 }
 
 impl Judgement {
     pub(crate) const BROKEN_OFF: Self = Self { fault: Fault::Node, remains: Remains::BrokenOff };
 
-    /// Of an error that no server has sent: these look the same through every driver.
+    /// Judges an error that no server has sent. Such errors look the same through every driver.
     fn of_driver(error: &sqlx::Error) -> Self {
         use sqlx::Error::*;
 
@@ -412,39 +414,40 @@ impl Judgement {
     }
 }
 
-/// How much to ask of a server.
+/// How much a probe asks of a server.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// What changes all the time.
+    /// Only what changes all the time.
     Light,
-    /// Also what seldom changes, and costs the server more.
+    /// Also what seldom changes, which costs the server more.
     Full,
 }
 
-/// What a server tells of itself.
+/// The result of a probe.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Observation {
     pub role: ReportedRole,
-    /// What a master and its slaves have in common, and nobody else.
+    /// Identifies the system: the same at a master and its slaves, different at all other servers.
     pub system: Option<u64>,
-    /// What a master has written, or a slave replayed; unknown where it cannot be compared.
+    /// The position that a master has written, or a slave has replayed. `None` where positions cannot be compared.
     pub position: Option<Position>,
-    /// All that it has, where its position names the latest transaction alone (MariaDB).
+    /// All transactions that the server has, where its position names the latest one alone (MariaDB).
     pub contents: Option<Position>,
-    /// The part of a master's log that slaves can have replayed, where its position is beyond that (PostgreSQL).
+    /// The part of a master's log that slaves can have replayed, where the master's position is beyond that
+    /// (PostgreSQL).
     pub flushed: Option<Position>,
 }
 
 impl Observation {
-    /// Whether the server has the transactions that this place names, and so all before them.
+    /// True if the server has the transactions that this position names, and so all before them.
     pub(crate) fn has(&self, place: &Position) -> bool {
         [&self.contents, &self.position].into_iter().flatten().any(|its| its.names(place))
     }
 }
 
-/// What a server takes itself for.
+/// The role that a server reports.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ReportedRole {
@@ -457,8 +460,8 @@ pub enum ReportedRole {
     Unknown,
 }
 
-/// Asks again and again, at first often, until a slave has replayed `position`; but not for longer than
-/// `patience`, nor for a position of another history, which may never come. How far it has replayed then.
+/// Polls, often at first, until a slave has replayed `position`, for at most `patience`. Stops at once if `position` is
+/// of another history, which the slave may never reach. Returns the position that the slave has replayed by then.
 pub(crate) async fn catch_up<DB: Driver>(
     conn: &mut Conn<DB>,
     position: &Position,
@@ -483,7 +486,7 @@ pub(crate) async fn catch_up<DB: Driver>(
     }
 }
 
-/// Where a server is: what log lines and default node names are made of.
+/// The address of a server, for log lines and default server names.
 #[doc(hidden)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
@@ -503,7 +506,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Whether a database says that it cannot serve now, and may later.
+/// True if a database reports that it cannot serve now but may later.
 pub(crate) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     let drivers: &[fn(&dyn DatabaseError) -> bool] = &[
         #[cfg(feature = "mysql")]
@@ -516,7 +519,7 @@ pub(crate) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     drivers.iter().any(|is_unavailable| is_unavailable(error))
 }
 
-/// Whether a server says that it takes no writes, of any session.
+/// True if a server reports that it takes no writes from any session.
 pub(crate) fn takes_no_writes(error: &sqlx::Error) -> bool {
     #[cfg(feature = "mysql")]
     return error.as_database_error().is_some_and(mysql::takes_no_writes);
@@ -527,7 +530,7 @@ pub(crate) fn takes_no_writes(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether a server is there, but does not let this user in, or not to this database.
+/// True if a server answers but refuses this user, or refuses it this database.
 pub(crate) fn is_login_refused(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else { return false };
     let drivers: &[fn(&dyn DatabaseError) -> bool] = &[

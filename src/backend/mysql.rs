@@ -24,7 +24,7 @@ impl Driver for MySql {
 
     type Memory = ();
 
-    /// Nothing that makes a connection read-only can be said while connecting.
+    /// Does not use `access`: no MySQL option makes a connection read-only while connecting.
     fn options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
         let options: MySqlConnectOptions = settings.url.parse_as::<Self>()?;
         let tls = match options.get_ssl_mode() {
@@ -67,7 +67,7 @@ impl Driver for MySql {
             software.accept(&text(0))?;
             Ok(Prepared {
                 instance: Some(Instance::of(&[text(2), text(3), text(4), text(5)].join(" "))),
-                // The numbers of connections only go up while a server runs.
+                // Connection numbers only go up while a server runs, so no time is needed to tell sessions apart.
                 session: text(6).parse().ok().map(|id| SessionId {
                     id,
                     began: 0,
@@ -88,11 +88,11 @@ impl Driver for MySql {
         Box::pin(async move {
             let logs = Logs::of(&mut *conn).await?;
             let role = match (access, logs.flavour, logs.role) {
-                // MySQL does not tell an ordinary user whether it replicates.
+                // A MySQL does not tell an ordinary user whether it replicates.
                 (Access::ReadSlave, Flavour::MariaDb, ReportedRole::Unknown) => {
                     match is_replicating(&mut *conn).await? {
                         true => ReportedRole::Slave,
-                        // It has written after what it has replayed.
+                        // The server has written after what it has replayed.
                         false if logs.current != logs.replayed => ReportedRole::Master,
                         false => ReportedRole::Unknown,
                     }
@@ -102,7 +102,7 @@ impl Driver for MySql {
             let position = logs.position(conn, access).await?;
             let contents = match (access, role) {
                 (_, ReportedRole::Slave) => None,
-                // Where a slave that takes writes stands in the master's log is not known, but what it has.
+                // A slave that takes writes has an unknown position in the master's log. What it contains is known.
                 (Access::ReadSlave, _) => logs.contents(),
                 (Access::ReadWrite | Access::ReadMaster, _) => position.as_ref().and(logs.contents()),
             };
@@ -120,7 +120,7 @@ impl Driver for MySql {
         })
     }
 
-    /// It looks at the numbers alone, so that nobody must ask for a position of another history.
+    /// The server looks at the numbers alone. So the caller must never ask for a position of another history.
     /// <https://mariadb.com/docs/server/reference/sql-functions/secondary-functions/miscellaneous-functions/master_gtid_wait>
     fn wait_for<'a>(
         conn: &'a mut MySqlConnection,
@@ -135,7 +135,8 @@ impl Driver for MySql {
     }
 
     /// An ordinary user sees its own connections alone. A user with the privilege `PROCESS` sees all of them. A list
-    /// without connections of other users does not tell which of both this user is. <https://dev.mysql.com/doc/refman/9.7/en/show-processlist.html>
+    /// without connections of other users does not tell which of the two this user is.
+    /// <https://dev.mysql.com/doc/refman/9.7/en/show-processlist.html>
     fn sessions<'a>(
         conn: &'a mut MySqlConnection,
         sessions: &'a [SessionId],
@@ -177,8 +178,8 @@ impl Driver for MySql {
         fetch_first::<Self>(conn, query, rest)
     }
 
-    /// MySQL has no variable that tells whether a transaction is open, but refuses this setting in one; it is that of
-    /// the next transaction alone, which `ROLLBACK` ends.
+    /// MySQL has no variable that tells whether a transaction is open. But it refuses this setting in an open
+    /// transaction. The setting holds for the next transaction alone, which `ROLLBACK` ends.
     /// <https://dev.mysql.com/doc/refman/9.7/en/set-transaction.html#set-transaction-scope>
     fn settle(conn: &mut MySqlConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
         const SETTLE: &str = "/*!80000 SET TRANSACTION READ ONLY */ \
@@ -201,7 +202,7 @@ impl Driver for MySql {
             return Judgement::of_driver(error);
         };
         let remains = match MySqlDatabaseError::number(error) {
-            // A session that is ended while it commits may have done so.
+            // A session that is killed during a commit may have committed.
             CONNECTION_KILLED => Remains::BrokenOff,
             number if ends_connections(number) => Remains::Ended,
             _ => Remains::Usable,
@@ -218,7 +219,7 @@ impl Driver for MySql {
     }
 }
 
-/// Those that sqlx reads: <https://docs.rs/sqlx/0.9/sqlx/mysql/struct.MySqlConnectOptions.html>
+/// The parameters that sqlx reads: <https://docs.rs/sqlx/0.9/sqlx/mysql/struct.MySqlConnectOptions.html>
 pub(super) const URL_PARAMETERS: &[&str] = &[
     "charset",
     "collation",
@@ -236,8 +237,8 @@ pub(super) const URL_PARAMETERS: &[&str] = &[
     "timezone",
 ];
 
-/// By which settings a MySQL refuses the writes of ordinary users. A promotion or demotion sets `read_only`; a reader of
-/// Aurora has `innodb_read_only`. A MariaDB may be without InnoDB.
+/// The settings by which a MySQL refuses the writes of ordinary users. A promotion or demotion sets `read_only`. A
+/// reader of Aurora has `innodb_read_only`. A MariaDB may be without InnoDB.
 /// <https://dev.mysql.com/doc/refman/9.7/en/server-system-variables.html#sysvar_read_only>
 macro_rules! takes_no_writes {
     () => {
@@ -245,9 +246,9 @@ macro_rules! takes_no_writes {
     };
 }
 
-/// The version; who answers, by what a server says of itself; the session; whether that is read-only. MariaDB and
-/// MySQL each have a comment that they alone read, and a MySQL that is too old reads neither. The time since the
-/// start is no part of it: it changes when the server's clock is set. Not every release of MariaDB has a `server_uid`.
+/// Selects the version, the server's own identifiers, the session, and whether that session is read-only. MariaDB and
+/// MySQL each have a comment that they alone execute, and a MySQL that is too old executes neither. The time since the
+/// start is not selected: it changes when the server's clock is set. Not every release of MariaDB has a `server_uid`.
 /// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
 macro_rules! identity {
     () => {
@@ -266,11 +267,12 @@ const IDENTITY: &str = identity!();
 
 const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
 
-/// What was written, what replayed, the later of the two, by which software, whether that logs all that is written, the
-/// latest transaction of each server, whether it takes writes, and whether a node of a Galera cluster is one: each software
-/// has a comment that it alone reads. <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
+/// Selects what was written, what was replayed, the later of the two, the software, whether all writes are logged, the
+/// latest transaction of each server, whether the server takes writes, and whether a node of a Galera cluster is ready.
+/// MariaDB and MySQL each have a comment that they alone execute.
+/// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
 ///
-/// A node that has lost the others refuses statements, but not this question, which asks no table of the cluster's:
+/// A node that has lost the others refuses statements, but not this one, which reads no table of the cluster:
 /// <https://mariadb.com/docs/galera-cluster/reference/galera-cluster-status-variables>
 const LOGS: &str = concat!(
     "SELECT /*!80000 @@global.gtid_executed, '', '', 'MySQL',
@@ -287,7 +289,7 @@ fn is_on(setting: &str) -> bool {
     !matches!(setting, "" | "0" | "OFF")
 }
 
-/// What the [settings](takes_no_writes) say. One without them may be a slave all the same.
+/// The role that the [settings](takes_no_writes) tell. A server without them may be a slave all the same.
 fn role_of(settings: &str) -> ReportedRole {
     match settings.split(' ').any(is_on) {
         true => ReportedRole::Slave,
@@ -312,9 +314,9 @@ struct Logs {
     flavour: Flavour,
     written: String,
     replayed: String,
-    /// The later of the two.
+    /// The later of written and replayed.
     current: String,
-    /// Whether all that is written there is logged, and has a GTID.
+    /// True if all writes are logged and have a GTID.
     complete: bool,
     /// MariaDB's latest transaction of each server in each domain.
     of_each_server: String,
@@ -336,8 +338,9 @@ impl Logs {
         Ok(Self { flavour, written, replayed, current, complete, of_each_server, role })
     }
 
-    /// An empty log is a position as well, where it means that nothing was done: not at a master that does not log what
-    /// it writes, or that has data of another one; nor at a MariaDB that replicates nobody.
+    /// The position of this server. An empty log is a position as well, where it means that nothing was written. It is
+    /// none at a master that does not log its writes or has data of another one, nor at a MariaDB that replicates no
+    /// other server.
     async fn position(
         &self,
         conn: &mut MySqlConnection,
@@ -353,7 +356,7 @@ impl Logs {
                 (*complete && current.is_empty()).then(|| Position::Gtids(Vec::new()))
             }
             (Flavour::MariaDb, _) => Position::parse_gtids(written),
-            // What is written without a GTID leaves the set as it was.
+            // A write without a GTID leaves the set as it was.
             (Flavour::MySql, Access::ReadWrite | Access::ReadMaster) if !complete => None,
             (Flavour::MySql, _) if written.is_empty() => {
                 complete.then(|| Position::GtidSet(GtidSet::default()))
@@ -362,7 +365,8 @@ impl Logs {
         })
     }
 
-    /// What a MariaDB has logged of each server. What it has replayed before it began to log is no part of that.
+    /// The transactions that a MariaDB has logged, of each server. What it replayed before it began to log is not in
+    /// there.
     fn contents(&self) -> Option<Position> {
         let Self { of_each_server, replayed, .. } = self;
         let all: Vec<_> =
@@ -371,8 +375,8 @@ impl Logs {
     }
 }
 
-/// Whether a MariaDB replays the log of another server, or waits for more of it: also while that one is gone, when
-/// `Slave_running` is `OFF`.
+/// True if a MariaDB replays the log of another server or waits for more of it. That includes the time while the other
+/// server is gone and `Slave_running` is `OFF`.
 /// <https://mariadb.com/docs/server/ha-and-performance/standard-replication/replication-and-binary-log-status-variables>
 async fn is_replicating(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
     let status = sqlx::raw_sql("SHOW GLOBAL STATUS LIKE 'Slaves_running'").fetch_optional(conn).await?;
@@ -400,7 +404,7 @@ fn name_of(user: &str) -> &str {
     user.rsplit_once('@').map_or(user, |(name, _)| name)
 }
 
-/// Seconds, in whole milliseconds. Rounded up: MySQL's function waits without limit for 0.000.
+/// The patience in seconds, in whole milliseconds. Rounded up: MySQL's function waits without limit for 0.000.
 /// <https://dev.mysql.com/doc/refman/9.7/en/gtid-functions.html>
 fn limit(patience: Duration) -> String {
     let millis = patience.as_nanos().div_ceil(1_000_000).max(1);
@@ -421,11 +425,11 @@ fn number(error: &dyn DatabaseError) -> Option<u16> {
     error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }
 
-/// Too many connections: of all users, or of this one.
+/// True if there are too many connections: of all users, or of this one.
 fn is_full(error: &MySqlDatabaseError) -> bool {
     match error.number() {
         1040 | 1203 => true,
-        // An account may have several limits.
+        // The number is the same for each of an account's limits.
         1226 => error.message().contains("max_user_connections"),
         _ => false,
     }
@@ -435,7 +439,7 @@ fn is_full(error: &MySqlDatabaseError) -> bool {
 pub(super) fn takes_no_writes(error: &dyn DatabaseError) -> bool {
     match number(error) {
         Some(READ_ONLY_MODE) => true,
-        // This number is that of many an option.
+        // The number is the same for many options.
         Some(REFUSED_BY_OPTION) => {
             error.message().contains("read-only") || error.message().contains("read_only")
         }
@@ -446,22 +450,24 @@ pub(super) fn takes_no_writes(error: &dyn DatabaseError) -> bool {
 /// <https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1900-to-1999/e1927>
 const CONNECTION_KILLED: u16 = 1927;
 
-/// Shut down; killed; in offline mode; network errors that the server saw first.
+/// True if the server ends the connection: at shutdown, by `KILL`, in offline mode, after network errors that it saw
+/// first.
 fn ends_connections(number: u16) -> bool {
     matches!(number, 1053 | CONNECTION_KILLED | 3032 | 4031 | 1158..=1161)
 }
 
-/// "WSREP has not yet prepared node for application use": a node that has lost the others of its Galera cluster, or has yet to
-/// join them. Connections stay, and serve once it has.
+/// True for "WSREP has not yet prepared node for application use": a node that has lost the others of its Galera
+/// cluster, or has yet to join them. Connections stay open and serve once the node has joined.
 fn is_cut_off(error: &MySqlDatabaseError) -> bool {
-    /// ER_UNKNOWN_COM_ERROR, also of other causes.
+    /// ER_UNKNOWN_COM_ERROR, which has other causes as well.
     const UNKNOWN_COMMAND: u16 = 1047;
 
     error.number() == UNKNOWN_COMMAND && error.message().contains("WSREP")
 }
 
-/// Access denied (to the server, to the database, from this host), no such database, an account that is locked or
-/// whose password has expired: <https://mariadb.com/docs/server/reference/error-codes>
+/// True if the server refuses the login: access denied (to the server, to the database, from this host), no such
+/// database, an account that is locked or whose password has expired.
+/// <https://mariadb.com/docs/server/reference/error-codes>
 pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
     let error = error.try_downcast_ref::<MySqlDatabaseError>();
     error.is_some_and(|error| {

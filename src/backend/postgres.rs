@@ -33,8 +33,8 @@ impl Driver for Postgres {
         })
     }
 
-    /// Without `extra_float_digits`, which pgbouncer refuses as it comes: since PostgreSQL 12 a server sends as many digits
-    /// as a value has, unless it is configured otherwise.
+    /// Leaves `extra_float_digits` out, which pgbouncer refuses by default. Since PostgreSQL 12 a server sends all
+    /// digits of a value without that setting, unless it is configured otherwise.
     fn plain_options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
         let mut options: PgConnectOptions = settings.url.parse_as::<Self>()?;
         let tls = match options.get_ssl_mode() {
@@ -53,15 +53,15 @@ impl Driver for Postgres {
         error.is_some_and(|error| is_refusal_of_options(error.code(), error.message()))
     }
 
-    /// In a round trip of its own. A transaction is read-only or not from its beginning, and all statements of one message
-    /// are one transaction: in the same message, [`prepare`](Self::prepare) would not see what has come of it.
+    /// Takes a round trip of its own. All statements of one message are one transaction, and a transaction is read-only
+    /// or not from its beginning. In the same message, [`prepare`](Self::prepare) would not see the new setting.
     fn make_read_only(conn: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
         Box::pin(async move {
             match sqlx::raw_sql(MAKE_READ_ONLY).execute(conn).await {
                 Err(error @ sqlx::Error::Database(_)) if Self::judge(&error).fault != Fault::Query => {
                     Err(error)
                 }
-                // A proxy may refuse it, too. Then the connection is not read-only, and the log says so.
+                // A proxy may refuse this statement, too. Then the connection is not read-only, and the log says so.
                 Err(sqlx::Error::Database(_)) | Ok(_) => Ok(()),
                 Err(error) => Err(error),
             }
@@ -77,7 +77,7 @@ impl Driver for Postgres {
         Address { host, port: Some(options.get_port()) }
     }
 
-    /// By default the one that is called like the user:
+    /// The database. By default it has the name of the user:
     /// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-DBNAME>
     fn database(options: &Options<Self>) -> Option<&str> {
         Some(options.get_database().unwrap_or_else(|| options.get_username()))
@@ -92,12 +92,11 @@ impl Driver for Postgres {
             .then_some(VerifiedHost { asked_by: "sslmode=verify-full", without: "sslmode=verify-ca" })
     }
 
-    /// Readers let the server notice within half a second that nobody waits for a query any more, so that
-    /// reads given up do not pile up there. Servers on systems that cannot tell refuse the setting; they
-    /// go on without it.
+    /// For readers, lets the server notice within half a second that the client has left, so that abandoned reads do
+    /// not pile up there. Servers on operating systems that cannot tell refuse this setting. They are used without it.
     fn prepare(conn: &mut PgConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
         Box::pin(async move {
-            // The server has told it while connecting.
+            // The server has told its version while connecting.
             if let Some(version) = conn.server_version_num() {
                 Software::PostgreSql.accept(&format!("{}.{}", version / 10_000, version % 10_000))?;
             }
@@ -185,8 +184,8 @@ impl Driver for Postgres {
         })
     }
 
-    /// An ordinary role sees what the sessions of its own are doing. Of others it sees that they are there:
-    /// <https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS>
+    /// An ordinary role sees what the sessions of its own role are doing. Of other sessions it sees only that they
+    /// exist: <https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS>
     fn sessions<'a>(
         conn: &'a mut PgConnection,
         sessions: &'a [SessionId],
@@ -203,7 +202,7 @@ impl Driver for Postgres {
                 };
                 match number(row, 1) {
                     Some(began) if began == session.began => {}
-                    // A later one, which has its number.
+                    // A later session has got the same number.
                     Some(_) => return Activity::Unknown,
                     None => return Activity::Hidden,
                 }
@@ -232,9 +231,10 @@ impl Driver for Postgres {
         fetch_first::<Self>(conn, query, rest)
     }
 
-    /// Outside of a transaction block, each statement is a transaction that begins with it:
+    /// Compares the start of the transaction with that of the statement. Outside of a transaction block, each statement
+    /// is a transaction that begins with it:
     /// <https://www.postgresql.org/docs/current/functions-datetime.html#FUNCTIONS-DATETIME-CURRENT>. A block that has
-    /// failed refuses every statement. `ROLLBACK` would do as well, but warns in the server's log.
+    /// failed refuses every statement. `ROLLBACK` would do as well, but causes a warning in the server's log.
     fn settle(conn: &mut PgConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
         Box::pin(async move {
             let alone = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(conn).await?;
@@ -247,19 +247,21 @@ impl Driver for Postgres {
             return Judgement::of_driver(error);
         };
         let is_fatal = is_fatal(error);
-        // Of the codes of connections, none is a server's own once the session has begun: a pooler in between says that it
-        // has lost the server. What a statement says that has lost its way to another database tells where in the server's
-        // source that was; a pooler does not.
+        // Once a session has begun, a server itself sends no code of class 08 about its client's connection: such a
+        // code means that a pooler in between has lost the server. A statement that loses a connection of its own to
+        // another database gets such a code as well, but with the routine in the server's source, which a pooler does
+        // not send.
         let code = PgDatabaseError::code(error);
         let is_lost = code.starts_with("08") && (is_fatal || error.routine().is_none());
         // https://www.postgresql.org/docs/current/errcodes-appendix.html
         let fault = match code {
             "25006" => Fault::ReadOnly,
             TOO_MANY_CONNECTIONS => Fault::Full,
-            // On a hot standby this is a conflict with recovery, not a serialization failure. One that hits a
-            // session which is idle in its transaction ends it:
+            // On a hot standby, this code is a conflict with recovery, not a serialization failure. A conflict with a
+            // session that is idle in its transaction ends that session:
             // https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
-            // So is a deadlock there, with the process that replays. At a master, reads may run once more as well.
+            // A deadlock on a standby is one with the process that replays. At a master, reads may run once more as
+            // well.
             "40001" | "40P01" => Fault::Conflict,
             _ if is_fatal || is_lost => Fault::Node,
             _ => Fault::Query,
@@ -273,7 +275,7 @@ impl Driver for Postgres {
     }
 }
 
-/// Those that sqlx reads: <https://docs.rs/sqlx/0.9/sqlx/postgres/struct.PgConnectOptions.html#parameters>
+/// The parameters that sqlx reads: <https://docs.rs/sqlx/0.9/sqlx/postgres/struct.PgConnectOptions.html#parameters>
 pub(super) const URL_PARAMETERS: &[&str] = &[
     "application_name",
     "dbname",
@@ -295,8 +297,8 @@ pub(super) const URL_PARAMETERS: &[&str] = &[
     "user",
 ];
 
-/// Who answers, by what a server says of itself, its session, whether that is read-only, and whether the server is in
-/// recovery. Not `inet_server_port`, which is NULL through a Unix socket: the server is the same there.
+/// Selects the server's own identifiers, the session, whether that session is read-only, and whether the server is in
+/// recovery. Not `inet_server_port`, which is NULL through a Unix socket, though the server is the same.
 macro_rules! identity {
     () => {
         "SELECT concat_ws(' ', current_setting('port'), extract(epoch FROM pg_postmaster_start_time())),
@@ -318,10 +320,10 @@ const READ_ONLY: &str = "SHOW transaction_read_only";
 const SESSIONS: &str = "SELECT pid::text, (extract(epoch FROM backend_start) * 1000000)::bigint::text, state,
     extract(epoch FROM clock_timestamp() - state_change)::text FROM pg_stat_activity";
 
-/// Whether a proxy sends reads elsewhere than writes. pgpool sends a query with a volatile function, such as
-/// `pg_is_in_recovery()`, to the primary, and balances one with stable functions alone, as it does the application's own
-/// reads: <https://www.pgpool.net/docs/43/en/html/runtime-config-load-balancing.html>. A server that was not in recovery
-/// a moment ago is none now, so this is another one.
+/// True if a proxy sends reads and writes to different servers. pgpool sends a query with a volatile function, such as
+/// `pg_is_in_recovery()`, to the primary. It balances a query that has stable functions alone, as it does the
+/// application's own reads: <https://www.pgpool.net/docs/43/en/html/runtime-config-load-balancing.html>. A server that
+/// was not in recovery a moment ago is not in recovery now, so an answer from recovery comes from another server.
 async fn is_split(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let asked = sqlx::raw_sql("SELECT current_setting('in_hot_standby', true)").fetch_one(conn).await;
     match asked {
@@ -333,7 +335,7 @@ async fn is_split(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
 }
 
 fn prepared_from(row: &PgRow) -> Prepared {
-    // By the simple protocol, everything is text.
+    // The simple protocol sends all values as text.
     let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<i64>().ok();
     let session = || Some(SessionId { id: number(1)?, began: number(3)?, role: None });
     Prepared {
@@ -348,28 +350,29 @@ fn prepared_from(row: &PgRow) -> Prepared {
     }
 }
 
-/// What a server is asked about its log. Each of hundreds of application servers asks it at least once a second, so
-/// it has to cost no more than a row by primary key, which `./scripts/bench probes` measures. Most of the cost is
-/// that of parsing. Hence a statement of its own for each role, which names every function once, and positions
-/// that are sent as text.
+/// The statements that ask a server about its log. Each of hundreds of application servers sends them at least once a
+/// second, so they must cost no more than a row by primary key, which `./scripts/bench probes` measures. Parsing is
+/// most of the cost. Hence each role has a statement of its own, which names every function once, and positions are
+/// sent as text.
 impl Memory {
-    /// A master's position is where the next record will be inserted. A commit that nobody waits for
-    /// (`synchronous_commit = off`, which a transaction can set for itself) is not flushed yet when its writer is
-    /// told of it, so that the flushed position may be before the client's own write.
+    /// A master's position is where the next record will be inserted. With `synchronous_commit = off`, which a
+    /// transaction can set for itself, a commit is reported to its writer before it is flushed. So the flushed position
+    /// may be before the client's own write.
     ///
-    /// Slaves get only what is flushed, and lags are counted from there. The records of an open transaction may not be flushed
-    /// before it ends.
+    /// Slaves get only what is flushed, and lags are counted from there. The records of an open transaction may not be
+    /// flushed before it ends.
     ///
-    /// The name of a file of the log begins with the present timeline, whatever position it is asked for. A server in
-    /// recovery refuses to tell any of these.
+    /// The name of a log file begins with the present timeline, for whatever position it is asked. A server in recovery
+    /// refuses to tell any of these.
     pub const MASTER: &str = "SELECT pg_is_in_recovery(), pg_current_wal_insert_lsn(), \
         pg_walfile_name('0/1'), pg_current_wal_flush_lsn()";
 
-    /// A server that has been promoted says by its role that it has to be asked as a master.
+    /// A slave's role and position. If the slave has been promoted, its role shows that the master's statement is
+    /// needed.
     pub const SLAVE: &str = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()";
 
-    /// Also what seldom changes, most of it from the control file, which the server reads from disk each time. Of
-    /// those that name a standby's timeline, the control file is late, and the receiver is visible with
+    /// Also what seldom changes, most of it from the control file, which the server reads from disk each time. Of the
+    /// sources for a standby's timeline, the control file is late, and the receiver is visible only with
     /// `pg_read_all_stats`: <https://www.postgresql.org/docs/current/predefined-roles.html>
     pub const FULL: &str = "SELECT pg_is_in_recovery(),
         CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END,
@@ -384,8 +387,7 @@ impl Memory {
         FROM pg_control_system()";
 }
 
-/// Asks a server for what changes all the time. `None` if its role is not the one that is remembered, or if that
-/// is not known.
+/// Asks a server for what changes all the time. Returns `None` if the remembered role is unknown or no longer true.
 async fn look(conn: &mut PgConnection, log: &Log) -> Result<Option<Observation>, sqlx::Error> {
     let sql = match log.role {
         ReportedRole::Master => Memory::MASTER,
@@ -395,7 +397,7 @@ async fn look(conn: &mut PgConnection, log: &Log) -> Result<Option<Observation>,
     match sqlx::raw_sql(sql).fetch_one(conn).await {
         Ok(row) if reported_role(&row) == log.role => Ok(Some(observation(&row, log))),
         Ok(_) => Ok(None),
-        // A pooler may lead to another server with each statement, and that one may be in recovery.
+        // A pooler may lead each statement to another server, and that server may be in recovery.
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NOT_IN_THIS_STATE) => Ok(None),
         Err(error) => Err(error),
     }
@@ -403,15 +405,15 @@ async fn look(conn: &mut PgConnection, log: &Log) -> Result<Option<Observation>,
 
 const ROLE: &str = "SELECT pg_is_in_recovery()";
 
-/// The role may not ask for the log, or the server has no such functions. A statement that was cancelled is no refusal.
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+/// True if the role may not read the log's position, or the server lacks these functions. A cancelled statement is no
+/// refusal. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 fn is_refused(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code.starts_with("42") || code.starts_with("0A"))
 }
 
-/// A server that does not speak of its log is asked again after so many looks, as the right may have been granted since.
-/// It logs each refusal.
+/// The number of probes without questions about the log after a server has refused them. Then the server is asked
+/// again, as the right may have been granted since. Each refusal is a line in the server's log.
 const LOOKS_WITHOUT_LOG: u32 = 60;
 
 /// What is remembered of a connection.
@@ -422,11 +424,11 @@ pub enum Memory {
     #[default]
     Nothing,
     Log(Log),
-    /// The server does not speak of its log: it is not asked for so many looks.
+    /// The server refuses questions about its log. The number counts the probes that are left until it is asked again.
     NoLog(u32),
 }
 
-/// What does not change in the life of a connection, or seldom.
+/// Facts about a server that seldom or never change during a connection.
 #[doc(hidden)]
 #[derive(Clone, Debug)]
 #[allow(unnameable_types)]
@@ -435,7 +437,7 @@ pub struct Log {
     system: Option<u64>,
     block: Option<u64>,
     segment: Option<u64>,
-    /// Of a standby, when it was last asked.
+    /// A standby's timeline, as of the latest full probe.
     timeline: Option<u32>,
 }
 
@@ -466,7 +468,7 @@ fn reported_role(row: &PgRow) -> ReportedRole {
 
 fn observation(row: &PgRow, log: &Log) -> Observation {
     let role = reported_role(row);
-    // By the simple protocol, everything is text.
+    // The simple protocol sends all values as text.
     let lsn_in = |column: usize| lsn(row.try_get_unchecked::<&str, _>(column).ok()?);
     let slaves = || Some(Position::Lsn { timeline: log.timeline?, lsn: lsn_in(1)? });
     let masters = || {
@@ -482,7 +484,7 @@ fn observation(row: &PgRow, log: &Log) -> Observation {
     Observation { role, system: log.system, position, contents: None, flushed }
 }
 
-/// <https://www.postgresql.org/docs/current/datatype-pg-lsn.html>: two hexadecimal numbers of 32 bits each.
+/// Parses two hexadecimal numbers of 32 bits each: <https://www.postgresql.org/docs/current/datatype-pg-lsn.html>
 fn lsn(text: &str) -> Option<u64> {
     let (high, low) = text.split_once('/')?;
     let part = |text| u32::from_str_radix(text, 16).ok().map(u64::from);
@@ -494,8 +496,8 @@ fn timeline_of(file: &str) -> Option<u32> {
     u32::from_str_radix(file.get(..8)?, 16).ok()
 }
 
-/// Where the latest record ends. If that is the end of a page, then the place where the next one will be
-/// inserted is behind the header of the next page, and nobody replays up to there before it is.
+/// The end of the latest record. At the end of a page, the insert position is already behind the header of the next
+/// page. No slave replays up to there before the next record is inserted.
 /// <https://github.com/postgres/postgres/blob/REL_15_STABLE/src/include/access/xlog_internal.h>
 fn end_of_record(insert: u64, block: u64, segment: u64) -> u64 {
     const SHORT_HEADER: u64 = 24;
@@ -505,10 +507,10 @@ fn end_of_record(insert: u64, block: u64, segment: u64) -> u64 {
     if insert % block == header { insert - header } else { insert }
 }
 
-/// A place up to which slaves can have replayed a log that is flushed up to `flush` and has records up to `end`. A flush in
-/// the background ends with a page, and often in the middle of a record, which no slave replays before it has the rest. Where
-/// that record begins is not told: a record has the images of 33 blocks at most, and a few bytes more.
-/// <https://github.com/postgres/postgres/blob/REL_15_STABLE/src/include/access/xlogrecord.h>
+/// A position up to which slaves can have replayed a log that is flushed up to `flush` and has records up to `end`. A
+/// flush in the background ends with a page, often in the middle of a record. A slave replays a record only when it has
+/// all of it. The server does not tell where that record begins. A record has the images of 33 blocks at most, and a
+/// few bytes more. <https://github.com/postgres/postgres/blob/REL_15_STABLE/src/include/access/xlogrecord.h>
 fn flushed_records(flush: u64, end: u64, block: u64) -> u64 {
     const PAGES_OF_RECORD: u64 = 34;
 
@@ -521,12 +523,12 @@ const TOO_MANY_CONNECTIONS: &str = "53300";
 /// object_not_in_prerequisite_state
 const NOT_IN_THIS_STATE: &str = "55000";
 
-/// Wrong credentials (class 28) and the name of a database that is not there (3D) do not mend themselves.
+/// True for wrong credentials (class 28) and a database that does not exist (3D), which do not mend themselves.
 fn is_of_login(code: &str) -> bool {
     code.starts_with("28") || code.starts_with("3D")
 }
 
-/// Also a role that may not connect to the database (insufficient_privilege, which ends a session only then).
+/// Includes a role that may not connect to the database (insufficient_privilege, which ends a session only then).
 pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
     error
         .try_downcast_ref::<PgDatabaseError>()
@@ -539,10 +541,10 @@ pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     })
 }
 
-/// True for words in which proxies refuse a startup option. pgbouncer says "unsupported startup parameter: options", and
-/// "unsupported startup parameter in options: default_transaction_read_only" since 1.20, both as protocol_violation (08P01).
-/// RDS Proxy says "RDS Proxy currently doesn't support command-line options" as feature_not_supported (0A000). Others
-/// may speak of a parameter that they do not know (42704) or whose value they do not accept (class 22).
+/// True if a proxy's message refuses a startup option. pgbouncer says "unsupported startup parameter: options", and
+/// "unsupported startup parameter in options: default_transaction_read_only" since 1.20, both as protocol_violation
+/// (08P01). RDS Proxy says "RDS Proxy currently doesn't support command-line options" as feature_not_supported (0A000).
+/// Other proxies may report a parameter that they do not know (42704) or a value that they do not accept (class 22).
 ///
 /// A name in a message may contain such a word. That costs one more attempt, whose error is the one that counts.
 fn is_refusal_of_options(code: &str, message: &str) -> bool {
@@ -552,7 +554,7 @@ fn is_refusal_of_options(code: &str, message: &str) -> bool {
         && words.iter().any(|word| message.contains(word))
 }
 
-/// The server ends the session, whatever the reason:
+/// True if the server ends the session with this error:
 /// <https://www.postgresql.org/docs/current/runtime-config-logging.html#RUNTIME-CONFIG-SEVERITY-LEVELS>
 fn is_fatal(error: &PgDatabaseError) -> bool {
     matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)

@@ -1,4 +1,4 @@
-//! Whom a connection leads to, and what its server says of it.
+//! The server that a connection leads to, and what that server says of the connection.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::{fmt, io};
 
 use super::{Access, ReportedRole};
 
-/// One run of one database process, as far as a connection can tell: a hash of what the server says of
-/// itself, so that it can be compared and kept without a lock.
+/// One run of one database process, as far as a connection can tell. A hash of the server's own identifiers, so that it
+/// can be compared and kept without a lock.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Instance(NonZeroU64);
@@ -38,31 +38,31 @@ pub(crate) fn hash(words: &str) -> NonZeroU64 {
     NonZeroU64::MIN.saturating_add(hasher.finish() >> 1)
 }
 
-/// What a server calls one connection to it.
+/// Identifies one connection at its server.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId {
     pub id: i64,
-    /// Numbers are used again: when this one began, by the server's clock, where it tells.
+    /// The start of the session by the server's clock, where the server tells it: numbers are used again.
     pub began: i64,
-    /// A hash of its role, where the server shows a role no sessions of others.
+    /// A hash of the session's role, where the server hides the sessions of other roles.
     pub role: Option<NonZeroU64>,
 }
 
-/// What a new connection is told by its server.
+/// What a new connection has learnt from its server.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prepared {
     pub instance: Option<Instance>,
     pub session: Option<SessionId>,
     pub role: ReportedRole,
-    /// Whether the server holds it to be read-only.
+    /// True if the server reports the session as read-only.
     pub read_only: bool,
 }
 
 impl Prepared {
-    /// Refuses a connection that is to lead to the master, and leads to a slave of it: the address does so for a while
-    /// after a promotion, as that of a proxy between two checks.
+    /// Refuses a connection that should lead to the master but leads to a slave. Addresses do so for a while after a
+    /// promotion, as that of a proxy does between two of its checks.
     pub(crate) fn accept(&self, access: Access) -> Result<(), sqlx::Error> {
         match (access, self.role) {
             (Access::ReadWrite | Access::ReadMaster, ReportedRole::Slave) => Err(NotTheMaster::Slave.into()),
@@ -71,13 +71,14 @@ impl Prepared {
     }
 }
 
-/// The error of a connection that does not lead to the master, or not with all that is sent: no fault of a statement, as
-/// another connection may lead elsewhere.
+/// The error of a connection that does not lead to the master, or leads there with only a part of its statements. The
+/// statement is not to blame: another connection may lead elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotTheMaster {
     /// The server takes no writes.
     Slave,
-    /// A proxy sends reads to a slave, and only the rest to the master. A client that has just written would miss its write.
+    /// A proxy sends reads to a slave and the rest to the master. A client that has just written would miss its own
+    /// write.
     Split,
 }
 
@@ -107,16 +108,16 @@ impl fmt::Display for NotTheMaster {
 
 impl std::error::Error for NotTheMaster {}
 
-/// What a server says of a session.
+/// The activity of a session, as its server tells it.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
-    /// There is no such session.
+    /// The server has no such session.
     Unknown,
-    /// It waits for its client, for so long.
+    /// The session has waited for its client this long.
     Idle(Duration),
-    /// A statement runs.
+    /// The session runs a statement.
     Busy,
-    /// Nobody tells this role.
+    /// The server does not tell this role.
     Hidden,
 }

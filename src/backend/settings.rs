@@ -8,7 +8,7 @@ use super::url::DatabaseUrl;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(crate) url: DatabaseUrl,
-    /// Where to connect to, in place of what the URL's host stands for.
+    /// The address to connect to, in place of the URL's host, where that stands for several servers.
     pub(crate) connect_to: Option<IpAddr>,
     pub(crate) min_connections: u32,
     pub(crate) max_connections: u32,
@@ -21,7 +21,7 @@ pub struct Settings {
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 impl Settings {
-    /// Where to connect to, if it is another host than the options have. The brackets around an IPv6 address are the URL's,
+    /// The host to connect to, if it differs from the one in the options. The URL puts brackets around an IPv6 address,
     /// and sqlx would look for a host with that name.
     pub(super) fn host_of(&self, host: &str) -> Option<String> {
         let address = || host.strip_prefix('[')?.strip_suffix(']').map(str::to_owned);
@@ -29,18 +29,18 @@ impl Settings {
     }
 }
 
-/// What options say of TLS.
+/// How options use TLS.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tls {
-    /// It is used where both sides can, or not at all.
+    /// TLS is used where both sides support it.
     Optional,
-    /// Without it nothing is sent.
+    /// Nothing is sent without TLS.
     Required,
 }
 
-/// Refuses options that ask for TLS which this build does not have, or for certificates that are not there. sqlx
-/// would say so, too, but at each connection.
+/// Refuses options that ask for TLS without support in this build, or for certificate files that do not exist. sqlx
+/// would report both as well, but at each connection.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(super) fn check_tls(options: &impl sqlx::ConnectOptions, tls: Tls) -> Result<(), String> {
     const KEYS: [&str; 6] = ["sslrootcert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
@@ -54,7 +54,7 @@ pub(super) fn check_tls(options: &impl sqlx::ConnectOptions, tls: Tls) -> Result
             .into());
     }
     for (key, value) in options.to_url_lossy().query_pairs() {
-        // What is no file is the certificate itself.
+        // A value that is not a file is the certificate itself.
         let Some(file) = value.strip_prefix("file: ").filter(|_| KEYS.contains(&&*key)) else { continue };
         if let Err(error) = std::fs::File::open(file) {
             return Err(format!("the file of the URL's `{key}` cannot be read: {error}"));

@@ -41,14 +41,14 @@ impl Driver for Sqlite {
             options = load_extension(options, extension);
         }
 
-        // Later, a file that is missing was lost, and is not to be taken for an empty one: `begin_files` has made it. Where its
-        // folder is missing, nothing was there to be lost.
+        // `begin_files` has made the file by now. A file that is missing later was lost, and must not be replaced by an
+        // empty one. Where its folder is missing as well, there was no file to lose.
         let create = files::missing_folder(options.get_filename()).is_some();
         Ok(match access {
-            // Only the writer sets the journal mode: it needs the lock that readers share. WAL, so
-            // that neither readers nor the copies of a follower hold it up.
+            // Only the writer sets the journal mode, because that needs the lock that readers share. WAL, so that
+            // neither readers nor a follower's copies hold up the writer.
             Access::ReadWrite => options.create_if_missing(create).journal_mode(SqliteJournalMode::Wal),
-            // `read_only` would refuse a file that nobody has written to yet.
+            // `read_only` would refuse a file without any write so far.
             Access::ReadMaster if settings.enforce_read_only => {
                 options.create_if_missing(create).pragma("query_only", "on")
             }
@@ -84,8 +84,8 @@ impl Driver for Sqlite {
         })
     }
 
-    /// What was committed before this millisecond is over is before the next one. How fresh a copy is,
-    /// its follower knows.
+    /// The position is the present millisecond: all that was committed before it ended is before the next one. A copy's
+    /// freshness is known to its follower.
     fn observe<'a>(
         conn: &'a mut SqliteConnection,
         access: Access,
@@ -107,7 +107,7 @@ impl Driver for Sqlite {
         })
     }
 
-    /// A copy has no connection that could tell.
+    /// Returns `None`: a connection to a copy cannot tell how fresh the copy is.
     fn replayed<'a>(
         _conn: &'a mut SqliteConnection,
         _known: Option<&'a Position>,
@@ -119,8 +119,8 @@ impl Driver for Sqlite {
         conn
     }
 
-    /// SQLite goes from row to row as it is asked to: no rest of an answer waits to be read. But what a statement with
-    /// `RETURNING` has written is committed after its last row, which may fail, as by a deferred foreign key.
+    /// SQLite computes rows as they are asked for, so no rest of an answer waits to be read. But a statement with
+    /// `RETURNING` commits after its last row, and that commit may fail, for instance by a deferred foreign key.
     fn rest(sql: &str, access: Access) -> Rest {
         if access.writes() && !only_reads(sql) { Rest::Read } else { Rest::Abandon }
     }
@@ -138,12 +138,12 @@ impl Driver for Sqlite {
         }
     }
 
-    /// Prepared statements may hold several here, too.
+    /// In SQLite, a prepared text may hold several statements, too.
     fn opens_transaction(sql: &str, _simple: bool) -> Opens {
         Opens::by_words(sql, true)
     }
 
-    /// Without a transaction this is an error that changes nothing.
+    /// Without a transaction, this statement fails and changes nothing.
     fn settle(conn: &mut SqliteConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
         Box::pin(async move {
             match sqlx::raw_sql("ROLLBACK").execute(conn).await {
@@ -159,8 +159,8 @@ impl Driver for Sqlite {
         let code = code(error).unwrap_or_default();
         let (fault, remains) = match (code, code & 0xff) {
             (READONLY, _) => (Fault::ReadOnly, Remains::Usable),
-            // The codes that extend READONLY (264, 1544, …) are faults of the file, as are IOERR,
-            // CORRUPT, CANTOPEN, NOTADB and theirs.
+            // The extended codes of READONLY (264, 1544, …) are faults of the file. So are IOERR, CORRUPT, CANTOPEN,
+            // NOTADB and their extended codes.
             (_, READONLY | 10 | 11 | 14 | 26) => (Fault::Node, Remains::Ended),
             _ => (Fault::Query, Remains::Usable),
         };
@@ -177,7 +177,7 @@ impl Driver for Sqlite {
     }
 }
 
-/// One spelling for each file, also for one that does not exist yet.
+/// One spelling for each file, even if the file does not exist yet.
 fn whole_path(file: &Path) -> PathBuf {
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let parent = file.parent().and_then(|parent| parent.canonicalize().ok());
@@ -188,15 +188,15 @@ fn whole_path(file: &Path) -> PathBuf {
     file.canonicalize().unwrap_or(file)
 }
 
-/// A statement that wanted to write, and nothing else.
+/// The code of a statement that wanted to write on a read-only connection, and of nothing else.
 const READONLY: u32 = 8;
 
-/// <https://www.sqlite.org/rescode.html>: the low byte is that of the primary code.
+/// The result code. Its low byte is the primary code: <https://www.sqlite.org/rescode.html>
 fn code(error: &dyn DatabaseError) -> Option<u32> {
     error.code()?.parse().ok()
 }
 
-/// Somebody else holds a lock: BUSY, LOCKED and their extended codes.
+/// True if another connection holds a lock: BUSY, LOCKED and their extended codes.
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     error.try_downcast_ref::<SqliteError>().is_some()
         && code(error).is_some_and(|code| matches!(code & 0xff, 5 | 6))

@@ -9,8 +9,8 @@ use super::{Backend, Driver};
 
 /// A `rocket_db_pools` pool over the current sqlx, to be named in a `#[derive(Database)]`.
 ///
-/// `rocket_db_pools` 0.2 has such pools itself, but over sqlx 0.7. Nobody ever has a value of it: it names the
-/// driver, and [`Replicated`](crate::Replicated) opens pools of its own.
+/// `rocket_db_pools` 0.2 has such pools itself, but over sqlx 0.7. This type has no values: it names the driver, and
+/// [`Replicated`](crate::Replicated) opens pools of its own.
 pub struct Pool<DB: Driver>(Infallible, PhantomData<fn() -> DB>);
 
 impl<DB: Driver> Backend for Pool<DB> {

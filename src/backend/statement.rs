@@ -1,6 +1,6 @@
-//! What the words of a statement tell.
+//! What can be told of a statement from its words.
 
-/// Whether a statement leaves a transaction open behind it, as far as its words tell.
+/// Tells whether a statement leaves a transaction open, as far as its words show.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opens {
@@ -33,12 +33,12 @@ impl Opens {
     }
 }
 
-/// Whether it certainly only reads.
+/// True if the statement certainly only reads.
 #[cfg(feature = "sqlite")]
 pub(super) fn only_reads(sql: &str) -> bool {
     let Some(verb) = words(sql).next() else { return false };
     let is = |word: &str| verb.eq_ignore_ascii_case(word);
-    // `WITH` may begin either: then what writes is named further on, if only in a name or in a text.
+    // `WITH` may begin a read or a write. A write has its verb further on. A name or a text may contain it as well.
     let writes = || {
         let sql = sql.to_ascii_lowercase();
         ["insert", "update", "delete", "replace"].iter().any(|word| sql.contains(word))
@@ -46,13 +46,13 @@ pub(super) fn only_reads(sql: &str) -> bool {
     is("select") || is("values") || is("with") && !writes()
 }
 
-/// Whether what follows `COMMIT` or `ROLLBACK` begins another transaction: `AND CHAIN`, but not `AND NO CHAIN`.
+/// True if the words after `COMMIT` or `ROLLBACK` begin another transaction: `AND CHAIN`, but not `AND NO CHAIN`.
 fn chains<'a>(mut words: impl Iterator<Item = &'a str>) -> bool {
     words.any(|word| word.eq_ignore_ascii_case("and"))
         && words.next().is_some_and(|word| word.eq_ignore_ascii_case("chain"))
 }
 
-/// The words that a statement begins with, without blanks, comments and parentheses.
+/// The leading words of a statement, without blanks, comments and parentheses.
 fn words(mut sql: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         loop {

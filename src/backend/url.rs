@@ -1,4 +1,5 @@
-//! URLs as people write them. What sqlx would misread, or ignore, is refused with the remedy, and without showing the URL.
+//! Database URLs. A URL that sqlx would misread, or a parameter that it would ignore, is refused with the remedy. The
+//! message never shows the URL.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,12 +7,12 @@ use std::str::FromStr;
 use super::{Driver, Options};
 use crate::spelling::most_alike;
 
-/// A URL that may hold a password, so that it is never shown.
+/// A URL, which is never shown because it may hold a password.
 #[derive(Clone)]
 pub(crate) struct DatabaseUrl(pub(crate) String);
 
 impl DatabaseUrl {
-    /// As the driver's options; or what is wrong with it.
+    /// Parses the URL into the driver's options. The error says what is wrong.
     pub(crate) fn parse_as<DB: Driver>(&self) -> Result<Options<DB>, String> {
         if let Some((scheme, _)) = self.0.split_once("://")
             && !DB::URL_SCHEMES.contains(&scheme)
@@ -40,7 +41,7 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// The parts of a URL as RFC 3986 divides it, whatever they hold.
+/// The parts of a URL as RFC 3986 divides it. Their contents are not checked.
 struct Parts<'a> {
     user: Option<&'a str>,
     /// Host and port.
@@ -66,7 +67,7 @@ impl<'a> Parts<'a> {
         Some(Self { user, place, path, query, fragment })
     }
 
-    /// An IPv6 address has colons of its own, in brackets.
+    /// True if the port is a number or absent. The colons of an IPv6 address are in brackets.
     fn has_number_as_port(&self) -> bool {
         let port = self.place.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
         port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
@@ -78,14 +79,14 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Refuses what sqlx would take for something else than was meant.
+/// Refuses a URL that sqlx would understand differently from what was meant.
 fn check(url: &str, scheme: &str, known: &[&str]) -> Result<(), String> {
     let Some(parts) = Parts::of(url) else {
         return Err(format!("this is no URL: write `{scheme}://USER:PASSWORD@HOST:PORT/DATABASE`"));
     };
     const TORN: &str = "the URL has a `/`, `?` or `#` where none can be: in a user or a password, write `%2F`, `%3F` or `%23`";
 
-    // An `@` that comes too late ends no user and password.
+    // An `@` in the path does not end a user and password.
     if parts.fragment.is_some() || parts.path.contains('@') {
         return Err(TORN.into());
     }
@@ -114,10 +115,10 @@ fn is_known(key: &str, known: &[&str]) -> bool {
     known.contains(&key) || is_option()
 }
 
-/// The keys of a section that other libraries have in the URL.
+/// Keys of the section that other libraries expect in the URL.
 const OF_THE_SECTION: [&str; 4] = ["connect_timeout", "idle_timeout", "max_connections", "min_connections"];
 
-/// What other drivers call the ways to ask for TLS: to leave them out would be to do without.
+/// The names that other drivers give to TLS parameters. To ignore them would be to connect without TLS.
 const OF_TLS: [&str; 8] = [
     "channel_binding",
     "requiressl",
@@ -129,7 +130,7 @@ const OF_TLS: [&str; 8] = [
     "verifyservercertificate",
 ];
 
-/// No value is shown, and no key that may be a part of a password.
+/// The message about an unknown parameter. It shows no value, and no key that may be a part of a password.
 fn unknown(key: &str, query: &str, known: &[&str]) -> String {
     if OF_THE_SECTION.contains(&key) {
         return format!("the URL has a parameter `{key}`, which is a key of the section: say it there");

@@ -30,8 +30,8 @@ impl Software {
         }
     }
 
-    /// Refuses a server of this version, if it is too old. What is no version is taken for a new one: others speak
-    /// these protocols as well.
+    /// Refuses a server whose version is too old. A text that is not a version counts as a new one: other software
+    /// speaks these protocols as well.
     pub(super) fn accept(self, version: &str) -> Result<(), sqlx::Error> {
         let mut numbers =
             version.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
@@ -40,7 +40,7 @@ impl Software {
         if (major, minor) >= oldest {
             return Ok(());
         }
-        // No fault of a query: whatever is asked there fails, and may be asked elsewhere.
+        // Not the fault of a query: every query fails at this server, and may succeed at another one.
         let too_old = TooOld { version: version.to_owned(), needed };
         Err(io::Error::new(io::ErrorKind::Unsupported, too_old).into())
     }

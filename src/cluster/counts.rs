@@ -1,4 +1,4 @@
-//! What is counted of a cluster as a whole, and of servers that have left it.
+//! The counters of a cluster as a whole, and of servers that have left it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,22 +19,22 @@ pub(crate) struct ClusterCounts {
 
 #[derive(Debug, Default)]
 pub(crate) struct CatchUpCounts {
-    /// Nothing had to be asked.
+    /// Catch-ups for which no slave had to be asked.
     pub(crate) known: Counter,
-    /// The slave said that it has replayed it, at once or in time; and how long that took.
+    /// The times until a slave said that it has replayed the position, at once or later.
     pub(crate) caught_up: Histogram,
-    /// It had not; and for how long it was asked.
+    /// The times for which a slave was asked that had not replayed the position.
     pub(crate) timed_out: Histogram,
 }
 
-/// The counters of one server: all that is left of it when it has left its cluster.
+/// The counters of one server. They are kept when the server has left its cluster.
 #[derive(Debug)]
 struct CountsOfServer {
     server: Arc<ServerCounts>,
     pools: Vec<Arc<PoolCounts>>,
 }
 
-/// What has been counted at servers that are no part of the cluster any more.
+/// The sums of the counters of servers that have left the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct FormerCounts {
     /// By `routing::Reason`.
@@ -51,19 +51,19 @@ impl FormerCounts {
     }
 }
 
-/// The counters of all servers that were there when somebody looked, so that sums never sink.
+/// The counters of all servers that any snapshot has seen, so that sums never sink.
 #[derive(Debug, Default)]
 pub(crate) struct Seen(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     servers: Vec<CountsOfServer>,
-    /// The sum over those that nobody counts with any more.
+    /// The sum of the counters that no server, pool or session holds any more.
     gone: FormerCounts,
 }
 
 impl Seen {
-    /// What those have counted that are not among `present` any more.
+    /// The sums of the counters of servers that are not among `present` any more.
     pub(crate) fn former<DB: Driver>(&self, present: &[Arc<Server<DB>>]) -> FormerCounts {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { servers, gone } = &mut *known;

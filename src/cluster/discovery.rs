@@ -1,4 +1,4 @@
-//! Finds the servers of an entry whose host has an address for each: `discover = "dns"`.
+//! Finds the servers of an entry whose host has an address for each of them: `discover = "dns"`.
 //!
 //! | what is looked up                                | what follows                                                    |
 //! |--------------------------------------------------|-----------------------------------------------------------------|
@@ -6,12 +6,12 @@
 //! | an address that is gone                          | its server leaves: see [`Server::depart`]                       |
 //! | … and its server is the master, by promotion     | it stays for as long as it is the master                        |
 //! | no address, an error, or nothing in time         | nothing; one line in the log                                    |
-//! | addresses of both families                       | those of the first one's family, so that no server is there twice |
+//! | addresses of both families                       | only the first one's family: no server is listed twice          |
 //!
-//! The resolver is the machine's own, as for every other connection of this process: it knows `/etc/hosts`, search
-//! domains, and what else `nsswitch.conf` names. A resolver of our own would tell how long an answer is good for, and
-//! find other addresses than `psql` does on the same machine. So names are looked up again every [`INTERVAL`], which is
-//! how long an answer is good for by default in Kubernetes:
+//! The resolver is the machine's own, as for every other connection of this process. It knows `/etc/hosts`, search
+//! domains, and all other sources that `nsswitch.conf` names. A resolver of our own would tell how long an answer is
+//! good for, but would find other addresses than `psql` does on the same machine. So names are looked up again every
+//! [`INTERVAL`], which is how long an answer is good for by default in Kubernetes:
 //! <https://coredns.io/plugins/kubernetes/>, `ttl`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,19 +34,19 @@ use super::server::Server;
 use crate::backend::Driver;
 use crate::config::{Config, MAX_SLAVES, SlaveConfig, host_name};
 
-/// Between two looks, unless `check_interval` is longer.
+/// The time between two lookups, unless `check_interval` is longer.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Between two looks at least, whatever fails.
+/// The shortest time between two lookups, even after failures.
 const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A resolver that takes longer has failed.
+/// The time after which a lookup has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks up the addresses of a host.
 #[doc(hidden)]
 pub trait Resolve: Send + Sync + 'static {
-    /// In the order in which to try them.
+    /// The addresses of `host`, in the order in which to try them.
     fn addresses(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 }
 
@@ -79,11 +79,12 @@ impl Resolve for System {
     }
 }
 
-/// The looks at one name.
+/// The lookups of one name.
 struct Lookup {
     resolver: Resolver,
     host: String,
-    /// One that has taken too long is waited for by the next: nobody can end it, and threads would pile up.
+    /// A lookup that has taken too long. The next one waits for it, because a lookup cannot be ended, and threads would
+    /// pile up.
     pending: Option<JoinHandle<io::Result<Vec<IpAddr>>>>,
 }
 
@@ -92,7 +93,7 @@ impl Lookup {
         Self { resolver, host: host.to_owned(), pending: None }
     }
 
-    /// At least one, all of one family; or what is wrong.
+    /// At least one address, all of one family, or the error.
     async fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, String> {
         let Self { resolver, host, pending } = self;
         let pending_lookup = pending.get_or_insert_with(|| tokio::spawn(resolver.0.addresses(host)));
@@ -111,15 +112,16 @@ impl Lookup {
     }
 }
 
-/// Of the family that the resolver prefers: a server that has both an IPv4 and an IPv6 address is one server.
+/// The addresses of the family that the resolver prefers. A server that has both an IPv4 and an IPv6 address is one
+/// server.
 fn of_one_family(addresses: Vec<IpAddr>) -> BTreeSet<IpAddr> {
     let addresses = addresses.iter().map(IpAddr::to_canonical);
     let is_v4 = addresses.clone().next().is_some_and(|first| first.is_ipv4());
     addresses.filter(|address| address.is_ipv4() == is_v4).collect()
 }
 
-/// Says which hosts have several addresses without `discover`: each connection takes one of them, and what probes
-/// find out of one server would be believed of all.
+/// Warns of hosts that have several addresses without `discover`. Each connection takes one of the addresses, and
+/// findings about one server would be believed of all.
 pub(super) async fn warn_of_several_addresses(database: &str, config: &Config, resolver: &Resolver) {
     let warn = async |slave: &SlaveConfig| {
         let Some(host) = host_name(&slave.server) else { return };
@@ -137,26 +139,26 @@ pub(super) async fn warn_of_several_addresses(database: &str, config: &Config, r
     join_all(config.slaves.iter().filter(|slave| slave.discover.is_none()).map(warn)).await;
 }
 
-/// When a name is looked up.
+/// The requests for lookups of one name, and the number of those that have ended.
 #[derive(Debug)]
 pub(super) struct Lookups {
     requested: Notify,
-    /// How many have ended.
+    /// The number of lookups that have ended.
     ended: watch::Sender<u64>,
 }
 
 impl Lookups {
-    /// Something is odd about one of the servers: the name may have changed.
+    /// Asks for a lookup, because something is odd about one of the servers: the name may have changed.
     pub(super) fn request(&self) {
         self.requested.notify_one();
     }
 
-    /// Ready once a lookup of the name is requested.
+    /// Waits until a lookup of the name is requested.
     pub(super) async fn requested(&self) {
         self.requested.notified().await;
     }
 
-    /// Ready once the name has been looked up, and its servers are in the list.
+    /// Waits until the name has been looked up, and its servers are in the list.
     pub(super) async fn first(&self) {
         let mut ended = self.ended.subscribe();
         if *ended.borrow() == 0 {
@@ -166,7 +168,7 @@ impl Lookups {
     }
 }
 
-/// By which name a server was found, and where.
+/// The name by which a server was found, and its address.
 pub(super) struct Discovered {
     pub(super) lookups: Arc<Lookups>,
     pub(super) address: IpAddr,
@@ -178,17 +180,17 @@ pub(super) struct Discovery<DB: Driver> {
     entry: usize,
     resolver: Resolver,
     pub(super) lookups: Arc<Lookups>,
-    /// Whether the latest look has failed.
+    /// True if the latest lookup has failed.
     has_failed: AtomicBool,
-    /// The addresses that were taken out by an operator when they were last there.
+    /// The addresses of servers that had been taken out by an operator when they left.
     taken_out: Mutex<BTreeSet<IpAddr>>,
-    /// What attends to the servers: ends with this.
+    /// The tasks that attend to the servers. They end with this.
     tasks: Mutex<JoinSet<()>>,
     watch: Arc<Watch<DB>>,
 }
 
 impl<DB: Driver> Discovery<DB> {
-    /// One for each entry that says so.
+    /// One discovery for each entry with `discover`.
     pub(super) fn all(opening: &Arc<Opening>, resolver: &Resolver, watch: &Arc<Watch<DB>>) -> Vec<Self> {
         let new = |(entry, _)| Self {
             opening: opening.clone(),
@@ -208,7 +210,7 @@ impl<DB: Driver> Discovery<DB> {
         &self.opening.config.slaves[self.entry]
     }
 
-    /// Looks the name up for as long as it is polled.
+    /// Looks the name up over and over, for as long as it is polled.
     pub(super) async fn run(&self) {
         let mut lookup = Lookup::new(self.resolver.clone(), &self.entry().server.address.host);
         let interval = INTERVAL.max(self.watch.checks.interval);
@@ -216,7 +218,7 @@ impl<DB: Driver> Discovery<DB> {
             let began = Instant::now();
             let found = lookup.addresses().await;
             self.take(found, interval).await;
-            // Jittered: the servers of an application that was deployed at once do not all ask at once.
+            // Jittered, so that the processes of an application that were deployed at once do not all ask at once.
             let due = began + interval.mul_f64(0.9 + 0.2 * fastrand::f64());
             tokio::select! {
                 () = sleep_until(due) => {}
@@ -248,8 +250,8 @@ impl<DB: Driver> Discovery<DB> {
         }
     }
 
-    /// New servers first, and the others only once those have been looked at: where all addresses change at once, there
-    /// is always somebody.
+    /// Adds new servers first, and removes others only once the new ones have been looked at. If all addresses change
+    /// at once, there is always a server.
     async fn replace(&self, found: BTreeSet<IpAddr>) {
         let present = self.present();
         let found = self.limited(found, &present);
@@ -262,7 +264,7 @@ impl<DB: Driver> Discovery<DB> {
 
         let patience = PATIENCE.min(self.watch.checks.timeout * 2);
         if !new.is_empty() {
-            // The master before them, so that it is recognised if it has one of the addresses.
+            // The master is looked at before them, so that it is recognised if it has one of the addresses.
             let _ = timeout(patience, self.watch.master().health.first_probe()).await;
             new.iter().for_each(|server| server.health.request_probe());
             let _ = timeout(patience, join_all(new.iter().map(|server| server.health.first_probe()))).await;
@@ -285,7 +287,7 @@ impl<DB: Driver> Discovery<DB> {
         ours.collect()
     }
 
-    /// No more than there may be slaves in the configuration; those that are known already before others.
+    /// At most as many addresses as there may be slaves in the configuration. Known addresses come before others.
     fn limited(
         &self,
         found: BTreeSet<IpAddr>,
@@ -321,7 +323,7 @@ impl<DB: Driver> Discovery<DB> {
             return;
         }
         if server.health.is_taken_out() {
-            // It is likely to be back after what it was taken out for.
+            // The server is likely to be back after its maintenance.
             self.taken_out().insert(address);
         }
         let host = &self.entry().server.address.host;
@@ -348,7 +350,7 @@ mod tests {
     use super::super::{Inner, PositionBudget};
     use super::*;
 
-    /// Answers what it was given, as the latest.
+    /// Answers with the addresses that it was given last.
     #[derive(Default)]
     struct Given {
         addresses: Mutex<Vec<IpAddr>>,
@@ -373,7 +375,7 @@ mod tests {
         addresses.iter().map(|address| address.parse().unwrap()).collect()
     }
 
-    /// Nobody listens there.
+    /// A cluster at addresses at which no server listens.
     fn open(resolver: &Arc<Given>) -> Inner<Postgres> {
         let toml = "[debug.databases.blog]\nurl = \"postgres://app@127.0.0.1:1/blog\"\n\
                     slaves = [{ url = \"postgres://app@readers.test:1/blog\", discover = \"dns\" }]";
@@ -409,7 +411,7 @@ mod tests {
         resolver.set(&["127.0.0.3"]);
         until("another answer", || names(&inner).len() == 2).await;
         until("the end of its departure", || held.has_left()).await;
-        // Of the test, and of nobody else.
+        // The only handle left is the test's.
         until("the end of its tasks", || weak.strong_count() == 1).await;
         drop(held);
         assert!(weak.upgrade().is_none() && task.upgrade().is_none());

@@ -1,4 +1,4 @@
-//! What the guards, handles and sessions of one database share.
+//! The state that the guards, handles and sessions of one database share.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -25,10 +25,11 @@ use crate::position::Position;
 /// How long a shutdown waits for connections to be handed back.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often it looks whether they are.
+/// The interval at which a shutdown looks whether they are.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
-/// How long the reply to a write waits to learn where the master's log stands. After that its pin is one by time.
+/// How long the reply to a write waits to learn where the master's log stands. After that, the reply carries a window
+/// pin. _Default:_ 20 ms.
 #[derive(Clone, Copy, Debug)]
 pub struct PositionBudget(pub Duration);
 
@@ -47,14 +48,14 @@ pub(crate) struct Inner<DB: Driver> {
     pub(super) monitor: Monitor<DB>,
     pub(super) resolver: Resolver,
     pub(super) position_budget: PositionBudget,
-    /// A [`ReadShare`], as configured or as an operator says.
+    /// The [`ReadShare`] that is configured, or that an operator has set.
     pub(super) read_share: AtomicU32,
     pub(super) followers: Mutex<Vec<Follower>>,
     pub(crate) rerouted: Rerouted,
-    /// Whether it has been said that positions are too large for pins.
+    /// Limits the warning that positions are too large for pins to one.
     pub(super) oversized: Once,
     pub(crate) counts: ClusterCounts,
-    /// The requests and jobs that are at it.
+    /// The sessions of requests and jobs that use the database.
     pub(crate) sessions: Sessions,
 }
 
@@ -63,8 +64,8 @@ impl<DB: Driver> Inner<DB> {
         self.pins.as_ref()?.read(token, OffsetDateTime::now_utc())
     }
 
-    /// The pin for writes that have been committed at this instance `since` then, by a client that carried `before`.
-    /// The position of another instance, to which the monitor may still be connected, says nothing of them.
+    /// The pin for writes that have been committed at the instance `written_at` after `since`, by a client that carried
+    /// `before`. The monitor may still be connected to another instance, whose position says nothing of these writes.
     pub(crate) async fn pin(
         &self,
         before: Option<&Pin>,
@@ -86,12 +87,13 @@ impl<DB: Driver> Inner<DB> {
         Some(self.pins.as_ref()?.sign(now, &Evidence::of_write(position, before)))
     }
 
-    /// What a pin carries of the master's position: all, if that fits. A cluster that has had many masters names each of
-    /// them for ever. Then it is what is left of the client's own pin, and what was committed since a time at which
-    /// whoever wrote has no pin any more that is valid.
+    /// Cuts the master's position down to the part that fits into a pin. A position that fits is kept whole. A cluster
+    /// that has had many masters names each of them for ever. For its positions, two parts are kept: the client's own
+    /// pin as far as it is still true, and all transactions later than a position that is so old that all pins for it
+    /// have expired.
     ///
-    /// Twice as long, because a request may dawdle between its write and its pin, and cookies of requests at the same
-    /// time replace each other.
+    /// That position is twice as old as a pin can last. A request may take long between its write and its pin, and
+    /// cookies of requests at the same time replace each other.
     fn cut(&self, position: Position, before: Option<&Pin>, since: Instant) -> Position {
         let Some(pins) = self.pins.as_ref().filter(|_| !pin::fits(&position)) else { return position };
         let long_ago = since.checked_sub(pins.longest() * 2 + self.config.checks.timeout);
@@ -112,13 +114,13 @@ impl<DB: Driver> Inner<DB> {
         cut
     }
 
-    /// The pin for a write that may be later than anything that can be known of the log now.
+    /// The pin for a write that may be later than any position that can be known now.
     pub(crate) fn window_pin(&self, before: Option<&Pin>) -> Option<String> {
         Some(self.pins.as_ref()?.sign(OffsetDateTime::now_utc(), &Evidence::of_write(None, before)))
     }
 
-    /// Whether a slave has replayed what a pin needs: as far as is known of the instance that this connection
-    /// leads to, else as that says itself, after some time to catch up.
+    /// Tells whether a slave has replayed the position that a pin needs. If this is not known for the instance of the
+    /// connection, the instance itself is asked, and has some time to catch up.
     pub(crate) async fn has_replayed(
         &self,
         checkout: &mut Checkout<DB>,
@@ -148,7 +150,7 @@ impl<DB: Driver> Inner<DB> {
         Ok(has_replayed)
     }
 
-    /// Whether writes can be expected to succeed.
+    /// True if writes can be expected to succeed.
     pub(crate) fn is_writable(&self) -> bool {
         self.servers.master(&self.mastership).health.answers(Use::Writes)
     }
@@ -181,7 +183,7 @@ impl<DB: Driver> Inner<DB> {
         slaves.find(|server| **server.health.name() == *name).cloned()
     }
 
-    /// Whether a choice depends on who asks.
+    /// True if a choice depends on the client.
     pub(crate) fn tells_clients_apart(&self) -> bool {
         self.config.affinity == Affinity::Address || self.read_share().is_partial()
     }
@@ -196,15 +198,15 @@ impl<DB: Driver> Inner<DB> {
         }
     }
 
-    /// Looks at all servers, where that can tell whether another one was promoted: before anybody writes.
+    /// Looks at all servers before the first write, if the database tells whether another server was promoted.
     pub(crate) async fn ignite(&self) {
         if DB::TELLS_PROMOTION && !self.config.slaves.is_empty() {
             self.monitor.begin().await;
         }
     }
 
-    /// Starts what works in the background of requests; ready once each follower has made its first
-    /// copy, and each server has been looked at.
+    /// Starts the background tasks. Waits until each follower has made its first copy, and each server has been looked
+    /// at.
     pub(crate) async fn lift_off(&self) {
         let master = &self.config.master.settings;
         let started = self.config.slaves.iter().filter_map(|slave| {
@@ -225,9 +227,9 @@ impl<DB: Driver> Inner<DB> {
         self.monitor.begin().await;
     }
 
-    /// Closes the connections once no request is at them any more, or after a while: whoever holds one then
-    /// keeps it, and it is closed when it comes back. Until that while is over, other shutdown fairings, which run
-    /// at the same time, can still ask for connections.
+    /// Closes the connections once no request uses them any more, or after 3 s. A request that still holds a connection
+    /// then keeps it, and the connection is closed when it comes back. Until the 3 s are over, other shutdown fairings,
+    /// which run at the same time, can still ask for connections.
     pub(crate) async fn shut_down(&self) {
         let followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
         let stop = tokio::task::spawn_blocking(move || drop(followers));
@@ -257,7 +259,7 @@ impl<DB: Driver> Inner<DB> {
     }
 }
 
-/// The handlers whose writes were rerouted, each of which is reported once.
+/// The handlers whose writes were rerouted. Each is reported once.
 #[derive(Debug, Default)]
 pub(crate) struct Rerouted(Mutex<HashSet<String>>);
 

@@ -29,15 +29,15 @@ pub(crate) use server::{Purpose, Server, Share};
 /// The driver of a database.
 pub(crate) type Db<D> = <<D as Database>::Pool as Backend>::Db;
 
-/// The master and the slaves of one database: what code without a request asks for its handles.
+/// The master and the slaves of one database. Code without a request gets its handles here.
 ///
 /// From [`Replicated::fetch`](crate::Replicated::fetch), for migrations and jobs. Cheap to clone.
 pub struct Cluster<D: Database<Pool: Backend>>(pub(crate) Arc<Inner<Db<D>>>);
 
 impl<D: Database<Pool: Backend>> Cluster<D> {
-    /// Leaves a slave out of all choices from now on, for maintenance or a drill. Requests that read
-    /// from it go on. It is still looked at, and there is no limit to how many may be taken out:
-    /// without slaves, reads go to the master.
+    /// Leaves a slave out of all choices from now on, for maintenance or a drill. Requests that read from the slave go
+    /// on. The monitor still looks at it. Any number of slaves may be taken out: without slaves, reads go to the
+    /// master.
     ///
     /// # Errors
     ///
@@ -86,7 +86,8 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         self.set_read_share(self.0.config.read_from_slaves);
     }
 
-    /// How all configured and discovered nodes are, the master first: for a page that operators look at, or for metrics.
+    /// The status of all configured and discovered nodes, the master first, for a page that operators look at, or for
+    /// metrics.
     pub fn status(&self) -> Vec<NodeStatus> {
         self.0.status()
     }
@@ -96,7 +97,7 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     }
 }
 
-/// No slave has this name.
+/// The error if no slave has this name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownSlave {
     name: String,
@@ -128,7 +129,7 @@ impl<D: Database<Pool: Backend>> fmt::Debug for Cluster<D> {
     }
 }
 
-/// The one list of servers: read without a lock, and replaced as a whole when it grows or shrinks.
+/// The one list of servers. It is read without a lock, and replaced as a whole when it grows or shrinks.
 pub(crate) struct Servers<DB: Driver>(ArcSwap<Vec<Arc<Server<DB>>>>);
 
 impl<DB: Driver> Servers<DB> {

@@ -1,6 +1,6 @@
-//! Looks at each server from lift-off to shutdown, in the background of all requests and on connections of its own,
-//! since a busy pool is not a sick server. What the probes mean is decided by [`Verdicts`]; here it is asked
-//! and carried out.
+//! Looks at each server from lift-off to shutdown. The monitor works in the background of all requests and on
+//! connections of its own, since a busy pool does not mean a sick server. [`Verdicts`] decides what the probes mean.
+//! The monitor asks it, and carries out the verdicts.
 
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -33,26 +33,26 @@ use crate::health::{
 use crate::pool::{Ended, Session};
 use crate::position::{Lag, Position};
 
-/// Between two probes of a server that something is odd about, at least.
+/// The shortest time between two probes of a server about which something is odd.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often the pools are tended.
+/// The interval at which the pools are tended.
 const TEND_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How the monitor connects to a server, and what it is asked there.
+/// The options by which the monitor connects to a server, and the questions of requests that it answers.
 pub(super) struct Prober<DB: Driver> {
     pub(super) options: Options<DB>,
     pub(super) position_requests: PositionRequests,
 }
 
-/// Where the log of the master stood, and which instance that was.
+/// The position of the master's log, and the instance that told it.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) position: Position,
     pub(super) instance: Option<Instance>,
 }
 
-/// Requests that want to know where the master's log stands.
+/// Requests that ask for the position of the master's log.
 #[derive(Debug, Default)]
 pub(super) struct PositionRequests {
     waiting: Mutex<Vec<oneshot::Sender<Option<Seen>>>>,
@@ -60,7 +60,7 @@ pub(super) struct PositionRequests {
 }
 
 impl PositionRequests {
-    /// One answer serves all who have asked before it was looked up.
+    /// Asks for the position. One answer serves all requests that have asked before the look began.
     pub(super) async fn ask(&self) -> Option<Seen> {
         let (answer, answered) = oneshot::channel();
         self.waiting().push(answer);
@@ -77,16 +77,16 @@ impl PositionRequests {
     }
 }
 
-/// Ends with the last handle.
+/// The monitor of one database. Its tasks end when it is dropped.
 pub(super) struct Monitor<DB: Driver> {
     watch: Arc<Watch<DB>>,
-    /// Of each name that is looked up.
+    /// One for each name that is looked up.
     lookups: Vec<Arc<Lookups>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl<DB: Driver> Monitor<DB> {
-    /// Looks at no server before [`begin`](Self::begin), unless somebody asks for a probe.
+    /// Sets up the monitor. It looks at no server before [`begin`](Self::begin), unless a probe is requested.
     ///
     /// # Panics
     ///
@@ -119,9 +119,9 @@ impl<DB: Driver> Monitor<DB> {
         Self { watch, lookups, tasks }
     }
 
-    /// Ready once every name has been looked up, and every server looked at, or has not answered in time. A slave is
-    /// looked at until it is known how far it is behind, which is soon where that is not far: else all that it could
-    /// serve would go to the master whenever an application is started while the master is busy.
+    /// Waits until every name has been looked up, and every server has been looked at or has not answered in time. A
+    /// slave is looked at until its lag is known, which is soon if the lag is small. Otherwise all reads that the slave
+    /// could serve would go to the master whenever an application is started while the master is busy.
     pub(super) async fn begin(&self) {
         let found = join_all(self.lookups.iter().map(|lookups| lookups.first()));
         let _ = timeout(self.watch.checks.timeout * 2, found).await;
@@ -134,7 +134,8 @@ impl<DB: Driver> Monitor<DB> {
                 async move {
                     loop {
                         server.health.request_probe();
-                        // A slave may have replayed what the master had not written yet when it was looked at.
+                        // The slave may have replayed transactions that the master wrote after the master was looked
+                        // at.
                         if server.health.state() == NodeState::New {
                             self.watch.master().health.request_probe();
                         }
@@ -148,7 +149,7 @@ impl<DB: Driver> Monitor<DB> {
         }
     }
 
-    /// Where the master is known to have stood before `time`.
+    /// The latest position that the master is known to have had before `time`.
     pub(super) fn stood_before(&self, time: std::time::Instant) -> Option<Position> {
         self.watch.verdicts().stood_before(time)
     }
@@ -164,7 +165,7 @@ impl<DB: Driver> Drop for Monitor<DB> {
     }
 }
 
-/// Starts work again that panics: without it nobody would notice what becomes of a server.
+/// Starts work again if it panics. Otherwise changes of a server would stay unnoticed.
 async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) {
     while AssertUnwindSafe(work()).catch_unwind().await.is_err() {
         error!("{what} has panicked: it is started again. Please report this.");
@@ -172,21 +173,22 @@ async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) 
     }
 }
 
-/// After so many new connections in a row that led elsewhere, a server counts as gone from the address, and connections to it
-/// end: they may stay silent for ever. By chance alone, a proxy that draws one of two servers misses the same one as often
-/// once in a million times.
+/// New connections in a row that lead to other servers, after which a server counts as gone from the address.
+/// Connections to it end then, as they may stay silent for ever. A proxy that draws one of two servers at random misses
+/// the same one as often about once in a million times.
 const MISSED: u32 = 20;
 
-/// Whom a new connection to an address leads to.
+/// The server that a new connection to an address leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reached {
-    /// One of those that are asked for.
+    /// A server that has some of the sessions in question.
     One,
     Another,
     Nothing,
 }
 
-/// Asks a server about sessions, and ends the dead ones. A server that does not know the session that asks is behind a pooler.
+/// Asks a server about sessions, and ends the dead ones. If the server does not know the session that asks, a pooler is
+/// in between.
 async fn ask_about<'s, DB: Driver>(
     conn: &mut Conn<DB>,
     own: SessionId,
@@ -200,8 +202,8 @@ async fn ask_about<'s, DB: Driver>(
     Ok(Path::Straight)
 }
 
-/// Whether the address does not lead to what it is for. It may by the next connection, while the one that is open stays where
-/// it is.
+/// True if the address does not lead to the kind of server that it is for. The next connection may lead there, while
+/// the one that is open stays where it is.
 fn leads_elsewhere(health: &Health) -> bool {
     matches!(
         health.state(),
@@ -214,7 +216,7 @@ fn is_timed_out(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// What the monitor asks a server for.
+/// The access that the monitor asks a server for.
 fn access<DB: Driver>(server: &Server<DB>) -> Access {
     let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
     if is_master { Access::ReadMaster } else { Access::ReadSlave }
@@ -232,15 +234,15 @@ impl<DB: Driver> Watch<DB> {
         self.servers.master(&self.mastership)
     }
 
-    /// From now on it is one of the servers.
+    /// Adds a server to the list.
     pub(super) fn add(&self, server: Arc<Server<DB>>) {
         self.verdicts().add(server.id());
         self.servers.add(&server);
     }
 
-    /// From now on it is none of the servers: whether that could be. The master is never taken from the list.
+    /// Removes a server from the list. Returns false for the master, which is never removed.
     pub(super) fn remove(&self, server: &Server<DB>) -> bool {
-        // INVARIANT: nobody becomes the master while this is held.
+        // INVARIANT: no server becomes the master while this is held.
         let mut verdicts = self.verdicts();
         if server.health.role() == Role::Master {
             return false;
@@ -256,7 +258,8 @@ impl<DB: Driver> Watch<DB> {
     pub(super) async fn attend(self: Arc<Self>, server: Arc<Server<DB>>) {
         let probe = format!("The probe of the {}", server.health);
         let probed = async {
-            // Once: a probe that has panicked is started again without being asked for.
+            // Outside of the supervised work, so that a probe that has panicked is started again without another
+            // request.
             server.health.probe_requested.notified().await;
             supervise(&probe, || self.watch(&server).boxed()).await;
         };
@@ -283,7 +286,7 @@ impl<DB: Driver> Watch<DB> {
             let observed = self.observe(server, &mut probing, &mut attempts, depth).await;
             failures = match &observed {
                 Ok(_) => 0,
-                // It answers, if not by what was asked for.
+                // The server answers, though it has no connection to spare.
                 Err(error) if DB::judge(error).fault == Fault::Full => 0,
                 Err(_) => failures + 1,
             };
@@ -300,7 +303,7 @@ impl<DB: Driver> Watch<DB> {
             server.health.remember();
             server.health.probes.send_modify(|probes| *probes += 1);
             if failures >= FAILURES_BEFORE_FAILOVER {
-                // What is under way will never be answered.
+                // Queries under way will never be answered.
                 server.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
             }
             self.ask_about_sessions(server, began, &mut probing, &mut missed).await;
@@ -313,9 +316,11 @@ impl<DB: Driver> Watch<DB> {
         }
     }
 
-    /// Looks at a server. A connection that fails is given up; one that takes too long to open is not. A kept connection that
-    /// breaks says nothing of the address, which may lead to another server by now: a new one is opened at once, where it
-    /// tells whom it leads to. Elsewhere, all connections may lead to what is gone.
+    /// Looks at a server. A connection that fails is given up. An attempt that takes too long to open one is not.
+    ///
+    /// A kept connection that breaks says nothing of the address, which may lead to another server by now. If the
+    /// server tells its instance, a new connection is opened at once. If it does not, all connections may lead to the
+    /// server that is gone.
     async fn observe(
         &self,
         server: &Server<DB>,
@@ -369,9 +374,9 @@ impl<DB: Driver> Watch<DB> {
         })
     }
 
-    /// The monitor's connection to a server failed, and a new one leads to this instance. If that is another one,
-    /// the address has moved, and connections to the one before may stay silent for ever. Behind a pooler they need
-    /// not: those lead to the new one as well.
+    /// Compares the instance of the monitor's connection with the one before. If they differ, the address has moved,
+    /// and connections to the former instance are closed, because they may stay silent for ever. Behind a pooler they
+    /// stay, as they lead to the new instance as well.
     async fn arrive(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) {
         let health = &server.health;
         let Some(Probing { instance, .. }) = probing else { return };
@@ -385,10 +390,10 @@ impl<DB: Driver> Watch<DB> {
         server.pools.all().for_each(|pool| pool.end_other_instances(moved_to, Duration::ZERO));
     }
 
-    /// Finds out whether a pooler is in between that gives each transaction the session that is free. Behind one, a
-    /// session that is gone, or that waits for its client, says nothing of the connection that was once told its
-    /// number, which may be in the middle of a write elsewhere. There two connections are seen to have the same
-    /// session, or one of them to have several.
+    /// Finds out whether a pooler is in between that gives each transaction the session that is free. Behind such a
+    /// pooler, a session that is gone or idle says nothing of the connection that was once told its number. That
+    /// connection may be in the middle of a write in another session. A pooler shows when two connections have the same
+    /// session, or one connection has several.
     async fn path(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Path {
         let path = self.test_path(server, probing).await;
         server.health.tested(path);
@@ -396,8 +401,8 @@ impl<DB: Driver> Watch<DB> {
     }
 
     async fn test_path(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Path {
-        /// The other one first, as the session that the monitor has just used is the likeliest to be given out next;
-        /// then each twice in a row, for poolers that give them out in turn.
+        /// The other connection comes first, as the session that the monitor has just used is the likeliest to be given
+        /// out next. Then each is used twice in a row, for poolers that give sessions out in turn.
         const TURNS: [usize; 6] = [1, 0, 0, 1, 1, 0];
 
         let Some(known) = probing else { return Path::Unknown };
@@ -405,7 +410,7 @@ impl<DB: Driver> Watch<DB> {
             return known.path;
         }
         known.path = Path::Unknown;
-        // It takes about as long as the one before did, and so do a few questions.
+        // Opening this connection takes about as long as opening the one before, and so do a few questions.
         let patience = self.checks.timeout.max(known.took * 2);
         let Ok(Ok(mut other)) = timeout(patience, server.prober.options.connect()).await else {
             return Path::Unknown;
@@ -427,7 +432,7 @@ impl<DB: Driver> Watch<DB> {
             Ok::<_, sqlx::Error>(Path::Straight)
         });
         let Ok(Ok(path)) = tested.await else {
-            // It may be in the middle of an answer.
+            // The connection may be in the middle of an answer.
             *probing = None;
             return Path::Unknown;
         };
@@ -439,8 +444,8 @@ impl<DB: Driver> Watch<DB> {
         path
     }
 
-    /// Finds out which connections are dead though their server is well, as when a gateway on the way has
-    /// forgotten them; and whether the address leads to several servers.
+    /// Finds out which connections are dead though their server is well, as when a gateway on the way has forgotten
+    /// them. Also finds out whether the address leads to several servers.
     async fn ask_about_sessions(
         &self,
         server: &Server<DB>,
@@ -452,14 +457,15 @@ impl<DB: Driver> Watch<DB> {
             Some(Probing { instance: Some(_), path: Path::Untested, .. }) => {
                 self.path(server, probing).await;
             }
-            // A server that does not tell who it is tells no sessions apart either.
+            // A server that does not tell its instance tells no sessions apart either.
             Some(Probing { instance: None, .. }) => server.health.tested(Path::Unknown),
             Some(_) | None => {}
         }
         let Some(Probing { instance: Some(instance), session, opened, .. }) = probing else { return };
         let (instance, own) = (*instance, *session);
         let patience = (self.checks.interval + self.checks.timeout) * 2;
-        // Another instance has answered lately, since this connection was opened, and this one has just answered, too.
+        // Another instance has answered lately, since this connection was opened, and this instance has just answered,
+        // too.
         let lately = began.checked_sub(patience * 2).map_or(*opened, |since| since.max(*opened));
         let time = lately.into_std()..began.into_std();
         let shared = server.pools.all().any(|pool| pool.has_heard_of_other(instance, time.clone()));
@@ -501,7 +507,7 @@ impl<DB: Driver> Watch<DB> {
         }
     }
 
-    /// By a connection that may lead to another of the servers that share an address: what that says of its sessions.
+    /// Asks about the sessions on a new connection, which may lead to another of the servers that share an address.
     async fn ask_elsewhere(
         &self,
         server: &Server<DB>,
@@ -524,7 +530,7 @@ impl<DB: Driver> Watch<DB> {
         asked.await.map_or(Reached::Nothing, |asked| asked.unwrap_or(Reached::Nothing))
     }
 
-    /// Until the next probe is due; answers questions meanwhile.
+    /// Waits until the next probe is due. Answers position requests meanwhile.
     async fn rest(
         &self,
         server: &Server<DB>,
@@ -536,7 +542,7 @@ impl<DB: Driver> Watch<DB> {
         let interval = self.checks.interval;
         let is_master = health.role() == Role::Master;
         let mut master_probed = self.servers.master(&self.mastership).health.probes.subscribe();
-        // The master first: what it has written is given a moment to be replayed.
+        // The master is looked at first, so that slaves have a moment to replay its latest writes.
         let (period, head_start) = (interval.mul_f64(0.7 + 0.2 * fastrand::f64()), interval / 10);
         let mut due = if is_master { began + period } else { began + interval };
         due = due.max(Instant::now() + head_start);
@@ -559,7 +565,8 @@ impl<DB: Driver> Watch<DB> {
                         .ok()
                         .filter(|observed| observed.role != ReportedRole::Slave)
                         .and_then(|observed| observed.position)
-                        // Every slave has what is in an empty log: such a pin would not lead to what was written.
+                        // Every slave includes the position of an empty log, so that a pin with it would not lead to
+                        // the write.
                         .filter(|position| !position.is_empty())
                         .map(|position| Seen { position, instance });
                     for answer in waiting {
@@ -655,7 +662,7 @@ impl<DB: Driver> Watch<DB> {
             self.mastership.pass_to(new.id());
             old.health.changed_role();
             new.health.changed_role();
-            // Whatever comes back from the old master, nothing is written on it.
+            // Connections that come back from the old master are not written on any more.
             old.health.next_generation();
             if verdict.succession == Succession::Promotion {
                 old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
@@ -663,7 +670,7 @@ impl<DB: Driver> Watch<DB> {
             old.pools_with_read_way()
                 .filter(|pool| pool.role() == Role::Master)
                 .for_each(|pool| pool.close_plain());
-            // Which of them lacks something of it is to be known before a client reads there.
+            // A slave that lacks something of the new master has to be found before a client reads there.
             self.servers.all().iter().for_each(|server| server.health.request_probe());
         }
         for (id, state, why) in &verdict.states {

@@ -1,4 +1,4 @@
-//! From a configuration to servers, pools and a monitor.
+//! Opens servers, pools and the monitor of a configuration.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use crate::pin::Pins;
 use crate::pool::{Pool, PoolOptions, Sessions};
 
 impl<DB: Driver> Inner<DB> {
-    /// Opens no connection: a server that is down is no error.
+    /// Sets up the servers without opening a connection: a server that is down is no error.
     ///
     /// # Panics
     ///
@@ -60,7 +60,7 @@ impl<DB: Driver> Inner<DB> {
     }
 }
 
-/// Opens the servers of one database: those of the configuration, and others later.
+/// Opens the servers of one database. Those of the configuration are opened first, discovered ones later.
 pub(super) struct Opening {
     pub(super) database: &'static str,
     pub(super) config: Arc<Config>,
@@ -69,7 +69,7 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// The master first. Of the slaves, those that need not be discovered.
+    /// The servers of the configuration, the master first. Slaves that have to be discovered are not among them.
     fn servers<DB: Driver>(&self) -> Result<Vec<Arc<Server<DB>>>, String> {
         let Config { master, master_reads, slaves, .. } = &*self.config;
         let health = self.health(master, Subject::Server, SlaveLog::Masters);
@@ -77,7 +77,7 @@ impl Opening {
         let mut read_way = None;
         let mut pools = Pools {
             read_write: Some(self.pool(&master.settings, Access::ReadWrite, &health)?),
-            // It may turn out to be a slave of another one, or come back as one.
+            // The master may turn out to be a slave of another server, or come back as one.
             read_slave: Some(self.pool(&master.settings, Access::ReadSlave, &health)?),
             read_master: None,
             reserve: None,
@@ -106,7 +106,7 @@ impl Opening {
         Ok(servers)
     }
 
-    /// One that was found among the addresses of an entry, with the entry's weight and settings.
+    /// A server that was found among the addresses of an entry, with the entry's weight and settings.
     pub(super) fn discovered<DB: Driver>(
         &self,
         entry: &SlaveConfig,
@@ -124,7 +124,7 @@ impl Opening {
         Ok(Server { discovered: Some(discovered), ..server })
     }
 
-    /// The server of an entry, or one of them.
+    /// The slave of an entry, or one of several slaves of a discovered entry.
     fn slave<DB: Driver>(
         &self,
         entry: &SlaveConfig,
@@ -139,7 +139,7 @@ impl Opening {
             reserve: None,
         };
         if checks.follow_promotion {
-            // As the master, it is what the master was.
+            // After a promotion, the server has the master's settings at its own address.
             let Settings { url, connect_to, .. } = &slave.settings;
             let at = |url: &DatabaseUrl, settings: &Settings| Settings {
                 url: url.clone(),
@@ -181,7 +181,7 @@ impl Opening {
         })
     }
 
-    /// The pool for reads at a master, and the part of it that is kept for pinned ones.
+    /// The pool for reads at a master, and the pool of those connections that are reserved for pinned reads.
     #[allow(clippy::type_complexity)]
     fn master_reads<DB: Driver>(
         &self,
@@ -207,8 +207,8 @@ impl Opening {
     ) -> Result<Server<DB>, String> {
         let access = if purpose == Purpose::Slave { Access::ReadSlave } else { Access::ReadMaster };
         let prober = Prober {
-            // It only reads, and has to get through where a proxy refuses what makes connections read-only. A probe each
-            // second would drown the application's statements.
+            // The monitor only reads. It has to get through even if a proxy refuses the options that make connections
+            // read-only. A probe each second would drown the application's statements in the log.
             options: DB::plain_options(&config.settings, access)?.disable_statement_logging(),
             position_requests: PositionRequests::default(),
         };

@@ -1,4 +1,4 @@
-//! The monitor's own connection to a server, which it keeps from one look to the next.
+//! The monitor's own connection to a server, which is kept from one look to the next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,30 +22,30 @@ pub(super) struct Probing<DB: Driver> {
     pub(super) session: Option<SessionId>,
     pub(super) memory: DB::Memory,
     pub(super) opened: Instant,
-    /// To open it, and to look at the server for the first time.
+    /// The time that it took to open the connection and look at the server for the first time.
     pub(super) took: Duration,
     pub(super) path: Path,
 }
 
-/// A connection, and the first look by it.
+/// A connection, and its first look at the server.
 pub(super) struct Opened<DB: Driver> {
     pub(super) probing: Probing<DB>,
-    /// `None` if that was before whoever asks now.
+    /// `None` if that look began before the present one.
     pub(super) observation: Option<Observation>,
 }
 
-/// Attempts to open it that go on beyond the look that began them: on a machine that has much else to do, none may be
-/// over within `check_timeout`, and if each was given up, no server would ever be up.
+/// Attempts to open the connection, which go on beyond the look that began them. On a busy machine, no attempt may end
+/// within `check_timeout`. If each was given up then, no server would ever be up.
 ///
-/// The earliest goes on until [`LONGEST_OPENING`]. Each look begins another one all the same, since the address may lead
-/// elsewhere by then, and ends the one that the look before began.
+/// The earliest attempt goes on until [`LONGEST_OPENING`]. Each look begins another attempt all the same, since the
+/// address may lead elsewhere by then. It ends the attempt that the look before began.
 pub(super) struct Attempts<DB: Driver> {
     begun: Vec<Attempt<DB>>,
-    /// One of them has a connection.
+    /// Notified when an attempt has a connection.
     opened: Arc<Notify>,
 }
 
-/// Ends when it is dropped.
+/// One attempt, which ends when it is dropped.
 struct Attempt<DB: Driver> {
     began: Instant,
     task: JoinHandle<Result<(Probing<DB>, Observation), sqlx::Error>>,
@@ -56,7 +56,8 @@ impl<DB: Driver> Attempts<DB> {
         Self { begun: Vec::new(), opened: Arc::default() }
     }
 
-    /// The first that one of them has, or the error of the one that begins now.
+    /// Begins an attempt. Returns the first connection that any attempt opens, or the error of the attempt that begins
+    /// now.
     pub(super) async fn open(
         &mut self,
         server: &Server<DB>,
@@ -71,7 +72,7 @@ impl<DB: Driver> Attempts<DB> {
         let began = latest.began;
         self.begun.push(latest);
         loop {
-            // INVARIANT: whoever waits may give up at any time, and none of the attempts ends thereby.
+            // INVARIANT: the caller may give up at any time, and none of the attempts ends thereby.
             let tasks = self.begun.iter_mut().rev().map(|attempt| &mut attempt.task);
             let (ended, from_the_end, _) = select_all(tasks).await;
             let attempt = self.begun.remove(self.begun.len() - 1 - from_the_end);
@@ -91,7 +92,7 @@ impl<DB: Driver> Attempts<DB> {
         }
     }
 
-    /// Ready once one of them has a connection that nobody has waited for.
+    /// Waits until an attempt has a connection for which no look has waited.
     pub(super) async fn opened(&self) {
         self.opened.notified().await;
     }

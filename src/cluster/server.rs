@@ -1,4 +1,4 @@
-//! One server, with all that belongs to it: its health, its probe and its pools.
+//! One server with its health, its probe and its pools.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,61 +15,61 @@ use crate::backend::{Access, Driver};
 use crate::health::{Health, NodeState, Role, ServerId};
 use crate::pool::{Asker, Checkout, Failure, Pool};
 
-/// How long whoever reads from a server that leaves can go on with another query there.
+/// The time for which sessions that read from a leaving server can go on with another query there.
 const DEPARTURE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often it looks whether anybody does.
+/// The interval at which a leaving server looks whether its connections are in use.
 const DEPARTURE_POLL: Duration = Duration::from_millis(50);
 
 pub(crate) struct Server<DB: Driver> {
     pub(crate) health: Arc<Health>,
     pub(crate) purpose: Purpose,
     pub(crate) weight: u32,
-    /// Of its name: the same in each process, to lead a client to the same slave.
+    /// A hash of the server's name. It is the same in each process, to lead a client to the same slave.
     pub(crate) number: u64,
     pub(super) prober: Prober<DB>,
     pub(super) pools: Pools<DB>,
-    /// The way by which its reads go as a master, where that is another one.
+    /// The address by which its reads go while it is the master, where that is another one.
     pub(super) read_way: Option<Arc<Server<DB>>>,
-    /// Of a server that was found at run time.
+    /// The name and the address by which a server was found at run time.
     pub(super) discovered: Option<Discovered>,
     pub(super) departure: Departure,
 }
 
-/// Whether a server has left the cluster.
+/// The departure of a server from the cluster.
 #[derive(Debug, Default)]
 pub(super) struct Departure {
     requested: Notify,
     is_over: AtomicBool,
 }
 
-/// What a server is configured for.
+/// The purpose for which a server is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Master,
     Slave,
-    /// The way to the master by which reads go there, where that is another one: `read_url`.
+    /// The address by which reads go to the master, where that is another one: `read_url`.
     MasterReads,
 }
 
-/// Which of the connections for reads at the master are for a read.
+/// The connections for reads at the master that a read may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
     Common,
-    /// Also those that are kept for pinned reads.
+    /// All connections, including those that are reserved for pinned reads.
     Pinned,
 }
 
-/// The pools for what it may have to do.
+/// The pools of one server, for each role that it may have.
 pub(super) struct Pools<DB: Driver> {
-    /// As the master.
+    /// For writes, as the master.
     pub(super) read_write: Option<Arc<Pool<DB>>>,
-    /// As the master.
+    /// For reads, as the master.
     pub(super) read_master: Option<Arc<Pool<DB>>>,
-    /// As the master, for pinned reads alone: a crowd whose slaves are gone fills the others, and must not lock out
-    /// whoever has just written.
+    /// For pinned reads only, as the master. Without slaves, all reads fill the other connections. They must not lock
+    /// out clients that have just written.
     pub(super) reserve: Option<Arc<Pool<DB>>>,
-    /// As a slave.
+    /// For reads, as a slave.
     pub(super) read_slave: Option<Arc<Pool<DB>>>,
 }
 
@@ -85,29 +85,30 @@ impl<DB: Driver> Server<DB> {
         self.health.id()
     }
 
-    /// Whether it is configured as a slave.
+    /// True if the server is configured as a slave.
     pub(crate) fn is_slave(&self) -> bool {
         self.purpose == Purpose::Slave
     }
 
-    /// Whether it can serve reads as a slave at all.
+    /// True if the server can serve reads as a slave at all.
     pub(crate) fn may_be_slave(&self) -> bool {
         self.pools.read_slave.is_some()
     }
 
-    /// It is in no list any more. What reads from it goes on.
+    /// Begins the departure of a server that is in no list any more. Sessions that read from it go on.
     pub(super) fn leave(&self) {
         self.health.leave();
         self.departure.requested.notify_one();
     }
 
-    /// Whether queries that were led here have to be led elsewhere.
+    /// True once queries that were led here have to be led elsewhere.
     pub(crate) fn has_left(&self) -> bool {
         self.departure.is_over.load(Ordering::Acquire)
     }
 
-    /// Ready once it has left, and all of its connections are closed: those that nobody uses at once, the others when
-    /// they come back. Until nobody uses it, or for a while, sessions that have read from it ask it again.
+    /// Waits until the server has left and all its connections are closed. Idle connections are closed at once, the
+    /// others when they come back. Sessions that have read from the server may query it again until no connection is in
+    /// use, for 30 s at most.
     pub(super) async fn depart(&self) {
         self.departure.requested.notified().await;
         let deadline = Instant::now() + DEPARTURE_TIMEOUT;
@@ -120,12 +121,12 @@ impl<DB: Driver> Server<DB> {
         self.pools.all().for_each(|pool| pool.close());
     }
 
-    /// Who is asked for reads while it is the master.
+    /// The server that serves reads while this one is the master.
     pub(crate) fn read_way(&self) -> &Self {
         self.read_way.as_deref().unwrap_or(self)
     }
 
-    /// How its `read_url` is while it is the master, where that is another address.
+    /// The state of its `read_url` while it is the master, where that is another address.
     pub(crate) fn read_url_state(&self) -> Option<NodeState> {
         let read_way = self.read_way.as_ref().filter(|_| self.health.role() == Role::Master)?;
         Some(read_way.health.state())
@@ -143,18 +144,18 @@ impl<DB: Driver> Server<DB> {
         self.pools.all()
     }
 
-    /// All its pools, with those of the way by which it is read from as the master.
+    /// All its pools, and those of its `read_url`.
     pub(crate) fn pools_with_read_way(&self) -> impl Iterator<Item = &Arc<Pool<DB>>> {
         let read_way = self.read_way.iter().flat_map(|server| server.pools.all());
         self.pools.all().chain(read_way)
     }
 
-    /// How busy it is as a slave.
+    /// The load of its pool for reads as a slave.
     pub(crate) fn load(&self) -> u32 {
         self.pools.read_slave.as_ref().map_or(0, |pool| pool.load())
     }
 
-    /// How many of its connections are in use for the part that it plays now.
+    /// The number of its connections that are in use for its present role.
     pub(super) fn busy(&self) -> u32 {
         match self.health.role() {
             Role::Slave => self.pools.read_slave.as_ref().map_or(0, |pool| pool.busy()),
@@ -183,7 +184,7 @@ impl<DB: Driver> Server<DB> {
         };
         match reserve {
             None => pool.check_out(asker).await,
-            // In both lines: the one that is not needed is left.
+            // The request waits in both lines, and leaves the other one when it gets a connection.
             Some(reserve) if !pool.has_room() => {
                 let lines = [reserve, pool].map(|pool| Box::pin(pool.check_out(asker)));
                 select_ok(lines).await.map(|(checkout, _)| checkout)

@@ -8,8 +8,8 @@ use crate::backend::Driver;
 
 const MAX_LAG: &str = "max_lag";
 
-/// `max_lag` in position mode. A client's own writes are safe there whatever the lag is, so this only
-/// keeps everybody from reading what is hopelessly old.
+/// The default of `max_lag` in position mode. Clients see their own writes there whatever the lag is. So this limit
+/// only keeps reads from slaves that are far behind.
 const POSITION_MAX_LAG: Duration = Duration::from_secs(60);
 
 /// The keys of the section that concern probes and lag.
@@ -91,7 +91,7 @@ impl CheckKeys {
                 return Err(section.inner(&slaves::key(index)).error("follow", problem));
             }
         }
-        // Where `max_lag` is what keeps clients from missing their own writes, a lag that is not known may be too long.
+        // Where `max_lag` makes sure that clients see their own writes, an unknown lag may be too long.
         let unknown_lag = self.unknown_lag.unwrap_or(match max_lag {
             Some(max) if max <= most => UnknownLag::Unexpected,
             _ => UnknownLag::Use,

@@ -2,7 +2,7 @@
 //!
 //! | file         | purpose                                                                    |
 //! |--------------|----------------------------------------------------------------------------|
-//! | `table.rs`   | one table: asks for values by key, refuses what nobody asked for           |
+//! | `table.rs`   | one table: asks for values by key, refuses keys that were not asked for    |
 //! | `pool.rs`    | the keys of a pool, which the section and each slave's table have          |
 //! | `slaves.rs`  | `slaves`, and the names of all servers                                     |
 //! | `checks.rs`  | probes and `max_lag`                                                       |
@@ -10,11 +10,13 @@
 //! | `pin.rs`     | the table `pin`, and Rocket's `secret_key`                                 |
 //! | `section.rs` | the section as a whole                                                     |
 //!
-//! A new key is asked for in the file of its table and gets a field here. Whatever is not understood is an
-//! error at launch that names profile, key and remedy, and never shows a text that may be a URL with
-//! its password. The tables are not read by serde's derive, because `deny_unknown_fields` does not go
-//! together with `flatten`, which the keys of a pool would need, and because ranges, alternatives and
-//! redacted values would each need a type of their own to get their messages: that was longer.
+//! A new key is asked for in the file of its table and gets a field here. A key or value that is not understood is an
+//! error at launch. The error names profile, key and remedy, and never shows a text that may be a URL with its
+//! password.
+//!
+//! The tables are not read by serde's derive: `deny_unknown_fields` does not work together with `flatten`, which the
+//! keys of a pool would need. Ranges, alternatives and redacted values would each need a type of their own for their
+//! messages, which was longer.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -45,10 +47,10 @@ pub use share::ReadShare;
 pub(crate) use slaves::host_name;
 pub(crate) use table::ConfigError;
 
-/// So many that a set of them fits a machine word.
+/// The limit lets a set of slaves fit a machine word.
 pub(crate) const MAX_SLAVES: usize = 64;
 
-/// Everything about one database, ready to be opened.
+/// The whole configuration of one database, ready to be opened.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) master: ServerConfig,
@@ -67,7 +69,7 @@ pub(crate) struct Config {
     pub(crate) consistency: Consistency,
     pub(crate) catch_up_timeout: Duration,
     pub(crate) server_timing: ServerTiming,
-    /// `None`: nobody is pinned, because there are no slaves or the lag window is 0.
+    /// `None`: clients are not pinned, because there are no slaves or the lag window is 0.
     pub(crate) pin: Option<PinConfig>,
 }
 
@@ -76,7 +78,7 @@ pub(crate) struct Config {
 pub(crate) struct ServerConfig {
     pub(crate) name: String,
     pub(crate) address: Address,
-    /// The database at that address, where there can be several.
+    /// The database at that address, where a server can have several.
     database: Option<String>,
     pub(crate) settings: Settings,
 }
@@ -85,13 +87,13 @@ pub(crate) struct ServerConfig {
 #[derive(Debug)]
 pub(crate) struct SlaveConfig {
     pub(crate) server: ServerConfig,
-    /// For writes once it was promoted, where another role has the grants.
+    /// The URL for writes after a promotion, where another role has the grants.
     pub(crate) write_url: Option<DatabaseUrl>,
     pub(crate) weight: u32,
-    /// How often this crate copies the master to it.
+    /// The interval at which this crate copies the master to this slave.
     pub(crate) follow: Option<Duration>,
     pub(crate) log: SlaveLog,
-    /// How the servers are found that the entry stands for, where it stands for several.
+    /// How servers are discovered, where the entry stands for several.
     pub(crate) discover: Option<Discover>,
 }
 
@@ -112,16 +114,16 @@ impl SlaveConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Discover {
-    /// Each address that the URL's host has is a server.
+    /// Each address of the URL's host is a server.
     Dns,
 }
 
 /// Which log a slave replays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SlaveLog {
-    /// The master's: its place there tells how far it is.
+    /// The master's log: the slave's position in it tells how far the slave has replayed.
     Masters,
-    /// None that tells: it is a logical replica, or a file that somebody else copies.
+    /// No comparable log: a logical replica, or a file that another program copies.
     Other,
 }
 
@@ -130,17 +132,17 @@ pub(crate) enum SlaveLog {
 pub(crate) struct Checks {
     pub(crate) interval: Duration,
     pub(crate) timeout: Duration,
-    /// `None`: no slave is left out because it is behind.
+    /// `None`: a slave is not left out for its lag.
     pub(crate) max_lag: Option<Duration>,
     pub(crate) unknown_lag: UnknownLag,
     pub(crate) follow_promotion: bool,
 }
 
 impl Checks {
-    /// Whether a slave that lags by more than `window` is left out before a window that has just begun
-    /// is over. The result of a probe is used until the next one has answered, so for up to
-    /// `check_interval` and `check_timeout`: by then, a slave that was within `max_lag` may be behind by
-    /// that much more. Of a slave that is used though its lag is not known, nothing is.
+    /// True if a slave that lags by more than `window` is left out before a window that has just begun is over. The
+    /// result of a probe is used until the next probe has answered, for up to `check_interval` plus `check_timeout`. By
+    /// then, a slave that was within `max_lag` may be behind by that much more. A slave that is used with an unknown
+    /// lag gives no such guarantee.
     fn guard(&self, window: Duration, slaves: &[SlaveConfig]) -> bool {
         self.max_lag.is_some_and(|max| max <= window.saturating_sub(self.interval + self.timeout))
             && slaves.iter().all(|slave| self.unknown_lag.excludes(slave.log))
@@ -155,14 +157,14 @@ impl Checks {
     }
 }
 
-/// `unknown_lag`: what becomes of a slave whose lag cannot be known, though the master answers.
+/// `unknown_lag`: whether a slave is left out whose lag is unknown although the master answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum UnknownLag {
     Use,
     LeaveOut,
-    /// The default where `max_lag` guards the lag window: it is left out, unless it was known beforehand that its
-    /// lag never will be.
+    /// The default where `max_lag` guards the lag window. The slave is left out, unless the configuration already
+    /// implies that its lag will never be known.
     #[serde(skip)]
     Unexpected,
 }
@@ -185,10 +187,10 @@ pub(crate) enum Consistency {
     Position,
 }
 
-/// `sticky`: what binds a client to a slave.
+/// `sticky`: how a client is bound to a slave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Affinity {
-    /// Nothing: each request goes where there is least to do.
+    /// No binding: each request goes to the slave with the least to do.
     None,
     Address,
 }

@@ -13,7 +13,7 @@ use crate::pin::{Cookie, PinConfig, Secret};
 
 const PREVIOUS_KEYS: &str = "previous_keys";
 
-/// What the meaning of the table depends on.
+/// The other settings that the table's meaning depends on.
 pub(super) struct Context<'a> {
     pub(super) figment: &'a Figment,
     pub(super) database: &'a str,
@@ -75,8 +75,8 @@ impl<'a> Keys<'a> {
 }
 
 impl Context<'_> {
-    /// Reads the table and the key that pins are signed with. `None` if nobody is pinned; what is wrong
-    /// with the table is an error all the same.
+    /// Reads the table and the key that pins are signed with. Returns `None` if clients are not pinned. A mistake in
+    /// the table is an error all the same.
     pub(super) fn read(
         &self,
         place: &Place,
@@ -138,7 +138,7 @@ impl Context<'_> {
         }
     }
 
-    /// The cookie, if it is one that browsers keep.
+    /// The cookie. An error if browsers would not keep it.
     fn cookie(
         &self,
         place: &Place,
@@ -177,7 +177,7 @@ impl Context<'_> {
         Ok(cookie)
     }
 
-    /// The secret that pins are signed with: from Rocket's `secret_key`.
+    /// The secret that pins are signed with, which is Rocket's `secret_key`.
     fn secret(&self) -> Result<Secret, ConfigError> {
         const KEY: &str = rocket::Config::SECRET_KEY;
         const GENERATE: &str = "generate one with `openssl rand -base64 32`";
@@ -196,7 +196,7 @@ impl Context<'_> {
     }
 }
 
-/// The secrets whose pins are believed beside those that are signed now.
+/// The earlier secrets, whose pins are believed as well.
 fn previous_secrets(place: &Place, keys: &[Value]) -> Result<Vec<Secret>, ConfigError> {
     let secret = |(index, key): (usize, &Value)| {
         let problem = match Secret::parse(key) {
@@ -210,8 +210,8 @@ fn previous_secrets(place: &Place, keys: &[Value]) -> Result<Vec<Secret>, Config
     keys.iter().enumerate().map(secret).collect()
 }
 
-/// The names by which the pins of one database travel. Two databases of an application must not share
-/// one: the pin of the second write would take the place of the first one's.
+/// The names of the cookie and the header that carry the pins of one database. Two databases of an application must not
+/// share one: the pin of the second write would replace that of the first.
 #[derive(Clone, Debug)]
 pub(crate) struct PinNames {
     database: &'static str,
@@ -224,9 +224,9 @@ impl PinNames {
         Self { database, cookie: pin.cookie.name.clone(), header: pin.header.clone() }
     }
 
-    /// Refuses these names beside those of an `other` database. Cookies are told apart by case, headers
-    /// are not; a cookie's domain and path make no difference, because requests do not carry them. Two
-    /// types for one section share its pins, which hold for both.
+    /// Refuses these names beside those of an `other` database. Cookie names are case-sensitive, header names are not.
+    /// A cookie's domain and path make no difference, because requests do not carry them. Two types for one section
+    /// share its pins, which hold for both.
     pub(crate) fn check(&self, figment: &Figment, other: &Self) -> Result<(), ConfigError> {
         let lower = |header: &Option<String>| header.as_ref().map(|name| name.to_ascii_lowercase());
         let (key, what) = if self.database == other.database {
@@ -247,15 +247,15 @@ impl PinNames {
     }
 }
 
-/// What names of headers and cookies are: <https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2>.
+/// True if the text can be the name of a header or cookie: <https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2>.
 fn is_token(name: &str) -> bool {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty() && name.bytes().all(is_token)
 }
 
-/// Whether a cookie can be meant for a domain of this name and those below it. Browsers ignore a leading
-/// dot: <https://www.rfc-editor.org/rfc/rfc6265#section-5.2.3>. The name is one of RFC 1034, section 3.5, as
-/// enhanced by RFC 1123, section 2.1, by which the last label is not a number: that is an IP address.
+/// True if a cookie can have this domain. Browsers ignore a leading dot:
+/// <https://www.rfc-editor.org/rfc/rfc6265#section-5.2.3>. The name has to follow RFC 1034, section 3.5, as enhanced by
+/// RFC 1123, section 2.1. By that, the last label is not a number: with a number, the text is an IP address.
 fn is_domain(name: &str) -> bool {
     let name = name.strip_prefix('.').unwrap_or(name);
     let is_label = |label: &str| {
@@ -268,8 +268,8 @@ fn is_domain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Headers that have a meaning of their own: those of the IANA registry that are in use, and those that
-/// Rocket and proxies add. The crate `http` knows the standard ones, but does not tell which they are.
+/// Headers with a meaning of their own: the headers of the IANA registry that are in use, and those that Rocket and
+/// proxies add. The crate `http` knows the standard ones but does not list them.
 /// <https://www.iana.org/assignments/http-fields/http-fields.xhtml>
 const TAKEN: &str = "accept age allow alt-svc alt-used authorization clear-site-data connection cookie date dnt \
     early-data etag expect expires forwarded from host keep-alive last-modified link location \

@@ -9,7 +9,7 @@ use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver};
 
 impl Settings {
-    /// What holds where nothing is configured.
+    /// The settings of a pool where nothing is configured.
     pub(super) fn defaults(workers: usize) -> Self {
         Self {
             url: DatabaseUrl(String::new()),
@@ -24,8 +24,7 @@ impl Settings {
         }
     }
 
-    /// Reads the URL of `server`, which has to be there, and the keys by which a table overrides what is
-    /// `inherited`.
+    /// Reads the URL of `server`, which is required, and the keys by which a table overrides `inherited` settings.
     pub(super) fn read(table: &mut Table<'_>, server: &str, inherited: &Settings) -> Self {
         let i = inherited.clone();
         let url = table.string("url");
@@ -52,7 +51,7 @@ impl Settings {
 }
 
 impl ServerConfig {
-    /// A server that has no name yet; `url_key` is where its URL was read.
+    /// Makes a server without a name. `url_key` is the key of its URL.
     pub(super) fn new<DB: Driver>(
         place: &Place,
         url_key: &str,
@@ -64,8 +63,8 @@ impl ServerConfig {
         Ok(Self { name: String::new(), address: DB::address(&options), database, settings })
     }
 
-    /// Whether both URLs lead to one database of one server. Host names are not resolved: what they
-    /// stand for may change, and launch must not wait for a name server.
+    /// True if both URLs lead to the same database of the same server. Host names are not resolved: their addresses may
+    /// change, and launch must not wait for a name server.
     pub(super) fn is_same_place(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.address, &other.address);
         let is_path = ours.host.contains('/');

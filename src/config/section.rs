@@ -27,7 +27,7 @@ impl Config {
             Ok(_) => Err(place.wrong(format!("expected a table: add instead {}", example::<DB>(&path)))),
             Err(_) => Err(match figment.find_value("databases") {
                 Ok(Value::Dict(..)) | Err(_) => place.wrong(format!("missing: add {}", example::<DB>(&path))),
-                // As whatever is in the environment, and no TOML.
+                // A value from the environment that is not valid TOML arrives as text.
                 Ok(value) => Place::profile(figment.profile()).error(
                     "databases",
                     format!(
@@ -42,12 +42,12 @@ impl Config {
     }
 }
 
-/// Suggested for all profiles, as a section for the present one would be missing in the others.
+/// An example of the section, for all profiles: a section for the present profile alone would be missing in the others.
 fn example<DB: Driver>(path: &str) -> String {
     format!("to Rocket.toml\n\n    [default.{path}]\n    url = \"{}://…\"\n", DB::URL_SCHEMES[0])
 }
 
-/// The keys of the section that need other keys, or other tables, to be judged.
+/// The keys of the section whose check depends on other keys or tables.
 struct Keys<'a> {
     settings: Settings,
     slaves: &'a [Value],
@@ -138,7 +138,7 @@ fn read<DB: Driver>(
         let all = keys.settings.max_connections;
         if slaves.is_empty() { all } else { (all / 4).max(2) }
     });
-    // Without slaves, no crowd can come whose slaves have failed.
+    // Without slaves, no reads move over from slaves that have failed.
     let reserve = if slaves.is_empty() || read_connections == 1 { 0 } else { (read_connections / 4).max(1) };
     let read_url_key = if keys.read_url.is_some() { "read_url" } else { "url" };
     let read_settings = Settings {

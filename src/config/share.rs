@@ -2,37 +2,38 @@
 
 use std::fmt;
 
-/// Which of the reads that slaves could serve go to them: a point on one scale, from none to all.
+/// The reads that go to slaves, out of those that slaves could serve. A point on one scale, from none to all.
 ///
-/// A client is in a share, or is not, by its address: it sees one state, and stays in when the share grows.
+/// A client's address decides whether the client is in a share. So a client always sees one state, and it stays in when
+/// the share grows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadShare(u32);
 
 impl ReadShare {
-    /// None, not even those that ask for a slave.
+    /// No reads, not even those that ask for a slave.
     pub const NONE: Self = Self(0);
 
-    /// Those that ask for a slave: by a [`ReadsDatabase`](crate::ReadsDatabase) guard, or by
+    /// Only reads that ask for a slave: by a [`ReadsDatabase`](crate::ReadsDatabase) guard, or by
     /// [`Cluster::read`](crate::Cluster::read). `read_from_slaves = "asked"`.
     pub const ASKED: Self = Self(1);
 
-    /// All. `read_from_slaves = "auto"`.
+    /// All reads. `read_from_slaves = "auto"`.
     pub const ALL: Self = Self(1 + WHOLE);
 
-    /// Those that ask for a slave, and of the others those of this share of the clients: from 0, which is
-    /// [`ASKED`](Self::ASKED), to 1, which is [`ALL`](Self::ALL). A number beyond is taken for the nearer of the two, and
-    /// one that is none for 0.
+    /// The reads that ask for a slave, and all other reads by this share of the clients. The share goes from 0, which
+    /// is [`ASKED`](Self::ASKED), to 1, which is [`ALL`](Self::ALL). A number outside of that range counts as the
+    /// nearer end, and NaN as 0.
     pub fn of_clients(share: f64) -> Self {
         Self(1 + (share.clamp(0.0, 1.0) * f64::from(WHOLE)).round() as u32)
     }
 
-    /// Whether it has a client that drew this number out of all that there are.
+    /// True if the share includes a client with this number. Clients draw their numbers from all of `u64`.
     pub(crate) fn has(self, drawn: u64) -> bool {
         let drawn = (u128::from(drawn) * u128::from(WHOLE)) >> u64::BITS;
         drawn + 1 < u128::from(self.0)
     }
 
-    /// Whether it has some clients and others not.
+    /// True if the share includes some clients and leaves others out.
     pub(crate) fn is_partial(self) -> bool {
         Self::ASKED < self && self < Self::ALL
     }
@@ -46,11 +47,11 @@ impl ReadShare {
     }
 }
 
-/// In millionths.
+/// The whole, in millionths.
 const WHOLE: u32 = 1_000_000;
 
 impl fmt::Display for ReadShare {
-    /// As in `10 % of the clients`.
+    /// Writes the share as in `10 % of the clients`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NONE => f.write_str("none"),

@@ -11,7 +11,7 @@ use crate::backend::settings::Settings;
 use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver, VerifiedHost};
 
-/// What `slaves` has to be.
+/// The expected form of `slaves`, for messages.
 pub(super) const EXPECTED: &str = "an array of URLs or of tables with a `url`";
 
 pub(super) fn read<DB: Driver>(
@@ -38,7 +38,7 @@ pub(super) fn read<DB: Driver>(
     values.iter().enumerate().map(slave).collect()
 }
 
-/// How messages name a slave.
+/// The name of a slave in messages.
 pub(super) fn key(index: usize) -> String {
     format!("slaves[{index}]")
 }
@@ -58,7 +58,7 @@ fn read_table<DB: Driver>(
             table.refuse("follow", format!("{} replicates by itself: remove the key", DB::NAME));
         }
         let log = match table.bool("logical") {
-            // Elsewhere, a position means the same in every system.
+            // For other drivers, a position means the same in every system.
             Some(true) if !DB::TELLS_TIMELINE => {
                 table.refuse("logical", format!("{} does not tell systems apart: remove the key", DB::NAME));
                 SlaveLog::Other
@@ -80,13 +80,13 @@ fn read_table<DB: Driver>(
     Ok(SlaveConfig { server, write_url, weight, follow, log, discover })
 }
 
-/// Of a slave that is not declared to be a logical replica.
+/// The log of a slave that is not declared to be a logical replica.
 fn log_of<DB: Driver>(follow: Option<Duration>) -> SlaveLog {
     if DB::CAN_FOLLOW && follow.is_none() { SlaveLog::Other } else { SlaveLog::Masters }
 }
 
-/// Refuses to discover what cannot be, or what the driver would check by the number that it connects to: sqlx looks
-/// for the host that it is given in the certificate, and takes no address beside it.
+/// Refuses `discover` where the host cannot have several addresses, or where the driver would check the certificate
+/// against an address. sqlx looks for the host that it connects to in the certificate, and accepts no separate address.
 fn check_host<DB: Driver>(
     place: &Place,
     server: &ServerConfig,
@@ -114,14 +114,14 @@ fn check_verified_host<DB: Driver>(place: &Place, settings: &Settings) -> Result
     }
 }
 
-/// The name by which a host is looked up: none if it is an address, or a path.
+/// The name by which a host is looked up. `None` for an address or a path.
 pub(crate) fn host_name(server: &ServerConfig) -> Option<&str> {
     let host = server.address.host.as_str();
     let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     (!is_address && !host.contains('/')).then_some(host)
 }
 
-/// The name of the server at one of the addresses of an entry. No two addresses have the same.
+/// The name of the server at one of an entry's addresses. Each address has a name of its own.
 pub(super) fn name_at(entry: &str, address: IpAddr) -> String {
     format!("{entry}-{}", address.to_string().replace(':', "-"))
 }
@@ -135,9 +135,9 @@ pub(super) fn read_name(table: &mut Table<'_>) -> Option<String> {
     name
 }
 
-/// Refuses slaves that are the master, which would share its load with itself and be asked to prove
-/// that it has replayed its own writes; and followers whose file is somebody else's, because it is
-/// overwritten.
+/// Refuses slaves that are the master. Such a slave would share the master's load with itself, and would be asked to
+/// prove that it has replayed its own writes. Also refuses followers on a file of another server, because a follower's
+/// file is overwritten.
 pub(super) fn check_places(
     section: &Place,
     master: &ServerConfig,
@@ -170,7 +170,7 @@ pub(super) fn check_places(
     Ok(())
 }
 
-/// Refuses slaves whose writes after a promotion would go by the role for reads, and a `write_url` that would not be used.
+/// Refuses slaves that would write by the role for reads after a promotion, and a `write_url` that would not be used.
 pub(super) fn check_writers<DB: Driver>(
     section: &Place,
     master: &ServerConfig,
@@ -203,7 +203,7 @@ pub(super) fn check_writers<DB: Driver>(
                     check_verified_host::<DB>(&place, &writes.settings)?;
                 }
             }
-            // One of another system does not become the master.
+            // A slave of another system does not become the master.
             None if follow_promotion && *log == SlaveLog::Masters => {
                 let reader = user(&server.settings, Access::ReadSlave);
                 let reader = reader.map_err(|problem: String| section.error(&key(index), problem))?;
@@ -223,7 +223,7 @@ pub(super) fn check_writers<DB: Driver>(
     Ok(())
 }
 
-/// Names the servers that have no name by their host, those that share a host by host and port.
+/// Names the servers that have no name by their host, or by host and port where several share a host.
 pub(super) fn name_servers(
     section: &Place,
     master: &mut ServerConfig,
@@ -257,7 +257,7 @@ fn is_server_name(name: &str) -> bool {
         && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-'))
 }
 
-/// A server's name from a host name, or from the last part of a path.
+/// Makes a server's name from a host name, or from the last part of a path.
 fn name_from(host: &str) -> String {
     let last = host.trim_end_matches('/').rsplit(['/', '\\']).next().unwrap_or_default();
     let name: String = last

@@ -1,4 +1,4 @@
-//! One table of the configuration, whose values are asked for by key.
+//! One table of the configuration, read by key.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -11,13 +11,13 @@ use serde::de::DeserializeOwned;
 use super::ReadShare;
 use crate::spelling::most_alike;
 
-/// The longest time that a key can have, in seconds.
+/// The longest time that a key can be set to, in seconds.
 pub(super) const DAY: f64 = 86_400.0;
 
-/// What is wrong with the configuration, where, and what to do about it.
+/// An error in the configuration: what is wrong, where, and how to correct it.
 ///
-/// Shows profile, database and key, but never a text that may be a URL with a password: only a short word in the place of
-/// one of a few names.
+/// Shows profile, database and key. A value is shown only if it is a short word where one of a few names is expected,
+/// so that a URL with a password is never shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConfigError {
     key: String,
@@ -32,7 +32,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Where a table is, as messages name it.
+/// The path of a table, as messages name it.
 #[derive(Clone, Debug)]
 pub(super) struct Place(String);
 
@@ -46,12 +46,12 @@ impl Place {
         Self(format!("{}.{key}", self.0))
     }
 
-    /// What is wrong with one of the table's keys.
+    /// An error about one of the table's keys.
     pub(super) fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         self.inner(key).wrong(problem)
     }
 
-    /// What is wrong with the table itself.
+    /// An error about the table itself.
     pub(super) fn wrong(&self, problem: impl Into<String>) -> ConfigError {
         ConfigError { key: self.0.clone(), problem: problem.into() }
     }
@@ -65,7 +65,7 @@ pub(super) enum Limit {
     Seconds(Duration),
 }
 
-/// What people call our keys elsewhere.
+/// The names that other libraries give to our keys.
 const ALIASES: &[(&str, &[&str])] = &[
     ("url", &["master", "primary", "writer", "master_url", "primary_url"]),
     ("slaves", &["replicas", "replica", "slave", "standbys", "readers", "read_replicas", "secondaries"]),
@@ -77,10 +77,10 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("connect_timeout", &["timeout", "acquire_timeout"]),
 ];
 
-/// Keys of a slave that people look for in the section.
+/// Keys of a slave that are easily put into the section by mistake.
 const OF_SLAVES: &[&str] = &["discover", "follow", "logical", "weight"];
 
-/// A table that is being read: see [`Table::read`].
+/// A table during [`Table::read`].
 pub(super) struct Table<'a> {
     place: &'a Place,
     dict: &'a Dict,
@@ -93,9 +93,9 @@ pub(super) struct Table<'a> {
 impl<'a> Table<'a> {
     /// Reads a table: `read` asks for its keys, and every key that was not asked for is refused.
     ///
-    /// Values come out only after that check, so no key can be known here and read by nobody. A key with a
-    /// problem reads as if it were absent; the problem is reported when `read` has asked for everything,
-    /// because an unknown key is the likelier cause: a misspelt `url` should not be called missing.
+    /// Values come out only after that check, so that no key can be accepted without being read. A key with a problem
+    /// reads as if it were absent. The problem is reported after `read` has asked for everything, because an unknown
+    /// key is the likelier cause: a misspelt `url` should not be called missing.
     pub(super) fn read<T>(
         place: &'a Place,
         dict: &'a Dict,
@@ -128,7 +128,7 @@ impl<'a> Table<'a> {
         Some(self.place.error(key, problem))
     }
 
-    /// The value of a key, if there is one. Every other way to a value leads through here.
+    /// The value of a key. All other methods read values through this one.
     fn value(&mut self, key: &'static str) -> Option<&'a Value> {
         if !self.asked.contains(&key) {
             self.asked.push(key);
@@ -136,7 +136,7 @@ impl<'a> Table<'a> {
         self.dict.get(key)
     }
 
-    /// Notes what is wrong with a key that has been asked for.
+    /// Notes a problem with a key that has been asked for.
     pub(super) fn refuse(&mut self, key: &'static str, problem: impl Into<String>) {
         if self.problem.is_none() {
             self.problem = Some(self.place.error(key, problem));
@@ -203,7 +203,7 @@ impl<'a> Table<'a> {
         self.refuse_value(key, expected, &number.to_string())
     }
 
-    /// A limit that may be left to us, or be none.
+    /// A limit in seconds. The default may also be asked for by name, and the limit may be switched off.
     pub(super) fn limit(&mut self, key: &'static str) -> Limit {
         const EXPECTED: &str = "seconds, `\"auto\"` or `false`";
 
@@ -216,7 +216,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Which reads go to slaves.
+    /// The share of reads that go to slaves.
     pub(super) fn share(&mut self, key: &'static str) -> Option<ReadShare> {
         const EXPECTED: &str = "`\"auto\"`, `\"asked\"` or a number from 0 to 1";
 
@@ -242,18 +242,18 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Asks for the names of keys that belong to somebody else.
+    /// Reads a list of keys that belong to other libraries and are ignored.
     pub(super) fn ignore(&mut self, key: &'static str) {
         self.ignored = self.strings(key).unwrap_or_default();
     }
 }
 
-/// Whether a text can be shown that is in the place of a name: it is as short and plain as one.
+/// True if a text may be shown where a name is expected: it is as short and plain as a name.
 fn is_word(text: &str) -> bool {
     text.len() <= 12 && text.bytes().all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'_' | b'-'))
 }
 
-/// A value, for messages: in full only where it cannot hold a password.
+/// Describes a value for messages. Shows it in full only where it cannot hold a password.
 pub(super) fn found(value: &Value) -> String {
     match value {
         Value::String(..) | Value::Char(..) => "a string".into(),

@@ -1,4 +1,4 @@
-//! What is counted of a server, whatever its pools are for.
+//! The counters of a server that do not belong to one of its pools.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -10,28 +10,28 @@ use crate::counters::{Tally, key};
 
 key!(NodeState);
 
-/// So many changes of state are remembered.
+/// The number of changes of state that are remembered.
 const REMEMBERED: usize = 16;
 
-/// INVARIANT: outlives its server in those who read it, so that nothing that was counted is lost with it.
+/// The counters of a server. INVARIANT: readers keep them when the server has left, so that no count is lost.
 #[derive(Debug, Default)]
 pub(crate) struct ServerCounts {
-    /// How often it was chosen, by `routing::Reason`.
+    /// How often the server was chosen, by `routing::Reason`.
     pub(crate) choices: Tally,
-    /// By the state that it turned to.
+    /// Changes of state, by the new state.
     pub(crate) changes: Tally,
     latest: Mutex<VecDeque<Change>>,
 }
 
-/// A change of a node's state, or of the part that it plays.
+/// A change of a node's state or role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
     /// When it was noticed.
     pub at: OffsetDateTime,
-    /// What the node has been since then; as before, where its part has changed.
+    /// The state of the node since then. If its role has changed, this is the same state as before.
     pub state: NodeState,
-    /// The part that it plays since then, if that has changed: writes followed a promotion.
+    /// The new role, if the role has changed: writes followed a promotion.
     pub became: Option<Role>,
 }
 
@@ -41,7 +41,7 @@ impl ServerCounts {
         self.remember(state, None);
     }
 
-    /// No change of state: it counts as none.
+    /// Remembers a change of role, which does not count as a change of state.
     pub(super) fn became(&self, role: Role, state: NodeState) {
         self.remember(state, Some(role));
     }
@@ -52,7 +52,7 @@ impl ServerCounts {
         latest.push_front(Change { at: OffsetDateTime::now_utc(), state, became });
     }
 
-    /// The latest first.
+    /// The remembered changes, the latest first.
     pub(crate) fn latest(&self) -> Vec<Change> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }

@@ -1,4 +1,4 @@
-//! What a search through all states of a small world needs of a [`Health`]: `tests/model`.
+//! The parts of a [`Health`] that `tests/model` needs for its search through all states of a small world.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rocket::tokio::sync::{Notify, watch};
 use super::{AtomicState, Health, Mastership, Way};
 
 impl Health {
-    /// Another one that knows the same, of a process with a mastership of its own: for a search through states.
+    /// Copies the health into a process with a mastership of its own, for a search through states.
     pub(crate) fn copy(&self, mastership: Arc<Mastership>) -> Arc<Self> {
         let Self { id, subject, database, name, log, origin, .. } = self;
         let u64_of = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
@@ -47,7 +47,7 @@ impl Health {
         })
     }
 
-    /// All that choices depend on, but times and load: for a search through states.
+    /// Hashes all that choices depend on, except times and load, for a search through states.
     pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
         let replayed = self.replayed.load();
         let replayed = replayed.as_ref().map(|replayed| (&replayed.position, replayed.instance));
@@ -56,7 +56,7 @@ impl Health {
         (self.state() as u8, successes, first, self.instance(), self.is_shared(), replayed).hash(hasher);
     }
 
-    /// When it was looked at how far it has replayed.
+    /// When the look began that told the replayed position.
     pub(crate) fn seen(&self) -> Option<Instant> {
         self.replayed.load().as_ref().map(|replayed| replayed.seen)
     }

@@ -1,29 +1,29 @@
-//! What a server did in the last minutes: how late it was, and what it was chosen for.
+//! The last minutes of a server: its lag, and the reasons for which it was chosen.
 //!
-//! Kept by the monitor, which looks at each server about once a `check_interval`, in a few kilobytes for each server,
-//! however short that is.
+//! The monitor adds to it at each look, about once a `check_interval`. It takes a few kilobytes for each server,
+//! however short that interval is.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::counters::{Counts, Key, Tally};
 
-/// How far back lag is known.
+/// The time for which lag is kept.
 pub(crate) const LAG_PERIOD: Duration = Duration::from_secs(300);
 
-/// The worst lag of so long is one sample.
+/// The length of one sample, which has the worst lag of that time.
 const LAG_STEP: Duration = Duration::from_secs(2);
 
-/// How far back choices are known.
+/// The time for which choices are kept.
 const CHOICES_PERIOD: Duration = Duration::from_secs(60);
 
 const CHOICES_STEP: Duration = Duration::from_secs(5);
 
-/// How late a server was.
+/// A sample of a server's lag.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct LagSample {
     pub(crate) ago: Duration,
-    /// `None` where it could not be known.
+    /// `None` where the lag could not be known.
     pub(crate) lag: Option<Duration>,
 }
 
@@ -48,19 +48,19 @@ impl History {
             copy.absorb(choices);
             self.choices.push_back((now, copy));
         }
-        // One that is older than the period stays: from there on it is counted.
+        // One sample that is older than the period stays, because counting begins there.
         while self.choices.get(1).is_some_and(|(at, _)| is_old(*at, CHOICES_PERIOD)) {
             self.choices.pop_front();
         }
     }
 
-    /// From the oldest to the latest.
+    /// The samples, from the oldest to the latest.
     pub(crate) fn lags(&self, now: Instant) -> Vec<LagSample> {
         let sample = |(at, lag): &(Instant, _)| LagSample { ago: now.duration_since(*at), lag: *lag };
         self.lags.iter().map(sample).collect()
     }
 
-    /// What was chosen in about the last minute, of all that is counted in `choices`.
+    /// The choices of about the last minute. `choices` has all that were ever counted.
     pub(crate) fn latest_choices<K: Key + PartialEq>(&self, choices: &Tally) -> Counts<K> {
         let then: Counts<K> = self.choices.front().map(|(_, then)| then.read()).unwrap_or_default();
         let now: Counts<K> = choices.read();

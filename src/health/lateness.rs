@@ -1,13 +1,14 @@
 //! When a slave that was further behind than `max_lag` serves again: a pure function of its lag and the time.
 //!
-//! A lag that hovers about the limit would have the slave change between serving and being left out over and over, and
-//! with each return those who were served by the master meanwhile step back in time. So:
+//! A slave whose lag hovers about the limit would change between serving and being left out over and over. With each
+//! return, clients that the master served meanwhile would step back in time. So:
 //!
-//! 1. It serves again when its lag is at most three quarters of `max_lag`, or one `check_interval`. A lag is known to one
-//!    `check_interval`: a slave that steadily lags by half of `max_lag` is seen below three quarters soon.
-//! 2. It is left out for ten times `check_interval` at least, but not for longer than a minute; for twice as long as the
-//!    time before if it then serves for less time than it had to stay out, up to eight times as long.
-//! 3. While the master does not answer, neither holds: then a slave within `max_lag` is better than none.
+//! 1. A slave serves again when its lag is at most three quarters of `max_lag`, or one `check_interval`. Lag is known
+//!    to one `check_interval`, so that a slave that steadily lags by half of `max_lag` is soon seen below three
+//!    quarters.
+//! 2. A slave is left out for ten times `check_interval` at least, or for a minute if that is less. If it then serves
+//!    for less time than it had to stay out, it is left out for twice as long the next time, up to eight times as long.
+//! 3. While the master does not answer, neither rule holds: a slave within `max_lag` serves.
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,9 @@ use crate::position::Lag;
 pub(super) enum Lateness {
     #[default]
     Never,
-    /// Left out since then, for so long at least.
+    /// The slave is left out since then, for `rest` at least.
     Out { since: Instant, rest: Duration },
-    /// Back since then, after it had to stay out for so long.
+    /// The slave serves again since then. It had to stay out for `rest` before.
     Back { since: Instant, rest: Duration },
 }
 
@@ -40,8 +41,8 @@ impl Lateness {
         matches!(self, Self::Out { .. })
     }
 
-    /// Right after launch, a slave can be behind all that is known of the master, however late it is: that is
-    /// [too much](Checks::is_too_much) as well, but ends with the first lag that is known.
+    /// Takes note of a lag. Right after launch, a slave can be behind all that is known of the master, however small
+    /// its lag is. That is [too much](Checks::is_too_much) as well, but the first lag that is known ends it.
     pub(super) fn observe(&mut self, checks: &Checks, lag: Lag, now: Instant, master: Master) {
         let Some(max) = checks.max_lag else { return };
         let (Lag::AtMost(known) | Lag::MoreThan(known)) = lag;

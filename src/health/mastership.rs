@@ -1,8 +1,8 @@
-//! Who is the master: kept here, and nowhere else.
+//! The identity of the master. It is kept here, and nowhere else.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A server of the cluster, for as long as this process lives: never used again for another one.
+/// Identifies a server of the cluster for the lifetime of this process. An id is never used again for another server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ServerId(pub(crate) u32);
 
@@ -10,12 +10,13 @@ pub(crate) struct ServerId(pub(crate) u32);
 /// chosen in the present term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Term {
-    /// How many masters this process has followed before.
+    /// The number of masters that this process has followed before.
     pub(crate) number: u32,
     pub(crate) master: ServerId,
 }
 
-/// The present term: both numbers in one word, so that nobody ever reads one of each.
+/// The present term. Both numbers are in one word, so that no reader sees the number of one term with the master of
+/// another.
 #[derive(Debug)]
 pub(crate) struct Mastership(AtomicU64);
 
@@ -33,7 +34,7 @@ impl Mastership {
         Term { number: (word >> 32) as u32, master: ServerId(word as u32) }
     }
 
-    /// Only the monitor calls this, one verdict at a time.
+    /// Begins the next term. Only the monitor calls this, one verdict at a time.
     pub(crate) fn pass_to(&self, master: ServerId) {
         let number = self.term().number.wrapping_add(1);
         self.0.store(u64::from(number) << 32 | u64::from(master.0), Ordering::Release);

@@ -1,5 +1,5 @@
-//! What is known of one server: shared by its pools, which read it without waiting, and by the monitor, which
-//! keeps it up to date. `verdict` decides what the probes of all servers mean, `monitor` makes them.
+//! The health of one server. Its pools read it without waiting. The monitor keeps it up to date. `verdict` decides what
+//! the probes of all servers mean, `monitor` makes them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -41,21 +41,21 @@ pub use state::{NodeState, NodeStatus, Role};
 
 pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Look, Succession, Verdict, Verdicts, Why};
 
-/// How far a slave had replayed when it was looked at.
+/// The position that a slave told at a look.
 #[derive(Debug)]
 struct Replayed {
     position: Position,
-    /// Who told; unknown for a pooler, behind which anybody may answer the next query.
+    /// The instance that told the position. `None` behind a pooler, where any instance may answer the next query.
     instance: Option<Instance>,
-    /// Before it was looked at.
+    /// When the look that told the position began.
     seen: Instant,
 }
 
-/// What a [`Health`] is the health of.
+/// The kind of address that a [`Health`] describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     Server,
-    /// The way to the master by which reads go there, where that is another address: `read_url`.
+    /// The address by which reads go to the master, where that is another one: `read_url`.
     MasterReads,
 }
 
@@ -67,40 +67,41 @@ pub(crate) struct Health {
     log: SlaveLog,
     mastership: Arc<Mastership>,
     state: AtomicState,
-    /// By an operator.
+    /// True after an operator has taken the server out of use.
     taken_out: AtomicBool,
-    /// No server of the cluster any more: what becomes of it is no news.
+    /// True once the server has left the cluster. Changes of its state are not logged any more.
     is_leaving: AtomicBool,
     /// Probes in a row that found nothing wrong.
     successes: AtomicU8,
-    /// Wakes those who wait for the server when it is a suspect, or down.
+    /// Wakes the tasks that wait for the server when it becomes a suspect, or goes down.
     pub(crate) interrupted: Notify,
     /// Wakes the monitor to look at the server now.
     pub(crate) probe_requested: Notify,
-    /// How many probes have ended.
+    /// The number of probes that have ended.
     pub(crate) probes: watch::Sender<u64>,
-    /// Connections of an earlier generation are closed wherever they are found: the server went down since
-    /// they were opened, another instance has its address, or another server is the master.
+    /// The generation of connections that may be used. Connections of an earlier one are closed wherever they are
+    /// found. A new generation begins when the server goes down, another instance has its address, or another server
+    /// becomes the master.
     generation: AtomicU64,
     origin: Instant,
-    /// Milliseconds since `origin`: connections that were last known to work before that have yet to prove it.
+    /// Milliseconds since `origin`. Connections that were last known to work before that have to prove it again.
     doubted: AtomicU64,
     /// Milliseconds that the latest good probe took.
     probe_took: AtomicU64,
-    /// Whom the monitor's connection leads to; 0 if that is not known.
+    /// The instance that the monitor's connection leads to, or 0 if that is not known.
     instance: AtomicU64,
-    /// Milliseconds since `origin` until when the address is taken for one of several servers.
+    /// Milliseconds since `origin`. Until then, several servers are assumed to answer at the address.
     shared_until: AtomicU64,
-    /// Whether a pooler in between gives each transaction the connection that is free, so that none leads to a certain
-    /// instance or session.
+    /// True behind a pooler that gives each transaction the connection that is free. No connection leads to a certain
+    /// instance or session there.
     is_pooled: AtomicBool,
     way: Way,
     replayed: ArcSwapOption<Replayed>,
-    /// Milliseconds, or [`UNKNOWN`].
+    /// The lag in milliseconds, or [`UNKNOWN`].
     lag: AtomicU64,
-    /// Of a slave that this crate copies itself.
+    /// The copy, for a slave that this crate copies itself.
     copied: OnceLock<Copied>,
-    /// Whether the latest error, if any, was something else than a login that was refused.
+    /// False if the latest error was a refused login.
     lets_in: AtomicBool,
     counts: Arc<ServerCounts>,
     #[cfg(feature = "status")]
@@ -110,7 +111,7 @@ pub(crate) struct Health {
 const UNKNOWN: u64 = u64::MAX;
 
 impl Health {
-    /// `log`: which one it replays as a slave.
+    /// `log` is the log that the server replays as a slave.
     pub(crate) fn new(
         id: ServerId,
         subject: Subject,
@@ -151,7 +152,7 @@ impl Health {
         })
     }
 
-    /// It was discovered at run time, and serves after one good probe.
+    /// Marks a server that was discovered at run time. It serves after one good probe.
     pub(crate) fn is_new(&self) {
         self.state.turn(NodeState::New);
     }
@@ -172,12 +173,12 @@ impl Health {
         &self.counts
     }
 
-    /// The part that it plays now.
+    /// The role of the server now.
     pub(crate) fn role(&self) -> Role {
         if self.mastership.term().master == self.id { Role::Master } else { Role::Slave }
     }
 
-    /// It plays another part from now on.
+    /// Records a change of role, which has just happened.
     pub(crate) fn changed_role(&self) {
         self.counts.became(self.role(), self.state());
     }
@@ -189,12 +190,12 @@ impl Health {
         }
     }
 
-    /// Whether it is the master, and the only one that takes writes.
+    /// True if the server is the master, and the only server that takes writes.
     pub(crate) fn takes_writes(&self) -> bool {
         self.role() == Role::Master && !matches!(self.state.load(), NodeState::Contested | NodeState::Standby)
     }
 
-    /// Whether to choose it for a read.
+    /// True if the server may be chosen for a read.
     pub(crate) fn is_usable(&self) -> bool {
         self.state.load() == NodeState::Up && !self.is_taken_out()
     }
@@ -206,14 +207,14 @@ impl Health {
             NodeState::Down => self.is_returning(),
             NodeState::Promoted => true,
             NodeState::Behind | NodeState::LagUnknown => without_master == PinnedWithoutMaster::Stale,
-            // The configured master is a slave of another one; or the address leads to the master, wherever that is now.
+            // The configured master is a slave of another server, or this slave's address leads to the master.
             NodeState::Standby | NodeState::MasterItself => true,
             _ => false,
         };
         serves && !self.is_taken_out()
     }
 
-    /// Whether one that was chosen can go on with it.
+    /// True if a session that has chosen the server can go on with it.
     pub(crate) fn answers(&self, wanted: Use) -> bool {
         match self.state.load() {
             NodeState::New | NodeState::Suspect => false,
@@ -224,7 +225,7 @@ impl Health {
         }
     }
 
-    /// What whoever is refused a connection is told.
+    /// The error message for a request that is refused a connection.
     pub(crate) fn why_not(&self, wanted: Use) -> String {
         match self.state.load() {
             NodeState::Contested if wanted == Use::Writes => {
@@ -235,7 +236,8 @@ impl Health {
         }
     }
 
-    /// Whether nobody is to wait for it any longer, which [`interrupted`](Self::interrupted) tells when it begins.
+    /// True when waiting requests must give up on this server. [`interrupted`](Self::interrupted) wakes them when that
+    /// begins.
     pub(crate) fn is_gone(&self) -> bool {
         match self.state.load() {
             NodeState::Suspect => true,
@@ -244,7 +246,7 @@ impl Health {
         }
     }
 
-    /// Whether the latest probe found nothing wrong.
+    /// True if the latest probe found nothing wrong.
     fn is_returning(&self) -> bool {
         self.successes.load(Ordering::Acquire) > 0
     }
@@ -253,7 +255,7 @@ impl Health {
         self.taken_out.load(Ordering::Acquire)
     }
 
-    /// Its connections stay, for those who use them.
+    /// Takes the server out of use, or puts it back. Its connections stay open for the requests that use them.
     pub(crate) fn set_taken_out(&self, taken_out: bool) {
         if self.taken_out.swap(taken_out, Ordering::AcqRel) != taken_out {
             let how = if taken_out { "taken out of use" } else { "put back into use" };
@@ -266,30 +268,32 @@ impl Health {
         self.is_leaving.store(true, Ordering::Release);
     }
 
-    /// Something is odd: to be looked at before its turn.
+    /// Asks for a probe now, because something is odd.
     pub(crate) fn request_probe(&self) {
         self.probe_requested.notify_one();
     }
 
-    /// Ready once it has been looked at.
+    /// Waits until the server has been probed once.
     pub(crate) async fn first_probe(&self) {
         let _ = self.probes.subscribe().wait_for(|probes| *probes > 0).await;
     }
 
-    /// A connection to it failed: leaves it alone until a probe tells whether all would.
+    /// Marks the server as a suspect after a connection to it failed. It is left alone until a probe tells whether all
+    /// connections fail.
     pub(crate) fn suspect(&self, error: &sqlx::Error) {
         self.fail(NodeState::Suspect, error);
         self.request_probe();
     }
 
-    /// A probe failed: leaves it alone until it has proved itself again, and its connections with it.
+    /// Marks the server as down after a probe failed. The server and its connections are left alone until good probes
+    /// bring it back.
     pub(crate) fn went_down(&self, error: &sqlx::Error) {
         self.next_generation();
         self.fail(NodeState::Down, error);
     }
 
-    /// A write was refused there, as all others would be: another server may be the master, and the address lead to it. So
-    /// each connection is opened anew, by which the role is asked.
+    /// Closes all connections after the server refused a write, as it would refuse all others. Another server may be
+    /// the master, and the address may lead there. Each new connection asks for the role.
     pub(crate) fn takes_no_writes(&self) {
         self.next_generation();
         self.request_probe();
@@ -308,7 +312,7 @@ impl Health {
                 "The {self} is there, but lets nobody in: {error}. This is no outage: correct user, password or database \
                  in its URL, or its own rules."
             ),
-            // Its state stays the same, so that nothing else would say so.
+            // The state stays the same, so that no other line reports this.
             (false, true) => {
                 warn!(
                     "The {self} cannot be used for another reason now: {error}. Leaving it alone until it answers."
@@ -318,20 +322,21 @@ impl Health {
         }
         self.doubt_connections();
         self.successes.store(0, Ordering::Release);
-        // It may have been restarted, and then stand further back than before.
+        // A server that was restarted may stand further back than before.
         self.replayed.store(None);
         self.turn(state, error);
         self.interrupted.notify_waiters();
     }
 
-    /// It answers, but has no connection to spare: it can serve by those that there are.
+    /// Records a probe for which the server had no connection to spare. It can serve by the connections that are open
+    /// already.
     pub(crate) fn is_full(&self) {
         if self.state.load() == NodeState::Suspect {
             self.turn(NodeState::Up, "");
         }
     }
 
-    /// Found to be well, or not to be used for a reason of which there is more to say.
+    /// Records the state that a probe has found. `more` is added to the log line.
     pub(crate) fn found(&self, state: NodeState, more: impl fmt::Display) {
         // The first look at a server tells as much as can be known.
         let first = *self.probes.borrow() == 0;
@@ -357,14 +362,14 @@ impl Health {
         self.turn(state, more);
     }
 
-    /// One line for each change.
+    /// Changes the state, and logs one line for each change.
     fn turn(&self, state: NodeState, more: impl fmt::Display) {
         let more = OneLine(more);
         let Some(before) = self.state.turn(state) else { return };
         if before != state {
             self.counts.changed(self.state());
             if state == NodeState::Standby {
-                // What is read by its connections as the master's may be late from now on.
+                // Reads as the master's on its connections may be late from now on.
                 self.next_generation();
             }
         }
@@ -375,9 +380,9 @@ impl Health {
             _ if before == state || self.is_leaving.load(Ordering::Acquire) => {}
             NodeState::Up if before == NodeState::New => info!("The {self} serves."),
             NodeState::Down if before == NodeState::Suspect => {}
-            // As loud as what it takes back: Rocket's level `critical` shows warnings, and nothing below.
+            // As loud as the line that it takes back: Rocket's level `critical` shows warnings, and nothing below.
             NodeState::Up => warn!("The {self} is back."),
-            // It has been said what is wrong, and that it is no outage.
+            // The line about the refused login has said what is wrong, and that it is no outage.
             NodeState::Suspect | NodeState::Down if !self.lets_in.load(Ordering::Acquire) => {}
             NodeState::Suspect | NodeState::Down => {
                 warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
@@ -420,12 +425,12 @@ impl Health {
         }
     }
 
-    /// A connection failed: so may all that have not been used since.
+    /// Doubts all connections that have not been used since, because one has failed.
     pub(crate) fn doubt_connections(&self) {
         self.doubted.store(self.now(), Ordering::Release);
     }
 
-    /// Whether a connection that was known to work at `verified` need not prove it again.
+    /// True if a connection that worked at `verified` need not prove again that it works.
     pub(crate) fn trusts(&self, verified: Instant) -> bool {
         let doubted = self.doubted.load(Ordering::Acquire);
         doubted == 0 || millis(verified.saturating_duration_since(self.origin)) > doubted
@@ -435,7 +440,7 @@ impl Health {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Whether a connection of this generation may be used.
+    /// True if connections of this generation may be used.
     pub(crate) fn keeps(&self, generation: u64) -> bool {
         generation == self.generation()
     }
@@ -444,8 +449,8 @@ impl Health {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How long a connection that has slept may take to prove that it works: ten times what a probe takes, so
-    /// that a request does not wait for a dead one as long as a probe may; between 0.1 s and `most`.
+    /// The time in which a connection that has slept has to prove that it works: ten times what a probe takes, between
+    /// 0.1 s and `most`. A request thus waits for a dead connection for less time than a probe may take.
     pub(crate) fn ping_timeout(&self, most: Duration) -> Duration {
         let took = Duration::from_millis(self.probe_took.load(Ordering::Acquire));
         (took * 10).max(Duration::from_millis(100)).min(most)
@@ -455,13 +460,13 @@ impl Health {
         self.probe_took.store(millis(took), Ordering::Release);
     }
 
-    /// Whom the monitor's connection leads to.
+    /// The instance that the monitor's connection leads to.
     pub(crate) fn instance(&self) -> Option<Instance> {
         Instance::from_bits(self.instance.load(Ordering::Acquire))
     }
 
-    /// The monitor's connection leads to this instance from now on. Which one that is if the address has moved
-    /// there from another: then connections of earlier generations are closed.
+    /// Records the instance that the monitor's connection leads to from now on. Returns the instance if the address has
+    /// moved there from another one. Connections of earlier generations are closed then.
     pub(crate) fn arrived(&self, instance: Option<Instance>) -> Option<Instance> {
         let before = self.instance();
         self.instance.store(instance.map_or(0, Instance::to_bits), Ordering::Release);
@@ -473,17 +478,18 @@ impl Health {
         Some(instance)
     }
 
-    /// Whether several servers answer at this address, as a proxy or a service has them.
+    /// True while several servers answer at this address, as behind a proxy or a service.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared_until.load(Ordering::Acquire) > self.now()
     }
 
-    /// Whether it was, at any time.
+    /// True if several servers have answered at this address at any time.
     pub(crate) fn was_shared(&self) -> bool {
         self.shared_until.load(Ordering::Acquire) != 0
     }
 
-    /// Two instances have answered at this address at the same time: believed for so long.
+    /// Records that two instances have answered at this address at the same time. [`is_shared`](Self::is_shared) stays
+    /// true for `lasts`.
     pub(crate) fn share(&self, lasts: Duration) {
         let until = self.now() + millis(lasts);
         if self.shared_until.swap(until, Ordering::AcqRel) == 0 {
@@ -500,12 +506,12 @@ impl Health {
         self.is_pooled.load(Ordering::Acquire)
     }
 
-    /// The configuration says so.
+    /// Assumes a pooler, because the configuration says `prepared_statements = false`.
     pub(crate) fn expect_pooler(&self) {
         self.is_pooled.store(true, Ordering::Release);
     }
 
-    /// A pooler was found in between that nobody has spoken of.
+    /// Records that a pooler was found that the configuration does not mention.
     pub(crate) fn found_pooler(&self) {
         if self.is_pooled.swap(true, Ordering::AcqRel) {
             return;
@@ -517,15 +523,15 @@ impl Health {
         );
     }
 
-    /// A look at it that began at `seen` found this instance there.
+    /// Records the position and the instance that a look at the server found, which began at `seen`.
     ///
-    /// Of a slave that replays another log than the master's, the position says nothing: [`replay_of`](Self::replay_of).
+    /// The position of a slave that replays another log than the master's says nothing: [`replay_of`](Self::replay_of).
     pub(crate) fn saw(&self, position: Position, instance: Option<Instance>, seen: Instant) {
         self.replayed.store(Some(Arc::new(Replayed { position, instance, seen })));
     }
 
-    /// As [`saw`](Self::saw), by a connection of a request. What is known of the monitor's instance is not to be
-    /// replaced by what is true of another.
+    /// Records the position as [`saw`](Self::saw) does, for a connection of a request. Ignores the position of any
+    /// other instance than the monitor's.
     pub(crate) fn told(&self, position: Position, instance: Option<Instance>, asked: Instant) {
         if instance.is_some() && self.instance() == instance {
             self.saw(position, instance, asked);
@@ -547,7 +553,7 @@ impl Health {
         }
     }
 
-    /// Remembers how it is now.
+    /// Adds the present lag and the choices to the history.
     #[cfg(feature = "status")]
     pub(crate) fn remember(&self) {
         let lag = self.lag().filter(|_| self.role() == Role::Slave && self.state() != NodeState::Down);
@@ -563,7 +569,7 @@ impl Health {
         let _ = self.copied.set(copied);
     }
 
-    /// Whether this crate copies it itself.
+    /// True for a slave that this crate copies itself.
     pub(crate) fn is_follower(&self) -> bool {
         self.copied.get().is_some()
     }
@@ -572,7 +578,7 @@ impl Health {
         self.copied.get()?.position()
     }
 
-    /// What is known of how far it has replayed a position.
+    /// Tells whether the server is known to have replayed a position.
     pub(crate) fn replay_of(&self, position: &Position) -> Replay {
         if self.log == SlaveLog::Other {
             return Replay::Untold;
@@ -587,10 +593,10 @@ impl Health {
         }
     }
 
-    /// Whether a connection to `instance` that has been open since `opened` is to a server that is known to have
-    /// replayed a position. What was seen of one instance says nothing of another; nor of a connection
-    /// that was opened afterwards, as the instance may have recovered from a crash in between, and then
-    /// stand further back than before.
+    /// True if a connection to `instance` that has been open since `opened` leads to a server that is known to have
+    /// replayed `position`. A position that one instance told says nothing of another instance. Nor does it say
+    /// anything of a connection that was opened afterwards: the instance may have recovered from a crash in between,
+    /// and then stand further back than before.
     pub(crate) fn has_replayed(
         &self,
         position: &Position,
@@ -609,7 +615,7 @@ impl Health {
             })
     }
 
-    /// Where this very instance was seen, if it was.
+    /// The last known position of this very instance.
     pub(crate) fn position_of(&self, instance: Option<Instance>) -> Option<Position> {
         let replayed = self.replayed.load();
         let replayed = replayed.as_ref()?;
@@ -621,18 +627,18 @@ impl Health {
     }
 }
 
-/// A slave that was left out needs so many good probes in a row before it serves again.
+/// Good probes in a row that a slave which was left out needs before it serves again.
 const SUCCESSES: u8 = 2;
 
-/// How far a slave has replayed a position.
+/// Whether a slave has replayed a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Replay {
     Done,
     /// Not yet, as far as is known.
     Behind,
-    /// Its history is another one: it never may.
+    /// The slave has another history, and may never replay the position.
     Elsewhere,
-    /// It replays no log that tells: it may have, but nothing proves it.
+    /// The log that the slave replays tells no position. The slave may have replayed this one, but nothing proves it.
     Untold,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of the way to a server, which may lead through a pooler or another proxy.
+//! The way to a server, which may lead through a pooler or another proxy.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use rocket::tokio::time::timeout;
 use super::Health;
 use crate::throttle::Throttle;
 
-/// How the way keeps the sessions of connections apart.
+/// The treatment of sessions on the way to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
     Untested,
@@ -22,22 +22,22 @@ pub(crate) enum Path {
     Pooled,
 }
 
-/// What makes reads read-only where a proxy refuses the startup option.
+/// The means that makes reads read-only where a proxy refuses the startup option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Enforced {
     /// A `SET` for the session of each connection.
     BySession = 1,
-    /// What begins each transaction.
+    /// The statement that begins each transaction.
     ByTransaction,
 }
 
 #[derive(Debug)]
 pub(super) struct Way {
     path: watch::Sender<Path>,
-    /// A proxy refuses the startup options of read-only connections. It is not asked again in this process: a `SET` does as
-    /// well once it accepts them.
+    /// True if a proxy refuses the startup options of read-only connections. The option is not tried again in this
+    /// process, even if the proxy accepts it by then: a `SET` does as well.
     refuses_options: AtomicBool,
-    /// The [`Enforced`] that the log has told last, or 0.
+    /// The [`Enforced`] that was logged last, or 0.
     told: AtomicU8,
     split: Throttle,
 }
@@ -54,7 +54,7 @@ impl Default for Way {
 }
 
 impl Health {
-    /// The monitor has tested the way. A test that failed says nothing against an earlier one.
+    /// Records the result of the monitor's test. A failed test does not replace the result of an earlier one.
     pub(crate) fn tested(&self, path: Path) {
         self.way.path.send_if_modified(|known| {
             let is_news = path != Path::Unknown || *known == Path::Untested;
@@ -62,7 +62,7 @@ impl Health {
         });
     }
 
-    /// The way as the monitor has tested it. Waits for a first test that has yet to end, for up to `patience`.
+    /// Returns the result of the monitor's test. Waits for a first test that has yet to end, for up to `patience`.
     pub(crate) async fn tested_path(&self, patience: Duration) -> Path {
         let mut path = self.way.path.subscribe();
         let is_untested = *path.borrow() == Path::Untested;
@@ -77,12 +77,12 @@ impl Health {
         self.way.refuses_options.load(Ordering::Acquire)
     }
 
-    /// A proxy refuses startup options, and accepts connections without them.
+    /// Records that a proxy refuses startup options, and accepts connections without them.
     pub(crate) fn found_refusal(&self) {
         self.way.refuses_options.store(true, Ordering::Release);
     }
 
-    /// A proxy sends reads to a slave, and only writes to the master.
+    /// Reports that a proxy sends reads to a slave, and only writes to the master.
     pub(crate) fn found_split(&self) {
         if self.way.split.pass().is_some() {
             error!(
@@ -94,7 +94,7 @@ impl Health {
         }
     }
 
-    /// Tells once how reads are read-only without the startup option.
+    /// Logs once how reads are made read-only without the startup option.
     pub(crate) fn enforces(&self, enforced: Enforced) {
         if self.way.told.swap(enforced as u8, Ordering::AcqRel) == enforced as u8 {
             return;

@@ -1,4 +1,4 @@
-//! How a server is, and what part it plays: what operators are told.
+//! The state and the role of a server, as operators see them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,7 +16,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Its name in the log, in replies, in metrics and on pages. It never changes.
+    /// The role's name in the log, in replies, in metrics and on pages. It never changes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Master => "master",
@@ -31,37 +31,37 @@ impl fmt::Display for Role {
     }
 }
 
-/// How a node is.
+/// The state of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum NodeState {
-    /// It serves.
+    /// The node serves.
     Up,
-    /// A slave that was just discovered, or one that is behind where the master was first seen, within a `check_interval`
-    /// after launch: it is not used until the monitor has looked at it again.
+    /// A slave that was just discovered, or a slave that is behind the first known position of the master, within a
+    /// `check_interval` after launch. It is not used until the monitor has looked at it again.
     ///
-    /// Wait: it is up, or something else is known of it, within `check_interval` and `check_timeout`.
+    /// Wait: the next probe finds it up, or in another state, within `check_interval` and `check_timeout`.
     New,
-    /// A connection to it failed: it is not used until the monitor has looked at it.
+    /// A connection to the node failed. It is not used until the monitor has looked at it.
     ///
-    /// Wait: it is up again or down within `check_timeout`. If this comes again and again, look for what ends
-    /// connections on the way, such as a gateway or a pooler with time limits of its own.
+    /// Wait: it is up again or down within `check_timeout`. If it becomes a suspect again and again, look for a gateway
+    /// or a pooler on the way that ends connections after time limits of its own.
     Suspect,
-    /// It does not answer, or lets nobody in.
+    /// The node does not answer, or refuses every login.
     ///
-    /// The log has the error. Start it again, mend the network, or correct user, password or database in its URL: it
-    /// is used again by itself.
+    /// The log has the error. Start the server again, mend the network, or correct user, password or database in its
+    /// URL. It is used again by itself.
     Down,
-    /// A slave that has replayed what the master does not have: it followed another master for longer, or was a master
-    /// itself, and serves rows that are lost.
+    /// A slave that has replayed transactions that the master does not have. It followed another master for longer, or
+    /// was a master itself. Its rows may be lost ones.
     ///
     /// Rewind it with `pg_rewind` (PostgreSQL), or make it anew from a copy of the master.
     Diverged,
-    /// A slave that is further behind its master than `max_lag`, or was so lately: it serves again when it has been left
-    /// out for a while, and its lag is well below.
+    /// A slave that is further behind its master than `max_lag`, or was so lately. It serves again once it has been
+    /// left out for a while, and its lag is well below `max_lag`.
     ///
-    /// Look for what holds up its replication: a long query that replay waits for, a slow disk, a large change at the
-    /// master. If such a lag is normal, raise `max_lag`.
+    /// Look for the cause that holds up its replication: a long query that replay waits for, a slow disk, a large
+    /// change at the master. If such a lag is normal, raise `max_lag`.
     Behind,
     /// A slave whose lag cannot be known, where `unknown_lag` leaves it out.
     ///
@@ -71,39 +71,41 @@ pub enum NodeState {
     ///
     /// The log has the error that keeps it from being copied, if there is one.
     NotCopied,
-    /// A server that takes writes, but is not the master: a slave that was promoted while the master still answers, or a
-    /// master that came back after one was.
+    /// A server that takes writes, but is not the master. It is a slave that was promoted while the master still
+    /// answers, or a former master that came back after a promotion.
     ///
     /// Make it replicate the master, or make it the master in the configuration.
     SecondMaster,
-    /// A slave that was promoted, as far as this process has seen, while the master has not answered since. It has all that
-    /// it ever had: it is read from while neither the master nor another slave can be.
+    /// A slave whose promotion this process has seen, while the master in office has not answered since. It still has
+    /// everything that it had as a slave. It is read from while neither the master nor another slave can be.
     ///
     /// Make it the master in the configuration. With `follow_promotion`, it becomes the master by itself once the master has
     /// failed three probes.
     Promoted,
-    /// When this process began, the configured master and another server of its system both took writes: the
-    /// master is read from, but not written to, until only one of them does.
+    /// The configured master, if another server of its system took writes as well when this process began. The master
+    /// is read from, but not written to, until only one of the two takes writes.
     ///
-    /// Stop the one that is out of date, or make it a standby of the other, and name the other as `url`.
+    /// Stop the server that is out of date, or make it a standby of the other, and name the other as `url`.
     Contested,
-    /// A slave whose address leads to the master itself, which is read from as the master alone.
+    /// A slave whose address leads to the master itself. It is left out as a slave: reads go there as to the master
+    /// only.
     ///
-    /// There is nothing to do where a name with several addresses has the master among them; else correct its URL.
+    /// There is nothing to do if a host name has several addresses, and the master's is among them. Otherwise correct
+    /// the slave's URL.
     MasterItself,
     /// A slave of another replication system than the master's, and not declared to be `logical`.
     ///
-    /// Its URL is wrong, or it was restored from another cluster: correct the one or rebuild the other. If it is kept by
-    /// logical replication, say so.
+    /// Its URL is wrong, or it was restored from another cluster. Correct the URL or rebuild the slave. If logical
+    /// replication keeps it up to date, say `logical = true`.
     Stranger,
-    /// A master that takes no writes: it is in recovery (PostgreSQL), or `read_only` (MySQL, MariaDB). It is read from as a
-    /// slave where no other server is left.
+    /// A master that takes no writes: it is in recovery (PostgreSQL), or `read_only` (MySQL, MariaDB). It is read from
+    /// as a slave if no other server is left.
     ///
     /// Promote it, name as `url` the server that takes the writes, or say `follow_promotion = true`.
     Standby,
     /// Taken out of use by [`Cluster::take_out`](crate::Cluster::take_out).
     ///
-    /// [`Cluster::put_back`](crate::Cluster::put_back) takes that back.
+    /// [`Cluster::put_back`](crate::Cluster::put_back) puts it back into use.
     TakenOut,
 }
 
@@ -126,7 +128,7 @@ impl NodeState {
         Self::TakenOut,
     ];
 
-    /// Its name in the log, in metrics and on pages. It never changes.
+    /// The state's name in the log, in metrics and on pages. It never changes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
@@ -154,34 +156,34 @@ impl fmt::Display for NodeState {
     }
 }
 
-/// How one node is.
+/// The status of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStatus {
-    /// As in the configuration and in the log.
+    /// The node's name, as in the configuration and in the log.
     pub name: String,
-    /// The part that it plays now: whoever is not the master is a slave, or is left out until it is one.
+    /// The role of the node now. Every node but the master is a slave, or is left out until it is one.
     pub role: Role,
-    /// Whether it serves, or why not.
+    /// The state of the node: whether it serves, or why not.
     pub state: NodeState,
-    /// How far a slave was behind its master when it was last looked at, at most: known to about
-    /// `check_interval`. Right after a time in which the master was not looked at, all of that time may be in it. `None`
-    /// where the lag cannot be known.
+    /// An upper limit for the lag of a slave at its latest look, precise to about `check_interval`. Right after a time
+    /// in which the master was not looked at, the limit may be too high by all of that time. `None` where the lag
+    /// cannot be known.
     pub lag: Option<Duration>,
-    /// How many of its connections are in use, being opened, or kept for the next query of a request: for a slave those
-    /// for reads, for the master all.
+    /// The number of its connections that are in use, being opened, or kept for the next query of a request. For a
+    /// slave these are the connections for reads, for the master all.
     pub busy: u32,
-    /// How the master can be read from, where `read_url` leads to another address than `url`.
+    /// The state of the master's `read_url`, where that is another address than `url`.
     pub read_url: Option<NodeState>,
 }
 
-/// What a server is wanted for.
+/// The purpose for which a server is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     Writes,
-    /// As the master's: they see all that was written.
+    /// Reads at the master, which see all that was written.
     MasterReads,
-    /// As a slave's.
+    /// Reads at a slave.
     SlaveReads,
 }
 
@@ -195,7 +197,7 @@ impl From<Access> for Use {
     }
 }
 
-/// A state that others may change at any time.
+/// A state that several threads change.
 #[derive(Debug)]
 pub(super) struct AtomicState(AtomicU8);
 
@@ -208,7 +210,8 @@ impl AtomicState {
         NodeState::ALL[usize::from(self.0.load(Ordering::Acquire))]
     }
 
-    /// The state before. `None` if nothing changes: a connection that fails says nothing new of a server that is down.
+    /// Changes the state, and returns the one before. `None` if nothing changes: a failed connection says nothing new
+    /// of a server that is down.
     pub(super) fn turn(&self, state: NodeState) -> Option<NodeState> {
         let turned = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |before| {
             let stays = state == NodeState::Suspect && before == NodeState::Down as u8;

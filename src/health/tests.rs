@@ -34,7 +34,7 @@ fn a_slave_that_was_not_used_has_to_prove_itself_twice() {
         assert_eq!(slave.state(), left_out);
         probed(&slave, NodeState::Up);
         assert!(!slave.is_usable(), "{left_out:?}");
-        // A relapse, and what was proved is void.
+        // A relapse: earlier good probes do not count.
         match left_out {
             NodeState::Down => slave.went_down(&sqlx::Error::WorkerCrashed),
             state => probed(&slave, state),

@@ -1,4 +1,4 @@
-//! What the probes of all servers mean, taken together: a pure function of what they found.
+//! The meaning of all probes, taken together: a pure function of what they found.
 //!
 //! | what a probe finds                                               | the server is                               |
 //! |------------------------------------------------------------------|---------------------------------------------|
@@ -7,7 +7,7 @@
 //! | … and was promoted, and the master has not answered since        | the last resort of reads: [`Verdicts::beside_master`] |
 //! | a slave that is the master, by another address                   | left out: [`Verdicts::is_master_itself`]    |
 //! | a slave of another system that is not declared to be `logical`   | left out                                    |
-//! | a slave that has what the master, asked afterwards, does not have | left out: [`Verdicts::compare`]          |
+//! | a slave with transactions that the master, asked afterwards, lacks | left out: [`Verdicts::compare`]          |
 //! | a slave further behind than `max_lag`                            | left out, until [`Lateness`] lets it return |
 //! | … where a gap between two looks at the master may be all of that lag | as before, for up to `max_lag`: [`Verdicts::doubts`] |
 //! | right after launch, a slave behind all that is known of the master | looked at again before it serves      |
@@ -17,10 +17,10 @@
 //! | at launch, a master beside another server that takes writes      | not to be written to: [`Verdicts::rival`]   |
 //! | anything else                                                    | used; a slave that was left out needs two good probes in a row before it serves again |
 //!
-//! A slave is looked at right after the master was: how far it is behind is since when the master has been
-//! further than it. While the master is gone, its slaves are compared with each other: a slave that lacks what another server
-//! has is late, and one that lacks what no server has is as late as it was when the master was last looked at. None of them is
-//! left out because its lag is unknown.
+//! A slave is looked at right after the master. Its lag is the time since the master's log went beyond the slave's
+//! position. While the master is gone, its slaves are compared with each other. A slave that lacks transactions which
+//! another server has is late. A slave that lacks only transactions which no server has is as late as it was when the
+//! master was last looked at. No slave is left out then because its lag is unknown.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -32,24 +32,24 @@ use crate::backend::{Depth, Instance, Observation, ReportedRole};
 use crate::config::{Checks, SlaveLog};
 use crate::position::{Gap, GtidSet, History, Lag, Position};
 
-/// So many failed probes in a row, and a server is gone for good.
+/// Failed probes in a row after which a server counts as gone for good.
 pub(crate) const FAILURES_BEFORE_FAILOVER: u32 = 3;
 
-/// What seldom changes is asked for again after so many probes, even if nothing hints at a change.
+/// Probes after which values that seldom change are asked for again, even if nothing hints at a change.
 const LIGHT_PROBES: u32 = 60;
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     Failed,
-    /// It answers, but has no connection to spare for the monitor.
+    /// The server answers, but has no connection to spare for the monitor.
     Full,
     /// A slave that this crate copies has no copy yet.
     NotCopied,
     Observed(Observation),
 }
 
-/// The time of a look at a server: what it tells was so in between.
+/// The time of a look at a server. Its result was true at some moment in between.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Look {
     pub(crate) began: Instant,
@@ -63,35 +63,35 @@ impl From<Instant> for Look {
     }
 }
 
-/// What follows from a finding.
+/// The consequences of a finding.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// Of the server that was looked at, and of others for which it matters.
+    /// New states, of the server that was looked at, and of other servers that the finding concerns.
     pub(crate) states: Vec<(ServerId, NodeState, Why)>,
     pub(crate) lag: Option<Lag>,
-    /// Writes go there from now on.
+    /// The server that takes the writes from now on, if it is another one.
     pub(crate) new_master: Option<ServerId>,
     pub(crate) succession: Succession,
-    /// Transactions of sources that the server that was looked at did not have before, and its master has never heard of.
+    /// Transactions of sources that are new at the server that was looked at, and of which its master has never heard.
     pub(crate) errant: GtidSet,
 }
 
-/// What a new master is to the one before.
+/// The relation of a new master to the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Succession {
     /// Another server.
     #[default]
     Promotion,
-    /// The same process by another address: what runs there goes on.
+    /// The same process at another address. Queries that run there go on.
     SameProcess,
 }
 
-/// What there is to say about a state.
+/// The reason for a state, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
     Nothing,
     Lag(Lag),
-    /// It lacks what the master had when it took over: it may be as far behind as this.
+    /// The slave lacks transactions that the new master had when it took over. Its lag may be up to this.
     SinceFailover(Duration),
     /// The server has no connection to spare for the monitor.
     Full,
@@ -105,73 +105,75 @@ pub(crate) enum Why {
 pub(crate) struct Verdicts {
     checks: Checks,
     history: History,
-    /// The same, and what slaves have told of the master's log since it is gone: it wrote that before.
+    /// The same history, extended by positions that slaves have told since the master is gone. The master had written
+    /// those before.
     without_master: Option<History>,
-    /// Since when anything is known of where the master stands.
+    /// The time of the first look that told a position of the master.
     known_since: Option<Instant>,
-    /// The master's.
+    /// The master's system.
     system: Option<u64>,
     /// The server of `url`.
     configured: ServerId,
     master: ServerId,
-    /// How many others have led before the server in office, at whatever address.
+    /// The number of servers that were master before the one in office, at whatever address.
     number: u32,
-    /// The process in office, as it was last seen to take writes.
+    /// The process of the master in office, as it was last seen to take writes.
     process: Option<Instance>,
-    /// Whether it has been seen that no other server took writes when this process began.
+    /// True once this process has seen that no other server took writes when it began, or has followed a new master.
     confirmed: bool,
     servers: BTreeMap<ServerId, Record>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Record {
-    /// Whether a probe has ended.
+    /// True once a probe has ended.
     found: bool,
     /// Probes in a row that failed.
     failures: u32,
-    /// The latest probe found it without a connection to spare.
+    /// True if the server had no connection to spare at the latest probe.
     is_full: bool,
-    /// By this process.
+    /// True once this process has seen the server as a slave.
     seen_in_recovery: bool,
-    /// It took writes when it was first looked at.
+    /// True if the server took writes when it was first looked at.
     wrote_at_first: bool,
-    /// In this process, and has not been seen as a slave since.
+    /// True if the server was the master during this process, and has not been seen as a slave since.
     was_master: bool,
     system: Option<u64>,
-    /// Whom its address led to when it last answered, where that can be told.
+    /// The instance that the address led to when it last answered, where that can be told.
     instance: Option<Instance>,
-    /// For so many probes yet it is taken for the master's own process.
+    /// Probes left during which this address still counts as the master's process.
     as_master: u32,
     latest: Option<Observation>,
-    /// What it has replayed and the master is not known to have.
+    /// A position that the server has replayed, and that the master is not known to have.
     ahead: Option<Ahead>,
-    /// The latest master, by its number, that has been seen to have what the server had replayed before.
+    /// The number of the latest master that has been seen to have the server's position.
     compared_with: Option<u32>,
     diverged: Option<Diverged>,
-    /// What it wrote for itself, as far as that has been told of.
+    /// Transactions that the server wrote for itself, as far as they have been reported.
     errant: GtidSet,
     probes: u32,
     lateness: Lateness,
-    /// What it had of the master's log when it last told, as a slave. A server that was promoted has at least that.
+    /// The server's position in the master's log when it last told one as a slave. A server that was promoted has at
+    /// least that.
     place: Option<Position>,
-    /// Since when it cannot be told whether it is late: [`Verdicts::doubts`].
+    /// The time since which it cannot be told whether the slave is late: [`Verdicts::doubts`].
     in_doubt: Option<Instant>,
-    /// What the latest look at it made of it as a slave.
+    /// The latest state that the server was given as a slave.
     judged: Option<NodeState>,
-    /// When the latest look that was answered began.
+    /// When the latest look began that the server answered.
     looked: Option<Instant>,
-    /// The latest role that it told, also of before it failed.
+    /// The latest role that the server told. It is kept when the server fails.
     role: ReportedRole,
-    /// When it first took writes after it had been a slave. Nothing, for the master in office.
+    /// When the server first took writes after it had been a slave. `None` for the master in office.
     promoted: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
 struct Ahead {
     position: Position,
-    /// When it had been told.
+    /// When the slave had told the position.
     told: Instant,
-    /// Looks at the master since then that have not found it.
+    /// Looks at the master since then at which it did not have the position.
     missed: u32,
 }
 
@@ -179,13 +181,13 @@ struct Ahead {
 #[derive(Clone, Debug, Hash)]
 struct Diverged {
     position: Position,
-    /// Who told it.
+    /// The instance that told the position.
     instance: Option<Instance>,
 }
 
 impl Diverged {
-    /// So many looks at the master have to miss a position. A MySQL master that waits for a semi-synchronous slave, by
-    /// default for up to 10 s, has yet to count what others have applied:
+    /// Looks at the master that have to miss a position before it is a proof. A MySQL master that waits for a
+    /// semi-synchronous slave, by default for up to 10 s, has yet to count what others have applied:
     /// <https://dev.mysql.com/doc/refman/9.7/en/replication-semisync.html>
     fn looks(position: &Position) -> u32 {
         match position {
@@ -194,9 +196,9 @@ impl Diverged {
         }
     }
 
-    /// Whether a server that is found at `position` is still on the other history. `master` is all that the master has. A
-    /// master that has overtaken an LSN has not taken over what lies before it. A slave that is rewound falls back; one that
-    /// is made anew is another instance.
+    /// True if a server that is found at `position` is still on the other history. `master` is all that the master has.
+    /// A master that has overtaken an LSN has still not taken over the other history before it. A slave that is rewound
+    /// falls back. A slave that is made anew is another instance.
     fn lasts(&self, position: &Position, instance: Option<Instance>, master: Option<&Position>) -> bool {
         match (position, &self.position) {
             (Position::Lsn { lsn, .. }, Position::Lsn { lsn: proved, .. }) => {
@@ -211,11 +213,11 @@ impl Record {
     fn failed(&mut self) {
         self.failures = self.failures.saturating_add(1);
         self.is_full = false;
-        // What it was, it may not be any more.
+        // The latest observation may not hold any more.
         self.latest = None;
         (self.judged, self.in_doubt) = (None, None);
         self.ahead = None;
-        // Behind a pooler it cannot be told whether what comes back is the same instance.
+        // Behind a pooler, another instance may come back.
         if self.instance.is_none() {
             self.diverged = None;
         }
@@ -248,12 +250,13 @@ impl Record {
         timeline(self.latest.as_ref()?.position.as_ref()?)
     }
 
-    /// It was a slave when it last told its role, and is none now. Nor has it led since: then it may be an old master.
+    /// True if the server was a slave when it last told its role, and is none now. It must not have been the master
+    /// since, because then it may be an old master.
     fn left_recovery(&self) -> bool {
         self.seen_in_recovery && !self.was_master && !self.reports(ReportedRole::Slave)
     }
 
-    /// It cannot be ruled out that it takes writes.
+    /// True while it cannot be ruled out that the server takes writes.
     fn may_write(&self) -> bool {
         self.failures < FAILURES_BEFORE_FAILOVER && !self.reports(ReportedRole::Slave)
     }
@@ -276,7 +279,7 @@ impl Verdicts {
         }
     }
 
-    /// All that verdicts depend on, but times and what decides how much is asked: for a search through states.
+    /// Hashes all that verdicts depend on, except times and the depth of probes, for a search through states.
     pub(crate) fn hash_known(&self, hasher: &mut impl Hasher) {
         let Self {
             checks: _,
@@ -329,12 +332,12 @@ impl Verdicts {
         }
     }
 
-    /// A server is there from now on.
+    /// Adds a server.
     pub(crate) fn add(&mut self, server: ServerId) {
         self.servers.entry(server).or_default();
     }
 
-    /// A server is gone for good. The master stays.
+    /// Removes a server that is gone for good. The master stays.
     pub(crate) fn remove(&mut self, server: ServerId) {
         if server != self.master {
             self.servers.remove(&server);
@@ -345,7 +348,7 @@ impl Verdicts {
         self.servers.contains_key(&server)
     }
 
-    /// The connection that the next finding comes from leads to this instance.
+    /// Records the instance that the connection of the next finding leads to.
     pub(crate) fn arrived(&mut self, server: ServerId, instance: Option<Instance>) {
         if let Some(record) = self.servers.get_mut(&server) {
             if record.instance != instance {
@@ -355,8 +358,7 @@ impl Verdicts {
         }
     }
 
-    /// How much to ask a server the next time. A standby's timeline matters once it may be another than the
-    /// master's.
+    /// The depth of the next probe of a server. A standby's timeline matters once it may be another than the master's.
     pub(crate) fn depth(&self, server: ServerId) -> Depth {
         let Some(record) = self.servers.get(&server) else { return Depth::Light };
         let elsewhere = server != self.master
@@ -377,12 +379,12 @@ impl Verdicts {
         }
     }
 
-    /// Where the master is known to have stood before `time`.
+    /// The latest position that the master is known to have had before `time`.
     pub(crate) fn stood_before(&self, time: Instant) -> Option<Position> {
         self.history.before(time).cloned()
     }
 
-    /// Judges what a look found of a server that replays this log as a slave.
+    /// Judges what a look at a server found. `log` is the log that the server replays as a slave.
     pub(crate) fn judge(
         &mut self,
         server: ServerId,
@@ -413,7 +415,7 @@ impl Verdicts {
             Finding::NotCopied => {}
             Finding::Observed(observed) => record.observed(observed, look),
         }
-        // Whether one that is full takes writes is yet to be found.
+        // A full server has yet to tell whether it takes writes.
         record.found |= *finding != Finding::Full;
         record.probes = record.probes.wrapping_add(1);
 
@@ -426,14 +428,13 @@ impl Verdicts {
         (master.promoted, master.judged, master.role) = (None, None, ReportedRole::Master);
         match finding {
             Finding::Failed => {}
-            // What it said the last time it was asked is all that is known of it, and the older that is, the further it
-            // may be behind.
+            // Nothing is known of the server but its latest answer. The older that is, the further behind it may be.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
                 let latest = self.servers[&server].latest.clone().unwrap_or_default();
                 verdict.lag = self.lag(server, log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
                 let why = if state == NodeState::LagUnknown { Why::Full } else { why };
-                // That it serves again is for a look at it to find.
+                // Only a look that the server answers lets it serve again.
                 verdict.states.extend((state != NodeState::Up).then_some((server, state, why)));
             }
             Finding::Full => {}
@@ -478,12 +479,12 @@ impl Verdicts {
         }
     }
 
-    /// How far behind a slave is that was seen so. While the master has no connection to spare for the monitor, it may have
-    /// gone on since it was last seen.
+    /// The lag of a slave at the observed position. While the master has no connection to spare for the monitor, it may
+    /// have gone on since it was last seen.
     fn lag(&self, server: ServerId, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
         let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters)?;
         let master = &self.servers[&self.master];
-        // Where it stood when it last told says nothing of what it has done since.
+        // The last position that the master told says nothing of what it has written since.
         if master.latest.as_ref().is_some_and(|latest| latest.position.is_none()) {
             return None;
         }
@@ -499,7 +500,8 @@ impl Verdicts {
         self.history.lag(position, at)
     }
 
-    /// What a slave has of the master's log. While the master is gone, it tells how far that log went at least.
+    /// Remembers the slave's position in the master's log. While the master is gone, that position tells how far the
+    /// log went at least.
     fn find_place(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, began: Instant) {
         // A server that takes writes has what it had as a slave.
         if observed.role == ReportedRole::Master {
@@ -508,7 +510,7 @@ impl Verdicts {
         let place = self.place_of(server, log, observed);
         if let Some(place) = place.clone().filter(|_| self.master() == Master::Gone) {
             let known = self.without_master.get_or_insert_with(|| self.history.clone());
-            // Of two that lack something of each other, neither is further.
+            // If two positions each lack a part of the other, neither is further.
             if known.latest().is_none_or(|latest| place.reaches(latest)) {
                 known.record(place, began);
             }
@@ -516,8 +518,9 @@ impl Verdicts {
         self.servers.entry(server).or_default().place = place;
     }
 
-    /// It is one of the master's history only if the master has been seen to have it. PostgreSQL tells an ordinary role the
-    /// timeline of the latest restartpoint, which may be older than what it has replayed.
+    /// The slave's position, if it belongs to the master's history: the master must have been seen to have it.
+    /// PostgreSQL tells an ordinary role the timeline of the latest restartpoint, which may be older than the replayed
+    /// position.
     fn place_of(&self, server: ServerId, log: SlaveLog, observed: &Observation) -> Option<Position> {
         let record = &self.servers[&server];
         let is_comparable = log == SlaveLog::Masters
@@ -533,8 +536,9 @@ impl Verdicts {
         }
     }
 
-    /// True while the master is gone, if another server that is there has all that this slave has of its log, and more. What this
-    /// slave lacks, it lacks for longer and longer. What no server has, no read can find: that makes none of them late.
+    /// True if the master is gone, and another server that is there has all of the master's log that this slave has,
+    /// and more. The longer that lasts, the later this slave is. Transactions that no server has make no slave late, as
+    /// no read can find them.
     fn is_overtaken(&self, server: ServerId) -> bool {
         let Some(ours) = self.servers[&server].place.as_ref().filter(|_| self.master() == Master::Gone)
         else {
@@ -554,8 +558,8 @@ impl Verdicts {
         let (instance, process) = (self.servers[&self.master].instance, self.process);
         let before = self.history.latest().and_then(timeline);
         let now = observed.position.as_ref().and_then(timeline);
-        // It was promoted, and has the address of the master before. An instance of MariaDB or MySQL is one server, however often
-        // that is restarted.
+        // Another server was promoted, and has the former master's address. An instance of MariaDB or MySQL is one
+        // server, however often it is restarted.
         let is_another = match (before, now) {
             (Some(before), Some(now)) => before != now,
             (None, None) => instance.is_some() && process.is_some() && instance != process,
@@ -570,7 +574,7 @@ impl Verdicts {
         if let Some(position) = &observed.position {
             let mut told = observed.flushed.as_ref().unwrap_or(position).clone();
             let had = self.servers.get_mut(&self.master).and_then(|master| master.place.take());
-            // What is flushed is known to a page only: it has at least what it had as a slave.
+            // A flushed position is known to a page only. The server has at least what it had as a slave.
             if let (Position::Lsn { lsn, .. }, Some(Position::Lsn { lsn: had, .. })) = (&mut told, had) {
                 *lsn = had.max(*lsn);
             }
@@ -579,10 +583,11 @@ impl Verdicts {
         }
     }
 
-    /// Another server leads. What was proved, and compared, was that with the history of the one before.
+    /// Begins the history of another master. Proofs and comparisons with the history of the one before are void.
     fn begin_history(&mut self) {
         self.number = self.number.wrapping_add(1);
         self.history.pass_on();
+        self.without_master = None;
         for (id, record) in &mut self.servers {
             (record.ahead, record.diverged) = (None, None);
             if *id != self.master {
@@ -597,7 +602,8 @@ impl Verdicts {
         latest.contents.as_ref().or(latest.position.as_ref()).filter(|_| latest.role != ReportedRole::Slave)
     }
 
-    /// Remembers what a slave has replayed and the master is not known to have, until the master is looked at again.
+    /// Remembers a position that a slave has replayed and the master is not known to have, until the master is looked
+    /// at again.
     fn remember_ahead(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, told: Instant) {
         let (contents, number) = (self.contents().cloned(), self.number);
         let is_comparable = log == SlaveLog::Masters
@@ -619,8 +625,8 @@ impl Verdicts {
         }
     }
 
-    /// A slave that wrote for itself has all that it needs. It is told of once for each source, as its transactions reach
-    /// all others if it is promoted.
+    /// Finds transactions that a slave wrote for itself. The slave serves all the same, as it lacks nothing. Each
+    /// source is reported once: if the slave is promoted, its transactions reach all other servers.
     fn find_errant(&mut self, server: ServerId, observed: &Observation) -> GtidSet {
         let written = self.contents().zip(observed.position.as_ref());
         let Some(errant) = written.map(|(master, slave)| slave.written_beside(master)) else {
@@ -631,7 +637,8 @@ impl Verdicts {
         errant.sources_beyond(&known)
     }
 
-    /// Slaves that had replayed, before the master was looked at, what it turns out not to have.
+    /// Finds slaves that had replayed, before this look at the master, transactions that the master turns out not to
+    /// have.
     fn compare(&mut self, began: Instant) -> Vec<ServerId> {
         let Some(contents) = self.contents().cloned() else { return Vec::new() };
         let number = self.number;
@@ -653,7 +660,7 @@ impl Verdicts {
         diverged
     }
 
-    /// Nothing new while it does not answer.
+    /// The state of the master. `None` while it does not answer.
     fn master_state(&self) -> Option<(ServerId, NodeState, Why)> {
         let master = &self.servers[&self.master];
         let (state, why) = match (&master.latest, self.rival()) {
@@ -695,11 +702,11 @@ impl Verdicts {
                 return (NodeState::Stranger, Why::Nothing);
             }
             (ReportedRole::Master, SlaveLog::Masters) => return (self.beside_master(server), Why::Nothing),
-            // It takes writes, though nothing tells whether it replicates.
+            // A former master that takes writes, though nothing tells whether it replicates.
             (ReportedRole::Unknown, SlaveLog::Masters) if self.servers[&server].was_master => {
                 return (NodeState::SecondMaster, Why::Nothing);
             }
-            // It is no logical replica, but one of the master's own slaves that was promoted.
+            // Not a logical replica, but one of the master's own slaves that was promoted.
             (ReportedRole::Master, SlaveLog::Other) if is_ours => {
                 return (self.beside_master(server), Why::Nothing);
             }
@@ -710,7 +717,7 @@ impl Verdicts {
         if record.diverged.is_some() && log == SlaveLog::Masters {
             return (NodeState::Diverged, Why::Nothing);
         }
-        // It may be the master that has gone on since it was looked at.
+        // The master may have written more since it was looked at.
         if record.ahead.is_some()
             && record.compared_with.is_none()
             && self.contents().is_some()
@@ -727,7 +734,7 @@ impl Verdicts {
         let is_launching = || {
             self.known_since.is_some_and(|since| now.saturating_duration_since(since) < self.checks.interval)
         };
-        // It may be behind by a moment only.
+        // The slave may be behind by a moment only.
         if self.checks.is_too_much(lag)
             && matches!(lag, Lag::MoreThan(_))
             && master == Master::Answers
@@ -742,8 +749,8 @@ impl Verdicts {
         let is_late = if doubts {
             record.lateness.leaves_out() || record.judged == Some(NodeState::Behind)
         } else {
-            // One that lacks what a master had that is gone, or what a new one had, did not fall behind: it serves as soon as it
-            // has that.
+            // A slave did not fall behind if it lacks transactions of a master that is gone, or of one that took over.
+            // It serves as soon as it has them.
             if record.lateness.leaves_out() || gap != Gap::Failover && !overtaken {
                 record.lateness.observe(&self.checks, lag, now, master);
             }
@@ -756,16 +763,17 @@ impl Verdicts {
         }
     }
 
-    /// True if a gap between two looks at the master is all that makes a slave late. The way to the master was lost, or this
-    /// process stood still. What the slave lacks was written at some time of the gap: if at its end, the slave is within
-    /// `max_lag`. Later looks find that the slave has it by now, or that it lacks it for longer.
+    /// True if a gap between two looks at the master may be the only reason why a slave seems late. The way to the
+    /// master was lost, or this process stood still. The missing transactions were written at some time of the gap. If
+    /// that was at its end, the slave is within `max_lag`. Later looks find that the slave has caught up, or that it
+    /// lacks them for longer.
     ///
-    /// A doubt ends after `max_lag`, once the master answers. Else it would never end where a slow master makes a gap before
-    /// each look.
+    /// A doubt ends after `max_lag`, once the master answers. Otherwise it would never end if a slow master makes a gap
+    /// before each look.
     ///
-    /// Between two masters there is no doubt: what the slave lacks may be the latest writes to the former one.
+    /// A gap between two masters raises no doubt: the slave may lack the latest writes to the former one.
     fn doubts(&mut self, server: ServerId, gap: Gap, overtaken: bool, lag: Lag, now: Instant) -> bool {
-        /// In check intervals: a longer pause between two looks at the master is a gap.
+        /// The longest pause between two looks at the master that is no gap, in check intervals.
         const LONGEST_PAUSE: u32 = 2;
 
         let gap = match gap {
@@ -790,9 +798,10 @@ impl Verdicts {
         }
     }
 
-    /// The state of a server that takes writes and is not the master in office. A server that this process has seen as a slave
-    /// before was promoted. A master that answers a later look may write what the promoted server never gets. A server that
-    /// was no slave before may be an old master that came back: the others lack its latest writes.
+    /// The state of a server that takes writes and is not the master in office. If this process has seen the server as
+    /// a slave, it was promoted. A master that answers a later look may write what the promoted server never gets. A
+    /// server that was never seen as a slave may be an old master that came back. The other servers lack its latest
+    /// writes.
     fn beside_master(&self, server: ServerId) -> NodeState {
         let master = &self.servers[&self.master];
         let answers_since =
@@ -831,7 +840,8 @@ impl Verdicts {
         }
     }
 
-    /// Whether its address leads to the master's own process: what that does says nothing of another server.
+    /// True if the server's address leads to the master's own process. What that process does says nothing of another
+    /// server.
     fn is_master_itself(&self, server: ServerId) -> bool {
         let was = || self.servers.get(&server).is_some_and(|record| record.as_master > 0);
         server != self.master && (self.has_instance_of_master(server) || was())
@@ -842,9 +852,9 @@ impl Verdicts {
         server != self.master && instance(server).is_some() && instance(server) == instance(self.master)
     }
 
-    /// Another server of the master's system that took writes when this process first looked at it, as the
-    /// master does: nothing tells which of the two was promoted, and what is written to the other one is
-    /// lost. So nobody writes to either before one of them is gone, or in recovery.
+    /// Another server of the master's system that took writes when this process first looked at it, as the master does.
+    /// Nothing tells which of the two was promoted, and writes to the wrong one are lost. So neither is written to
+    /// before one of them is gone, or in recovery.
     fn rival(&self) -> Option<ServerId> {
         if self.confirmed {
             return None;
@@ -860,15 +870,15 @@ impl Verdicts {
         self.servers.iter().find(is_rival).map(|(id, _)| *id)
     }
 
-    /// Once everybody has been looked at, and the master alone takes writes, it stays master.
+    /// Confirms the master, once all servers have been looked at, and the master alone takes writes.
     fn confirm(&mut self) {
         self.confirmed |= self.master() == Master::Answers
             && self.servers.values().all(|record| record.found)
             && self.rival().is_none();
     }
 
-    /// The server that takes the place of the master. While the master is reachable and takes writes, none does. Two servers
-    /// that could are none: nothing tells which of them the others follow.
+    /// The server that takes the place of the master. There is none while the master is reachable and takes writes. Nor
+    /// is there one if two servers qualify, because nothing tells which of them the others follow.
     fn successor(&self) -> Option<(ServerId, Succession)> {
         if let Some(server) = self.other_way() {
             return Some((server, Succession::SameProcess));
@@ -884,9 +894,9 @@ impl Verdicts {
         successors.next().is_none().then_some((*first, Succession::Promotion))
     }
 
-    /// Another address that leads to the process in office. After a failover behind a balancer, the address of the slaves leads to
-    /// the new master for some checks, and `url` is the way to it as soon as it leads there. Any other address is, once
-    /// that of the master leads elsewhere.
+    /// Another address that leads to the process of the master in office. After a failover behind a balancer, the
+    /// address of the slaves leads to the new master for some checks. Writes go to `url` as soon as it leads to that
+    /// process. They go to any other address only once the master's address leads elsewhere.
     fn other_way(&self) -> Option<ServerId> {
         let process = self.process?;
         let leads_there = |id: &ServerId| {
@@ -898,13 +908,13 @@ impl Verdicts {
         std::iter::once(&self.configured).chain(others).find(|id| leads_there(id)).copied()
     }
 
-    /// Whether a server proves that it was promoted. It takes writes, and this process has seen it as a slave, or as the
-    /// master's rival: any other may be an old master that came back. `url` needs neither, as an address of it may lead to
-    /// another server by now.
+    /// True if a server proves that it was promoted. It takes writes, and this process has seen it as a slave, or as
+    /// the master's rival. Any other server may be an old master that came back. `url` needs neither proof, because its
+    /// address may lead to another server by now.
     ///
-    /// PostgreSQL begins a later timeline of the same system. `url` may be on that of the master in office, which was
-    /// restarted: it has all that is known of it. Elsewhere the server has all transactions that the master is known to have,
-    /// also those that the master tells as a slave.
+    /// PostgreSQL begins a later timeline of the same system. `url` may be on the timeline of the master in office,
+    /// after a restart: then it has all that is known of that timeline. With MySQL and MariaDB, the server has all
+    /// transactions that the master is known to have, also those that the master tells as a slave.
     fn succeeds(&self, server: ServerId, record: &Record) -> bool {
         let Some(latest) = &record.latest else { return false };
         let (master, is_configured) = (&self.servers[&self.master], server == self.configured);
@@ -926,12 +936,13 @@ impl Verdicts {
         }
     }
 
-    /// Whether a server is the master though the configured one has never been seen as such: that one is a slave of it, or
-    /// was gone already when this process began, and the server has been promoted since. Without timelines, what a server has
-    /// does not tell whether the others follow it: there the promotion has to be seen.
+    /// True if a server is the master though the configured one has never been seen as such. Either the configured one
+    /// is a slave of it. Or the configured one was gone already when this process began, and the server has been
+    /// promoted since. Without timelines, a server's position does not tell whether the others follow it: there, the
+    /// promotion has to be seen.
     fn leads_at_launch(&self, record: &Record, latest: &Observation) -> bool {
         let configured = &self.servers[&self.master];
-        // Another one that takes writes may not have been looked at yet.
+        // Another server that takes writes may not have been looked at yet.
         let is_found =
             |record: &Record| record.latest.is_some() || record.failures >= FAILURES_BEFORE_FAILOVER;
         if !self.servers.values().all(is_found) {

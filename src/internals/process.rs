@@ -1,5 +1,5 @@
-//! What one process knows of its servers, and the rules by which it chooses among them, without connections: for a
-//! model that goes through all that may happen to it.
+//! One process's knowledge of its servers, and the rules by which it chooses among them, without connections. For a
+//! model that explores all possible events.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -20,7 +20,7 @@ use crate::routing::{
 };
 use crate::{NodeState, Reason};
 
-/// An instance by a number of the model's own.
+/// An instance, numbered by the model.
 pub fn instance(number: u32) -> Instance {
     Instance::from_bits(u64::from(number) + 1).expect("one more than nothing")
 }
@@ -29,18 +29,18 @@ pub fn instance(number: u32) -> Instance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Term(crate::health::Term);
 
-/// What a client carries after a write, in position mode, while it is valid.
+/// A client's valid pin after a write, in position mode.
 #[derive(Clone, Debug)]
 pub struct Pin(crate::pin::Pin);
 
 impl Pin {
-    /// After a write by a client that carried `before`, with what is known of the master's log.
+    /// The pin after a write by a client that carried `before`. `position` is the master's, if it is known.
     pub fn of_write(position: Option<Position>, before: Option<&Self>) -> Self {
         let evidence = Evidence::of_write(position, before.map(|Self(pin)| pin));
         Self(crate::pin::Pin { at: OffsetDateTime::UNIX_EPOCH, evidence, window: Window::Open })
     }
 
-    /// The position that a slave must have replayed, if that is what proves it.
+    /// The position that a slave must have replayed, if a position is what the pin asks for.
     pub fn position(&self) -> Option<&Position> {
         match self.0.needs() {
             Needed::Master => None,
@@ -59,37 +59,37 @@ impl Hash for Pin {
     }
 }
 
-/// Which servers have let a session down.
+/// The servers that have failed a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LetDown {
     /// The master did not answer a read.
     pub master: bool,
-    /// These slaves did not.
+    /// The slaves that did not answer.
     pub slaves: Vec<usize>,
-    /// A slave was found to be behind what the client wrote.
+    /// A slave had not replayed the client's own writes.
     pub in_vain: bool,
 }
 
-/// The server that was chosen, for what, and why.
+/// The server that was chosen, for which access, and why.
 #[derive(Clone, Copy, Debug)]
 pub struct Route {
-    /// By its place in the configuration.
+    /// The server, by its index in the configuration.
     pub server: usize,
-    /// What for.
+    /// The access that it was chosen for.
     pub access: Access,
-    /// Why.
+    /// The reason of the choice.
     pub reason: Reason,
-    /// In which term.
+    /// The term in which it was chosen.
     pub term: Term,
 }
 
 impl Route {
-    /// Whether something may be sent on a connection that was checked out for it.
+    /// True if a statement may be sent on a connection that was checked out for this route.
     pub fn is_current(&self, process: &Process) -> bool {
         is_current(self.access, self.term.0, process.mastership.term())
     }
 
-    /// Whether the next statement of its session takes it, too.
+    /// True if the session's next statement takes this route, too.
     pub fn stays(&self, process: &Process, writes: bool) -> bool {
         stays(self.access, self.term.0, process.mastership.term(), intent(writes))
     }
@@ -99,7 +99,7 @@ fn intent(writes: bool) -> Intent {
     if writes { Intent::WriteMethod } else { Intent::ReadMethod }
 }
 
-/// What one process knows. Its first server is the configured master.
+/// The knowledge of one process. Its first server is the configured master.
 pub struct Process {
     verdicts: Verdicts,
     mastership: Arc<Mastership>,
@@ -107,7 +107,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// One that has looked at nobody yet, and excludes nobody for its lag.
+    /// A process that has not probed any server yet, and leaves out no server for its lag.
     pub fn new(servers: usize, follow_promotion: bool) -> Self {
         let second = Duration::from_secs(1);
         let checks = Checks {
@@ -136,7 +136,7 @@ impl Process {
         }
     }
 
-    /// All that its further steps depend on, but times and what counts up.
+    /// Hashes all that the process's further steps depend on, except times and counters.
     pub fn hash_known(&self, hasher: &mut impl Hasher) {
         let Self { verdicts, mastership, servers } = self;
         verdicts.hash_known(hasher);
@@ -144,33 +144,33 @@ impl Process {
         servers.iter().for_each(|health| health.hash_known(hasher));
     }
 
-    /// The present one.
+    /// The present term.
     pub fn term(&self) -> Term {
         Term(self.mastership.term())
     }
 
-    /// Whom it follows.
+    /// The master that the process follows.
     pub fn master(&self) -> usize {
         self.mastership.term().master.0 as usize
     }
 
-    /// How it finds a server.
+    /// The state that the process has found a server in.
     pub fn state(&self, server: usize) -> NodeState {
         self.servers[server].state()
     }
 
-    /// Whether one that was chosen may be asked for a connection.
+    /// True if a server that was chosen may be asked for a connection.
     pub fn answers(&self, server: usize, access: Access) -> bool {
         let wanted = Use::from(access);
         self.servers[server].answers(wanted)
     }
 
-    /// That of a connection which is opened now.
+    /// The generation of a connection that is opened now.
     pub fn generation(&self, server: usize) -> u64 {
         self.servers[server].generation()
     }
 
-    /// Whether a connection of this generation may be used.
+    /// True if a connection of this generation may be used.
     pub fn keeps(&self, server: usize, generation: u64) -> bool {
         self.servers[server].keeps(generation)
     }
@@ -180,20 +180,21 @@ impl Process {
         self.servers[server].instance()
     }
 
-    /// The monitor's new connection leads to this instance: whether connections to all others are dead.
+    /// Notes that the monitor's new connection leads to this instance. Returns true if connections to all others are
+    /// dead.
     pub fn arrived(&self, server: usize, instance: Instance) -> bool {
         self.servers[server].arrived(Some(instance)).is_some()
     }
 
-    /// Two instances have answered at the same time.
+    /// Notes that two instances have answered at the same time.
     pub fn share(&self, server: usize) {
         self.servers[server].share(std::time::Duration::from_secs(3600));
     }
 
-    /// A probe that began at `began` has ended, on a connection to `instance`, with nothing if it failed. `state_of`
-    /// says what becomes of a server that was found to be so.
+    /// Ends a probe that began at `began`, on a connection to `instance`. A failed probe has no observation. `state_of`
+    /// maps the state that a verdict names to the one that the server gets.
     ///
-    /// The steps are those of the monitor's, without its connections. True if another term has begun.
+    /// Takes the monitor's steps, without its connections. Returns true if another term has begun.
     pub fn probed(
         &mut self,
         server: usize,
@@ -233,12 +234,12 @@ impl Process {
         verdict.new_master.is_some()
     }
 
-    /// A connection to it has failed.
+    /// Notes that a connection to this server has failed.
     pub fn suspect(&self, server: usize) {
         self.servers[server].suspect(&sqlx::Error::WorkerCrashed);
     }
 
-    /// Whether a connection is to a server that is known to have replayed a position.
+    /// True if a connection leads to a server that is known to have replayed a position.
     pub fn has_replayed(
         &self,
         server: usize,
@@ -249,7 +250,7 @@ impl Process {
         self.servers[server].has_replayed(position, Some(instance), opened)
     }
 
-    /// A connection has told how far its server has replayed: whether that is far enough.
+    /// Notes how far a server has replayed, as a connection has told. Returns whether that is far enough.
     pub fn told(
         &self,
         server: usize,
@@ -263,12 +264,12 @@ impl Process {
         has_replayed
     }
 
-    /// When it was looked at how far a server has replayed.
+    /// The time at which the server's replayed position was last seen.
     pub fn seen(&self, server: usize) -> Option<Instant> {
         self.servers[server].seen()
     }
 
-    /// Chooses a server, in position mode; of several slaves, `prefer`.
+    /// Chooses a server, in position mode. Of several slaves, `prefer` is chosen.
     pub fn choose(&self, writes: bool, pin: Option<&Pin>, let_down: &LetDown, prefer: usize) -> Route {
         let pin = pin.map(|Pin(pin)| pin);
         let failed = Failed {
@@ -319,7 +320,7 @@ fn id(server: usize) -> ServerId {
     ServerId(server as u32)
 }
 
-/// Draws one slave wherever it may be drawn.
+/// Draws the preferred slave wherever it may be drawn.
 struct Preferred<'a> {
     servers: &'a [Arc<Health>],
     master: usize,

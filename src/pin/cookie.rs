@@ -24,8 +24,8 @@ pub(crate) struct PinConfig {
     pub(crate) secret: Secret,
     /// Pins signed with one of these are believed, too.
     pub(crate) previous_secrets: Vec<Secret>,
-    /// Whether lift-off warns that the cookie is not `Secure`: outside the debug profile, neither
-    /// `pin.secure` nor Rocket's TLS is configured.
+    /// True if lift-off warns that the cookie is not `Secure`: outside the debug profile, where neither `pin.secure`
+    /// nor Rocket's TLS is configured.
     pub(crate) insecure: bool,
 }
 
@@ -84,7 +84,7 @@ impl Pins {
         }
     }
 
-    /// The age beyond which no pin is valid, whichever server's clock it was signed by.
+    /// The age beyond which a pin is invalid, whichever server's clock it was signed by.
     pub(crate) fn longest(&self) -> Duration {
         self.signer.longest()
     }

@@ -1,4 +1,4 @@
-//! What is counted of pins, and said of those that are not believed.
+//! Counts of pins, and log lines about those that are not believed.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,29 +8,30 @@ use log::warn;
 use crate::counters::{Counter, Tally, key};
 use crate::throttle::Throttle;
 
-/// Why a pin was not believed: the read that carries it goes to any slave.
+/// The reason why a pin was not believed. The read that carries it goes to any slave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum PinRefusal {
-    /// It does not have the form of a pin of this version.
+    /// The token does not have the form of a pin of this version.
     ///
-    /// Somebody tries what can be done, or something on the way mangles cookies.
+    /// Either a client is probing the application, or a proxy or browser on the way mangles cookies.
     Forged,
-    /// It has the form of a pin, but was not signed with our key for this database and cookie.
+    /// The token has the form of a pin, but was not signed with our key for this database and cookie.
     ///
-    /// Most likely a server of the application has another `secret_key`, or had one: give all the same one.
+    /// Most likely another server of the application has, or had, a different `secret_key`. Give all servers the same
+    /// one.
     Foreign,
-    /// It is older than pins are good for.
+    /// The token is older than pins are valid.
     ///
     /// There is nothing to do: clients that carry pins in a header send old ones.
     Expired,
-    /// It is from the future, by more than the lag window.
+    /// The token's time is ahead of ours by more than the lag window.
     ///
     /// The clocks of two servers of the application differ: set them.
     Ahead,
-    /// The request carries two, and nothing tells which is the client's.
+    /// The request carries two tokens, and nothing tells which is the client's.
     ///
-    /// Two applications set cookies of one name for one host: give one of them a `pin.name` of its own.
+    /// Two applications set cookies of the same name for the same host. Give one of them a `pin.name` of its own.
     Doubled,
 }
 
@@ -48,7 +49,7 @@ impl PinRefusal {
         }
     }
 
-    /// What to say of it in the log, if anything.
+    /// The remedy for the log, if the refusal is worth a line.
     fn remedy(self) -> Option<&'static str> {
         match self {
             Self::Forged => Some("it does not have the form of a pin"),
@@ -72,7 +73,7 @@ impl fmt::Display for PinRefusal {
 
 key!(PinRefusal);
 
-/// One warning about pins in so much time.
+/// The shortest time between two warnings about pins.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]

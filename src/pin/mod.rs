@@ -4,7 +4,7 @@
 //! |-------------|----------------------------------------------------------------------|-----------|
 //! | `secret.rs` | Rocket's `secret_key` and earlier ones, of which keys for signing are derived | – |
 //! | `token.rs`  | the pin and its signed form: making one, and when one is believed    | `secret`  |
-//! | `counts.rs` | what is counted of pins, and said of those that are not believed     | –         |
+//! | `counts.rs` | counts of pins, and log lines about those that are not believed      | –         |
 //! | `cookie.rs` | how tokens travel in requests and replies: by cookie and by header   | `token`   |
 
 mod cookie;

@@ -17,11 +17,11 @@
 //!    carries only a time for the lag window. Without `max_lag`, or with one that is longer than the window
 //!    allows, a pin that carries only a time is valid for `pin.max_age`, because nothing else bounds
 //!    how late a slave may be. The cookie's `Max-Age` plays no part: a client may ignore it.
-//! 3. Its time is not ahead of ours by more than the lag window. Within that, the difference is taken for
-//!    clock skew between our servers, and the pin for one of this moment. Without this limit, a server
-//!    whose clock is ahead would hand out tokens that outlive their time by as much.
-//! 4. The request carries no second one by the same way. Of two cookies of one name, one was planted
-//!    by somebody else, and nothing tells which.
+//! 3. Its time is not ahead of ours by more than the lag window. A smaller difference counts as clock skew between our
+//!    servers, and the pin's time as now. Without this limit, a server whose clock is ahead would hand out tokens that
+//!    outlive their time by as much.
+//! 4. The request carries no second token by the same way. Of two cookies of one name, one was planted by a third
+//!    party, and nothing tells which.
 //!
 //! Everything else counts as no pin, and is never an error.
 
@@ -43,7 +43,7 @@ const VERSION: u8 = 1;
 const PURPOSE: &[u8] = b"rocket_replicated pin";
 const MAC: usize = 32;
 
-/// The spellings of [`Evidence`].
+/// The byte for each kind of [`Evidence`].
 const TIME: u8 = 0;
 const POSITION: u8 = 1;
 const EARLIER: u8 = 2;
@@ -62,24 +62,24 @@ pub(crate) struct Pin {
     pub(crate) window: Window,
 }
 
-/// What is known of a client's writes beside the time of the latest one.
+/// What is known of a client's writes besides the time of the latest one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Evidence {
     Nothing,
     /// Where the master's log stood after the latest write.
     Position(Position),
-    /// Where it stood after an earlier write. Of the latest one, only the time is known.
+    /// The log's position after an earlier write. Of the latest write, only the time is known.
     Earlier(Position),
 }
 
-/// Whether the lag window since a client's latest write is over.
+/// Whether the lag window since a client's latest write is open or over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Window {
     Open,
     Over,
 }
 
-/// What it takes to serve a client its own writes.
+/// The servers that can serve a client its own writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Needed<'a> {
     Master,
@@ -87,24 +87,24 @@ pub(crate) enum Needed<'a> {
     Position(&'a Position),
 }
 
-/// Whether a token can carry this position.
+/// True if a token can carry this position.
 pub(crate) fn fits(position: &Position) -> bool {
     let mut bytes = Vec::new();
     position.encode(&mut bytes);
     bytes.len() <= MAX_POSITION
 }
 
-/// What a pin carries of a position that does not fit: what is later than `known`, a position of which no writer has a
-/// valid pin any more, and what the client's `own` pin already says. What a master that is gone has lost is left out,
-/// as it is lost to its writer as well.
+/// Shortens a position that does not fit into a pin. The result holds what is later than `known`, and what the client's
+/// `own` pin already names. `known` is a position old enough that all pins for it have expired. Transactions that a
+/// former master has lost are left out, since they are lost to their writer as well.
 pub(crate) fn cut(position: &Position, known: &Position, own: Option<&Position>) -> Position {
     let own = own.and_then(|own| own.in_common(position));
     own.into_iter().fold(position.since(known), Position::merge)
 }
 
 impl Evidence {
-    /// Of a write by a client that carried the pin `before`, after which the master's log stood at `position`, if
-    /// that is known.
+    /// The evidence of a write after which the master's log stood at `position`, by a client that carried the pin
+    /// `before`.
     pub(crate) fn of_write(position: Option<Position>, before: Option<&Pin>) -> Self {
         match position {
             Some(position) => Self::Position(position),
@@ -121,10 +121,10 @@ impl Evidence {
 }
 
 impl Pin {
-    /// What a server must have for this client to see its own writes there.
+    /// The servers that have this client's own writes.
     ///
-    /// With [`Evidence::Earlier`], that is the master until the window since the latest write is over; from
-    /// then on, the position of the earlier write is what is left to prove.
+    /// With [`Evidence::Earlier`], that is the master until the window since the latest write is over. From then on,
+    /// only the position of the earlier write has to be proved.
     pub(crate) fn needs(&self) -> Needed<'_> {
         match (&self.evidence, self.window) {
             (Evidence::Position(position), _) | (Evidence::Earlier(position), Window::Over) => {
@@ -167,7 +167,7 @@ impl Pin {
 /// Makes and reads the tokens of one database.
 #[derive(Clone)]
 pub(super) struct Signer {
-    /// Has the key, and has already read the prefix that all tokens of this database share.
+    /// Holds the key, and has already read the prefix that all tokens of this database share.
     mac: Hmac<Sha256>,
     lasts: Lasts,
 }
@@ -199,8 +199,8 @@ impl Signer {
         Self { mac, lasts }
     }
 
-    /// The token for a write at `now`. A position that is too long is left out, so that the token counts
-    /// as one without.
+    /// Signs a token for a write at `now`. A position that is too long is left out, and the token counts as one
+    /// without.
     pub(super) fn sign(&self, now: OffsetDateTime, evidence: &Evidence) -> String {
         let mut position = Vec::new();
         let kind = match evidence {
@@ -227,7 +227,7 @@ impl Signer {
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// The age beyond which no pin is valid, whichever server's clock it was signed by.
+    /// The age beyond which a pin is invalid, whichever server's clock it was signed by.
     pub(super) fn longest(&self) -> Duration {
         self.lasts.by_time.max(self.lasts.max_age) + self.lasts.skew
     }
@@ -240,7 +240,7 @@ impl Signer {
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| PinRefusal::Forged)?;
         let payload = bytes.len().checked_sub(MAC).ok_or(PinRefusal::Forged)?;
         let (payload, mac) = bytes.split_at(payload);
-        // Only for the cause: nothing of it is believed before the MAC is.
+        // Only for the cause of the refusal: the content is not trusted before the MAC is.
         let parts = parts(payload).ok_or(PinRefusal::Forged);
         if self.mac.clone().chain_update(payload).verify_slice(mac).is_err() {
             return Err(parts.err().unwrap_or(PinRefusal::Foreign));
@@ -263,7 +263,7 @@ impl Signer {
     }
 }
 
-/// What the part of a token says that is signed, if it has this form and this version.
+/// Parses the signed part of a token, if it has this form and this version.
 fn parts(payload: &[u8]) -> Option<(OffsetDateTime, Evidence)> {
     let (&version, rest) = payload.split_first()?;
     let (at, rest) = rest.split_first_chunk()?;

@@ -1,4 +1,4 @@
-//! A connection for as long as one statement takes, and then for the next one of its session.
+//! Checkouts: connections that a statement uses, that a handler holds, or that a session keeps for its next statement.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -17,18 +17,19 @@ use super::watch::{StatementError, Watch};
 use super::{CloseCause, Permit, Pool};
 use crate::backend::{Conn, Driver, Instance, Left, Remains};
 
-/// A connection in use. If its statement is abandoned, nobody waits for the server to end it: the connection
+/// A connection in use. If its statement is abandoned, the pool does not wait for the server to end it. The connection
 /// is closed, and its permit in the pool is free at once.
 pub(crate) struct Checkout<DB: Driver>(Option<Parts<DB>>);
 
-/// What a checkout holds until it ends. The permit goes after the connection, so that nobody opens one too many.
+/// The contents of a checkout until it ends. The connection is dropped before the permit, so that the pool never opens
+/// one too many.
 struct Parts<DB: Driver> {
     conn: PooledConnection<DB>,
     permit: Permit<DB>,
 }
 
 impl<DB: Driver> Parts<DB> {
-    /// The statement is over: the connection goes along with its permit.
+    /// Ends the statement. The permit that it returns carries the connection.
     fn end(self) -> Permit<DB> {
         let Self { conn, permit } = self;
         permit.with(conn)
@@ -49,7 +50,7 @@ impl<DB: Driver> Checkout<DB> {
         Self(Some(Parts { conn, permit }))
     }
 
-    /// With the connection of the permit, if it can be handed out as it is.
+    /// Checks out the connection of the permit, if the pool trusts it without a ping. Else returns the permit.
     pub(super) fn of_trusted(mut permit: Permit<DB>, now: Instant) -> Result<Self, Permit<DB>> {
         match permit.conn.take_if(|conn| permit.pool.trusts(&conn.state, now)) {
             Some(conn) => Ok(Self::new(conn, permit)),
@@ -69,24 +70,24 @@ impl<DB: Driver> Checkout<DB> {
         &self.held().conn.state
     }
 
-    /// Which instance it leads to, if it leads to a certain one.
+    /// The server instance that the connection leads to. `None` if unknown, or if a pooler in between may change it.
     pub(crate) fn instance(&self) -> Option<Instance> {
         self.state().instance().filter(|_| !self.pool().health().is_pooled())
     }
 
-    /// The connection, and who watches over what runs on it.
+    /// The connection, and the [`Watch`] over what runs on it.
     pub(crate) fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
         let Parts { conn, permit } = self.0.as_mut().expect(UNTIL_IT_ENDS);
         let Connection { conn, state, .. } = &mut **conn;
         (conn, Watch::new(&permit.pool, state))
     }
 
-    /// The statement is over: the connection can serve another, of anybody.
+    /// Puts the connection back into its pool after a statement, for any session.
     pub(crate) fn put_back(mut self) {
         drop(self.0.take().map(Parts::end));
     }
 
-    /// As [`put_back`](Self::put_back), if there is something left of the connection.
+    /// As [`put_back`](Self::put_back), after a failed statement. Closes the connection if it cannot be used again.
     pub(crate) fn put_back_after(self, failed: &StatementError) {
         match failed.remains {
             Remains::Usable => self.put_back(),
@@ -101,13 +102,13 @@ impl<DB: Driver> Checkout<DB> {
         }
     }
 
-    /// A handler has dropped the connection: puts it back once it is known that nothing was left open on it. If that has
-    /// to be asked, a task does so.
+    /// Puts back a connection that its handler has dropped, once it is known that nothing was left open on it. If the
+    /// server has to be asked, a task does so.
     fn come_back(self) {
         if self.state().left() == Left::Clean {
             return self.put_back();
         }
-        // Without a runtime nobody asks for connections any more.
+        // Without a runtime, no request asks for connections any more.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
             let pool = self.pool().clone();
@@ -119,7 +120,7 @@ impl<DB: Driver> Checkout<DB> {
         });
     }
 
-    /// The connection, unless a transaction was left open on it: then it is closed.
+    /// Returns the checkout. If something was left open on its connection, closes the connection and returns `None`.
     pub(crate) async fn settle(mut self) -> Result<Option<Self>, StatementError> {
         let settled = {
             let (conn, mut watch) = self.parts();
@@ -141,7 +142,7 @@ impl<DB: Driver> Checkout<DB> {
         }
     }
 
-    /// The connection, for a handler that holds it: it comes back when it is dropped.
+    /// Hands the connection to a handler, as sqlx's own. It comes back to the pool when the handler drops it.
     pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
         let Parts { conn, permit } = self.0.take().expect(UNTIL_IT_ENDS);
         conn.lend(permit, lending)
@@ -156,8 +157,8 @@ impl<DB: Driver> Drop for Checkout<DB> {
     }
 }
 
-/// A connection that a handler holds for itself: it comes back when it is dropped, unless it was found to be dead
-/// meanwhile. Its permit does not wait for that.
+/// A connection that a handler holds for itself. Dropped, it goes back to its pool, unless it was found to be dead
+/// meanwhile. The permit of a dead connection goes back at once, while the handler still holds the connection.
 #[doc(hidden)]
 #[allow(unnameable_types)]
 pub struct Held<DB: Driver>(Option<PooledConnection<DB>>);
@@ -174,7 +175,7 @@ impl<DB: Driver> Held<DB> {
         self.0.as_ref().expect(UNTIL_IT_ENDS).state.clone()
     }
 
-    /// As sqlx's own.
+    /// Hands the connection out as sqlx's own.
     pub(crate) fn lend(mut self) -> PoolConnection<DB> {
         self.0.take().expect(UNTIL_IT_ENDS).lend_held()
     }
@@ -195,7 +196,7 @@ impl<DB: Driver> Deref for Held<DB> {
 }
 
 impl<DB: Driver> DerefMut for Held<DB> {
-    /// Nobody knows what runs there.
+    /// Marks the connection as dirty, because its handler may open a transaction there unseen.
     fn deref_mut(&mut self) -> &mut Conn<DB> {
         let conn = self.0.as_mut().expect(UNTIL_IT_ENDS);
         conn.state.leave(Left::Dirty);
@@ -213,16 +214,18 @@ impl<DB: Driver> Drop for Held<DB> {
     }
 }
 
-/// The connection that a session keeps between two statements, unless others wait for it. As a rule, only the first and
-/// the last of a session's statements have to do with the pool, which all sessions share.
+/// The connection that a session keeps between two statements, unless other requests wait for one. As a rule, only the
+/// first and the last statement of a session involve the pool, which all sessions share.
 pub(crate) struct Sticky<DB: Driver> {
-    /// Whoever has the connection owns it: while it is kept, it does so itself. A handle may outlive it by hours.
+    /// Weak, because a handle may outlive the connection by hours. The connection owns its state. While the connection
+    /// is kept, the state in turn owns the connection.
     state: Weak<ConnectionState<DB>>,
     asker: Asker,
 }
 
 impl<DB: Driver> Sticky<DB> {
-    /// The statement is over, and more of its session may follow. `None` if the connection is not to be kept.
+    /// Keeps the connection of a finished statement for the session's next one. Puts it back and returns `None` if it
+    /// may not be kept.
     pub(crate) fn new(checkout: Checkout<DB>, asker: Asker) -> Option<Self> {
         let kept = Self { state: Arc::downgrade(checkout.state()), asker };
         match kept.keep(checkout) {
@@ -234,7 +237,8 @@ impl<DB: Driver> Sticky<DB> {
         }
     }
 
-    /// As [`new`](Self::new), for one statement more. Gives the checkout back if it is not to be kept here.
+    /// As [`new`](Self::new), after another statement. Returns the checkout if its connection is another one, or may
+    /// not be kept.
     pub(crate) fn keep(&self, mut checkout: Checkout<DB>) -> Result<(), Checkout<DB>> {
         let is_here = |parts: &Parts<DB>| Arc::as_ptr(&parts.conn.state) == self.state.as_ptr();
         let may_be_kept = |parts: &Parts<DB>| parts.permit.pool.may_keep(&parts.conn.state);
@@ -248,7 +252,8 @@ impl<DB: Driver> Sticky<DB> {
         }
     }
 
-    /// The connection, if it is one of this pool. `None` also if it was given away, or is not to be trusted any more.
+    /// Checks out the kept connection, if it belongs to this pool. `None` also if the pool has taken it back, or no
+    /// longer trusts it or its server.
     pub(crate) fn claim(&self, pool: &Arc<Pool<DB>>) -> Option<Checkout<DB>> {
         let state = self.state.upgrade().filter(|state| state.is_of(pool))?;
         let permit = state.claim(self.asker)?;

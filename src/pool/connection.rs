@@ -1,9 +1,9 @@
-//! One connection to a server, and what others may ask and say of it while somebody uses it.
+//! One connection to a server, and its state, which others read and change while the connection is in use.
 //!
-//! Each connection lives in a sqlx pool of its own, of which it is the only member. Nothing else makes the
-//! `PoolConnection` that `sqlx::Acquire` has to hand out and that owns a `Transaction`, and sqlx's hooks are
-//! the only word of one that a handler has dropped. Queue, idle connections and generations are the work of
-//! [`Pool`](super::Pool): a single sqlx pool for all would forget who is who, and ping without a time limit.
+//! Each connection is the only member of a sqlx pool of its own, for two reasons. Only a sqlx pool makes the
+//! `PoolConnection` that `sqlx::Acquire` has to hand out and that a `Transaction` needs. And only sqlx's hooks tell
+//! when a handler has dropped one. The queue, idle connections and generations are the work of [`Pool`](super::Pool).
+//! A single sqlx pool for all connections would forget which of them leads where, and would ping without a time limit.
 
 use std::io;
 use std::pin::Pin;
@@ -25,8 +25,8 @@ use crate::backend::keepalive::keep_alive;
 use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
 use crate::sync::Mutex;
 
-/// A connection that somebody holds: the pool, or a checkout. It goes from hand to hand in a box, since each future on
-/// the way has room for it.
+/// A connection that the pool or a checkout holds. It is boxed, because each future that passes it on would otherwise
+/// reserve room for it.
 pub(crate) type PooledConnection<DB> = Box<Connection<DB>>;
 
 pub(crate) struct Connection<DB: Driver> {
@@ -35,10 +35,10 @@ pub(crate) struct Connection<DB: Driver> {
     single: sqlx::Pool<DB>,
 }
 
-/// What is known of a connection, whoever holds it.
+/// The state of a connection. The pool and the monitor read it while others hold the connection.
 pub(crate) struct ConnectionState<DB: Driver> {
     opened: Instant,
-    /// For so long it is used: not all that were opened together end together.
+    /// How long the connection is used. Drawn at random, so that connections opened together do not end together.
     lifetime: Duration,
     generation: u64,
     prepared: OnceLock<Prepared>,
@@ -46,7 +46,7 @@ pub(crate) struct ConnectionState<DB: Driver> {
     verified: AtomicU64,
     /// Milliseconds since `opened`: when it was last used, and not only pinged.
     used: AtomicU64,
-    /// Milliseconds since `opened`, and one: since when a statement has been under way; 0 if none is.
+    /// Milliseconds since `opened`, plus one: when the present statement was sent. 0 if none is under way.
     busy_since: AtomicU64,
     /// Whether its handler may have left something open on it.
     is_dirty: AtomicBool,
@@ -66,20 +66,20 @@ impl<DB: Driver> Drop for ConnectionState<DB> {
     }
 }
 
-/// Of one connection.
+/// Draws the lifetime of one connection: between 80 % and 100 % of `max`.
 pub(super) fn lifetime(max: Duration) -> Duration {
     max.mul_f64(0.8 + 0.2 * fastrand::f64())
 }
 
 impl<DB: Driver> Connection<DB> {
-    /// Opens a connection, prepares it and learns whom it leads to.
+    /// Opens a connection, prepares it and learns which server instance it leads to.
     pub(super) async fn open(
         pool: &Pool<DB>,
         options: Options<DB>,
         told: Told,
     ) -> Result<PooledConnection<DB>, sqlx::Error> {
-        // A proxy without a server to lead to takes a connection and closes it. To sqlx, that is an answer that it does not
-        // understand.
+        // A proxy without a server behind it accepts a connection and closes it. sqlx reports that as an answer that
+        // it does not understand.
         Self::try_open(pool, options, told).await.map_err(|error| match error {
             sqlx::Error::Protocol(text) => io::Error::new(io::ErrorKind::InvalidData, text).into(),
             error => error,
@@ -131,11 +131,12 @@ impl<DB: Driver> Connection<DB> {
         let mut prepared = DB::prepare(&mut conn, pool.access()).await?;
         prepared.accept(pool.access())?;
         if !pool.prepared_statements() || pool.health().is_pooled() {
-            // Behind a pooler that gives each transaction the connection that is free, nobody knows who answers.
+            // A pooler that gives each transaction any free connection hides which server and session answer.
             prepared = Prepared { read_only: prepared.read_only, ..Prepared::default() };
         }
         if pool.access().writes() && prepared.read_only {
-            // A proxy that splits reads from writes asked a slave: what runs is no affair of that session.
+            // A proxy that splits reads from writes has asked a slave. The writes of this connection run in another
+            // session.
             prepared.session = None;
         }
         let _ = state.prepared.set(prepared);
@@ -153,26 +154,27 @@ impl<DB: Driver> Connection<DB> {
         works
     }
 
-    /// Closes it without a word to the server, which may never answer.
+    /// Closes the connection without a word to the server, which may never answer.
     pub(super) fn discard(self, why: CloseCause) {
         self.state.close(why);
         drop(self.conn.detach());
     }
 
-    /// Closes it in order.
+    /// Closes the connection in order.
     pub(super) async fn close(self, why: CloseCause) {
         self.state.close(why);
         let _ = self.conn.close().await;
     }
 
-    /// Hands it to a handler, from whom it comes back by the hook of its own pool.
+    /// Hands the connection to a handler. It comes back by the hook of its own sqlx pool.
     pub(super) fn lend(self, permit: Permit<DB>, lending: Lending) -> PoolConnection<DB> {
         let Self { conn, state, single } = self;
         state.custody.lend(permit, single, lending);
         conn
     }
 
-    /// Hands what a handler holds to it as sqlx's own. A dead one, which has no permit, does not come back.
+    /// Turns a connection that a handler holds into one of sqlx's own. A dead connection has no permit, and does not
+    /// come back.
     pub(super) fn lend_held(self) -> PoolConnection<DB> {
         let Self { conn, state, single } = self;
         state.custody.lend_held(single, Lending::Connection);
@@ -185,7 +187,7 @@ impl<DB: Driver> ConnectionState<DB> {
         self.opened
     }
 
-    /// Whether this pool has opened it.
+    /// True if this pool opened the connection.
     pub(super) fn is_of(&self, pool: &Pool<DB>) -> bool {
         Arc::ptr_eq(&self.counts, pool.counts())
     }
@@ -194,12 +196,12 @@ impl<DB: Driver> ConnectionState<DB> {
         self.generation
     }
 
-    /// Whether it has been open for long enough.
+    /// True if the connection has been open for longer than its lifetime.
     pub(super) fn is_old(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.opened) > self.lifetime
     }
 
-    /// For how long no statement has used it.
+    /// Time since a statement or a handler last used the connection. A ping does not count.
     pub(super) fn idle_for(&self, now: Instant) -> Duration {
         let used = self.opened + Duration::from_millis(self.used.load(Ordering::Relaxed));
         now.saturating_duration_since(used)
@@ -217,7 +219,7 @@ impl<DB: Driver> ConnectionState<DB> {
         self.prepared().session
     }
 
-    /// It has answered.
+    /// Notes that the server has answered on this connection.
     pub(super) fn verify(&self, now: Instant) {
         self.verified.store(self.millis(now), Ordering::Relaxed);
     }
@@ -226,12 +228,12 @@ impl<DB: Driver> ConnectionState<DB> {
         self.opened + Duration::from_millis(self.verified.load(Ordering::Relaxed))
     }
 
-    /// A statement is sent.
+    /// Notes that a statement is sent.
     pub(super) fn begin_statement(&self, now: Instant) {
         self.busy_since.store(self.millis(now) + 1, Ordering::Relaxed);
     }
 
-    /// Nobody waits for its answer any more. Tells the clock of whoever did, if there is one.
+    /// Notes that the wait for the answer has ended. Adds its time to the holder's clock, if there is one.
     pub(super) fn end_statement(&self, now: Instant, took: Duration) {
         self.busy_since.store(0, Ordering::Relaxed);
         self.used.store(self.millis(now), Ordering::Relaxed);
@@ -241,29 +243,30 @@ impl<DB: Driver> ConnectionState<DB> {
         }
     }
 
-    /// For how long a statement has been under way.
+    /// How long the present statement has been under way. `None` if none is.
     pub(super) fn busy_for(&self) -> Option<Duration> {
         let began = self.busy_since.load(Ordering::Relaxed).checked_sub(1)?;
         Some(Duration::from_millis(self.millis(Instant::now()).saturating_sub(began)))
     }
 
-    /// For how long a handler has held it.
+    /// How long a handler has held the connection. `None` if none does.
     pub(super) fn held_for(&self) -> Option<Duration> {
         self.custody.held_for()
     }
 
-    /// A handler holds it from now on.
+    /// Notes that a handler holds the connection from now on.
     pub(super) fn hold(&self, permit: Permit<DB>) {
         self.custody.hold(permit);
     }
 
-    /// Its handler holds it no more. `None` if the permit went when the connection was found to be dead.
+    /// Ends a handler's hold, and returns the permit. `None` if the permit went when the connection was found to be
+    /// dead.
     pub(super) fn end_hold(&self) -> Option<Permit<DB>> {
         self.used.store(self.millis(Instant::now()), Ordering::Relaxed);
         self.custody.end_hold()
     }
 
-    /// How the handler that holds it leaves it, as far as is known.
+    /// The state in which the handler leaves the connection, as far as is known.
     pub(crate) fn left(&self) -> Left {
         if self.is_dirty.load(Ordering::Relaxed) { Left::Dirty } else { Left::Clean }
     }
@@ -272,17 +275,17 @@ impl<DB: Driver> ConnectionState<DB> {
         self.is_dirty.store(left == Left::Dirty, Ordering::Relaxed);
     }
 
-    /// Its session may need it again.
+    /// Keeps the connection for its session, which may need it again.
     pub(super) fn keep(&self, permit: Permit<DB>, asker: Asker) {
         self.custody.keep(permit, asker);
     }
 
-    /// What this session has kept, unless it was taken back.
+    /// Takes the permit that this session has kept, unless the pool has taken it back.
     pub(super) fn claim(&self, asker: Asker) -> Option<Permit<DB>> {
         self.custody.claim(asker)
     }
 
-    /// What any session has kept for so long.
+    /// Takes back the permit that any session has kept, once the last answer on the connection is `idle` old.
     pub(super) fn reclaim(&self, idle: Duration) -> Option<Permit<DB>> {
         if self.verified().elapsed() < idle { None } else { self.custody.reclaim() }
     }
@@ -291,12 +294,12 @@ impl<DB: Driver> ConnectionState<DB> {
         self.custody.is_kept()
     }
 
-    /// What the handler that has it holds it for from now on.
+    /// Changes what the handler holds the connection for.
     pub(crate) fn lend_for(&self, lending: Lending) {
         self.custody.lend_for(lending);
     }
 
-    /// It is somebody else's from now on, if it was not theirs already.
+    /// Makes the session `asker` the connection's holder, unless it is already.
     pub(crate) fn take_for(&self, asker: Asker, holder: impl FnOnce() -> Holder) {
         let mut present = self.holder.lock();
         if present.asker != asker {
@@ -308,12 +311,12 @@ impl<DB: Driver> ConnectionState<DB> {
         self.holder.lock().clone()
     }
 
-    /// It is about to be closed: the first cause counts.
+    /// Notes why the connection is about to be closed. The first cause counts.
     pub(super) fn close(&self, why: CloseCause) {
         self.closing.set(why);
     }
 
-    /// Ends what runs on it.
+    /// Ends what runs on the connection.
     pub(super) fn end(&self, why: Ended) {
         self.close(CloseCause::Invalidated);
         self.custody.end(why);
@@ -323,17 +326,18 @@ impl<DB: Driver> ConnectionState<DB> {
         self.custody.ended()
     }
 
-    /// Work on this connection, unless it is ended first.
+    /// Awaits work on this connection, unless the connection is ended first.
     pub(super) async fn unless_ended<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Result<T, Ended> {
         self.custody.unless_ended(work).await
     }
 
-    /// Gives its permit in the pool back if the handler has closed the connection, or made it its own.
+    /// Gives the permit back if a handler has closed the connection, or taken it out of sqlx's pool.
     pub(super) fn reap(&self) {
         self.custody.reap(|single| single.size() == 0);
     }
 
-    /// A handler has dropped the connection. Whether sqlx keeps it, so that the pool can take it back.
+    /// Takes back a connection that its handler has dropped. `true` tells sqlx to keep it, so that the pool can take
+    /// it from there.
     async fn come_back(self: Arc<Self>, conn: &mut Conn<DB>) -> bool {
         self.used.store(self.millis(Instant::now()), Ordering::Relaxed);
         let Some((permit, single, lending)) = self.custody.end_loan() else { return false };
@@ -345,7 +349,8 @@ impl<DB: Driver> ConnectionState<DB> {
         let settled = async {
             match lending {
                 Lending::EndingTransaction => Ok(Left::Clean),
-                // A statement may have been given up in it, whose answer sqlx would wait for without a limit.
+                // A statement may have been given up in the transaction. sqlx would wait for its answer without a
+                // limit.
                 Lending::Transaction => conn.ping().await.map(|()| Left::Clean),
                 Lending::Connection => DB::settle(conn).await,
             }
@@ -364,8 +369,8 @@ impl<DB: Driver> ConnectionState<DB> {
         }
         self.reused.store(false, Ordering::Release);
         tokio::spawn(async move {
-            // sqlx pings once more before it lets go. If that fails, it opens another connection, which
-            // nobody has prepared.
+            // sqlx pings once more before it releases the connection. If the ping fails, sqlx opens another
+            // connection, which was never prepared.
             let conn = match timeout(pool.check_timeout(), single.acquire()).await {
                 Ok(Ok(conn)) => conn,
                 Ok(Err(_)) | Err(_) => return self.close(CloseCause::Failed),
@@ -380,7 +385,7 @@ impl<DB: Driver> ConnectionState<DB> {
         true
     }
 
-    /// Since it was opened.
+    /// Milliseconds from `opened` to `now`.
     fn millis(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.opened).as_millis()).unwrap_or(u64::MAX)
     }

@@ -1,4 +1,4 @@
-//! What is counted of a pool.
+//! The counters of a pool, and the enums that label them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -10,7 +10,7 @@ use crate::counters::{Counter, Histogram, Tally, key};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum PoolUse {
-    /// Whatever writes, at the master: `max_connections`.
+    /// Statements of requests that write, at the master: `max_connections`.
     Writes,
     /// Reads at the master: `master_read_connections`.
     MasterReads,
@@ -47,21 +47,21 @@ key!(PoolUse);
 pub enum CloseCause {
     /// A handler, or a library, has closed it or kept it for itself.
     Taken,
-    /// Nobody needed it for `idle_timeout`.
+    /// No statement used it for `idle_timeout`.
     Idle,
-    /// It had been open for half an hour.
+    /// It had reached its lifetime of 24 to 30 minutes.
     Old,
     /// A statement, or a ping, failed on it.
     ///
-    /// A few are normal where servers or gateways close connections. Many: look at what is between.
+    /// A few are normal where servers or gateways close connections. If there are many, look at what is between the
+    /// application and the server.
     Failed,
-    /// It was known to be dead, or its server to be down: the server at its address is another one now, or has been
+    /// It was known to be dead, or its server to be down. The server at its address is another one now, or has been
     /// gone in between.
     Invalidated,
-    /// Its query was given up, because the request was cancelled or the handler's patience was over.
+    /// Its query was abandoned: the request was cancelled, or the handler's own time-out was over.
     Abandoned,
-    /// A statement has left something on it that the next one must not meet: an open transaction, or rows that
-    /// nobody has read.
+    /// A statement left something on it that the next one must not meet: an open transaction, or unread rows.
     ///
     /// The log names open transactions. For the rows, ask for no more than you read: `LIMIT 1`.
     Dirty,
@@ -114,7 +114,8 @@ macro_rules! displayed {
 
 displayed!(PoolUse, CloseCause);
 
-/// INVARIANT: outlives its pool in those who read it, so that nothing that was counted is lost with a server.
+/// The counters of a pool. INVARIANT: the statistics keep them when the pool is dropped, so that no count is lost with
+/// a server.
 #[derive(Debug, Default)]
 pub(crate) struct PoolCounts {
     /// Checkouts that found an idle connection.

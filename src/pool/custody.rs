@@ -11,7 +11,8 @@ use super::holder::Asker;
 use super::queue::{Owner, Permit};
 use crate::sync::{AtomicWaker, Mutex};
 
-/// `S` is sqlx's pool of one, to which a handler gives a connection back.
+/// Records where a connection and its permit are. `S` is the connection's own sqlx pool, to which a handler gives it
+/// back.
 pub(super) struct Custody<O: Owner, S> {
     place: Mutex<Place<O, S>>,
     /// Written under the lock of `place`. Each statement reads it, without the lock.
@@ -26,8 +27,8 @@ pub(super) struct Custody<O: Owner, S> {
 enum Place<O: Owner, S> {
     /// Beside its permit: idle in the queue, lent to a statement, or on its way.
     InHand,
-    /// A session keeps it between two statements. INVARIANT: the permit has the connection, which owns this state, until
-    /// the session or the pool takes it.
+    /// A session keeps it between two statements. INVARIANT: the permit has the connection, which owns this state,
+    /// until the session or the pool takes it.
     Kept { permit: Permit<O>, asker: Asker },
     /// A handler holds it.
     Held { permit: Permit<O>, since: Instant },
@@ -35,12 +36,12 @@ enum Place<O: Owner, S> {
     Lent {
         permit: Permit<O>,
         since: Instant,
-        /// INVARIANT: the state has a handle to the pool of one only while the connection is lent. The hooks of that pool
-        /// own the state, so that together they would never be dropped.
+        /// INVARIANT: the state has a handle to the connection's own sqlx pool only while the connection is lent. The
+        /// hooks of that pool own the state: a lasting handle would be a cycle, which is never dropped.
         single: S,
         lending: Lending,
     },
-    /// With a handler for good, without a permit: dead, or closed, or made the handler's own.
+    /// With a handler for good, without a permit: dead, closed, or taken out of sqlx's pool.
     Gone,
 }
 
@@ -48,13 +49,13 @@ enum Place<O: Owner, S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lending {
     Connection,
-    /// A transaction that has begun: sqlx ends it, whatever becomes of the handler.
+    /// A transaction that has begun. sqlx ends it, even if its handler is cancelled.
     Transaction,
     /// A transaction that its handler ends.
     EndingTransaction,
 }
 
-/// Why an answer is waited for no longer. In the order of what is known: the last is final.
+/// Why the wait for an answer has ended. A later variant replaces an earlier one, and the last is final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// The server does not answer: a read may run elsewhere.
@@ -68,17 +69,17 @@ impl<O: Owner, S> Custody<O, S> {
         Self { place: Mutex::new(Place::InHand), ended: AtomicU8::new(0), waker: AtomicWaker::default() }
     }
 
-    /// Its session may need it again.
+    /// Keeps the permit for its session, which may need the connection again.
     pub(super) fn keep(&self, permit: Permit<O>, asker: Asker) {
         *self.place.lock() = Place::Kept { permit, asker };
     }
 
-    /// The permit of what this session has kept, unless it was taken back.
+    /// Takes the permit that this session has kept, unless the pool has taken it back.
     pub(super) fn claim(&self, asker: Asker) -> Option<Permit<O>> {
         self.take_kept(|its| its == asker)
     }
 
-    /// The permit of what any session has kept.
+    /// Takes back the permit that any session has kept.
     pub(super) fn reclaim(&self) -> Option<Permit<O>> {
         self.take_kept(|_| true)
     }
@@ -98,12 +99,12 @@ impl<O: Owner, S> Custody<O, S> {
         matches!(*self.place.lock(), Place::Kept { .. })
     }
 
-    /// A handler holds it from now on.
+    /// Notes that a handler holds the connection from now on.
     pub(super) fn hold(&self, permit: Permit<O>) {
         self.hand_out(Place::Held { permit, since: Instant::now() });
     }
 
-    /// A handler holds it from now on, as sqlx's own.
+    /// Notes that a handler holds the connection from now on, as sqlx's own.
     pub(super) fn lend(&self, permit: Permit<O>, single: S, lending: Lending) {
         self.hand_out(Place::Lent { permit, since: Instant::now(), single, lending });
     }
@@ -112,7 +113,7 @@ impl<O: Owner, S> Custody<O, S> {
         let mut place = self.place.lock();
         *place = to;
         let spare = self.take_if_dead(&mut place);
-        // A permit passes on to others, and is dropped without the lock.
+        // Dropping a permit passes it on to another request. That happens without the lock.
         drop(place);
         drop(spare);
     }
@@ -122,7 +123,7 @@ impl<O: Owner, S> Custody<O, S> {
         (is_out && self.ended() == Some(Ended::Dead)).then(|| mem::replace(place, Place::Gone))
     }
 
-    /// A handler has what it holds as sqlx's own from now on.
+    /// Turns a held connection into a lent one: its handler has it as sqlx's own from now on.
     pub(super) fn lend_held(&self, single: S, lending: Lending) {
         let place = &mut *self.place.lock();
         *place = match mem::replace(place, Place::Gone) {
@@ -131,14 +132,14 @@ impl<O: Owner, S> Custody<O, S> {
         };
     }
 
-    /// What a handler holds the connection for from now on.
+    /// Changes what the handler holds the connection for.
     pub(super) fn lend_for(&self, lending: Lending) {
         if let Place::Lent { lending: present, .. } = &mut *self.place.lock() {
             *present = lending;
         }
     }
 
-    /// A handler holds it no more. `None` if it is dead.
+    /// Ends a handler's hold, and returns the permit. `None` if the connection is dead.
     pub(super) fn end_hold(&self) -> Option<Permit<O>> {
         let place = &mut *self.place.lock();
         match mem::replace(place, Place::InHand) {
@@ -150,7 +151,7 @@ impl<O: Owner, S> Custody<O, S> {
         }
     }
 
-    /// A handler has dropped what was sqlx's own. `None` if it is dead.
+    /// Ends a loan, when a handler has dropped sqlx's connection. `None` if the connection is dead.
     pub(super) fn end_loan(&self) -> Option<(Permit<O>, S, Lending)> {
         let place = &mut *self.place.lock();
         match mem::replace(place, Place::InHand) {
@@ -162,7 +163,7 @@ impl<O: Owner, S> Custody<O, S> {
         }
     }
 
-    /// Gives the permit back if a handler has closed the connection, or made it its own.
+    /// Gives the permit back if a handler has closed the connection, or taken it out of sqlx's pool.
     pub(super) fn reap(&self, is_empty: impl FnOnce(&S) -> bool) {
         let mut place = self.place.lock();
         let is_gone = matches!(&*place, Place::Lent { single, .. } if is_empty(single));
@@ -171,7 +172,7 @@ impl<O: Owner, S> Custody<O, S> {
         drop(spare);
     }
 
-    /// For how long a handler has held it.
+    /// How long a handler has held the connection. `None` if none does.
     pub(super) fn held_for(&self) -> Option<Duration> {
         match &*self.place.lock() {
             Place::Held { since, .. } | Place::Lent { since, .. } => Some(since.elapsed()),
@@ -179,7 +180,8 @@ impl<O: Owner, S> Custody<O, S> {
         }
     }
 
-    /// Ends what runs on it. If it is dead, a handler that holds it keeps it, but not its permit.
+    /// Ends what runs on the connection. If it is dead, a handler that holds it keeps it, and the permit goes back to
+    /// the pool.
     pub(super) fn end(&self, why: Ended) {
         let mut place = self.place.lock();
         self.ended.fetch_max(why as u8, Ordering::AcqRel);
@@ -197,7 +199,7 @@ impl<O: Owner, S> Custody<O, S> {
         }
     }
 
-    /// Work on this connection, unless it is ended first.
+    /// Awaits work on this connection, unless the connection is ended first.
     pub(super) async fn unless_ended<T>(
         &self,
         mut work: Pin<&mut impl Future<Output = T>>,

@@ -1,4 +1,4 @@
-//! Who uses connections, and what somebody is told who did not get one.
+//! The sessions that use connections, and the error of a checkout that got none in time.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::{fmt, io};
 use super::Pool;
 use crate::backend::Driver;
 
-/// The session that asks for a connection: different from all others of its database.
+/// Identifies the session that asks for a connection among all sessions of its database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asker(u64);
 
@@ -30,19 +30,19 @@ impl Sessions {
     }
 
     pub(crate) fn have_all_ended(&self) -> bool {
-        // In this order: one that begins in between is not overlooked.
+        // `ended` is read first, so that a session that begins in between is not overlooked.
         let ended = self.ended.load(Ordering::Acquire);
         self.begun.load(Ordering::Acquire) == ended
     }
 }
 
-/// Who had a connection last.
+/// The session that had a connection last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Holder {
     pub(crate) asker: Asker,
     /// The name of its handler, if it has one.
     pub(crate) handler: Option<Cow<'static, str>>,
-    /// Where to add the time that its statements take, if anybody wants to know.
+    /// Adds up the time that its statements take. `None` if that is not measured.
     pub(crate) clock: Option<Arc<Clock>>,
 }
 
@@ -60,7 +60,7 @@ impl Clock {
     }
 }
 
-/// Adds up to a clock for as long as it lives.
+/// Adds the time that it lives to a clock.
 pub(crate) struct Ticking(Option<(Arc<Clock>, Instant)>);
 
 impl Ticking {
@@ -77,7 +77,7 @@ impl Drop for Ticking {
     }
 }
 
-/// Why a pool had no connection within the time that its callers wait.
+/// The error of a checkout that got no connection in time.
 #[derive(Debug)]
 pub(super) struct TimedOut {
     server: String,
@@ -88,7 +88,7 @@ pub(super) struct TimedOut {
 
 #[derive(Debug)]
 enum Why {
-    /// All are in use, or are being opened for others.
+    /// All connections are in use, or are being opened for other requests.
     Crowd {
         in_use: u32,
         opening: u32,
@@ -97,13 +97,13 @@ enum Why {
         longest: Option<Longest>,
         own: Option<Duration>,
     },
-    /// A new one was not there in time.
+    /// Opening a new connection took too long.
     Connecting,
-    /// The server gives no more connections to anybody.
+    /// The server accepts no more connections.
     Full,
 }
 
-/// The connection that somebody has had for longer than anybody has another.
+/// The connection that has been in use for the longest time.
 #[derive(Debug)]
 struct Longest {
     handler: Option<Cow<'static, str>>,
@@ -111,12 +111,12 @@ struct Longest {
 }
 
 impl TimedOut {
-    /// What `pool` has to say to whoever has waited for a permit.
+    /// The error of a request that waited for a permit while `others` more waited.
     pub(super) fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker, others: usize) -> Self {
         Self::because(pool, Why::crowd(pool, asker, others))
     }
 
-    /// To whoever has waited for a new connection.
+    /// The error of a request that waited for a new connection.
     pub(super) fn connecting<DB: Driver>(pool: &Pool<DB>) -> Self {
         Self::because(pool, Why::Connecting)
     }
@@ -125,7 +125,7 @@ impl TimedOut {
         Self::because(pool, Why::Full)
     }
 
-    /// Whether others have what there is.
+    /// True if other requests or handlers use the pool's connections.
     pub(super) fn is_crowd(&self) -> bool {
         matches!(self.why, Why::Crowd { in_use: 1.., .. })
     }

@@ -1,14 +1,15 @@
 //! The connections to one server for one purpose.
 //!
-//! Why not a pool of somebody else: `deadpool` has the queue and the list of idle connections, and nothing of
-//! the rest. A connection that is kept for its session and may be taken back from it, one that a handler holds
-//! while its permit is given to another, idle times, keep-alive pings and generations would all stand beside
-//! it; what it saves is the module `queue`. sqlx's own pool pings each connection that is handed back, in a
-//! task of its own and without a time limit, and forgets whom a connection leads to.
+//! Why no existing pool: `deadpool` has the queue and the list of idle connections, and would replace only the module
+//! `queue`. The rest would stand beside it: connections that are kept for a session and may be taken back, connections
+//! whose permit goes to another request while a handler still holds them, idle times, keep-alive pings and
+//! generations. sqlx's own pool pings each connection that is handed back, in a task of its own and without a time
+//! limit. It also forgets which server a connection leads to.
 //!
-//! A connection that is handed out is of the present [generation](Health::generation), and is known to work:
-//! it was used a moment ago, or answers a ping within [`Health::ping_timeout`]. If one does not answer, all that
-//! have slept for as long are closed with it and a new one is opened, so that a request pays for one at most.
+//! A connection that is handed out is of the present [generation](Health::generation), and is known to work: it was
+//! used a moment ago, or answers a ping within [`Health::ping_timeout`]. If a connection does not answer, the pool
+//! closes it and all that have been silent for as long, and opens a new one. So a request waits for at most one dead
+//! connection.
 
 use std::fmt;
 use std::io;
@@ -61,25 +62,26 @@ type Permit<DB> = queue::Permit<Pool<DB>>;
 /// A checkout that takes longer asks for a probe of its server.
 const SUSPICIOUS_WAIT: Duration = Duration::from_millis(100);
 
-/// A connection is given up that has been opening for longer, though checkouts wait less long.
+/// How long opening a connection may take, though checkouts wait for less.
 pub(crate) const LONGEST_OPENING: Duration = Duration::from_secs(10);
 
-/// After the first attempt to reach the master by an address that leads to a slave of it for the moment; twice as long after
-/// each other one, up to [`LONGEST_PAUSE`].
+/// The pause after a first attempt to reach the master by an address that leads to one of its slaves for the moment.
+/// It doubles after each further attempt, up to [`LONGEST_PAUSE`].
 const ELSEWHERE_PAUSE: Duration = Duration::from_millis(50);
 
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
-/// For so long a connection is kept for its session though others wait.
+/// How long a connection is kept for its session while other requests wait.
 const KEPT_IF_WAITED_FOR: Duration = Duration::from_millis(1);
 
 /// A connection that has been idle for longer is pinged before it is handed out.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
-/// As sqlx's default: servers free what a long session has gathered, and balancers see new connections.
+/// The longest life of a connection, as sqlx's default. Servers free what a long session has gathered, and balancers
+/// see new connections.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
-/// One line about a pool that keeps everybody waiting in so much time.
+/// The shortest time between two warnings that checkouts of a pool time out.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// What a pool needs to be opened.
@@ -91,7 +93,7 @@ pub(crate) struct PoolOptions<'a> {
     pub(crate) timeout: Duration,
     /// How long a server has to answer a ping.
     pub(crate) check_timeout: Duration,
-    /// Of its server.
+    /// The health of the pool's server.
     pub(crate) health: Arc<Health>,
 }
 
@@ -107,27 +109,27 @@ pub(crate) struct Pool<DB: Driver> {
     max_connections: u32,
     health: Arc<Health>,
     counts: Arc<PoolCounts>,
-    /// Where connections are made read-only: whether they are.
+    /// Checks that connections are read-only, where they are made so.
     read_only: Option<ReadOnlyCheck<DB>>,
     /// Has a permit for each connection that is in use, kept, or being opened.
     queue: Queue<Self>,
-    /// How many have a permit, and wait for a connection that works.
+    /// Checkouts that have a permit, and wait for a connection that works.
     connecting: AtomicU32,
-    /// All that are open, whoever has them.
+    /// All open connections, in use or not.
     open: Mutex<Vec<Weak<ConnectionState<DB>>>>,
-    /// For crates that ask for a pool of sqlx's own, once one did.
+    /// sqlx's own pool, opened for the first crate that asks for one.
     plain: Mutex<Option<sqlx::Pool<DB>>>,
-    /// Of checkouts that timed out.
+    /// Limits the warnings about checkouts that timed out.
     warnings: Throttle,
-    /// The monitor's: another one, which a job may bring along, need not be driven for long.
+    /// The monitor's runtime. A job may bring along another one, which need not be driven for long.
     runtime: OnceLock<Handle>,
-    /// The application shuts down.
+    /// True once the application shuts down.
     is_draining: AtomicBool,
-    /// One more is being opened for `min_connections`.
+    /// True while one more connection is being opened for `min_connections`.
     is_filling: AtomicBool,
 }
 
-/// Counts somebody for as long as it lives.
+/// Counts a checkout as connecting for as long as it lives.
 struct Connecting<'a>(&'a AtomicU32);
 
 impl<'a> Connecting<'a> {
@@ -160,7 +162,7 @@ impl From<Failure> for sqlx::Error {
     }
 }
 
-/// Options by which sqlx does not warn of slow statements, as a [`Watch`] does.
+/// Switches off sqlx's warnings about slow statements, because a [`Watch`] warns of them.
 fn quiet<O: ConnectOptions>(options: O) -> O {
     options.log_slow_statements(log::LevelFilter::Off, Duration::MAX)
 }
@@ -201,7 +203,7 @@ impl<DB: Driver> Pool<DB> {
         self.access
     }
 
-    /// What its server does for those who use it.
+    /// The role in which the pool uses its server.
     pub(crate) fn role(&self) -> Role {
         match self.access {
             Access::ReadWrite | Access::ReadMaster => Role::Master,
@@ -226,7 +228,7 @@ impl<DB: Driver> Pool<DB> {
         self.open_connections()
     }
 
-    /// How many wait for a connection.
+    /// How many requests wait for a connection.
     pub(crate) fn waiting(&self) -> u64 {
         self.queue.waiting() as u64 + u64::from(self.connecting.load(Ordering::Relaxed))
     }
@@ -239,12 +241,13 @@ impl<DB: Driver> Pool<DB> {
         self.check_timeout
     }
 
-    /// Whether a statement that can be repeated cannot have written here, as far as is known.
+    /// True if a statement that can be repeated cannot have written here, as far as is known.
     pub(crate) fn is_read_only(&self) -> bool {
         self.begin_read_only().is_some() || self.read_only.as_ref().is_some_and(ReadOnlyCheck::holds)
     }
 
-    /// What begins the transactions of reads where a pooler in between may drop or refuse the settings of a connection.
+    /// The statement that begins a read-only transaction, where a pooler in between may drop or refuse the settings of
+    /// a connection. Elsewhere `None`.
     pub(crate) fn begin_read_only(&self) -> Option<&'static str> {
         let is_by_transactions = || self.read_only.as_ref().is_some_and(ReadOnlyCheck::is_by_transactions);
         let is_wanted = !self.access.writes() && (!self.prepared_statements || is_by_transactions());
@@ -256,14 +259,14 @@ impl<DB: Driver> Pool<DB> {
         self.max_connections.saturating_sub(self.queue.free())
     }
 
-    /// How many statements and handlers the server has to do with.
+    /// How many connections statements and handlers use, without those that are kept for a session.
     pub(crate) fn load(&self) -> u32 {
         let open = self.open();
         let kept = open.iter().filter_map(Weak::upgrade).filter(|state| state.is_kept()).count();
         self.busy().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
     }
 
-    /// Whether a checkout need not wait for another to end.
+    /// True if a checkout gets a permit without waiting.
     pub(crate) fn has_room(&self) -> bool {
         self.queue.free() > 0
     }
@@ -335,8 +338,8 @@ impl<DB: Driver> Pool<DB> {
         Failure::Busy(why.into())
     }
 
-    /// For somebody who has a permit: the connection that goes with it if it works, another idle one, or a new one.
-    /// Whoever finds the server gone meanwhile goes elsewhere at once.
+    /// Finds a connection that works for a permit: the permit's own, another idle one, or a new one. Fails at once if
+    /// the server is found to be gone, so that the query goes elsewhere.
     async fn test_or_open(
         self: &Arc<Self>,
         permit: Permit<DB>,
@@ -370,12 +373,13 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// For how long somebody is kept waiting before the monitor is asked to find out whether the server is gone.
+    /// How long a request waits before the monitor is asked to probe the server.
     fn suspicious_wait(&self) -> Duration {
         SUSPICIOUS_WAIT.min(self.timeout / 2)
     }
 
-    /// How long a checkout waits for its connection to be opened, and what it does about that meanwhile.
+    /// Ends when a checkout has waited for its whole time-out. Meanwhile asks for probes of the server, at growing
+    /// intervals.
     async fn patience(&self, began: Instant) {
         let mut pause = self.suspicious_wait();
         loop {
@@ -389,12 +393,13 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// An idle connection that works, that of the permit if it does; else a new one.
+    /// Checks out an idle connection that works, the permit's own first. Opens a new one if there is none.
     async fn tested_or_new(&self, mut permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
         loop {
             let Some(conn) = permit.conn.take().or_else(|| self.queue.pop_idle()) else {
                 permit = Self::open_for(permit).await?;
-                // As it is: one that is opened while the pool drains serves one statement.
+                // Without another check, so that a connection that is opened while the pool drains serves one
+                // statement.
                 match permit.conn.take() {
                     Some(conn) => return Ok(Checkout::new(conn, permit)),
                     None => continue,
@@ -411,7 +416,7 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// Closes those that have not been heard of since one that is dead was.
+    /// Closes the idle connections that have been silent since `since`, when a dead one last answered.
     fn close_sleepers(&self, since: Instant) {
         let sleepers = self.queue.take_idle(|conn| conn.state.verified() <= since);
         sleepers.into_iter().for_each(|conn| conn.discard(CloseCause::Failed));
@@ -422,11 +427,11 @@ impl<DB: Driver> Pool<DB> {
         let (pool, opener) = (permit.pool.clone(), permit.pool.clone());
         let (task, opened) = permit.opening(async move { opener.open_in_time().await });
         pool.spawn(task);
-        // Its runtime may have ended.
+        // The runtime of the task may have ended.
         opened.await.unwrap_or(Err(sqlx::Error::PoolClosed))
     }
 
-    /// In the monitor's runtime, if there is one.
+    /// Spawns a task in the monitor's runtime, if there is one.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         match self.runtime.get() {
             Some(runtime) => drop(runtime.spawn(task)),
@@ -456,8 +461,8 @@ impl<DB: Driver> Pool<DB> {
         LONGEST_OPENING.max(self.timeout)
     }
 
-    /// Opens connections until one leads to the master, if that is where this pool's are to lead, or until the server is
-    /// known to be no master.
+    /// Opens a connection. If it has to lead to the master and does not, tries again, until the server is known to be
+    /// no master.
     async fn open_at_its_role(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
         let mut pause = ELSEWHERE_PAUSE;
         loop {
@@ -482,7 +487,7 @@ impl<DB: Driver> Pool<DB> {
         open.push(Arc::downgrade(&conn.state));
         drop(open);
         if !self.may_keep(&conn.state) && !self.is_draining() {
-            // A generation began while it was being opened, and nobody else would end what runs on it.
+            // A generation began while the connection was being opened. Nothing else would end what runs on it.
             conn.discard(CloseCause::Invalidated);
             return Err(self.unreachable());
         }
@@ -494,7 +499,7 @@ impl<DB: Driver> Pool<DB> {
         Ok(conn)
     }
 
-    /// Whether it can be handed out as it is.
+    /// True if a connection can be handed out without a ping.
     fn trusts(&self, state: &ConnectionState<DB>, now: Instant) -> bool {
         let verified = state.verified();
         self.may_keep(state)
@@ -502,12 +507,12 @@ impl<DB: Driver> Pool<DB> {
             && self.health.trusts(verified)
     }
 
-    /// Whether another statement may run on it.
+    /// True if another statement may run on a connection.
     fn may_keep(&self, state: &ConnectionState<DB>) -> bool {
         self.health.keeps(state.generation()) && state.ended().is_none() && !self.is_draining()
     }
 
-    /// Why a connection is closed that [`may_keep`](Self::may_keep) does not allow to keep.
+    /// The cause for closing a connection that [`may_keep`](Self::may_keep) refuses.
     fn why_not_kept(&self) -> CloseCause {
         if self.is_draining() { CloseCause::Shutdown } else { CloseCause::Invalidated }
     }
@@ -516,12 +521,12 @@ impl<DB: Driver> Pool<DB> {
         self.is_draining.load(Ordering::Acquire)
     }
 
-    /// Takes connections back from sessions that have been doing something else for so long.
+    /// Takes back the connections that sessions have kept unused for `idle`.
     fn reclaim(&self, idle: Duration) {
         self.for_each_open(|state| drop(state.reclaim(idle)));
     }
 
-    /// Gives the permits of connections back that handlers have closed.
+    /// Gives back the permits of connections that handlers have closed.
     fn reap(&self) {
         self.for_each_open(|state| state.reap());
     }
@@ -555,10 +560,10 @@ impl<DB: Driver> Owner for Pool<DB> {
         &self.queue
     }
 
-    /// A connection that always goes from hand to hand would never be found idle, so that its age is looked at here.
+    /// Also closes an old connection. One that always goes straight to the next request is never found idle.
     fn keep_or_close(&self, conn: PooledConnection<DB>) -> Option<PooledConnection<DB>> {
         match (self.may_keep(&conn.state), Handle::try_current()) {
-            // Elsewhere, nothing could take leave: it is found when it is idle.
+            // Outside a runtime, a connection cannot be closed in order. Upkeep finds it when it is idle.
             (true, Ok(_)) if conn.state.is_old(Instant::now()) => {
                 tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Old)));
                 None
@@ -573,7 +578,7 @@ impl<DB: Driver> Owner for Pool<DB> {
 }
 
 impl<DB: Driver> Drop for Pool<DB> {
-    /// Closes what is there: sqlx would hand it back in a task, which nobody runs where there is no runtime any more.
+    /// Closes the idle connections. sqlx would hand each back in a task, which never runs without a runtime.
     fn drop(&mut self) {
         self.queue.take_idle(|_| true).into_iter().for_each(|conn| conn.discard(CloseCause::Shutdown));
     }

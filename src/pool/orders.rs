@@ -1,4 +1,4 @@
-//! Queue and custody in all orders of the steps of those that share them: without a database.
+//! Tests of queue and custody, in all orders of the steps of the tasks that share them. They need no database.
 
 use std::cell::RefCell;
 use std::future::pending;
@@ -23,7 +23,7 @@ struct House {
     in_use: AtomicU32,
 }
 
-/// A connection owns what is known of it, as [`Connection`](super::connection::Connection) does.
+/// A connection owns its state, as [`Connection`](super::connection::Connection) does.
 struct Conn {
     generation: u32,
     custody: Custody<House, Arc<AtomicBool>>,
@@ -61,18 +61,18 @@ impl House {
         self.queue.enter(self, Instant::now())
     }
 
-    /// A permit that is there.
+    /// A free permit, without a connection.
     fn permit(self: &Arc<Self>) -> Permit<Self> {
         self.queue.take_bare(self).unwrap()
     }
 
-    /// A permit, with a connection, and the connection once more.
+    /// A permit with a connection, and another handle to that connection.
     fn taken(self: &Arc<Self>) -> (Permit<Self>, Arc<Conn>) {
         let conn = self.open();
         (self.permit().with(conn.clone()), conn)
     }
 
-    /// A permit that is waited for without an end.
+    /// Waits for a permit without a time limit.
     fn wait(self: &Arc<Self>) -> Permit<Self> {
         match self.enter() {
             Entry::Permit(permit) => permit,
@@ -81,7 +81,7 @@ impl House {
         }
     }
 
-    /// One statement.
+    /// Runs one statement.
     fn run(&self, permit: Permit<Self>) {
         let others = self.in_use.fetch_add(1, Ordering::Relaxed);
         assert!(others < self.max, "more statements than permits");
@@ -90,7 +90,7 @@ impl House {
         drop(permit);
     }
 
-    /// All permits are back, each once.
+    /// Asserts that all permits are back, each once.
     fn is_whole(self: &Arc<Self>) {
         assert_eq!((self.queue.free(), self.queue.waiting()), (self.max, 0));
         assert!(self.queue.idle() <= self.max as usize, "no more idle connections than permits");
@@ -98,7 +98,7 @@ impl House {
     }
 }
 
-/// What one task leaves for the end.
+/// A value that lives until the tasks have ended.
 type Left<T> = Rc<RefCell<Option<T>>>;
 
 fn task(house: &Arc<House>, run: impl FnOnce(Arc<House>) + Send + 'static) -> Task {
@@ -143,7 +143,7 @@ fn every_statement_gets_the_one_permit_in_its_turn() {
     });
 }
 
-/// Its request is cancelled at any moment.
+/// The request that waits is cancelled at any moment.
 #[test]
 fn a_permit_for_a_request_that_has_gone_passes_on() {
     explore(|| {
@@ -163,7 +163,7 @@ fn a_permit_for_a_request_that_has_gone_passes_on() {
     });
 }
 
-/// A ticker that refuses all. It is started by a request that finds it stopped.
+/// A request that is refused. If it finds the ticker stopped, it starts one that refuses all.
 fn refused(house: &Arc<House>) -> Task {
     task(house, |house| {
         let Entry::Waits(receiver, ticker) = house.enter() else { return };
@@ -270,7 +270,7 @@ fn a_close_waits_for_no_permit() {
     });
 }
 
-/// Its request is cancelled at any moment; or the task of the opening is lost, as when its runtime ends.
+/// The request is cancelled at any moment. Or the task that opens the connection is lost, as when its runtime ends.
 #[test]
 fn a_connection_that_was_opened_for_a_request_that_has_gone_passes_on() {
     for is_lost in [false, true] {
@@ -303,7 +303,7 @@ fn a_connection_that_was_opened_for_a_request_that_has_gone_passes_on() {
     }
 }
 
-/// A connection that a session keeps, and others that want it, all of them.
+/// In any order, a session claims the connection that it keeps, the pool takes that back, and the connection ends.
 #[test]
 fn what_a_session_keeps_is_taken_once() {
     for why in [Ended::ServerDown, Ended::Dead] {
@@ -355,7 +355,7 @@ fn a_request_that_waits_gets_what_a_session_kept() {
     });
 }
 
-/// A handler that holds a connection until the end, and longer than a request waits for its permit.
+/// A handler holds a dead connection until the end, and longer than a request waits for its permit.
 fn held_for_ever(hold: impl Fn(Permit<House>, &Conn) + Copy + Send + 'static) {
     explore(move || {
         let house = House::new(1);
@@ -409,7 +409,7 @@ fn what_is_held_comes_back_once_though_it_dies_meanwhile() {
     }
 }
 
-/// sqlx's own, which a handler drops, or closes.
+/// The connection is lent as sqlx's own. Its handler drops it, or closes it.
 #[test]
 fn what_is_lent_comes_back_once_though_it_dies_or_is_closed_meanwhile() {
     for is_closed in [false, true] {
@@ -428,7 +428,7 @@ fn what_is_lent_comes_back_once_though_it_dies_or_is_closed_meanwhile() {
                     assert_eq!(conn.custody.ended(), Some(Ended::Dead), "it is not taken from a handler");
                 }
             });
-            // Does so until there is nothing to be done.
+            // One look is enough: if the connection is closed later, its death gives the permit back.
             let pool: Task = Box::new(move || lent.custody.reap(|single| single.load(Ordering::Relaxed)));
             ([handler, dies, pool], finally(&house))
         });
@@ -472,7 +472,7 @@ fn a_statement_hears_that_its_connection_has_ended() {
     }
 }
 
-/// Of two that end it, the one that knows more is believed.
+/// If a connection is ended for two reasons, the more certain one counts.
 #[test]
 fn dead_is_final() {
     explore(|| {

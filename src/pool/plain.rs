@@ -1,5 +1,5 @@
-//! Pools of sqlx's own, for crates that ask for one. They lie beside [`Pool`], with its options, and know little of
-//! what it knows: sqlx pings what it hands out, and closes what is old.
+//! sqlx's own pools, for crates that ask for one. Each lies beside a [`Pool`] and has its options, but knows little of
+//! its state. sqlx pings connections before it hands them out, and closes old ones.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::backend::{Access, Driver};
 use crate::health::{Health, Path};
 use crate::sync::MutexGuard;
 
-/// Whether sqlx may hand out a connection: not for writes where this crate would not write either.
+/// True if sqlx may hand out a connection: not for writes where this crate would not write either.
 fn may_serve(health: &Health, access: Access) -> bool {
     !access.writes() || health.takes_writes()
 }
@@ -38,8 +38,8 @@ impl<DB: Driver> Pool<DB> {
         plain.insert(opened).clone()
     }
 
-    /// Finds out by a connection of this pool whether a proxy refuses the options. sqlx's pool does not ask this one when it
-    /// opens connections, and passes each refusal on to its caller.
+    /// Opens a connection of this pool to find out whether a proxy refuses the options. sqlx's pool would not find
+    /// out: it passes each refusal on to its caller.
     fn try_options(self: &Arc<Self>) {
         if DB::MAY_REFUSE_OPTIONS && self.read_only.is_some() && !self.health.refuses_options() {
             let pool = self.clone();
@@ -51,7 +51,7 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// Has sqlx's pool, if there is one, open connections without what a proxy refuses.
+    /// Makes sqlx's pool, if there is one, open connections without the option that a proxy refuses.
     pub(super) fn relax_plain(&self) {
         if let (Some(plain), Some(read_only)) = (&*self.lock_plain(), &self.read_only) {
             plain.set_connect_options(read_only.plain());
@@ -95,11 +95,12 @@ impl<DB: Driver> Pool<DB> {
             .connect_lazy_with(options)
     }
 
-    /// Lets nobody have another connection of the sqlx pool, if there is one. What is in use is closed when it comes
-    /// back: sqlx gives nobody a way to it.
+    /// Closes sqlx's pool, if there is one. Connections in use are closed when they come back, because sqlx gives no
+    /// access to them.
     pub(crate) fn close_plain(&self) {
         let Some(plain) = self.lock_plain().take() else { return };
-        // sqlx refuses from here on, whoever waits for the rest. The server may be gone, and never take leave.
+        // The first call makes sqlx's pool refuse checkouts at once. The task waits for the rest, but not for ever:
+        // the server may be gone, and never take leave.
         let patience = self.check_timeout;
         drop(plain.close());
         tokio::spawn(async move { tokio::time::timeout(patience, plain.close()).await });

@@ -1,7 +1,8 @@
-//! The permits for a pool's connections, the connections that nobody uses, and who waits for either.
+//! The permits for a pool's connections, the idle connections, and the requests that wait for either.
 //!
-//! Not `tokio`'s semaphore with a timer and a `Notify` for each who waits: three lists, each behind a lock that the
-//! threads of the runtime share. Here one lock does, and a connection goes from hand to hand.
+//! `tokio`'s semaphore, with a timer and a `Notify` for each waiting request, would be three lists, each behind a lock
+//! that the threads of the runtime share. Here one lock is enough, and a connection goes straight from one request to
+//! the next.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,24 +12,24 @@ use rocket::tokio::sync::oneshot;
 
 use crate::sync::{Mutex, MutexGuard};
 
-/// What has a queue: a pool of connections, or in unit tests something simpler.
+/// The owner of a queue: a pool of connections, or something simpler in unit tests.
 pub(super) trait Owner: Sized {
     type Conn;
 
     fn queue(&self) -> &Queue<Self>;
 
-    /// A connection whose statement is over, if another may run on it. Else it is closed.
+    /// Returns a connection whose statement is over, if another may run on it. Else closes it.
     fn keep_or_close(&self, conn: Self::Conn) -> Option<Self::Conn>;
 }
 
 pub(super) struct Queue<O: Owner>(Mutex<State<O>>);
 
 struct State<O: Owner> {
-    /// How many more connections may be used, or opened. INVARIANT: none while somebody waits.
+    /// How many more connections may be used, or opened. INVARIANT: 0 while a request waits.
     free: u32,
-    /// INVARIANT: no more than are free. The latest at the end.
+    /// INVARIANT: no more than `free`. The connection that was used last is at the end.
     idle: Vec<O::Conn>,
-    /// In the order in which they came.
+    /// The waiting requests, in the order in which they came.
     waiting: VecDeque<Waiter<O>>,
     ticker: Ticker,
     is_closed: bool,
@@ -39,51 +40,51 @@ struct Waiter<O: Owner> {
     sender: oneshot::Sender<Result<Permit<O>, Refusal>>,
 }
 
-/// By what somebody is told who waits: closed if the queue is, or its ticker is lost.
+/// Delivers a permit or a refusal to a waiting request. Closed if the queue is closed, or its ticker is lost.
 pub(super) type Receiver<O> = oneshot::Receiver<Result<Permit<O>, Refusal>>;
 
-/// Why somebody waits no longer.
+/// Why a request stops waiting for a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// No permit became free in time. So many others waited, too.
+    /// No permit became free in time. `others` is how many more requests waited.
     TimedOut { others: usize },
     /// The server answers no more.
     ServerDown,
 }
 
-/// Whether somebody looks after those who wait, by [`Queue::refuse`] from time to time.
+/// State of the ticker, which calls [`Queue::refuse`] from time to time while requests wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ticker {
     Stopped,
     Running,
 }
 
-/// What becomes of somebody who asks for a permit.
+/// The answer to a request that asks for a permit.
 pub(super) enum Entry<O: Owner> {
     Permit(Permit<O>),
-    /// INVARIANT: whoever finds the ticker stopped starts it.
+    /// INVARIANT: a request that finds the ticker stopped starts it.
     Waits(Receiver<O>, Ticker),
     Closed,
 }
 
-/// The right to use one connection, and the connection unless it has yet to be opened. Dropped, both go to whoever
-/// has waited longest.
+/// The right to use one connection, and the connection unless it has yet to be opened. Dropped, both go to the request
+/// that has waited longest.
 pub(super) struct Permit<O: Owner> {
     pub(super) pool: Arc<O>,
-    /// Nobody uses it.
+    /// A connection that no statement uses.
     pub(super) conn: Option<O::Conn>,
 }
 
 impl<O: Owner> Permit<O> {
-    /// Together with a connection whose statement is over.
+    /// Adds a connection that no statement uses.
     pub(super) fn with(mut self, conn: O::Conn) -> Self {
         self.conn = Some(conn);
         self
     }
 
-    /// A task that opens a connection for this permit, and what comes of it. If the request that asked has gone by then,
-    /// the connection is for the next that waits: where opening one takes longer than requests wait, there would never be
-    /// any otherwise.
+    /// A task that opens a connection for this permit, and the receiver of its result. If the request that asked has
+    /// gone by then, the connection goes to the next one that waits. Otherwise, a pool whose connections take longer
+    /// to open than requests wait would never get one.
     pub(super) fn opening<E>(
         self,
         open: impl Future<Output = Result<O::Conn, E>>,
@@ -91,7 +92,7 @@ impl<O: Owner> Permit<O> {
         let (sender, receiver) = oneshot::channel();
         let task = async move {
             let opened = open.await.map(|conn| self.with(conn));
-            // Not received, the permit is dropped, which passes it on.
+            // If the receiver has gone, the permit is dropped, which passes it on.
             let _ = sender.send(opened);
         };
         (task, receiver)
@@ -124,12 +125,12 @@ impl<O: Owner> Queue<O> {
         self.state().idle.len()
     }
 
-    /// How many wait for a permit.
+    /// How many requests wait for a permit.
     pub(super) fn waiting(&self) -> usize {
         self.state().waiting.iter().filter(|waiter| !waiter.sender.is_closed()).count()
     }
 
-    /// A free permit for one more connection than are open.
+    /// Takes a free permit without a connection. `None` if each free permit has an idle connection.
     pub(super) fn take_bare(&self, pool: &Arc<O>) -> Option<Permit<O>> {
         let mut state = self.state();
         if state.free as usize <= state.idle.len() {
@@ -138,7 +139,7 @@ impl<O: Owner> Queue<O> {
         state.take(pool, |_| None)
     }
 
-    /// A free permit with an idle connection of which this is true.
+    /// Takes a free permit, with an idle connection for which `wanted` is true.
     pub(super) fn take_if(
         &self,
         pool: &Arc<O>,
@@ -149,7 +150,7 @@ impl<O: Owner> Queue<O> {
         state.take(pool, |idle| Some(idle.remove(at)))
     }
 
-    /// A permit, with a connection if one is idle; or waits in line.
+    /// Takes a free permit, with an idle connection if there is one. If none is free, waits in line.
     pub(super) fn enter(&self, pool: &Arc<O>, since: Instant) -> Entry<O> {
         let mut state = self.state();
         if state.is_closed {
@@ -163,9 +164,11 @@ impl<O: Owner> Queue<O> {
         Entry::Waits(receiver, std::mem::replace(&mut state.ticker, Ticker::Running))
     }
 
-    /// Sends those away who are not to wait any longer, and tells since when the next one waits. If nobody does, the
-    /// ticker is to end. `why` is told since when somebody waits, and how many others do; if one is not to wait any
-    /// longer, whoever came earlier is not either.
+    /// Sends away the requests that must not wait any longer, and returns since when the next one waits. If no request
+    /// waits, the ticker has to end.
+    ///
+    /// `why` gets the time since which a request waits, and the number of other requests that wait. If it refuses a
+    /// request, it has to refuse all that came earlier, because only the first in line is asked.
     pub(super) fn refuse(&self, why: impl Fn(Instant, usize) -> Option<Refusal>) -> Option<Instant> {
         let mut refused = Vec::new();
         let mut state = self.state();
@@ -180,13 +183,13 @@ impl<O: Owner> Queue<O> {
         }
         drop(state);
         for (sender, why) in refused {
-            // Whoever has gone need not be told.
+            // A request that has gone need not be told.
             let _ = sender.send(Err(why));
         }
         next
     }
 
-    /// The ticker is lost: nobody would look after those who wait.
+    /// Ends all waits after the ticker was lost, because nothing else would end them.
     pub(super) fn ticker_lost(&self) {
         let mut state = self.state();
         state.ticker = Ticker::Stopped;
@@ -194,17 +197,17 @@ impl<O: Owner> Queue<O> {
         drop((state, waiting));
     }
 
-    /// An idle connection for somebody who has a permit already.
+    /// Takes an idle connection for a request that has a permit already.
     pub(super) fn pop_idle(&self) -> Option<O::Conn> {
         self.state().idle.pop()
     }
 
-    /// The idle connections of which this is true.
+    /// Takes the idle connections for which `wanted` is true.
     pub(super) fn take_idle(&self, wanted: impl FnMut(&mut O::Conn) -> bool) -> Vec<O::Conn> {
         self.state().idle.extract_if(.., wanted).collect()
     }
 
-    /// Gives nobody a permit any more.
+    /// Closes the queue: no request gets a permit any more.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;
@@ -216,7 +219,7 @@ impl<O: Owner> Queue<O> {
         self.state().is_closed
     }
 
-    /// Somebody needs a permit no more.
+    /// Passes a permit on to the request that has waited longest, or frees it if none waits.
     fn pass_on(&self, pool: &Arc<O>, conn: Option<O::Conn>) {
         let mut state = self.state();
         let next = loop {
@@ -231,7 +234,7 @@ impl<O: Owner> Queue<O> {
             return;
         };
         drop(state);
-        // Woken without the lock. Whoever has just gone drops the permit, which passes it on.
+        // Sends without the lock. If the request has just gone, the permit is dropped, which passes it on.
         let _ = next.sender.send(Ok(Permit { pool: pool.clone(), conn }));
     }
 

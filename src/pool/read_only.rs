@@ -1,4 +1,4 @@
-//! How connections for reads are read-only, and whether they are, as they were told to be.
+//! Makes connections for reads read-only, and checks that they are.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,15 +10,16 @@ use super::connection::{Connection, PooledConnection};
 use crate::backend::{Driver, Options};
 use crate::health::{Enforced, Path};
 
-/// What the first connection of a pool for reads tells: a pooler in between may have dropped the setting
-/// without a word.
+/// The finding of the first connection of a pool for reads. A pooler in between may have dropped the setting without a
+/// word.
 pub(super) struct ReadOnlyCheck<DB: Driver> {
     database: &'static str,
     server: Arc<str>,
     read_only: OnceLock<bool>,
     /// The pool's options without the one that a proxy may refuse.
     plain: Options<DB>,
-    /// The startup option is refused, and no `SET` may take its place: transactions are read-only, connections are not.
+    /// True if the startup option is refused and no `SET` may take its place. Then transactions are read-only, but
+    /// connections are not.
     by_transactions: AtomicBool,
 }
 
@@ -63,7 +64,7 @@ impl<DB: Driver> ReadOnlyCheck<DB> {
 }
 
 impl<DB: Driver> Pool<DB> {
-    /// Opens a connection by the options of this pool, or without what a proxy refuses of them.
+    /// Opens a connection with the options of this pool, or without the one that a proxy refuses.
     pub(super) async fn open_accepted(&self) -> Result<PooledConnection<DB>, sqlx::Error> {
         let Some(check) = &self.read_only else {
             return Connection::open(self, self.options.clone(), Told::Nothing).await;
@@ -76,12 +77,12 @@ impl<DB: Driver> Pool<DB> {
                 return Ok(conn);
             }
         }
-        // A pooler that gives each transaction the session that is free would have the next write run in one that is
-        // read-only.
+        // After a `SET`, a pooler that gives each transaction any free session could run the next write in a read-only
+        // one.
         let path = self.health.tested_path(self.check_timeout * 2).await;
         let told = if path == Path::Straight { Told::ToBeReadOnly } else { Told::Nothing };
         let conn = Connection::open(self, check.plain(), told).await?;
-        // INVARIANT: after a connection was opened, as the words of a refusal may have meant something else.
+        // INVARIANT: only after a connection was opened, because the words of a refusal may have meant something else.
         self.health.found_refusal();
         self.relax_plain();
         let read_only = conn.state.prepared().read_only;

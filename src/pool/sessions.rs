@@ -1,4 +1,4 @@
-//! What the monitor learns of a pool's connections while others use them, and says of them.
+//! What the monitor learns about a pool's connections in use, and how it ends those that are dead.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ impl<DB: Driver> Pool<DB> {
         });
     }
 
-    /// Ends what is under way on connections to other instances than this one that have been silent for so long.
+    /// Ends what is under way on connections to other instances than this one, if they have been silent for `silence`.
     pub(crate) fn end_other_instances(&self, instance: Instance, silence: Duration) {
         self.for_each_open(|state| {
             if is_silent_elsewhere(state, instance, silence) {
@@ -29,7 +29,7 @@ impl<DB: Driver> Pool<DB> {
         });
     }
 
-    /// Whether there is one that has not been ended.
+    /// True if a connection to another instance has been silent for `silence`, and has not been ended.
     pub(crate) fn leads_elsewhere(&self, instance: Instance, silence: Duration) -> bool {
         let mut elsewhere = false;
         self.for_each_open(|state| elsewhere |= is_silent_elsewhere(state, instance, silence));
@@ -47,7 +47,7 @@ impl<DB: Driver> Pool<DB> {
         heard
     }
 
-    /// The sessions that have let us wait for as long as `patience`.
+    /// The sessions whose connections have been busy, or held by a handler, for longer than `patience`.
     pub(crate) fn questionable_sessions(&self, patience: Duration) -> Vec<Session<DB>> {
         let mut sessions = Vec::new();
         self.for_each_open(|state| {
@@ -81,9 +81,9 @@ pub(crate) struct Session<DB: Driver> {
 }
 
 impl<DB: Driver> Session<DB> {
-    /// What the server says of it. It is dead if the server does not know it, or has been waiting for it for as
-    /// long as `patience` while somebody here waits for the server. A handler that holds a connection may well
-    /// let the server wait.
+    /// Ends the connection if it is dead, by what the server says of the session. It is dead if the server does not
+    /// know the session. It also is if both sides have been waiting for each other for longer than twice `patience`. A
+    /// handler that holds a connection without a statement may well let the server wait.
     pub(crate) fn judge(&self, activity: Activity, patience: Duration) {
         let is_dead = match activity {
             Activity::Unknown => true,

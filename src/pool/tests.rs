@@ -1,4 +1,4 @@
-//! Where connections and permits go, whatever happens to those who have them: on real SQLite files.
+//! Tests of where connections and permits go, whatever happens to their holders. They use real SQLite files.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
@@ -16,7 +16,7 @@ use crate::health::{Mastership, ServerId, Subject};
 const MAX: u32 = 2;
 const SOON: Duration = Duration::from_secs(60);
 
-/// Removes its file.
+/// A database file, which is removed when this is dropped.
 struct File(PathBuf);
 
 impl Drop for File {
@@ -80,7 +80,7 @@ async fn all_are_free(pool: &Arc<Pool<Sqlite>>) {
     assert_eq!(pool.queue.free(), MAX, "and none is there twice");
 }
 
-/// What ends a checkout, or what becomes of it.
+/// A step in the life of a checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Hold,
@@ -88,7 +88,7 @@ enum Step {
     Keep,
     /// The monitor finds out that the connection is dead.
     Die,
-    /// Others wait.
+    /// The pool takes connections back from sessions, as when other requests wait.
     Reclaim,
     Tend,
 }
@@ -101,7 +101,7 @@ enum Has {
     Nothing,
 }
 
-/// All sequences of three steps, dropped at the end: every permit is back, once, and the pool serves.
+/// Tries all sequences of three steps. In the end, every permit is back, once, and the pool serves.
 #[rocket::async_test]
 async fn a_permit_comes_back_once_whatever_happens() {
     use Step::*;
@@ -167,7 +167,7 @@ async fn who_waits_gets_the_place_of_one_that_was_held_and_died() {
 #[rocket::async_test]
 async fn who_gives_up_leaves_no_place_behind() {
     let (_file, pool) = pool(SOON);
-    // Before the first poll, while it opens, and while it waits in line.
+    // The request gives up before the first poll, while its connection opens, and while it waits in line.
     for polls in 0..50 {
         let taken: Vec<_> = match polls % 2 {
             0 => Vec::new(),
@@ -180,7 +180,7 @@ async fn who_gives_up_leaves_no_place_behind() {
             }
             tokio::task::yield_now().await;
         }
-        // The place of one that ends goes to the one that asks, which is gone in the same moment.
+        // The permit of a checkout that ends goes to the request that asks, which is gone in the same moment.
         drop(taken);
         drop(asks);
         all_are_free(&pool).await;
@@ -199,7 +199,7 @@ async fn a_ping_is_no_use() {
     assert!(conn.ping(SOON).await);
     assert_eq!(conn.state.idle_for(later), idle, "`idle_timeout` counts on");
 
-    // A statement is one.
+    // A statement is a use.
     let mut checkout = Checkout::new(conn, permit);
     tokio::time::sleep(Duration::from_millis(5)).await;
     let (conn, mut watch) = checkout.parts();
@@ -216,7 +216,7 @@ async fn one_that_goes_from_hand_to_hand_ends_when_it_is_old() {
     pool.tend();
     let first = checkout(&pool).await;
     let state = Arc::downgrade(first.state());
-    // Never idle: each time, somebody waits for it already.
+    // Never idle: each time, another checkout waits for the connection already.
     let (mut present, _other) = (first, checkout(&pool).await);
     timeout(SOON, async {
         while state.upgrade().is_some() {
@@ -239,7 +239,7 @@ fn those_of_one_age_do_not_end_together() {
     assert!(lifetimes.iter().all(|lifetime| *lifetime <= MAX_LIFETIME && *lifetime >= MAX_LIFETIME / 2));
 }
 
-/// A handle may be dropped by a thread that no runtime knows.
+/// A handle may be dropped by a thread outside of any runtime.
 #[test]
 fn one_that_is_old_may_come_back_outside_of_a_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

@@ -1,4 +1,4 @@
-//! What is done about a pool's connections whoever asks for them: from time to time, and at shutdown.
+//! Upkeep of a pool's connections, apart from requests: from time to time, and at shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,21 +12,21 @@ use super::queue::Refusal;
 use super::{CloseCause, KEPT_IF_WAITED_FOR, Pool};
 use crate::backend::Driver;
 
-/// A connection is kept for its session for so long if nobody waits.
+/// How long a connection is kept for its session while no request waits.
 const KEPT: Duration = Duration::from_millis(500);
 
-/// How often somebody looks after those who wait.
+/// How often the ticker looks after the waiting requests.
 const SERVE_INTERVAL: Duration = Duration::from_millis(2);
 
-/// An idle connection is pinged so often, so that gateways on the way do not forget it (the shortest limits known
-/// are some minutes), and that dead ones are found before a request needs them.
+/// An idle connection is pinged after this silence. So gateways on the way do not forget it: the shortest limits known
+/// are some minutes. And dead connections are found before a request needs them.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 impl<DB: Driver> Pool<DB> {
-    /// Looks after those who wait for a permit, until nobody does. One timer for all of them, since each that is set may
-    /// wake a thread of the runtime.
+    /// Starts the ticker, which looks after the requests that wait for a permit, until none does. One timer serves all
+    /// of them, because each that is set may wake a thread of the runtime.
     pub(super) fn start_ticker(self: &Arc<Self>) {
-        /// If it panics, or its runtime ends.
+        /// Reports the ticker as lost if it panics, or if its runtime ends.
         struct UnlessLost<DB: Driver>(Option<Arc<Pool<DB>>>);
 
         impl<DB: Driver> Drop for UnlessLost<DB> {
@@ -49,7 +49,7 @@ impl<DB: Driver> Pool<DB> {
                 };
                 pool.reclaim(KEPT_IF_WAITED_FOR);
                 pool.reap();
-                // It may be busy, or its server gone.
+                // The pool may be busy, or its server gone.
                 let waited = since.elapsed();
                 if waited < suspicious {
                     ask_after = suspicious;
@@ -63,7 +63,7 @@ impl<DB: Driver> Pool<DB> {
         self.spawn(ticker);
     }
 
-    /// Why somebody is not to wait for a permit any longer.
+    /// Why a request that has waited since `since` must not wait any longer. `None` if it may.
     fn refusal(&self, since: Instant, others: usize) -> Option<Refusal> {
         if self.health.is_gone() {
             return Some(Refusal::ServerDown);
@@ -71,7 +71,7 @@ impl<DB: Driver> Pool<DB> {
         (since.elapsed() >= self.timeout).then_some(Refusal::TimedOut { others })
     }
 
-    /// What has to be done from time to time, whoever asks for connections.
+    /// Does the regular upkeep of the pool.
     pub(crate) fn tend(self: &Arc<Self>) {
         self.runtime.get_or_init(Handle::current);
         self.reclaim(KEPT);
@@ -89,8 +89,8 @@ impl<DB: Driver> Pool<DB> {
             spare = spare.saturating_sub(u32::from(ends));
             ends
         });
-        // One at a time, so that a request never finds the pool emptied by those who look after it; with a permit, so
-        // that there are never more connections than permits.
+        // One at a time, so that a request never finds the pool emptied by upkeep. With a permit, so that there are
+        // never more connections than permits.
         let quiet = self.queue.take_if(self, is_quiet);
 
         invalid.into_iter().for_each(|conn| conn.discard(self.why_not_kept()));
@@ -112,7 +112,7 @@ impl<DB: Driver> Pool<DB> {
         self.fill();
     }
 
-    /// Opens one more connection if there are less than `min_connections`.
+    /// Opens one more connection if there are fewer than `min_connections`.
     fn fill(self: &Arc<Self>) {
         let wanted = !self.is_draining()
             && self.role() == self.health.role()
@@ -130,7 +130,7 @@ impl<DB: Driver> Pool<DB> {
         });
     }
 
-    /// Closes what nobody uses. How many connections are in use.
+    /// Closes the connections that are not in use. Returns how many are in use.
     pub(crate) fn vacate(&self) -> u32 {
         self.reclaim(KEPT);
         self.reap();
@@ -141,8 +141,8 @@ impl<DB: Driver> Pool<DB> {
         self.busy()
     }
 
-    /// Keeps no connection any more, and closes those that nobody uses. Ready once all have come back. Whoever
-    /// still asks for one, as another shutdown fairing may, gets one that is closed after its statement.
+    /// Stops keeping connections, and closes those that are not in use. Completes once all have come back. A checkout
+    /// that comes later, such as another shutdown fairing's, gets a connection that is closed after its statement.
     pub(crate) async fn drain(&self) {
         self.is_draining.store(true, Ordering::Release);
         self.reclaim(Duration::ZERO);
@@ -161,7 +161,7 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
-    /// Lets nobody check out a connection any more.
+    /// Closes the pool: no checkout gets a connection any more.
     pub(crate) fn close(&self) {
         self.queue.close();
         self.close_plain();

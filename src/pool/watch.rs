@@ -1,4 +1,4 @@
-//! Ends what runs on a connection when no answer will come, and judges what failed: once, for all that comes after.
+//! Ends what runs on a connection when no answer will come. Judges a failed statement once, for all code that follows.
 
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use super::connection::ConnectionState;
 use crate::backend::{Driver, Fault, Judgement, Remains};
 use crate::one_line::folded;
 
-/// A statement that failed. What comes after its watch reads this, and looks at no error again.
+/// A statement that failed, as its watch has judged it. Later code reads this, and does not judge the error again.
 #[derive(Debug)]
 pub(crate) struct StatementError {
-    /// For the caller.
+    /// The error for the caller.
     pub(crate) error: sqlx::Error,
     pub(crate) fault: Fault,
-    /// Of the connection.
+    /// What is left of the connection.
     pub(crate) remains: Remains,
     pub(crate) outcome: Outcome,
 }
@@ -37,21 +37,22 @@ impl From<StatementError> for sqlx::Error {
     }
 }
 
-/// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is
-/// given up only in the latter case, as its outcome is unknown then.
+/// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is given
+/// up only if the connection is dead. Its outcome is unknown then.
 ///
-/// Dropped, it warns of a statement that took long: sqlx would, too, but it knows neither the database nor the handler.
+/// Dropped, it warns of a statement that took long. sqlx would warn, too, but knows neither the database nor the
+/// handler.
 pub(crate) struct Watch<'a, DB: Driver> {
     pool: &'a Pool<DB>,
     state: &'a ConnectionState<DB>,
     /// The statement, unless it is one of this crate's own.
     sql: Option<&'a str>,
-    /// For how long the server has been waited for.
+    /// How long the statement has waited for the server.
     took: Duration,
     sent: Sent,
 }
 
-/// Why a wait has ended without what was waited for.
+/// Why a wait has ended without a result.
 struct Why {
     judgement: Judgement,
     /// `None` if the connection was [ended](super::Ended).
@@ -62,7 +63,7 @@ impl Why {
     const NO_ANSWER: Self = Self { judgement: Judgement::BROKEN_OFF, error: None };
 }
 
-/// Whether a server may have been told of a statement.
+/// What may have been sent to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     Nothing,
@@ -70,12 +71,12 @@ enum Sent {
 }
 
 impl<'a, DB: Driver> Watch<'a, DB> {
-    /// Over this connection.
+    /// Begins a watch over a connection.
     pub(crate) fn new(pool: &'a Pool<DB>, state: &'a ConnectionState<DB>) -> Self {
         Self { pool, state, sql: None, took: Duration::ZERO, sent: Sent::Nothing }
     }
 
-    /// Over this statement.
+    /// Adds the text of the statement, for a warning if it is slow.
     pub(crate) fn of(mut self, sql: &'a str) -> Self {
         self.sql = Some(sql);
         self
@@ -85,7 +86,8 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         self.pool
     }
 
-    /// Over what may write. Pinned in place, not moved along: the future of a query is as large as its parts.
+    /// Watches over work that may write. The work is pinned where it is: each function that it moves through would add
+    /// its size to the query's future.
     ///
     /// # Errors
     ///
@@ -102,7 +104,7 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         })
     }
 
-    /// Over what changes nothing, such as the beginning of a transaction.
+    /// Watches over work that changes nothing, such as the beginning of a transaction.
     pub(crate) async fn over_harmless<T>(
         &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
@@ -123,7 +125,7 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         StatementError { error, fault, remains, outcome }
     }
 
-    /// What comes of it, unless the connection ends before, or has ended.
+    /// Waits for the result of the work, unless the connection is ended first.
     async fn wait<T>(
         &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
@@ -131,7 +133,8 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         if self.state.ended().is_some() {
             return Err(Why::NO_ANSWER);
         }
-        // A reader of rows may pause for long before the next wait.
+        // Remembered for the next wait: a reader of rows may pause for long, and the connection may be ended
+        // meanwhile.
         self.sent = Sent::Something;
         let mut wait = Wait::begin(self);
         let Ok(done) = wait.watch.state.unless_ended(work).await else { return Err(Why::NO_ANSWER) };
@@ -187,19 +190,19 @@ impl<DB: Driver> Drop for Wait<'_, '_, DB> {
 /// A statement that takes longer is warned of.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// No more of a statement is logged: it may hold a thousand rows.
+/// A logged statement is cut to this length, because it may hold a thousand rows.
 const MAX_SHOWN: usize = 500;
 
 /// The error of a write whose connection died before the answer came.
 #[derive(Debug)]
 pub(crate) struct OutcomeUnknown {
     server: String,
-    /// What the connection died of, where it said so.
+    /// The error by which the connection died, if there was one.
     cause: Option<sqlx::Error>,
 }
 
 impl OutcomeUnknown {
-    /// Whether this is what an error says.
+    /// True if `error` is an `OutcomeUnknown`.
     pub(crate) fn is(error: &sqlx::Error) -> bool {
         matches!(error, sqlx::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Self>()))
     }

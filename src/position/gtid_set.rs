@@ -1,30 +1,31 @@
-//! MySQL's sets of transactions:
+//! Sets of transactions of MySQL:
 //! <https://dev.mysql.com/doc/refman/9.7/en/replication-gtids-concepts.html#replication-gtids-concepts-gtid-sets>
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// By source, with gaps between those of one source: where several servers of a group write, each has been
-/// given a block of numbers, and transactions are committed in any order.
+/// Transactions by source, with gaps between the numbers of one source. In a group with several writing servers, each
+/// has been given a block of numbers, and transactions are committed in any order.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct GtidSet(BTreeMap<Source, Vec<Span>>);
 
-/// Who numbers transactions: a server, or a group. Those with a tag (MySQL 8.3 and newer) have numbers of their
-/// own.
+/// A source that numbers its transactions: a server, or a group. Transactions with a tag (MySQL 8.3 and newer) have
+/// numbers of their own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Source {
     uuid: u128,
     tag: String,
 }
 
-/// Characters: <https://dev.mysql.com/doc/refman/9.7/en/replication-gtids-concepts.html>
+/// The length of a tag in characters, at most:
+/// <https://dev.mysql.com/doc/refman/9.7/en/replication-gtids-concepts.html>
 #[cfg(any(feature = "mysql", test))]
 const MAX_TAG: usize = 32;
 
 /// Consecutive transactions.
 ///
-/// INVARIANT: those of one source are in order, and there is a gap between any two of them.
+/// INVARIANT: the spans of one source are in order, and there is a gap between any two of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Span {
     first: u64,
@@ -32,7 +33,7 @@ struct Span {
 }
 
 impl GtidSet {
-    /// `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7:tag:1-3,…`
+    /// Parses `3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7:tag:1-3,…`
     #[cfg(any(feature = "mysql", test))]
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut set = Self::default();
@@ -40,7 +41,7 @@ impl GtidSet {
             let mut parts = of_uuid.trim().split(':').peekable();
             let uuid = u128::from_str_radix(&parts.next()?.replace('-', ""), 16).ok()?;
             let mut source = Source { uuid, tag: String::new() };
-            // A source without transactions is none.
+            // A source without transactions is not valid.
             parts.peek()?;
             while let Some(part) = parts.next() {
                 if part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
@@ -80,7 +81,7 @@ impl GtidSet {
         self
     }
 
-    /// Those that `other` does not have.
+    /// The transactions that `other` does not have.
     pub(super) fn without(&self, other: &Self) -> Self {
         let rest = self.0.iter().map(|(source, ours)| {
             let theirs = other.0.get(source).map_or(&[][..], Vec::as_slice);
@@ -101,13 +102,14 @@ impl GtidSet {
         self
     }
 
-    /// Those that `other` has as well.
+    /// The transactions that `other` has as well.
     pub(super) fn in_common(&self, other: &Self) -> Self {
         self.without(&self.without(other))
     }
 
-    /// For each source: UUID, length of the tag and tag, how many spans, and of each how far its beginning is from
-    /// the end of the one before, and its end from its beginning. Numbers of variable length, as most are small.
+    /// Encodes for each source: the UUID, the length of the tag, the tag, and the number of spans. Of each span it
+    /// encodes the distance of the beginning from the end of the span before, and the distance of its end from its
+    /// beginning. Numbers have variable length, as most are small.
     pub(super) fn encode(&self, bytes: &mut Vec<u8>) {
         for (Source { uuid, tag }, spans) in &self.0 {
             bytes.extend(uuid.to_be_bytes());
@@ -147,7 +149,7 @@ impl GtidSet {
 }
 
 impl Span {
-    /// What is left of it, if the others are in order.
+    /// The parts of this span that are in none of the others, which have to be in order.
     fn without(self, others: &[Self]) -> impl Iterator<Item = Self> {
         let mut others = &others[others.partition_point(|other| other.last < self.first)..];
         let mut begin = Some(self.first).filter(|first| *first <= self.last);
@@ -182,7 +184,7 @@ fn tidy(spans: &mut Vec<Span>) {
     });
 }
 
-/// Seven bits in each byte, the least first; the eighth says that there are more:
+/// Appends a number with seven bits in each byte, the least first. The eighth bit says that more bytes follow:
 /// <https://en.wikipedia.org/wiki/LEB128>
 fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
@@ -205,7 +207,7 @@ fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// As MySQL reads it.
+/// Writes the notation that MySQL reads.
 impl fmt::Display for GtidSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (Source { uuid, tag }, spans)) in self.0.iter().enumerate() {

@@ -14,7 +14,7 @@ fn set(text: &str) -> Position {
     Position::parse_gtid_set(text).unwrap()
 }
 
-/// As of the latest look at the master.
+/// The lag at the time of the latest look at the master.
 fn lag(history: &History, replayed: &Position) -> Option<Lag> {
     history.lag(replayed, history.looked()?)
 }
@@ -28,7 +28,7 @@ fn what_includes_what() {
         (lsn(1, 10), lsn(1, 10), true),
         (lsn(1, 11), lsn(1, 10), true),
         (lsn(1, 9), lsn(1, 10), false),
-        // The same place in another history is another place.
+        // The same number in another history is another position.
         (lsn(2, 11), lsn(1, 10), false),
         (lsn(1, 11), lsn(2, 10), false),
         (gtids("0-10-8"), gtids("0-10-8"), true),
@@ -64,14 +64,14 @@ fn what_lacks_what() {
         // A lost branch, whose numbers the master has given to others.
         (gtids("0-10-8,0-20-11"), gtids("0-10-9"), true),
         (gtids("0-10-8,0-20-11"), gtids("0-20-12"), true),
-        // The log of a master that was made from a copy begins after what the slave has of the one before.
+        // The log of a master that was made from a copy begins after the slave's transactions of the former master.
         (gtids("0-20-11"), gtids("0-10-9"), false),
         (gtids("0-20-11"), gtids("0-10-12"), true),
         // A domain that the master has never heard of.
         (gtids("0-20-11"), gtids("0-20-11,7-3-1"), false),
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-9")), false),
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-10")), true),
-        // The slave's own.
+        // A transaction that the slave wrote itself.
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-9,{B}:1")), false),
         (Position::Time(4), Position::Time(5), false),
         (lsn(1, 10), Position::Time(5), false),
@@ -145,7 +145,7 @@ fn lag_is_since_when_the_master_has_been_further() {
     assert_eq!(lag(&history, &lsn(1, 10)), Some(Lag::AtMost(s(0))));
     assert_eq!(lag(&history, &lsn(1, 9)), Some(Lag::MoreThan(s(0))));
 
-    // An idle master: nothing to be behind of.
+    // Behind an idle master, no slave is late.
     history.record(lsn(1, 10), begin + s(100));
     assert_eq!(lag(&history, &lsn(1, 10)), Some(Lag::AtMost(s(0))));
     assert_eq!(lag(&history, &lsn(1, 9)), Some(Lag::MoreThan(s(0))));
@@ -159,7 +159,7 @@ fn lag_is_since_when_the_master_has_been_further() {
         (lsn(1, 20), Lag::AtMost(s(1))),
         (lsn(1, 19), Lag::AtMost(s(2))),
         (lsn(1, 9), Lag::MoreThan(s(2))),
-        // What its timeline is, a standby knows late.
+        // A standby learns its timeline late.
         (lsn(2, 29), Lag::AtMost(s(1))),
     ] {
         assert_eq!(lag(&history, &replayed), Some(behind), "{replayed:?}");
@@ -193,7 +193,7 @@ fn a_gap_between_looks_is_part_of_the_lag_of_a_slave_that_stands_before_it() {
             "{replayed}"
         );
     }
-    // What is forgotten in between is no gap.
+    // Forgotten positions in between make no gap.
     for second in 12..4000 {
         history.record(lsn(1, second * 10), begin + s(second));
     }
@@ -214,14 +214,14 @@ fn a_look_that_tells_less_of_a_timeline_takes_nothing_back() {
     assert_eq!(history.latest(), Some(&lsn(1, 20)));
     assert_eq!(lag(&history, &lsn(1, 20)), Some(Lag::AtMost(s(0))));
     assert_eq!(lag(&history, &lsn(1, 15)), Some(Lag::MoreThan(s(1))));
-    // It may have been further all the time that it has moved for.
+    // The master may have been further for all the time in which it has moved.
     history.record(lsn(1, 16), begin + s(2));
     history.record(lsn(1, 30), begin + s(3));
     assert_eq!(
         (lag(&history, &lsn(1, 20)), history.gap(&lsn(1, 20))),
         (Some(Lag::AtMost(s(3))), Gap::Time(s(1)))
     );
-    // It stands still.
+    // The master stands still.
     for second in 4..8 {
         history.record(lsn(1, 25), begin + s(second));
     }
@@ -298,7 +298,7 @@ fn an_hour_of_positions_is_few_of_them() {
     assert_eq!(history.before(at(7000)).map(|seen| seen.reaches(&lsn(1, 7000))), Some(false));
     assert_eq!(history.before(at(100)), None);
 
-    // An idle master has stood there since it came.
+    // An idle master has stood at its position since it became the master.
     let mut history = History::default();
     history.record(lsn(1, 1), at(0));
     history.record(lsn(1, 1), at(100));

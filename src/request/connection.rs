@@ -19,8 +19,8 @@ use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, StatementError
 
 /// A connection of one's own, from [`ReplicatedDb::get`](crate::ReplicatedDb::get).
 ///
-/// `&mut *connection` is a [`sqlx::Executor`], as with sqlx's [`PoolConnection`]. Dropped, it goes back to its pool;
-/// a transaction that was begun by hand and left open is rolled back then.
+/// `&mut *connection` is a [`sqlx::Executor`], as with sqlx's [`PoolConnection`]. Dropped, it goes back to its pool. A
+/// transaction that was begun by hand and left open is rolled back then.
 pub struct Connection<DB: Driver> {
     watched: Watched<DB, Held<DB>>,
 }
@@ -31,20 +31,20 @@ pub struct Connection<DB: Driver> {
 /// without a [`commit`](Self::commit), it is rolled back.
 pub struct Transaction<DB: Driver> {
     watched: Watched<DB, sqlx::Transaction<'static, DB>>,
-    /// Of the commit.
+    /// Tells the session of the commit.
     writer: Writer<DB>,
 }
 
-/// A connection on which no statement waits for ever: one ends with an error once its connection is known to be dead,
-/// and a read also when its server is found to be down.
+/// A connection on which no statement waits for ever. A statement ends with an error once its connection is known to
+/// be dead. A read also ends when its server is found to be down.
 ///
-/// Dereferences to the driver's connection, for functions that ask for that; what runs there waits for the
-/// operating system to give the connection up, which on Linux it does once the other side has been silent for 25 s.
+/// Dereferences to the driver's connection, for functions that ask for one. Statements there are not watched: they wait
+/// until the operating system gives the connection up. Linux does so once the other side has been silent for 25 s.
 pub struct Watched<DB: Driver, C> {
     conn: C,
     pool: Arc<Pool<DB>>,
     state: Arc<ConnectionState<DB>>,
-    /// Of each statement.
+    /// Tells the session of each statement.
     writer: Writer<DB>,
 }
 
@@ -54,7 +54,7 @@ impl<DB: Driver> Connection<DB> {
         Self { watched: Watched { conn: Held::new(checkout), pool, state, writer } }
     }
 
-    /// sqlx's own connection, for libraries that ask for one: nobody watches over it.
+    /// Unwraps sqlx's own connection, for libraries that ask for one. Its statements are not watched.
     pub fn into_inner(self) -> PoolConnection<DB> {
         self.watched.writer.send_unseen();
         self.watched.conn.lend()
@@ -62,23 +62,24 @@ impl<DB: Driver> Connection<DB> {
 }
 
 impl<DB: Driver> Transaction<DB> {
-    /// Begins one on a connection. Whose fault an error is, the pool's server has to be asked about.
+    /// Begins a transaction on a connection. Its caller judges an error, by the checkout's pool.
     pub(super) async fn begin(checkout: Checkout<DB>, writer: Writer<DB>) -> Result<Self, StatementError> {
         let (pool, state) = (checkout.pool().clone(), checkout.state().clone());
-        // Until it has begun, sqlx does not know that there is something to be rolled back.
+        // Lent as a connection: until the transaction has begun, sqlx does not know that it has to be rolled back.
         let begin = pool.begin_read_only().map(sqlx::SqlSafeStr::into_sql_str);
         let begun = pin!(sqlx::Transaction::begin(checkout.lend(Lending::Connection), begin));
         let conn = Watch::new(&pool, &state).over_harmless(begun).await?;
         state.lend_for(Lending::Transaction);
-        // What was sent before the commit is rolled back if that never comes.
+        // Statements before the commit need no writer: they are rolled back if the commit never comes.
         Ok(Self { watched: Watched { conn, pool, state, writer: Writer::NOBODY }, writer })
     }
 
-    /// Commits what was done.
+    /// Commits the transaction.
     ///
     /// # Errors
     ///
-    /// Those of the database; and if the connection dies before it has answered, that the outcome is unknown.
+    /// Those of the database. If the connection dies before it has answered, the error says that the outcome is
+    /// unknown.
     pub async fn commit(self) -> Result<(), Error> {
         let Self { watched: Watched { conn, pool, state, .. }, writer } = self;
         state.lend_for(Lending::EndingTransaction);
@@ -88,7 +89,7 @@ impl<DB: Driver> Transaction<DB> {
         Ok(done?)
     }
 
-    /// Takes back what was done.
+    /// Rolls the transaction back.
     ///
     /// # Errors
     ///
@@ -99,7 +100,7 @@ impl<DB: Driver> Transaction<DB> {
         Ok(Watch::new(&pool, &state).over_harmless(pin!(conn.rollback())).await?)
     }
 
-    /// sqlx's own transaction, for libraries that ask for one: nobody watches over it.
+    /// Unwraps sqlx's own transaction, for libraries that ask for one. Its statements are not watched.
     pub fn into_inner(self) -> sqlx::Transaction<'static, DB> {
         self.writer.send_unseen();
         self.watched.conn
@@ -111,8 +112,8 @@ impl<DB: Driver, C: DerefMut<Target = Conn<DB>>> Watched<DB, C> {
         (&mut self.conn, Watch::new(&self.pool, &self.state))
     }
 
-    /// Runs what may open a transaction or not. The connection is counted as dirty from the moment at which it is touched
-    /// until a statement that opens nothing has ended; one that is cancelled leaves it so.
+    /// Runs a statement, which may open a transaction. The connection counts as dirty from the moment at which it is
+    /// touched until a statement that opens none has ended. A cancelled statement leaves it dirty.
     async fn run<T>(
         &mut self,
         opens: Opens,
@@ -197,7 +198,7 @@ where
             let query = Query::take(query)?;
             let (opens, sql) = (query.opens_transaction(), query.text().clone());
             let rest = match DB::rest(sql.as_str(), self.pool.access()) {
-                // What a server has sent would meet the next statement.
+                // The next statement would meet the rows that the server has sent.
                 Rest::Abandon if DB::HAS_HOSTS => Rest::Read,
                 rest => rest,
             };

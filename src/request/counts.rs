@@ -1,4 +1,4 @@
-//! What is counted of requests.
+//! The causes of retries, as they are counted.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use crate::counters::key;
 pub enum RetryCause {
     /// All connections were in use, or the server had none to spare.
     ///
-    /// Raise `max_connections`, of the section or of the server; or look for what holds connections for long.
+    /// Raise `max_connections` of the section or of the server, or look for code that holds connections for long.
     Busy,
     /// The server could not be reached.
     ///
-    /// The log says why it was left alone.
+    /// The log says why the server was left out.
     Unreachable,
     /// The connection failed while the query ran.
     ///
@@ -28,7 +28,7 @@ pub enum RetryCause {
     ///
     /// Look at its lag; raise `catch_up_timeout` if it is late by little.
     Behind,
-    /// The address led to another server than the query before had read from.
+    /// The address led to another server than the one that the query before had read from.
     ///
     /// Give each server an entry of its own.
     Moved,

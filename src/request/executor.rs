@@ -21,12 +21,12 @@ use crate::pool::{Checkout, CloseCause, Pool, StatementError};
 
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
 
-/// What somebody wants of a query.
+/// What the caller wants from a query: its effect, all rows, or the first row.
 trait Wanted<DB: Driver> {
     type Answer: Send;
 
-    /// Runs it on a connection, and tells how it leaves that. Not an `async fn`: its future would have room for the
-    /// query as well.
+    /// Runs the query on a connection, and returns how it leaves the connection. Not an `async fn`, whose future would
+    /// have room for the query as well.
     fn run(
         conn: &mut Conn<DB>,
         query: Query<DB>,
@@ -76,7 +76,7 @@ impl<DB: Driver> Wanted<DB> for FirstRow {
     }
 }
 
-/// A transaction that is begun by hand is lost with its handler, or before.
+/// The error of a statement that leaves a transaction open, which would be lost with its handler, or before.
 fn left_open() -> Error {
     Error::InvalidArgument(
         "a statement over `&db` cannot leave a transaction open, because the next one may run on another connection: it \
@@ -89,7 +89,7 @@ fn left_open() -> Error {
 ///
 /// # Errors
 ///
-/// If it certainly is: the next statement of the request need not get the same connection.
+/// If it certainly is, because the next statement of the request may get another connection.
 fn opens_transaction<DB: Driver>(query: &Query<DB>) -> Result<Opens, Error> {
     match query.opens_transaction() {
         Opens::Always => Err(left_open()),
@@ -102,11 +102,11 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         Attempts::new(&self.session)
     }
 
-    /// Runs what returns nothing until it ends.
+    /// Runs a query whose answer is returned as a whole.
     ///
-    /// Its future takes less than 1 KiB. Up to that, glibc's allocator has a cache for each thread; larger ones it looks
-    /// for under a lock that threads share: <https://sourceware.org/glibc/wiki/MallocInternals>. So what is seldom wanted
-    /// is boxed, and a query is not kept where it is only passed on.
+    /// Its future takes less than 1 KiB. Up to that size, glibc's allocator has a cache for each thread. It looks for
+    /// larger blocks under a lock that threads share: <https://sourceware.org/glibc/wiki/MallocInternals>. So futures
+    /// that are seldom needed are boxed, and a query is not kept where it is only passed on.
     fn run<'e, W>(&'e self, query: Result<Query<Db<D>>, Error>) -> BoxFuture<'e, Result<W::Answer, Error>>
     where
         W: Wanted<Db<D>> + 'e,
@@ -157,7 +157,6 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     /// Keeps the connection for the next query of the request, unless this one has left something in it.
     async fn leave(&self, checkout: Checkout<Db<D>>, left: Left, opens: Opens) -> Result<(), Error> {
         match (left, opens) {
-            // It is closed.
             (Left::Dirty, _) => checkout.close(CloseCause::Dirty),
             (Left::Clean, Opens::Never) => self.session.keep(checkout),
             (Left::Clean, _) => match Box::pin(checkout.settle()).await {
@@ -170,8 +169,8 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         Ok(())
     }
 
-    /// Puts the connection back if it can still be used: one of several statements may have begun a transaction
-    /// before another one failed.
+    /// Puts the connection back if it can still be used. If the query may have begun a transaction, closes the
+    /// connection: one of several statements may have begun it before another one failed.
     fn after_error(
         &self,
         checkout: Checkout<Db<D>>,
@@ -291,7 +290,7 @@ impl<'c, D: Database<Pool: Backend>> Executor<'c> for &'c ReplicatedDb<D> {
                             (Ok(()), Frame::Transaction(_)) => {
                                 watch.over(pin!(frame.close::<Db<D>, _>(conn, Ok(())))).await
                             }
-                            // What failed is what there is to say, whatever becomes of the rollback.
+                            // The error of the statement is returned, even if the rollback fails, too.
                             (Err(failed), Frame::Transaction(_)) => {
                                 let rollback = pin!(frame.roll_back::<Db<D>>(conn));
                                 let _ = watch.over_harmless(rollback).await;

@@ -1,4 +1,4 @@
-//! [`ReplicatedDb`]: what handlers and jobs ask the database with.
+//! [`ReplicatedDb`], the handle by which handlers and jobs query the database.
 
 use std::fmt;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     /// The pin that the writes of this request leave, for clients and jobs that carry no cookies;
     /// `None` while it has not written, without slaves, and with `lag_window = 0`.
     ///
-    /// A job hands it to [`Cluster::read`]. It stands for what has been committed when it is asked for.
+    /// A job hands the pin to [`Cluster::read`]. The pin covers what has been committed when it is asked for.
     pub async fn pin(&self) -> Option<String> {
         self.session.pin().await
     }
@@ -140,39 +140,41 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     /// A handle for code outside a request that reads: from a slave, unless `pin` (of
     /// [`ReplicatedDb::pin`]) says that the work it belongs to has written within the lag window.
     ///
-    /// A pin that is not valid is none. The handle's node is chosen at its first query and kept.
+    /// A pin that is not valid is ignored. The handle's node is chosen at its first query and kept.
     pub fn read(&self, pin: Option<&str>) -> ReplicatedDb<D> {
         let pin = pin.and_then(|token| self.0.read_pin(token));
         self.handle(MethodKind::Read, Declared::Reads, pin)
     }
 
-    /// sqlx's own pool, for crates that ask for one: past pins, retries, promotions and counts, and past the choice of a
-    /// server for each request.
+    /// sqlx's own pool, for crates that ask for one. It bypasses pins, retries, promotions and statistics, and the
+    /// choice of a server for each request.
     ///
     /// [`Role::Master`] is a pool that writes, [`Role::Slave`] a read-only one of the server that [`read`](Self::read)
     /// would ask now: a slave, or the master where there is none to ask, as on a laptop or before
     /// lift-off. The same server always gives the same pool; [`slave_pool`](Self::slave_pool) names one.
     ///
-    /// What is done over it:
+    /// Limits of such a pool:
     ///
-    /// * Its connections come in addition, up to `max_connections` (of the master's reads
-    ///   `master_read_connections`) for each server and purpose; neither the log at lift-off nor any count has them.
-    ///   They are read-only, and wait as long, as those of this crate.
-    /// * A write pins nobody: whoever has to see it at once writes over `&db`, or over [`write`](Self::write), which has
-    ///   a [`pin`](ReplicatedDb::pin).
-    /// * Nothing moves elsewhere. A pool of a slave goes on when that falls behind, is taken out or dies; then
-    ///   its queries fail. Ask for a pool when you need one, and do not keep it where that can be helped.
-    /// * After a promotion (`follow_promotion`), the pools of the former master are closed, and this method gives those of
-    ///   the new one. Whoever has kept one gets [`sqlx::Error::PoolClosed`], and has to ask again; what is
-    ///   under way there ends as its connection does. The pool of a slave that became the master stays read-only.
-    /// * While two servers take writes ([`NodeState::Contested`](crate::NodeState::Contested)), one that writes gives no
-    ///   connection: [`sqlx::Error::PoolTimedOut`]. At shutdown all are closed, and that of a discovered slave is when its
-    ///   address is gone.
-    /// * `prepared_statements = false` means nothing to it: behind a pooler that keeps no prepared statements, it cannot
-    ///   be used.
-    /// * What somebody leaves on a connection, such as a `BEGIN` by hand or a setting, meets whoever has it next, as in any
-    ///   sqlx pool.
-    /// * With SQLite it is a second writer, which waits for the other one for up to `connect_timeout`.
+    /// * Its connections come in addition: up to `max_connections` for each server and purpose, or
+    ///   `master_read_connections` for the master's reads. Neither the log at lift-off nor the statistics include
+    ///   them. They are read-only, and wait as long, as those of this crate.
+    /// * A write leaves no pin. If its client has to see it at once, write over `&db`, or over [`write`](Self::write),
+    ///   which has a [`pin`](ReplicatedDb::pin).
+    /// * Queries do not move to another server. A slave's pool goes on when the slave falls behind, is taken out or
+    ///   dies. When the slave is dead, its queries fail. Ask for a pool when you need one, and do not keep it where
+    ///   that can be helped.
+    /// * After a promotion (`follow_promotion`), the pools of the former master are closed, and this method gives
+    ///   those of the new one. A pool that you have kept gives [`sqlx::Error::PoolClosed`]: ask for another.
+    ///   Statements under way there end when their connections do. The pool of a slave that became the master stays
+    ///   read-only.
+    /// * While two servers take writes ([`NodeState::Contested`](crate::NodeState::Contested)), a pool that writes
+    ///   gives no connection: [`sqlx::Error::PoolTimedOut`]. All pools are closed at shutdown. The pool of a
+    ///   discovered slave is closed when its address is gone.
+    /// * `prepared_statements = false` has no effect on it. Behind a pooler that keeps no prepared statements, the
+    ///   pool cannot be used.
+    /// * What your code leaves on a connection, such as a `BEGIN` by hand or a setting, meets the next user of the
+    ///   connection, as in any sqlx pool.
+    /// * With SQLite, the pool is a second writer, which waits for the other one for up to `connect_timeout`.
     ///
     /// ```rust
     /// # #[cfg(feature = "sqlite")] mod outside {
@@ -199,14 +201,15 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
             let route = handle.session.route();
             let Some(pool) = route.pool() else { unreachable!("only servers with a pool for it are chosen") };
             let pool = pool.plain();
-            // A term ends before the pools of its master are closed: one that is there before it ends is closed, too.
+            // A term ends before the pools of its master are closed. So a pool that was opened before the end is
+            // closed, too.
             if self.0.mastership.term() == term {
                 return pool;
             }
         }
     }
 
-    /// As [`pool`](Self::pool), of the slave with this name, however that is: read-only.
+    /// As [`pool`](Self::pool), but the read-only pool of the slave with this name, whatever the slave's state is.
     ///
     /// # Errors
     ///
@@ -217,7 +220,7 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     /// Outside a Tokio runtime.
     pub fn slave_pool(&self, slave: &str) -> Result<sqlx::Pool<Db<D>>, UnknownSlave> {
         let server = self.slave(slave)?;
-        // INVARIANT: whoever can be found as a slave has a pool for it.
+        // INVARIANT: each server that can be found as a slave has a pool for slave reads.
         let pool = server.pool(Access::ReadSlave).map(|pool| pool.plain());
         pool.ok_or_else(|| UnknownSlave::new(slave))
     }

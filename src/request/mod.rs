@@ -1,6 +1,7 @@
-//! What one request does with one database: `handle` is what handlers see, `session` the connections that it uses,
-//! `progress` what it has done so far and what follows, `query` a statement, `executor` how it runs over the session, `retry`
-//! what becomes of those that fail, `connection` what a handler may hold for itself.
+//! What one request does with one database. `handle` is what handlers see. `session` has the connections that the
+//! request uses. `progress` records what the request has done so far, and what follows. `query` is a statement,
+//! `executor` runs it over the session, and `retry` decides what becomes of a failed one. `connection` is what a
+//! handler may hold for itself.
 
 mod connection;
 mod counts;

@@ -1,5 +1,5 @@
-//! What one request has done so far, and what follows from it: no connection, no clock and no lock, so that
-//! [`Session`](super::Session) drives it and a table tests it.
+//! What one request has done so far, and what follows from it. There is no connection, no clock and no lock here, so
+//! that [`Session`](super::Session) drives it and a table tests it.
 
 use std::time::Instant;
 
@@ -19,8 +19,8 @@ pub(super) struct Progress {
     service: Service,
 }
 
-/// A slave that is asked once more if nothing else is left: it had no connection in time, or took too long to open one, as
-/// while the servers of an address change their roles.
+/// A slave that is asked once more if no other server is left. It had no connection in time, or took too long to open
+/// one, as happens while the servers of an address change their roles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LastChance {
     #[default]
@@ -32,9 +32,9 @@ enum LastChance {
 /// What was read on connections for reads.
 #[derive(Debug, Default)]
 struct Reads {
-    /// How many statements run there, or have returned what they read.
+    /// Statements that run on these connections, or have returned what they read.
     started: usize,
-    /// Which of the servers behind the slave's address they have seen.
+    /// The server that they have read from, of those behind the slave's address.
     instance: Option<Instance>,
 }
 
@@ -44,7 +44,7 @@ enum Writes {
     None,
     Since {
         first: Instant,
-        /// Which of the servers behind the master's address the latest write went to.
+        /// The server that the latest write went to, of those behind the master's address.
         at: Option<Instance>,
         answers: Answers,
         /// How many statements were not [taken back](Progress::take_back).
@@ -52,8 +52,8 @@ enum Writes {
     },
 }
 
-/// Whether all writes were answered. One that was abandoned, or whose connection died, may be committed later than whatever
-/// the master's log says now.
+/// Whether all writes were answered. A write that was abandoned, or whose connection died, may be committed later than
+/// the position at which the master's log stands now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answers {
     Complete,
@@ -64,9 +64,9 @@ enum Answers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     Pending,
-    /// On its way, with all the pin that there has to be.
+    /// The reply is on its way, with the pin that it needs, if any.
     Settled,
-    /// On its way without a pin: a write now would be one that its client may miss.
+    /// The reply is on its way without a pin: its client may miss a write that comes now.
     WithoutPin,
 }
 
@@ -81,9 +81,9 @@ enum Service {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
     Allowed,
-    /// It writes, and the reply has left without a pin.
+    /// The statement writes, and the reply has left without a pin.
     AllowedWithoutPin,
-    /// The slave's address leads to another server than the one that was read from, which may be behind that.
+    /// The slave's address leads to another server than the one that was read from. That server may be further behind.
     Moved,
 }
 
@@ -98,9 +98,9 @@ pub(super) enum Letdown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leaves {
     NoPin,
-    /// One by time: where the log will stand is not known yet.
+    /// A window pin: where the log will stand is not known yet.
     Window,
-    /// One by the position where the log stands after the writes.
+    /// A pin with the position where the log stands after the writes.
     Position {
         first: Instant,
         at: Option<Instance>,
@@ -145,14 +145,15 @@ impl Progress {
         Intent::of(self.method, self.declared)
     }
 
-    /// Raises the intent. It never sinks: what a request has seen at the master as a writer, a slave may not have yet.
+    /// Raises what the request is declared to do. It is never lowered: a slave may not have yet what the request has
+    /// seen at the master as a writer.
     pub(super) fn declare(&mut self, declared: Declared) {
         if declared != Declared::Reads || self.writes == Writes::None {
             self.declared = self.declared.max(declared);
         }
     }
 
-    /// A statement is about to be sent on a connection to this instance.
+    /// Records that a statement is about to be sent on a connection to this instance.
     pub(super) fn start(&mut self, access: Access, instance: Option<Instance>, now: Instant) -> Start {
         if access.writes() {
             let (first, answers, started) = match self.writes {
@@ -174,7 +175,7 @@ impl Progress {
         Start::Allowed
     }
 
-    /// A statement failed that had returned nothing, and has changed nothing.
+    /// Takes back a statement that failed, had returned nothing, and has changed nothing.
     pub(super) fn take_back(&mut self, access: Access) {
         match (&mut self.writes, access) {
             (_, Access::ReadMaster | Access::ReadSlave) => {
@@ -185,29 +186,29 @@ impl Progress {
         }
     }
 
-    /// No answer to a write will be seen.
+    /// Records that no answer to a write will be seen.
     pub(super) fn miss_answer(&mut self) {
         if let Writes::Since { answers, .. } = &mut self.writes {
             *answers = Answers::Missing;
         }
     }
 
-    /// The slave does not have what the request needs: the master has.
+    /// Records that the slave does not have what the request needs. The master has it.
     pub(super) fn find_behind(&mut self) {
         self.failed.catch_up = CatchUp::InVain;
         self.leave();
     }
 
-    /// The route is left for another.
+    /// Records that the route is left for another one.
     pub(super) fn leave(&mut self) {
         if self.has_read() {
-            // After a statement has returned rows, the request may move to the master but not to another slave: that one
-            // could be behind what the client has just seen.
+            // After a statement has returned rows, the request may move to the master but not to another slave. That
+            // one could be behind what the client has just seen.
             self.failed.slaves = SlaveSet::All;
         }
     }
 
-    /// A server has let a statement down: whether another one may be asked.
+    /// Records that a server has let a statement down. Returns whether another server may be asked.
     pub(super) fn fail(&mut self, access: Access, server: ServerId, letdown: Letdown) -> bool {
         match (access, letdown) {
             (Access::ReadWrite, _) | (Access::ReadMaster, Letdown::Busy) => return false,
@@ -229,12 +230,12 @@ impl Progress {
         true
     }
 
-    /// Whether a server that has let a statement down is all that there is.
+    /// True if the only server that is left has let a statement down.
     pub(super) fn is_exhausted(&self, next: Access) -> bool {
         next == Access::ReadMaster && self.failed.master
     }
 
-    /// No server is left for a statement.
+    /// Records that no server is left for a statement.
     pub(super) fn refuse(&mut self) {
         self.service = Service::Refused;
     }
@@ -248,8 +249,8 @@ impl Progress {
         }
     }
 
-    /// The reply is about to leave: the pin that it has to carry. `in_use` says that a handle is still alive, which may
-    /// write after the reply if the request means to.
+    /// Returns the pin that the reply has to carry, when it is about to leave. `in_use` says that a handle is still
+    /// alive. If the request means to write, that handle may do so after the reply.
     pub(super) fn answer(&mut self, in_use: bool) -> Leaves {
         let leaves = match in_use && self.intent().is_write() {
             true => Leaves::Window,

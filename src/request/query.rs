@@ -1,4 +1,4 @@
-//! A statement, taken out of what the caller built, and what holds its steps together on a connection.
+//! A statement, taken out of what the caller built, and the frame that holds its steps together on a connection.
 
 use sqlx::error::BoxDynError;
 use sqlx::{Error, Execute, Executor, SqlStr};
@@ -7,7 +7,7 @@ use super::retry::Repeatable;
 use crate::backend::{Conn, Driver, Opens};
 use crate::pool::Pool;
 
-/// One that can be run more than once.
+/// A query that can be run more than once.
 pub(super) struct Query<DB: Driver> {
     sql: SqlStr,
     statement: Option<DB::Statement>,
@@ -27,13 +27,13 @@ impl<DB: Driver> Query<DB> {
         })
     }
 
-    /// Its text, for messages.
+    /// The text of the query.
     pub(super) fn text(&self) -> &SqlStr {
         &self.sql
     }
 
-    /// Without arguments it goes over the simple protocol, which takes several statements at once. A procedure may have
-    /// committed a part of what it does.
+    /// Whether the query can be repeated. Without arguments it goes over the simple protocol, which takes several
+    /// statements at once. A procedure may have committed a part of what it does.
     pub(super) fn repeatable(&self, opens: Opens) -> Repeatable {
         match (&self.arguments, opens) {
             (Some(_), Opens::Never) => Repeatable::Yes,
@@ -41,8 +41,8 @@ impl<DB: Driver> Query<DB> {
         }
     }
 
-    /// What to run on a connection of this pool, and what holds it together there. The last attempt that there can be
-    /// takes the arguments along.
+    /// The query to run on a connection of this pool, and its frame there. An attempt that may write is the last one,
+    /// and takes the arguments along.
     pub(super) fn attempt(&mut self, pool: &Pool<DB>) -> (Frame, Self) {
         let frame = match (&self.arguments, pool.begin_read_only()) {
             (None, _) => Frame::Connection,
@@ -91,7 +91,8 @@ impl<DB: Driver> Execute<'_, DB> for Query<DB> {
 pub(super) enum Frame {
     /// The connection.
     Connection,
-    /// A transaction, by what begins it: a pooler in between may give each its own connection to the server.
+    /// A transaction, with the statement that begins it. A pooler in between may give each transaction its own
+    /// connection to the server.
     Transaction(&'static str),
 }
 
@@ -103,13 +104,13 @@ impl Frame {
         }
     }
 
-    /// Ends it as the attempt ended; one that cannot be ended has not done what it should.
+    /// Commits the frame if the attempt succeeded, else rolls it back. If the commit fails, the attempt has failed.
     pub(super) async fn close<DB: Driver, T>(
         self,
         conn: &mut Conn<DB>,
         done: Result<T, Error>,
     ) -> Result<T, Error> {
-        // Whatever prevents a rollback has broken the connection, and so the transaction.
+        // A rollback fails only if the connection is broken, which ends the transaction, too.
         match &done {
             Ok(_) => self.run::<DB>(conn, "COMMIT").await?,
             Err(_) => self.roll_back::<DB>(conn).await.unwrap_or_default(),

@@ -18,15 +18,16 @@ use crate::routing::{Choice, Declared, MethodKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repeatable {
     Yes,
-    /// It may be several statements, one of which begins a read-write transaction; or its caller
-    /// has seen some of its rows.
+    /// The query may be several statements, one of which begins a read-write transaction. Or its caller has seen some
+    /// of its rows.
     No,
 }
 
-/// The attempts at one query. A query fails at most once at each server, so that they end.
+/// The attempts at one query. They end, because each failure rules out its server, except for a first one at the
+/// master.
 pub(crate) struct Attempts<'a, DB: Driver> {
     session: &'a Session<DB>,
-    /// A first failure at the master may be that of an old connection; a second one is not.
+    /// A first failure at the master may be due to an old connection. A second one is not.
     failed_at_master: bool,
 }
 
@@ -51,7 +52,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         match (fault, decision.access) {
             (Fault::Query, _) => return Err(error),
             (Fault::ReadOnly, Access::ReadWrite) => {
-                // It may have been made a slave, or its address lead to one now.
+                // The server may have been made a slave, or its address may lead to one now.
                 pool.health().request_probe();
                 return Err(error);
             }
@@ -66,8 +67,8 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
                 return self.refused(pool, under_way, error, repeatable);
             }
             (Fault::Node, Access::ReadSlave) if !pool.health().is_shared() => pool.health().suspect(&error),
-            // There is no other master, and another of the slaves that share an address may serve: the next checkout tells
-            // whether it is still there.
+            // There is no other master. Behind a shared address, another slave may serve. The next checkout tells
+            // whether the server is still there.
             (Fault::Node, _) => {
                 pool.health().doubt_connections();
                 pool.health().request_probe();
@@ -94,7 +95,8 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         Ok(())
     }
 
-    /// A statement wanted to write on a read: an error, or a write after all.
+    /// Handles a statement that tried to write on a connection for reads. Returns an error, or lets it run again on
+    /// the master.
     fn refused(
         &self,
         pool: &Pool<DB>,
@@ -125,7 +127,7 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
     }
 }
 
-/// What lets a handler write that has been taken for one that reads.
+/// Tells how a handler that was taken for one that reads can write.
 struct Remedy(&'static str);
 
 impl Remedy {

@@ -1,4 +1,4 @@
-//! The connections that one request, or one job, uses of one database.
+//! The session of one request, or one job, with one database: its server, its connection and its pin.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,18 +17,18 @@ use crate::pool::{Asker, Checkout, Clock, Failure, Holder, Outcome, StatementErr
 use crate::position::Position;
 use crate::routing::{Choice, Client, Decision, Declared, MethodKind, Reason, Route};
 
-/// Of the lines that tell what each request asked.
+/// The log target of the lines that tell which server each request asked.
 pub(crate) const TARGET: &str = "rocket_replicated::requests";
 
-/// Shared by all guards, handles and streams of a request. Its server is chosen at the first query,
-/// so that the order of guards does not matter, and kept: two queries never see two states.
+/// A session, shared by all guards, handles and streams of a request. Its server is chosen at the first query, so that
+/// the order of guards does not matter. The server is then kept, so that two queries never see two states.
 pub(crate) struct Session<DB: Driver> {
     pub(crate) cluster: Arc<Inner<DB>>,
     client: Client,
     pin: Option<Pin>,
-    /// By what connections and their pools know it.
+    /// Identifies this session to pools and connections.
     asker: Asker,
-    /// How long it has waited, if anybody wants to know.
+    /// How long the session has waited for its database. `None` if that is not measured.
     clock: Option<Arc<Clock>>,
     state: Mutex<State<DB>>,
 }
@@ -36,16 +36,16 @@ pub(crate) struct Session<DB: Driver> {
 struct State<DB: Driver> {
     progress: Progress,
     route: Option<Route<DB>>,
-    /// Where the connection of the latest query is, for the next one.
+    /// The connection of the latest query, kept for the next one.
     kept: Option<Sticky<DB>>,
     /// The name of the handler that asks, if it has one.
     handler: Option<Cow<'static, str>>,
-    /// Its method and route, where it may still ask after its reply.
+    /// The method and route of the request, if it may still query after its reply.
     request: Option<String>,
 }
 
 impl<DB: Driver> State<DB> {
-    /// Another query of the same request may have moved on already.
+    /// Leaves the server of this decision, unless another query of the same request has moved on already.
     fn leave(&mut self, decision: Decision) {
         self.progress.leave();
         self.route.take_if(|present| present.leads_where(decision));
@@ -54,7 +54,7 @@ impl<DB: Driver> State<DB> {
 
 /// Where the next query goes.
 enum Next<DB: Driver> {
-    /// Where the one before went, on the same connection, on which it may begin.
+    /// Runs on the connection of the query before, where it has begun already.
     Started(Checkout<DB>, Decision),
     Kept(Checkout<DB>, Decision),
     Route(Route<DB>),
@@ -67,12 +67,12 @@ pub(crate) struct UnderWay<'a, DB: Driver> {
 }
 
 impl<'a, DB: Driver> UnderWay<'a, DB> {
-    /// It has failed, had returned nothing, and has changed nothing.
+    /// Takes back a query that failed, had returned nothing, and has changed nothing.
     pub(crate) fn take_back(self) {
         self.session.state().progress.take_back(self.decision.access);
     }
 
-    /// It is about to be sent. If it writes, the pin depends on its answer.
+    /// Notes that the query is about to be sent. If it writes, the pin depends on its answer.
     pub(crate) fn send(&self) -> Sent<'a, DB> {
         Sent(self.decision.access.writes().then_some(self.session))
     }
@@ -82,7 +82,7 @@ impl<'a, DB: Driver> UnderWay<'a, DB> {
 pub(crate) struct Sent<'a, DB: Driver>(Option<&'a Session<DB>>);
 
 impl<DB: Driver> Sent<'_, DB> {
-    /// It has ended like this.
+    /// Notes how the write ended. If its outcome is unknown, the write counts as unanswered.
     pub(crate) fn ended<T>(mut self, how: &Result<T, StatementError>) {
         if !how.as_ref().is_err_and(|failed| failed.outcome == Outcome::Unknown) {
             self.0 = None;
@@ -102,15 +102,15 @@ impl<DB: Driver> Drop for Sent<'_, DB> {
 pub(crate) struct Writer<DB: Driver>(Option<Arc<Session<DB>>>);
 
 impl<DB: Driver> Writer<DB> {
-    /// Of what is sent there, no pin depends on the answer.
+    /// The writer for statements whose answer no pin depends on.
     pub(crate) const NOBODY: Self = Self(None);
 
-    /// What is sent from now on cannot be seen, nor whether it is answered.
+    /// Counts a write as unanswered, because statements cannot be seen from now on.
     pub(crate) fn send_unseen(&self) {
         drop(self.send());
     }
 
-    /// A write is about to be sent, as far as is known.
+    /// Notes that a statement is about to be sent, which may write.
     pub(crate) fn send(&self) -> Sent<'_, DB> {
         Sent(self.0.as_deref())
     }
@@ -130,7 +130,7 @@ impl<DB: Driver> Session<DB> {
         Self { cluster, client, pin, asker, clock: None, state: Mutex::new(state) }
     }
 
-    /// It is of a request, whose reply or log line tells how long it has waited.
+    /// Marks the session as a request's. Its waiting time is measured if the reply or a log line tells it.
     pub(crate) fn of_request(mut self) -> Self {
         let is_timed = self.cluster.config.server_timing == ServerTiming::Sent
             || log::log_enabled!(target: TARGET, log::Level::Debug);
@@ -143,7 +143,7 @@ impl<DB: Driver> Session<DB> {
         self.state().progress.declare(declared);
     }
 
-    /// Which handler asks from now on, for messages.
+    /// Sets the name of the handler that asks from now on, for messages.
     pub(crate) fn set_handler(&self, handler: Cow<'static, str>) {
         self.state().handler = Some(handler);
     }
@@ -160,13 +160,14 @@ impl<DB: Driver> Session<DB> {
         self.state().progress.method()
     }
 
-    /// Whom it asks, why, and for how long it has waited so far, if it has asked and anybody wants to know.
+    /// The chosen server, the reason, and how long the session has waited so far. `None` if no server is chosen, or if
+    /// the time is not measured.
     pub(crate) fn report(&self) -> Option<(Choice, Duration)> {
         let took = self.clock.as_ref()?.read();
         Some((self.choice()?, took))
     }
 
-    /// The server and the reason, once there is one.
+    /// The chosen server and the reason. `None` until a server is chosen.
     pub(crate) fn choice(&self) -> Option<Choice> {
         self.state().route.as_ref().map(Route::choice)
     }
@@ -177,7 +178,7 @@ impl<DB: Driver> Session<DB> {
         self.sign(leaves).await
     }
 
-    /// The reply is about to leave: the pin it has to carry, if any.
+    /// Returns the pin that the reply has to carry, if any, when it is about to leave.
     ///
     /// `in_use` says that a handle is still alive, in a streamed body or a spawned task: if the
     /// request means to write, it may do so after the reply. `request` names it then.
@@ -198,8 +199,8 @@ impl<DB: Driver> Session<DB> {
         }
     }
 
-    /// Checks out a connection to the session's server, on which a query begins; at the first time, or if that server lets
-    /// it down, to one chosen now.
+    /// Checks out a connection to the session's server, and begins a query on it. Chooses a server at the first query,
+    /// and again if that server lets the session down.
     pub(crate) async fn check_out(&self) -> Result<(Checkout<DB>, UnderWay<'_, DB>), sqlx::Error> {
         let retries = &self.cluster.counts.retries;
         loop {
@@ -256,7 +257,7 @@ impl<DB: Driver> Session<DB> {
         }
     }
 
-    /// What a handler sends on a connection that it holds.
+    /// The writer for a connection that a handler holds.
     pub(crate) fn writer(self: &Arc<Self>, decision: Decision) -> Writer<DB> {
         Writer(decision.access.writes().then(|| self.clone()))
     }
@@ -274,7 +275,7 @@ impl<DB: Driver> Session<DB> {
         drop((state, before));
     }
 
-    /// Gives up the connection that is kept: no query may follow.
+    /// Gives up the kept connection, because there may be no further query.
     pub(crate) fn release(&self) {
         let kept = self.state().kept.take();
         drop(kept);
@@ -288,7 +289,7 @@ impl<DB: Driver> Session<DB> {
         }
     }
 
-    /// Whether the server has what the client wrote, where it was chosen for having it.
+    /// True if the server has what the client wrote, or was not chosen for that.
     async fn has_own_writes(
         &self,
         decision: Decision,
@@ -303,7 +304,7 @@ impl<DB: Driver> Session<DB> {
         }
     }
 
-    /// Leaves a server that let the session down, for one that has not; or fails with its error.
+    /// Leaves a server that let the session down for another one. Fails with the error of the server if there is none.
     pub(crate) fn move_on(&self, decision: Decision, failure: Failure) -> Result<(), sqlx::Error> {
         let letdown = match failure {
             Failure::Busy(_) => Letdown::Busy,
@@ -322,7 +323,7 @@ impl<DB: Driver> Session<DB> {
         Err(failure.into())
     }
 
-    /// Whether a query found no server: the client may try again later.
+    /// True if a query found no server. The client may try again later.
     pub(crate) fn was_refused(&self) -> bool {
         self.state().progress.was_refused()
     }
@@ -332,8 +333,8 @@ impl<DB: Driver> Session<DB> {
         self.choose(&mut self.state()).clone()
     }
 
-    /// As [`route`](Self::route), or with the connection that was kept for it. One to another server is given up:
-    /// nobody holds two connections to ask one question.
+    /// As [`route`](Self::route), with the connection that was kept if it leads there. A kept connection to another
+    /// server is given up, so that no session holds two connections for one query.
     fn next(&self) -> Next<DB> {
         let mut state = self.state();
         let Some(kept) = state.kept.take() else {
@@ -375,7 +376,7 @@ impl<DB: Driver> Session<DB> {
         state.route.insert(route)
     }
 
-    /// What runs on the connection from now on is the session's.
+    /// Makes this session the holder of the connection.
     fn take(&self, state: &State<DB>, checkout: &Checkout<DB>) {
         checkout.state().take_for(self.asker, || Holder {
             asker: self.asker,
@@ -384,7 +385,7 @@ impl<DB: Driver> Session<DB> {
         });
     }
 
-    /// A query is about to run: whether it may.
+    /// Notes that a query is about to run. Returns whether it may.
     fn start(&self, state: &mut State<DB>, decision: Decision, checkout: &Checkout<DB>) -> bool {
         self.take(state, checkout);
         match state.progress.start(decision.access, checkout.instance(), Instant::now()) {
@@ -402,7 +403,7 @@ impl<DB: Driver> Session<DB> {
         }
     }
 
-    /// Nothing in here can panic halfway through a change.
+    /// Ignores poison: nothing in here can panic halfway through a change.
     fn state(&self) -> MutexGuard<'_, State<DB>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -411,7 +412,7 @@ impl<DB: Driver> Session<DB> {
 impl<DB: Driver> Drop for Session<DB> {
     fn drop(&mut self) {
         self.cluster.sessions.end();
-        // That of a request has been told when its reply left.
+        // The line about a request was logged when its reply left.
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let (Reply::Pending, Some(route)) = (state.progress.reply(), &state.route) {
             let who = state.handler.as_deref().unwrap_or("A job");

@@ -1,25 +1,26 @@
-//! Who asks, as far as that can be told, and what is drawn for a client: always the same, in every process.
+//! Identifies a client, as far as possible, and draws a slave for it. The draw is the same each time and in every
+//! process.
 
 use std::net::IpAddr;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Who asks.
+/// The client of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Client {
-    /// By its network: an IPv4 address, or an IPv6 /64. Within the latter, a device changes its address by itself:
-    /// <https://www.rfc-editor.org/rfc/rfc8981>.
+    /// The client's network: an IPv4 address, or an IPv6 /64. Within the latter, a device changes its address by
+    /// itself: <https://www.rfc-editor.org/rfc/rfc8981>.
     Known(u64),
     /// The number that was drawn for this request.
     Unknown(u64),
 }
 
-/// Apart from those of servers, so that the clients of a share are spread like all.
+/// A seed apart from the servers' numbers, so that the clients of a share are spread over the servers like all clients.
 const SHARE: u64 = u64::from_be_bytes(*b"\0\0\0share");
 
 impl Client {
-    /// An IPv4 address, and one that is written as IPv6, are numbers of 32 bits: no IPv6 network that is in use
-    /// begins with as many zeros.
+    /// Identifies the client by its address. An IPv4 address, also in IPv6 notation, becomes a number of 32 bits. No
+    /// IPv6 network that is in use begins with as many zeros.
     pub(crate) fn of(address: Option<IpAddr>) -> Self {
         match address.map(|address| address.to_canonical()) {
             Some(IpAddr::V4(address)) => Self::Known(address.to_bits().into()),
@@ -28,7 +29,7 @@ impl Client {
         }
     }
 
-    /// What decides whether a share has this client.
+    /// The number that decides whether a share has this client.
     pub(crate) fn drawn(self) -> u64 {
         match self {
             Self::Known(network) => hash(network, SHARE),
@@ -37,13 +38,13 @@ impl Client {
     }
 }
 
-/// The one of these servers, each with a number of its own and a weight, to which a client is led: as many clients to
-/// each as its weight says, and to the same one as long as that is among them, whichever others come and go (weighted
-/// rendezvous hashing: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005).
+/// Leads a client to one of these servers, each of which has a number of its own and a weight. Each server gets as many
+/// clients as its weight says. A client stays with its server as long as that is in the list, even if others come and
+/// go (weighted rendezvous hashing: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005).
 pub(crate) fn preferred<S>(network: u64, servers: impl Iterator<Item = (u64, u32, S)>) -> Option<S> {
     let mut nearest: Option<(f64, S)> = None;
     for (number, weight, server) in servers {
-        // In the middle of one of 2^53 parts, as many as `f64` tells apart: never 0.
+        // The middle of one of 2^53 parts, as many as `f64` tells apart: never 0.
         let part = ((hash(network, number) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
         let least = nearest.as_ref().map_or(f64::INFINITY, |(distance, _)| *distance);
         // Since -ln(x) is never less than 1 - x, few logarithms are needed, which would take most of the time.
@@ -57,7 +58,7 @@ pub(crate) fn preferred<S>(network: u64, servers: impl Iterator<Item = (u64, u32
     nearest.map(|(_, server)| server)
 }
 
-/// XXH3, whose results are specified.
+/// The XXH3 hash, whose results are specified.
 fn hash(network: u64, seed: u64) -> u64 {
     xxh3_64_with_seed(&network.to_be_bytes(), seed)
 }
@@ -79,7 +80,7 @@ mod tests {
         preferred(network, servers).unwrap()
     }
 
-    /// As they come in practice: from a few networks, one after the other.
+    /// Networks as they come in practice: from a few ranges, one after the other.
     fn networks() -> impl Iterator<Item = u64> {
         let v4 = (0..5_000).map(|n| IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n)));
         let v6 = (0..5_000).map(|n| IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8_0000_0000 + n) << 64 | 1)));

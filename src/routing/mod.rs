@@ -1,4 +1,5 @@
-//! Which server serves a statement: `policy` is the table of rules, `slaves` draws one of several; `client` is who asks.
+//! The choice of a server for a statement. `policy` is the table of rules, `slaves` draws one of several slaves, and
+//! `client` identifies the client.
 
 mod client;
 mod policy;

@@ -1,5 +1,5 @@
-//! Which server serves a query: a pure function of what the request means to do, what it carries, and how the
-//! servers are. The first row that applies counts. `docs/guide/routing.md` has the same table:
+//! The choice of a server for a query: a pure function of the request's intent, the client's pin, and the states of the
+//! servers. The first row that applies counts. `docs/guide/routing.md` has the same table:
 //!
 #![doc = include_str!("table.md")]
 
@@ -30,12 +30,12 @@ impl Choice {
         &self.node
     }
 
-    /// Whether the node is the master or a slave.
+    /// The role of the node.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Why this node.
+    /// The reason for the choice.
     pub fn reason(&self) -> Reason {
         self.reason
     }
@@ -65,8 +65,9 @@ pub enum Reason {
     ///
     /// Add `slaves` to the section once there are any.
     NoSlaves,
-    /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) asked; or an
-    /// operator said so ([`Cluster::stop_reading_slaves`](crate::Cluster::stop_reading_slaves)).
+    /// Master: `read_from_slaves = "asked"`, and no [`ReadsDatabase`](crate::ReadsDatabase) guard asked for a slave; or
+    /// an operator has stopped reads from slaves
+    /// ([`Cluster::stop_reading_slaves`](crate::Cluster::stop_reading_slaves)).
     ///
     /// Say `read_from_slaves = "auto"`, or [`Cluster::resume_reading_slaves`](crate::Cluster::resume_reading_slaves), to use
     /// the slaves again.
@@ -74,14 +75,14 @@ pub enum Reason {
     /// Master: `read_from_slaves` is a share of the clients, or an operator has set one
     /// ([`Cluster::set_read_share`](crate::Cluster::set_read_share)), and this client is not in it.
     ///
-    /// Raise the share once you are content with what those see that are in it.
+    /// Raise the share once the clients in it are served well.
     OutsideShare,
-    /// Master: the client wrote within the lag window, or no slave has replayed what it wrote.
+    /// Master: the client wrote within the lag window, or no slave has replayed its writes.
     ///
-    /// If too many reads come to the master for this, say `consistency = "position"`; with that already, look at the
-    /// slaves' lag, and raise `catch_up_timeout` if they are late by little.
+    /// If too many reads come to the master for this reason, say `consistency = "position"`. If you have that already,
+    /// look at the slaves' lag, and raise `catch_up_timeout` if they are late by little.
     Pinned,
-    /// Slave: it has replayed what the client wrote.
+    /// Slave: it has replayed the client's writes.
     ///
     /// There is nothing to do: this is what `consistency = "position"` is for.
     CaughtUp,
@@ -95,18 +96,18 @@ pub enum Reason {
     ReadsDatabase,
     /// Master: no slave could take the read.
     ///
-    /// Look in [`Cluster::status`](crate::Cluster::status) or in the log why each of them is left out; if they are
+    /// Look in [`Cluster::status`](crate::Cluster::status) or in the log why each slave is left out. If the slaves are
     /// well but busy, raise their `max_connections`.
     SlavesUnavailable,
     /// Slave: the client wrote within the lag window, but the master cannot be reached.
     ///
-    /// Bring the master back. Clients may miss their own writes until then: say `pinned_without_master = "fail"` if an
+    /// Bring the master back. Clients may miss their own writes until then. Say `pinned_without_master = "fail"` if an
     /// error is better.
     MasterUnavailable,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub(crate) const ALL: [Self; 11] = [
         Self::WriteMethod,
         Self::ChangesDatabase,
@@ -121,7 +122,7 @@ impl Reason {
         Self::MasterUnavailable,
     ];
 
-    /// Its name in the log, in replies, in metrics and on pages. It never changes.
+    /// The reason's name in the log, in replies, in metrics and on pages. It never changes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::WriteMethod => "write method",
@@ -152,7 +153,7 @@ impl Reason {
         }
     }
 
-    /// Whether whoever is served for this reason may write.
+    /// True if a query that is served for this reason may write.
     pub const fn writes(self) -> bool {
         matches!(self, Self::WriteMethod | Self::ChangesDatabase)
     }
@@ -166,20 +167,20 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What a request means to do with a database.
+/// The intent of a request: to read or to write, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Intent {
-    /// Read, by its method.
+    /// To read, by the request's method.
     ReadMethod,
-    /// Read, as it declares.
+    /// To read, as the request declares.
     ReadsDatabase,
-    /// Write, by its method.
+    /// To write, by the request's method.
     WriteMethod,
-    /// Write, as it declares.
+    /// To write, as the request declares.
     ChangesDatabase,
 }
 
-/// What a request has declared of its intent. Changing outranks reading.
+/// The intent that a request has declared. A change outranks a read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Declared {
     #[default]
@@ -188,7 +189,7 @@ pub(crate) enum Declared {
     Changes,
 }
 
-/// What a request's method says of its intent.
+/// The intent that a request's method implies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MethodKind {
     Read,
@@ -210,7 +211,7 @@ impl Intent {
     }
 }
 
-/// Whether there are slaves at all.
+/// Whether any slaves are configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slaves {
     NotConfigured,
@@ -231,7 +232,7 @@ pub(crate) enum Master {
     Unusable,
 }
 
-/// What a choice depends on that is known beforehand.
+/// The facts on which a choice depends that are known beforehand.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Situation {
     pub(crate) intent: Intent,
@@ -242,34 +243,34 @@ pub(crate) struct Situation {
     pub(crate) pinned_without_master: PinnedWithoutMaster,
 }
 
-/// The servers that may be chosen: looked at only where the table asks for one.
+/// The servers that may be chosen. They are looked at only where the table asks for one.
 pub(crate) trait Candidates {
     type Slave;
 
     fn master(&self) -> Master;
 
-    /// A slave, whatever it has replayed.
+    /// Any slave that may serve, whatever position it has replayed.
     fn any_slave(&self) -> Option<Self::Slave>;
 
-    /// The configured master, where it turns out to be a slave of another server.
+    /// The configured master, if it turns out to be a slave of another server.
     fn master_as_slave(&self) -> Option<Self::Slave>;
 
-    /// What the client's pin says of the slaves that there are.
+    /// The servers that the client's pin allows.
     fn for_pin(&self) -> ForPin<Self::Slave>;
 }
 
-/// Who can serve a client its own writes.
+/// The servers that can show a client its own writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForPin<S> {
-    /// Only the master has them for certain.
+    /// Only the master has the writes for certain.
     Master,
-    /// A slave that has them, or is about to.
+    /// A slave that has the writes, or will have them soon.
     Slave(S),
-    /// Whoever: the pin says nothing of these servers, and its window is over.
+    /// Any server: the pin says nothing of these servers, and its window is over.
     Anybody,
 }
 
-/// Which of a server's connections a statement gets.
+/// The server that a statement goes to, and the kind of connection that it gets there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target<S> {
     MasterReadWrite,
@@ -277,18 +278,18 @@ pub(crate) enum Target<S> {
     Slave(S),
 }
 
-/// Whether a route that was chosen in a term still leads to where it says: a master that was chosen in an
-/// earlier term is none.
+/// True if a route that was chosen in the term `chosen_in` still leads to where it says. A master that was chosen in an
+/// earlier term is no longer the master.
 pub(crate) fn is_current(access: Access, chosen_in: Term, present: Term) -> bool {
     access == Access::ReadSlave || chosen_in == present
 }
 
-/// Whether the next statement of a session takes the route of the one before.
+/// True if the next statement of a session takes the route of the one before.
 pub(crate) fn stays(access: Access, chosen_in: Term, present: Term, intent: Intent) -> bool {
     access.writes() == intent.is_write() && is_current(access, chosen_in, present)
 }
 
-/// The table above.
+/// Chooses a server by the table above.
 pub(crate) fn choose<S>(
     situation: Situation,
     candidates: &impl Candidates<Slave = S>,

@@ -1,4 +1,4 @@
-//! What a choice depends on, gathered from the servers; and which of several slaves it is.
+//! Gathers the facts on which a choice depends from the servers, and draws one of several slaves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::health::{Health, NodeState, Replay, ServerId, Term, Use};
 use crate::pin::{Needed, Pin, Window};
 use crate::pool::{Asker, Checkout, Failure, Pool};
 
-/// What was decided: which server is asked, for what, and why.
+/// A decision: which server is asked, for which access, and why.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decision {
     pub(crate) server: ServerId,
@@ -58,17 +58,17 @@ impl<DB: Driver> Route<DB> {
         self.decision.choice(self.server.health.name().clone())
     }
 
-    /// Counts that it was chosen.
+    /// Counts the choice.
     pub(crate) fn count(&self) {
         self.server.health.counts().choices.add(self.decision.reason);
     }
 
-    /// Whether the next statement of its session takes it, too.
+    /// True if the next statement of the session takes this route, too.
     pub(crate) fn stays(&self, present: Term, intent: Intent) -> bool {
         stays(self.decision.access, self.decision.term, present, intent)
     }
 
-    /// Whether its server is one of the cluster's no longer, and nothing new may be asked of it.
+    /// True if the server has left the cluster, and must not be asked anything new.
     pub(crate) fn has_left(&self) -> bool {
         self.server.has_left()
     }
@@ -144,7 +144,7 @@ pub(crate) enum CatchUp {
 }
 
 impl<DB: Driver> Inner<DB> {
-    /// Chooses a server for a session that has been let down by those of `failed`.
+    /// Chooses a server for a session that has been let down by the servers of `failed`.
     pub(crate) fn choose(
         &self,
         intent: Intent,
@@ -185,21 +185,21 @@ impl<DB: Driver> Inner<DB> {
     }
 }
 
-/// The servers, and who is drawn of several.
+/// The servers, and the draw of one of several slaves.
 pub(crate) trait Drawn {
     type Slave;
 
-    /// Of the way by which the master is read from.
+    /// The health of the address by which the master is read from.
     fn master(&self) -> &Health;
 
-    /// One of those slaves that have not let the session down.
+    /// Draws one of the slaves that have not let the session down and for which `from` is true.
     fn draw(&self, from: impl Fn(&Health) -> bool) -> Option<Self::Slave>;
 
-    /// Whether one of them is so.
+    /// True if `is` is true for one of these slaves.
     fn any(&self, is: impl Fn(&Health) -> bool) -> bool;
 }
 
-/// What a session finds of them.
+/// The facts that a choice looks up.
 pub(crate) struct Found<'a, S> {
     pub(crate) servers: &'a S,
     pub(crate) pin: Option<&'a Pin>,
@@ -213,7 +213,7 @@ struct Present<'a, DB: Driver> {
     servers: &'a [Arc<Server<DB>>],
     term: Term,
     failed: &'a Failed,
-    /// The network of a client that is led to the same slave as before.
+    /// The network of the client, if the client is always led to the same slave.
     led: Option<u64>,
 }
 
@@ -232,7 +232,7 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         if usable.is_some() || self.master() == Master::Usable {
             return usable;
         }
-        // Before those that are known to be late, or may be.
+        // Slaves that may serve in any case come before slaves that are known to be late, or may be.
         let well = self.servers.draw(|slave| slave.is_last_resort(PinnedWithoutMaster::Fail));
         well.or_else(|| self.servers.draw(|slave| slave.is_last_resort(self.pinned_without_master)))
     }
@@ -242,8 +242,8 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         self.servers.draw(|slave| slave.state() == NodeState::Standby)
     }
 
-    /// A slave that is known to have replayed what the client wrote, else one that may have soon. Where all have
-    /// another history, the position says nothing, and only the window stands.
+    /// Draws a slave that is known to have replayed the client's writes, else one that may have replayed them soon. If
+    /// all slaves have another history, the position says nothing, and only the pin's window counts.
     fn for_pin(&self) -> ForPin<Self::Slave> {
         let Some(pin) = self.pin else { return ForPin::Anybody };
         let (Needed::Position(position), CatchUp::Untried) = (pin.needs(), self.failed.catch_up) else {
@@ -253,7 +253,8 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         if let Some(slave) = self.servers.draw(done) {
             return ForPin::Slave(slave);
         }
-        // A slave that lags has the write when it is as old as that; nobody waits for longer.
+        // A slave has a write once the write is as old as the slave's lag. No request waits for longer than
+        // `catch_up_timeout`.
         let age = (OffsetDateTime::now_utc() - pin.at).try_into().unwrap_or(Duration::ZERO);
         let in_time = |slave: &Health| slave.lag().is_none_or(|lag| lag <= age + self.catch_up_timeout);
         let soon = |slave: &Health| {
@@ -262,7 +263,8 @@ impl<S: Drawn> Candidates for Found<'_, S> {
         match self.servers.draw(soon) {
             Some(slave) => ForPin::Slave(slave),
             None if pin.window == Window::Open => ForPin::Master,
-            // Also of slaves that do not answer, which may come back without the write, and of those that tell nothing.
+            // Also for slaves that do not answer, which may come back without the write, and for slaves that tell no
+            // position.
             None if self.servers.any(|slave| slave.replay_of(position) != Replay::Elsewhere) => {
                 ForPin::Master
             }
@@ -278,8 +280,9 @@ impl<'a, DB: Driver> Drawn for Present<'a, DB> {
         &self.master_server().read_way().health
     }
 
-    /// The client's own, if it is to have one. Else the less busy, for its weight, of two slaves that are drawn by weight: even load without a view of the
-    /// whole (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+    /// The client's own slave, if clients are led to the same slave each time. Otherwise two slaves are drawn by
+    /// weight, and the one with less load for its weight serves. This evens out the load without a view of the whole
+    /// (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
     fn draw(&self, from: impl Fn(&Health) -> bool) -> Option<Self::Slave> {
         if let Some(network) = self.led {
             let slaves = self.slaves().filter(|slave| from(&slave.health));
@@ -304,7 +307,8 @@ impl<'a, DB: Driver> Present<'a, DB> {
         self.servers.iter().find(|server| server.id() == self.term.master).unwrap_or(&self.servers[0])
     }
 
-    /// A slave that took the master's place is none. A configured master that is found to be a slave is one.
+    /// The slaves that have not let the session down. A slave that took the master's place is not among them. A
+    /// configured master that is found to be a slave is.
     fn slaves(&self) -> impl Iterator<Item = &'a Arc<Server<DB>>> {
         let is_slave = |server: &&Arc<Server<DB>>| {
             server.may_be_slave()
@@ -313,8 +317,8 @@ impl<'a, DB: Driver> Present<'a, DB> {
         self.servers.iter().filter(is_slave).filter(|server| !self.failed.slaves.contains(server.id()))
     }
 
-    /// One of them by weight, in a single walk: each takes the place of the one before with its share of the weights
-    /// so far (Chao, "A general purpose unequal probability sampling plan", 1982).
+    /// Draws a slave by weight, in a single walk. Each slave replaces the one before with a probability of its share of
+    /// the weights so far (Chao, "A general purpose unequal probability sampling plan", 1982).
     fn draw_one(&self, from: impl Fn(&Server<DB>) -> bool) -> Option<&'a Arc<Server<DB>>> {
         let mut random = fastrand::Rng::new();
         let (mut drawn, mut total) = (None, 0);

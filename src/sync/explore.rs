@@ -1,8 +1,8 @@
 //! Runs tasks in all orders of their steps.
 //!
-//! Not `loom`, under whose cfg tokio has no `oneshot`, nor `shuttle`, whose locks work in no other test of the same build. The
-//! tasks are coroutines of one thread. Each run repeats the choices of the one before up to the last that can be
-//! made differently. All steps are sequentially consistent.
+//! This is not `loom`, under whose cfg tokio has no `oneshot`. Nor is it `shuttle`, whose locks work in no other test
+//! of the same build. The tasks are coroutines of one thread. Each run repeats the choices of the run before, up to the
+//! last choice that can be made differently. All steps are sequentially consistent.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -12,18 +12,18 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use generator::Generator;
 
-/// In words.
+/// The size of a coroutine's stack, in words.
 const STACK: usize = 0x4000;
 
-/// No more orders are tried: a test that needs more has to be split.
+/// The most orders that are tried. A test that needs more has to be split.
 const MOST: usize = 2_000_000;
 
 thread_local! {
-    /// The locks that the present task holds. With one, it is not interrupted.
+    /// The number of locks that the present task holds. A task that holds a lock is not interrupted.
     static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What a task stops for.
+/// The reason for which a task stops.
 enum Pause {
     Step,
     Until(Arc<Flag>),
@@ -63,7 +63,7 @@ impl Drop for Unlocked {
     }
 }
 
-/// Waits within a task.
+/// Waits for a future within a task.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     loop {
@@ -89,7 +89,7 @@ pub(crate) type Task = Box<dyn FnOnce() + Send>;
 ///
 /// # Panics
 ///
-/// When a task panics, and when tasks wait that nothing wakes. Says the order, as numbers of tasks.
+/// When a task panics, or when tasks wait that nothing wakes. Prints the order, as numbers of tasks.
 pub(crate) fn explore<const N: usize>(scenario: impl Fn() -> ([Task; N], Box<dyn FnOnce()>)) {
     let mut coroutines = [(); N].map(|()| Coroutine::new_opt(STACK, || Pause::End));
     let mut choices = Vec::new();
@@ -123,7 +123,7 @@ fn run<const N: usize>(
             Pause::End
         });
     }
-    // What comes before the first step concerns no other task.
+    // The code before the first step concerns no other task.
     let mut pauses = coroutines.each_mut().map(|coroutine| coroutine.resume());
     for depth in 0.. {
         let ready: Vec<_> = (0..N).filter(|&task| is_ready(pauses[task].as_ref())).collect();
@@ -140,7 +140,7 @@ fn run<const N: usize>(
     }
     for (coroutine, pause) in coroutines.iter_mut().zip(&pauses) {
         if !matches!(pause, Some(Pause::End)) {
-            // It cannot be unwound while it waits.
+            // A coroutine cannot be unwound while it waits.
             std::mem::forget(std::mem::replace(coroutine, Coroutine::new_opt(STACK, || Pause::End)));
         }
     }
@@ -155,7 +155,7 @@ fn is_ready(pause: Option<&Pause>) -> bool {
     }
 }
 
-/// Said when a run panics.
+/// The order of the steps of a run, which is printed when the run panics.
 struct Order(Vec<usize>);
 
 impl Drop for Order {

@@ -1,4 +1,4 @@
-//! [`Error`]: what handlers return, and clients may see of it.
+//! [`Error`]: the error that handlers return, and its reply.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,18 +32,18 @@ pub enum Error {
     NotFound,
     /// No node can be reached, or all connections are in use.
     Unavailable(sqlx::Error),
-    /// A write was sent, and its connection died before the answer came: it may have been carried out, or not.
-    /// It was not run again, and nobody is told to try again.
+    /// A write was sent, and its connection broke before the answer came. The write may have been carried out or not.
+    /// It was not run again, and the reply does not tell the client to try again.
     OutcomeUnknown(sqlx::Error),
     /// Anything else: the application or its database is at fault.
     Database(sqlx::Error),
 }
 
 impl Error {
-    /// Whether a write that failed with this error may have been carried out: what makes an error
-    /// [`OutcomeUnknown`](Self::OutcomeUnknown), for code that has sqlx's own in hand.
+    /// True if a write that failed with this error may have been carried out. Such an error becomes
+    /// [`OutcomeUnknown`](Self::OutcomeUnknown). For code that has sqlx's own error in hand.
     ///
-    /// It is true of no read, and of nothing that the database refused.
+    /// Never true of a read, nor of a statement that the database refused.
     ///
     /// ```rust
     /// # #[cfg(feature = "sqlite")] mod payments {
@@ -66,7 +66,7 @@ impl Error {
 }
 
 impl Error {
-    /// Whether the same request may well succeed later. Another server may be the master by then.
+    /// True if the same request may well succeed later, as another server may be the master by then.
     fn is_passing(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Unavailable(_) => true,
@@ -137,8 +137,8 @@ impl<'r> Responder<'r, 'static> for Error {
     }
 }
 
-/// A request with the databases that it has asked, as in `` GET /posts/<id> (`show`), database `blog` ``: what a driver says
-/// of an error does not name its database, and nor does what a handler makes of it.
+/// A request with the databases that it has asked, as in `` GET /posts/<id> (`show`), database `blog` ``. Neither a
+/// driver's error nor the error that a handler makes of it names the database.
 struct Named<'r, 'a>(&'r Request<'a>);
 
 impl fmt::Display for Named<'_, '_> {
@@ -153,8 +153,8 @@ impl fmt::Display for Named<'_, '_> {
     }
 }
 
-/// A mark on a request whose reply has to say when to try again. Not a header of the reply itself:
-/// that is the catcher's.
+/// Marks a request whose reply has to say when to try again. The header cannot be set on the error's own reply, because
+/// the catcher makes another one.
 pub(crate) struct RetryLater(AtomicBool);
 
 impl RetryLater {

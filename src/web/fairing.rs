@@ -29,9 +29,8 @@ use crate::routing::Choice;
 
 /// The fairing: replication for the database `D`.
 ///
-/// Reads the section `[<profile>.databases.<name>]`, where the name is that of `D`. Attaching it
-/// twice is harmless. `D` itself is not managed by Rocket: a `rocket_db_pools::Connection<D>` would
-/// bypass all of this.
+/// Reads the section `[<profile>.databases.<name>]`, where the name is that of `D`. Attaching the fairing twice is
+/// harmless. `D` itself is not managed by Rocket: a `rocket_db_pools::Connection<D>` would bypass all of this.
 ///
 /// ```rust,no_run
 /// # #[cfg(feature = "sqlite")] {
@@ -43,8 +42,7 @@ use crate::routing::Choice;
 ///
 /// # Errors
 ///
-/// A configuration that is wrong aborts launch. A server that is down does not: connections are
-/// made when they are needed.
+/// A wrong configuration aborts launch. A server that is down does not: connections are opened when they are needed.
 pub struct Replicated<D: Database<Pool: Backend>>(PhantomData<fn() -> D>);
 
 impl<D: Database<Pool: Backend>> Replicated<D> {
@@ -53,8 +51,8 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
         Self(PhantomData)
     }
 
-    /// The cluster, for migrations and jobs: available to ignite fairings that are attached after
-    /// this one, and from then on. Without this fairing `None`, and an error in the log.
+    /// The cluster, for migrations and jobs. Available to ignite fairings that are attached after this one, and from
+    /// then on. Without this fairing, returns `None` and logs an error.
     pub fn fetch<P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
         attached(rocket)
     }
@@ -114,8 +112,8 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         }
     }
 
-    /// Here, not by a cookie jar: Rocket drops what handlers put there on its way to a catcher, and
-    /// a handler may well commit and then fail.
+    /// Pins are sent here, not through a cookie jar: a handler may commit and then fail, and Rocket drops the jar's
+    /// cookies on the way to a catcher.
     async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
         let session = existing_session::<D>(request);
         let is_our_fault =
@@ -156,7 +154,8 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
     }
 }
 
-/// A request as messages name it, as in `` GET /posts/<id> (`show`) ``: by its route, as its path may hold secrets.
+/// The name of a request in messages, as in `` GET /posts/<id> (`show`) ``. It names the route, as the path may hold
+/// secrets.
 pub(super) fn name_of(request: &Request<'_>) -> String {
     let method = request.method();
     match request.route() {
@@ -168,7 +167,8 @@ pub(super) fn name_of(request: &Request<'_>) -> String {
     }
 }
 
-/// A metric of <https://www.w3.org/TR/server-timing/>: names of databases are words, names of nodes have no quotes.
+/// A metric of <https://www.w3.org/TR/server-timing/>. Names of databases are tokens, and names of servers have no
+/// quotes.
 fn server_timing(database: &str, choice: &Choice, took: Duration) -> String {
     let of = if database == "replicated" { String::new() } else { format!("{database} at ") };
     format!(
@@ -179,7 +179,7 @@ fn server_timing(database: &str, choice: &Choice, took: Duration) -> String {
     )
 }
 
-/// Says what is in force.
+/// Logs the effective configuration.
 fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     const INDENTED: &str = "rocket_replicated::_";
     let Config {
@@ -299,7 +299,8 @@ fn begin_files<D: Database<Pool: Backend>>(config: &Config) -> Result<(), String
     Db::<D>::begin_files(&Db::<D>::options(&config.master.settings, Access::ReadWrite)?, &copies)
 }
 
-/// At ignition, as what migrations say of such a file does not name it. No error: the folder may be mounted later.
+/// Warns at ignition of folders that do not exist, because the error of a migration would not name them. Not an error:
+/// the folder may be mounted later.
 fn warn_of_missing_folders<D: Database<Pool: Backend>>(config: &Config) {
     for server in std::iter::once(&config.master).chain(config.slaves.iter().map(|slave| &slave.server)) {
         let Ok(options) = Db::<D>::options(&server.settings, Access::ReadWrite) else { continue };
@@ -314,11 +315,11 @@ fn warn_of_missing_folders<D: Database<Pool: Backend>>(config: &Config) {
     }
 }
 
-/// Of the monitor: the one by which it looks at a server, and one more for a moment, by which it finds out whether a
-/// pooler is in between.
+/// The monitor's connections to one server: one for probes, and briefly another one, to find out whether a pooler is in
+/// between.
 const MONITOR_CONNECTIONS: u32 = 2;
 
-/// How many connections each server may have to bear: those of its pools, and the monitor's.
+/// The largest number of connections to each server: those of its pools and of the monitor.
 fn connections(config: &Config) -> Vec<(String, u32)> {
     let Config { master, master_reads, slaves, checks, .. } = config;
     let reads = |node: &ServerConfig| (node.address.to_string(), node.settings.max_connections);

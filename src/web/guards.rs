@@ -55,7 +55,8 @@ impl fmt::Display for NotAttached {
 
 impl std::error::Error for NotAttached {}
 
-/// Managed where the fairing of `D` was attached and failed, so that the log has its error only.
+/// Managed in place of the cluster where the fairing of `D` was attached and failed, so that the log has only its
+/// error.
 pub(crate) struct Failed<D>(PhantomData<fn() -> D>);
 
 impl<D: Database<Pool: Backend>> Failed<D> {
@@ -64,7 +65,7 @@ impl<D: Database<Pool: Backend>> Failed<D> {
     }
 }
 
-/// The cluster of `D`; if there is none because nobody attached it, says what to attach.
+/// The cluster of `D`. If the fairing is not attached, logs what to attach.
 pub(crate) fn attached<D: Database<Pool: Backend>, P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
     let cluster = rocket.state::<Cluster<D>>();
     if cluster.is_none() && rocket.state::<Failed<D>>().is_none() {
@@ -81,9 +82,8 @@ pub(crate) fn attached<D: Database<Pool: Backend>, P: Phase>(rocket: &Rocket<P>)
 /// States that a request makes sense only while the database can be written to, for an application
 /// that shows a read-only face while it cannot.
 ///
-/// While the master of `D` is down, this forwards to the next route that matches; if there is none, the
-/// reply is a 503 with `Retry-After`. The master is known to be down as soon as anybody noticed: a
-/// write may still fail.
+/// While the master of `D` is down, this forwards to the next route that matches. If there is none, the reply is a 503
+/// with `Retry-After`. The master counts as down only once a failure has been noticed, so a write may still fail.
 ///
 /// ```rust
 /// # #[cfg(feature = "sqlite")] mod guard {
@@ -132,14 +132,14 @@ impl<D: Database<Pool: Backend>> Sentinel for Writable<D> {
     }
 }
 
-/// The place of a request's session in its local cache.
+/// The slot for a request's session in the request's local cache.
 struct Slot<D: Database<Pool: Backend>>(OnceLock<Arc<Session<Db<D>>>>);
 
 fn slot<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> &'r OnceLock<Arc<Session<Db<D>>>> {
     &request.local_cache(|| Slot::<D>(OnceLock::new())).0
 }
 
-/// The session of this request, made when it is first asked for.
+/// The session of this request, made at the first call.
 fn session<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> Option<&'r Arc<Session<Db<D>>>> {
     let slot = slot::<D>(request);
     if let Some(session) = slot.get() {
@@ -152,13 +152,13 @@ fn session<'r, D: Database<Pool: Backend>>(request: &'r Request<'_>) -> Option<&
             false => MethodKind::Write,
         };
         let pin = inner.pins.as_ref().and_then(|pins| pins.find(request, OffsetDateTime::now_utc()));
-        // Only where it matters: the address may have to be read from a header.
+        // The address may have to be read from a header, so it is read only where it matters.
         let client = Client::of(inner.tells_clients_apart().then(|| request.client_ip()).flatten());
         Arc::new(Session::new(inner.clone(), method, client, pin).of_request())
     }))
 }
 
-/// The session that this request has, if it has one.
+/// The session of this request, if it has been made.
 pub(crate) fn existing_session<'r, D: Database<Pool: Backend>>(
     request: &'r Request<'_>,
 ) -> Option<&'r Arc<Session<Db<D>>>> {
@@ -177,11 +177,11 @@ fn asked_for<D: Database<Pool: Backend>>(request: &Request<'_>) -> Option<Reason
     Some(existing_session::<D>(request)?.choice()?.reason())
 }
 
-/// All databases of the application: what a guard speaks of that names none.
+/// All databases of the application: the scope of a guard that names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Every {}
 
-/// The databases that a [`ChangesDatabase`] or [`ReadsDatabase`] speaks of: one, or [`Every`].
+/// The scope of a [`ChangesDatabase`] or [`ReadsDatabase`]: one database, or [`Every`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a database of rocket_replicated",
     label = "a guard speaks of one database, or without a parameter of all",
@@ -195,7 +195,7 @@ pub trait Scope: Send + Sync + 'static {
     fn is_attached(rocket: &Rocket<Ignite>) -> bool;
 }
 
-/// What a guard declares.
+/// The declaration that a guard makes.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration(pub(crate) Declared);
@@ -211,25 +211,26 @@ impl<D: Database<Pool: Backend>> Scope for D {
     }
 }
 
-/// The databases attached so far, for what concerns every one.
+/// The databases attached so far, for guards and replies that concern all of them.
 pub(crate) struct Attached(RwLock<Vec<Member>>);
 
-/// One warning about requests that find no server in so much time: what their servers lack has a line of its own.
+/// The shortest time between two warnings about requests that find no server. The servers' own failures have log lines
+/// of their own.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Member {
     database: &'static str,
     declare: fn(&Request<'_>, Declared) -> bool,
-    /// Why the server that a request asks was chosen, if it has asked one.
+    /// The reason for the choice of server, if the request has asked this database.
     asked_for: fn(&Request<'_>) -> Option<Reason>,
     pin: Option<PinNames>,
-    /// Of requests that find no server.
+    /// Limits warnings about requests that find no server.
     warnings: Arc<Throttle>,
 }
 
 impl Attached {
-    /// Refuses a configuration whose pins would take away those of a database that is attached already.
+    /// Refuses a configuration whose pins would replace those of a database that is already attached.
     pub(crate) fn check<D: Database<Pool: Backend>>(
         rocket: &Rocket<Build>,
         config: &Config,
@@ -267,15 +268,15 @@ impl Attached {
         Self::asked_members(request).iter().map(|member| member.database).collect()
     }
 
-    /// Whether a request means to write to one of them.
+    /// True if a request means to write to one of its databases.
     pub(super) fn writes(request: &Request<'_>) -> bool {
         Self::asked_members(request)
             .iter()
             .any(|member| (member.asked_for)(request).is_some_and(Reason::writes))
     }
 
-    /// Whether to warn of a request that finds no server: if so, of how many others of its databases that was not done
-    /// since the last one.
+    /// Decides whether to warn about a request that finds no server. `Some` allows the warning, with the number of
+    /// requests for the same databases that were passed over since the last one.
     pub(super) fn may_warn(request: &Request<'_>) -> Option<u64> {
         let asked = Self::asked_members(request);
         if asked.is_empty() {
@@ -315,12 +316,12 @@ impl Scope for Every {
     }
 }
 
-/// States that a request changes the database, whatever its method: it goes to the master, and its
-/// reply pins the client.
+/// States that a request changes the database, whatever its method. The request goes to the master, and its reply pins
+/// the client.
 ///
-/// For a GET that counts visits, logs somebody in by a link, or fills a cache table.
-/// `ChangesDatabase` speaks of all databases, `ChangesDatabase<Blog>` of one. It outranks
-/// [`ReadsDatabase`], and holds for the rest of the request, also if this route forwards to another.
+/// For a GET that counts visits, logs a user in by a link, or fills a cache table. `ChangesDatabase` concerns all
+/// databases, `ChangesDatabase<Blog>` one. It outranks [`ReadsDatabase`], and holds for the rest of the request, even
+/// if this route forwards to another.
 ///
 /// ```rust
 /// # #[cfg(feature = "sqlite")] mod guard {
@@ -337,12 +338,11 @@ impl Scope for Every {
 /// ```
 pub struct ChangesDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 
-/// States that a request only reads the database, whatever its method: a search form that is
-/// posted, say. It goes to the read-only pools, and its reply pins nobody.
+/// States that a request only reads the database, whatever its method, as the POST of a search form does. The request
+/// goes to the read-only pools, and its reply does not pin the client.
 ///
-/// `ReadsDatabase` speaks of all databases, `ReadsDatabase<Blog>` of one. [`ChangesDatabase`]
-/// outranks it. Where `read_from_slaves` has not all reads go to slaves, this is how
-/// to ask for one.
+/// `ReadsDatabase` concerns all databases, `ReadsDatabase<Blog>` one. [`ChangesDatabase`] outranks it. Where
+/// `read_from_slaves` does not send all reads to slaves, this guard asks for a slave.
 pub struct ReadsDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 
 macro_rules! declaring_guard {

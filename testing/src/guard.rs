@@ -1,8 +1,8 @@
-//! A process that outlives this one, and clears up what a test that was killed outright could not: servers and their
+//! A process that outlives this one. After a test that was killed outright, it ends the servers and removes their
 //! folders.
 //!
-//! It waits for the end of a pipe that this process holds open, so that no way of ending escapes it. What ends in order
-//! has cleared up by itself then, and the guard finds nothing.
+//! It waits for the end of a pipe that this process holds open, so that it notices every way of ending. A process that
+//! ends in order has cleared up by then, and the guard finds nothing.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -12,8 +12,8 @@ use std::sync::{Mutex, OnceLock};
 
 use crate::process::{lock, system_program};
 
-/// What it is told are lines. A process is killed only if it still has a folder of ours among its arguments: its number
-/// may be another's by then.
+/// Reads lines that name servers and folders. A process is killed only if it still has a folder of ours among its
+/// arguments: its number may belong to another process by then.
 const SCRIPT: &str = r#"
 trap '' HUP INT QUIT TERM
 servers= folders=
@@ -58,12 +58,12 @@ $folders
 END
 "#;
 
-/// Ends this server by this signal.
+/// Has the guard end this server by this signal.
 pub(crate) fn server(pid: i32, signal: i32) {
     tell(&format!("server {pid}:{signal}"));
 }
 
-/// Removes this folder.
+/// Has the guard remove this folder.
 pub(crate) fn folder(folder: &Path) {
     tell(&format!("folder {}", folder.display()));
 }
@@ -78,7 +78,7 @@ fn tell(line: &str) {
 fn start() -> ChildStdin {
     let mut guard = system_program("sh");
     guard.args(["-c", SCRIPT]).stdin(Stdio::piped()).stderr(Stdio::null());
-    // Signals for the group of the tests, such as those of a terminal, are not for it.
+    // Signals for the process group of the tests, such as those of a terminal, must not reach the guard.
     guard.current_dir("/").process_group(0);
     let mut child = guard.spawn().expect("a shell");
     child.stdin.take().expect("piped")

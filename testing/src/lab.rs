@@ -22,45 +22,45 @@ use crate::sqlite::InFiles;
 
 /// A database of a test's own, with slaves whose lag the test controls.
 ///
-/// Where methods say nothing else, they block until what they name has happened, and panic with what a server says if
-/// it does not happen within a minute. They work below blocking and below asynchronous tests, of which they stop one thread
+/// Unless a method says otherwise, it blocks until its effect has happened. It panics with the server's message if that
+/// takes more than a minute. The methods work in blocking and asynchronous tests. In the latter, they block one thread
 /// for some milliseconds.
 #[derive(Debug)]
 pub struct Lab<D: Deployment> {
     deployment: D,
 }
 
-/// What a [`Lab`] is on: [servers](OnServers), or files of SQLite.
+/// The basis of a [`Lab`]: [servers](OnServers), or files of SQLite.
 pub trait Deployment: fmt::Debug + Send + Sync {
-    /// Of the master and of the slaves.
+    /// The URLs of the master and of the slaves.
     fn urls(&self) -> (&str, &[String]);
 
-    /// At the master, as the application's own role.
+    /// Runs SQL at the master, as the application's own role.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The database's message.
     fn sql(&self, sql: &str) -> Result<String, String>;
 
-    /// How all slaves replay from now on.
+    /// Sets how all slaves replay from now on.
     fn replay(&self, replay: Replay);
 
-    /// What the master has committed.
+    /// The position up to which the master has committed.
     fn position(&self) -> String;
 
-    /// Whether all slaves have.
+    /// True if all slaves have replayed `position`.
     fn has_replayed(&self, position: &str) -> bool;
 }
 
 impl Lab<OnServers<Postgres>> {
-    /// On PostgreSQL servers that it shares with other tests of this process, one after the other: a master and two
-    /// slaves. There are as many of them as tests run at the same time, and four at most: further tests wait until a lab
-    /// is dropped.
+    /// A lab on PostgreSQL servers, a master and two slaves, that tests of this process use one after the other. There
+    /// are as many such sets as tests run at the same time, and four at most. Further tests wait until a lab is
+    /// dropped.
     ///
     /// # Panics
     ///
-    /// If this test has such a lab already: a second database is [`beside`](Self::beside) it. If others have had them all
-    /// for ten minutes.
+    /// If this test has such a lab already: a second database is [`beside`](Self::beside) it. If other tests have held
+    /// all of them for ten minutes.
     pub fn postgres() -> Self {
         Self::shared(Postgres)
     }
@@ -80,7 +80,7 @@ impl Lab<OnServers<MySql>> {
 
 #[cfg(feature = "sqlite")]
 impl Lab<InFiles> {
-    /// In files of its own: a master, and two slaves that are copies of it.
+    /// A lab in files of its own: a master, and two slaves that are copies of it.
     pub fn sqlite() -> Self {
         Self { deployment: InFiles::new() }
     }
@@ -92,25 +92,25 @@ impl Lab<InFiles> {
 }
 
 impl<D: Dbms> Lab<OnServers<D>> {
-    /// On servers of this kind that tests of this process share.
+    /// A lab on servers of this kind that tests of this process share.
     pub fn shared(kind: D) -> Self {
         let (servers, taken) = shared::take(kind);
         Self { deployment: OnServers::new(Held::Shared(servers, Arc::new(taken))) }
     }
 
-    /// On servers that others do not use, as [`Servers::start`] starts them, and as many.
+    /// A lab on servers that other tests do not use, as [`Servers::start`] starts them, in any number.
     pub fn on(servers: impl Into<Arc<Servers<D>>>) -> Self {
         Self { deployment: OnServers::new(Held::Own(servers.into())) }
     }
 
-    /// Another database on the same servers, for an application that has several: what one lab does to replay and to
-    /// servers concerns both.
+    /// Another database on the same servers, for an application that has several. When one of the labs changes replay
+    /// or breaks a server, that concerns both.
     pub fn beside(&self) -> Self {
         Self { deployment: OnServers::new(self.deployment.servers.clone()) }
     }
 
-    /// Those that it is on, to break them: [`kill`](Server::kill), [`freeze`](Server::freeze),
-    /// [`promote`](Server::promote). Shared ones are mended before the next test has them.
+    /// The servers of this lab, to break them: [`kill`](Server::kill), [`freeze`](Server::freeze),
+    /// [`promote`](Server::promote). Shared servers are mended before the next test gets them.
     pub fn servers(&self) -> &Servers<D> {
         self.deployment.servers()
     }
@@ -137,14 +137,15 @@ impl<D: Dbms> Lab<OnServers<D>> {
 }
 
 impl<D: Deployment> Lab<D> {
-    /// For `rocket::custom`: Rocket's defaults for the debug profile, and the [`section`](Self::section) of the database
-    /// `replicated`. Where several Rockets are to believe each other's pins, give them one `secret_key`.
+    /// A figment for `rocket::custom`: Rocket's defaults for the debug profile, and the [`section`](Self::section) of
+    /// the database `replicated`. If several Rockets have to believe each other's pins, give them the same
+    /// `secret_key`.
     pub fn figment(&self) -> Figment {
         Figment::from(rocket::Config::debug_default()).merge(self.section("replicated"))
     }
 
-    /// The section `[global.databases.<name>]`, to be merged into a figment, as into that of `Rocket.toml`:
-    /// `rocket::Config::figment().merge(lab.section("blog"))`. It takes precedence over what is in there.
+    /// The section `[global.databases.<name>]`, to be merged into a figment, such as that of `Rocket.toml`:
+    /// `rocket::Config::figment().merge(lab.section("blog"))`. The section takes precedence over the figment.
     pub fn section(&self, name: &str) -> Section {
         let (master, slaves) = self.deployment.urls();
         Section::new(name, master, slaves)
@@ -160,8 +161,8 @@ impl<D: Deployment> Lab<D> {
         self.deployment.urls().1
     }
 
-    /// Runs at the master, past the application and as its role, and returns the rows: columns are separated by `|`, on
-    /// MariaDB and MySQL by a tab.
+    /// Runs SQL at the master, not through the application but as its role, and returns the rows. Columns are separated
+    /// by `|`, on MariaDB and MySQL by a tab.
     ///
     /// # Panics
     ///
@@ -171,15 +172,15 @@ impl<D: Deployment> Lab<D> {
         self.deployment.sql(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// From now on, slaves replay nothing. They have all that was committed before.
+    /// Stops replay. Slaves have replayed all that was committed before.
     #[track_caller]
     pub fn pause(&self) {
         self.blocking_catch_up();
         self.deployment.replay(Replay { paused: true, ..Replay::default() });
     }
 
-    /// From now on, slaves replay what is committed at least so much later. MariaDB and MySQL know whole seconds: there
-    /// it may be up to two seconds more.
+    /// Makes slaves replay each commit at least this much later. MariaDB and MySQL know whole seconds: there it may be
+    /// up to two seconds more.
     pub fn lag(&self, lag: Duration) {
         self.deployment.replay(Replay { lag, paused: false });
     }
@@ -191,12 +192,12 @@ impl<D: Deployment> Lab<D> {
         self.blocking_catch_up();
     }
 
-    /// Until every slave has replayed what the master has committed by now. It changes nothing about how slaves replay:
-    /// with a [`lag`](Self::lag), it takes as long as that.
+    /// Waits until every slave has replayed what the master has committed by now. Does not change how slaves replay:
+    /// with a [`lag`](Self::lag), the wait takes as long as that.
     ///
     /// # Panics
     ///
-    /// If it takes longer than a minute, as when replay is [paused](Self::pause).
+    /// If the wait takes longer than a minute, as when replay is [paused](Self::pause).
     pub async fn catch_up(&self) {
         let (position, deadline) = (self.deployment.position(), Instant::now() + PATIENCE);
         while !self.deployment.has_replayed(&position) {
@@ -218,7 +219,7 @@ impl<D: Deployment> Lab<D> {
     }
 }
 
-/// What a [`Lab`] is on that has servers: a database of its own on each of them.
+/// The basis of a [`Lab`] on servers: a database of its own on each of them.
 #[derive(Debug)]
 pub struct OnServers<D: Dbms> {
     servers: Held<D>,

@@ -5,14 +5,14 @@
 //
 //     lab        a test's database, with lag and a section for Rocket; `section`, `reply`
 //     sqlite     labs in files
-//     postgres, mysql   what these kinds of server have of their own
-//     shared     servers that tests have one after the other
+//     postgres, mysql   the kinds of server
+//     shared     servers that tests use one after the other
 //     servers    a master and its slaves, and the data that they start on
 //     server     one server program
-//     session    client programs that are kept
+//     session    client programs that are kept running
 //     guard      ends and removes what a killed test leaves behind
 //     process    programs and processes of this machine
-//     wire       a proxy that fails as networks do; it knows none of the others
+//     wire       a proxy that fails as networks do; imports from none of the others
 
 mod guard;
 mod lab;

@@ -19,35 +19,36 @@ mod oracle;
 #[derive(Clone, Copy, Debug)]
 pub struct MySql {
     software: &'static Software,
-    /// That of the master is 1, and those of its slaves are the next ones.
+    /// The master's number is 1. Its slaves have the next ones.
     server_id: usize,
     address: Ipv4Addr,
 }
 
-/// What MariaDB and MySQL do in ways of their own.
+/// The differences between MariaDB and MySQL.
 #[derive(Debug)]
 struct Software {
     server: &'static str,
     client: &'static str,
-    /// For the client. Where it would verify a certificate, even on the Unix socket, it does not know our authorities.
+    /// The client's option to connect without TLS. A client that verifies certificates, even on the Unix socket, does
+    /// not know the tests' authorities.
     without_tls: &'static str,
     settings: &'static str,
-    /// Makes the folder `data` for data in the folder of the settings. Root has no password where only
-    /// `localhost`, the Unix socket, is its host.
+    /// Creates the folder `data` in the folder of the settings and installs a server's data there. Root has no password
+    /// where its only host is `localhost`, the Unix socket.
     install: fn(&Path),
-    /// What a slave is told of its master at this port.
+    /// The statement that tells a slave its master, at this port.
     replicate: fn(u16) -> String,
     is_replicating: fn(&Server<MySql>) -> bool,
     position: &'static str,
     has_replayed: fn(&str) -> String,
-    /// One transaction of each of so many sources, as of a cluster that has had many masters.
+    /// SQL for one transaction of each of this many sources, as in a cluster that has had many masters.
     many_sources: fn(usize) -> String,
     pause_replay: &'static str,
     resume_replay: &'static str,
-    /// Makes a server of its own of a slave.
+    /// SQL that turns a slave into a server of its own.
     promote: &'static str,
     stop_replication: &'static str,
-    /// Has a server forget that it has ever logged or replayed anything.
+    /// SQL that makes a server forget all that it has logged and replayed.
     reset: &'static str,
     replay: fn(Replay) -> String,
 }
@@ -65,20 +66,20 @@ impl MySql {
         Self { software: &oracle::MYSQL, server_id: 1, address: Ipv4Addr::LOCALHOST }
     }
 
-    /// Whether it is MariaDB.
+    /// True for MariaDB.
     pub fn is_mariadb(self) -> bool {
         self.software.server == mariadb::MARIADB.server
     }
 }
 
-/// Whether they are the same software: tests share servers with those that want the same.
+/// Equal if both are the same software: tests share servers of the same software.
 impl PartialEq for MySql {
     fn eq(&self, other: &Self) -> bool {
         self.is_mariadb() == other.is_mariadb()
     }
 }
 
-/// What is installed; MariaDB, where both are or neither is.
+/// The installed software; MariaDB, if both or neither are installed.
 impl Default for MySql {
     fn default() -> Self {
         let folders = Self::SERVER_FOLDERS.map(PathBuf::from);
@@ -169,7 +170,7 @@ impl Dbms for MySql {
         slave.sql_in("mysql", &(slave.program().software.has_replayed)(position)).unwrap() == "1"
     }
 
-    // In a database that a slave has before it has replayed anything.
+    // Uses a database that a slave has before it has replayed anything.
     fn pause_replay(slave: &Server<Self>) -> Result<(), String> {
         slave.sql_in("mysql", slave.program().software.pause_replay).map(drop)
     }
@@ -194,11 +195,11 @@ impl Dbms for MySql {
         let client = || {
             let mut client = server_program::<Self>(&["/usr/bin".into()], server.program().software.client);
             client.args(["--no-defaults", "--default-character-set=utf8mb4"]).arg(format!("--user={role}"));
-            // Root has none.
+            // Root has no password.
             if role != Self::ADMIN {
                 client.env("MYSQL_PWD", "secret");
             }
-            // A frozen server takes the connection and then says nothing.
+            // A frozen server accepts the connection and then does not answer.
             client.args(["--connect-timeout=10", "--batch", "--raw", "--skip-column-names", "--unbuffered"]);
             client.arg(server.program().software.without_tls);
             client.arg(option("socket", &socket(server)));
@@ -213,7 +214,7 @@ impl Dbms for MySql {
 }
 
 impl Servers<MySql> {
-    /// As if nothing had been logged or replayed yet, whatever data there is.
+    /// Empties the logs, as if nothing had been logged or replayed yet. The data stays.
     ///
     /// # Panics
     ///
@@ -232,17 +233,17 @@ impl Servers<MySql> {
 }
 
 impl Server<MySql> {
-    /// From now on it has logged nothing, whatever data it has.
+    /// Empties the server's log. The data stays.
     pub fn reset_log(&self) {
         self.sql_in("mysql", self.program().software.reset).unwrap();
     }
 
-    /// A position of so many sources is too large for a pin.
+    /// Writes as a hundred sources. A position of so many sources is too large for a pin.
     pub fn write_from_many_sources(&self) {
         self.sql(&(self.program().software.many_sources)(100));
     }
 
-    /// Stops, and starts again with one more line of settings.
+    /// Stops the server, and starts it again with one more line of settings.
     pub fn restart_with(&self, setting: &str) {
         self.stop();
         let file = self.folder().join("my.cnf");
@@ -251,7 +252,7 @@ impl Server<MySql> {
     }
 }
 
-/// With the settings in the folder.
+/// A program that reads the settings in the folder.
 fn program(name: &str, folder: &Path) -> Command {
     let mut command = server_program::<MySql>(&MySql::SERVER_FOLDERS.map(PathBuf::from), name);
     command.arg(option("defaults-file", &folder.join("my.cnf")));
@@ -269,7 +270,7 @@ fn option(name: &str, path: &Path) -> String {
     format!("--{name}={}", path.display())
 }
 
-/// Rounded up.
+/// The lag in seconds, rounded up.
 fn whole_seconds(lag: Duration) -> u64 {
     lag.as_secs() + u64::from(lag.subsec_nanos() > 0)
 }

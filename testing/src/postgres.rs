@@ -12,8 +12,8 @@ use crate::server::{Program, Server};
 use crate::servers::{Dbms, Replay, Servers};
 use crate::session::is_question;
 
-/// The password `secret`, hashed once instead of 4096 times: programs compiled without optimisation would spend an eighth
-/// of their tests on it, as each of their connections does it again.
+/// The password `secret`, hashed once instead of 4096 times. Each connection repeats the hashing, and programs compiled
+/// without optimisation would spend an eighth of their tests on it.
 #[doc(hidden)]
 pub const SECRET: &str = "SCRAM-SHA-256$1:cm9ja2V0X3JlcGxpY2F0ZQ==$ayT/3rWJV07bR+1GjscFiGOfvWKWo7uqoGKTytMJmws=:\
                       0Ahgz9+SVWdyvUkme0MhN2iCvar1m5pVDChX5Mpuvuc=";
@@ -63,10 +63,10 @@ impl Program for Postgres {
         UnixStream::connect(socket).is_ok() && output(&mut client(server, "pg_isready")).is_ok()
     }
 
-    /// The segment by which it would notice another server with its data:
+    /// Removes the shared memory segment, by which PostgreSQL would notice another server on the same data:
     /// <https://www.postgresql.org/docs/current/kernel-resources.html#SYSVIPC>
     fn clear_after_kill(server: &Server<Self>) {
-        // Its seventh line is key and number of the segment:
+        // The seventh line holds the key and the number of the segment:
         // <https://www.postgresql.org/docs/current/storage-file-layout.html>
         let file = fs::read_to_string(server.data().join("postmaster.pid")).unwrap_or_default();
         let id = file.lines().nth(6).and_then(|segment| segment.split_whitespace().nth(1));
@@ -99,7 +99,7 @@ impl Dbms for Postgres {
         ] {
             server.sql_in("postgres", sql).unwrap();
         }
-        // Its data is a base backup now.
+        // The data of `server` is a base backup now.
         server.stop();
     }
 
@@ -143,7 +143,7 @@ impl Dbms for Postgres {
     }
 
     fn position(master: &Server<Self>) -> String {
-        // Not the written position: what is not flushed is not sent.
+        // Not the written position: WAL is sent only after its flush.
         master.sql("SELECT pg_current_wal_flush_lsn()")
     }
 
@@ -167,7 +167,7 @@ impl Dbms for Postgres {
     }
 
     fn replay(slave: &Server<Self>, Replay { lag, paused }: Replay) -> Result<(), String> {
-        // One by one: together they would be a transaction, which takes no ALTER SYSTEM.
+        // One by one: sent together they would be one transaction, which refuses ALTER SYSTEM.
         slave.try_sql(&format!("ALTER SYSTEM SET recovery_min_apply_delay = '{} ms'", lag.as_millis()))?;
         slave.try_sql("SELECT pg_reload_conf()")?;
         if paused { Self::pause_replay(slave) } else { Self::resume_replay(slave) }
@@ -180,7 +180,7 @@ impl Dbms for Postgres {
     fn sql_as(server: &Server<Self>, role: &str, database: &str, sql: &str) -> Result<String, String> {
         let psql = || {
             let mut psql = client(server, "psql");
-            // A frozen server takes the connection and then says nothing.
+            // A frozen server accepts the connection and then does not answer.
             psql.env("PGUSER", role).env("PGCONNECT_TIMEOUT", "10").args(["-XAtq", "-v", "ON_ERROR_STOP=1"]);
             psql.args(["-d", database]);
             psql
@@ -196,7 +196,7 @@ fn append(file: &Path, text: &str) {
     fs::write(file, fs::read_to_string(file).unwrap() + text).unwrap();
 }
 
-/// A client program on the Unix socket, which trusts whoever can reach it.
+/// A client program on the Unix socket, which needs no password.
 pub fn client(server: &Server<Postgres>, name: &str) -> Command {
     let mut command = program(name);
     command.env("PGHOST", server.folder()).env("PGPORT", server.port().to_string());
@@ -204,7 +204,7 @@ pub fn client(server: &Server<Postgres>, name: &str) -> Command {
     command
 }
 
-/// Debian keeps them outside of PATH, one folder for each version.
+/// Debian keeps the programs outside of PATH, in one folder for each version.
 fn program(name: &str) -> Command {
     static DEBIAN: OnceLock<Option<PathBuf>> = OnceLock::new();
     let debian = DEBIAN.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! Programs of this machine, and the processes that they are.
+//! Programs and processes of this machine.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -14,22 +14,22 @@ use tempfile::TempDir;
 use crate::guard;
 use crate::server::Program;
 
-/// How long tests wait for what servers do, before they panic.
+/// How long a test waits for a server before it panics.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The folder that the environment variable `LAB_SERVERS` names: it is laid out like `/`, and server programs are
-/// taken from there and from nowhere else.
+/// The folder that the environment variable `LAB_SERVERS` names. It is laid out like `/`, and server programs are taken
+/// from there alone.
 pub(crate) fn root() -> Option<&'static Path> {
     static ROOT: OnceLock<Option<PathBuf>> = OnceLock::new();
     ROOT.get_or_init(|| env::var_os("LAB_SERVERS").map(PathBuf::from)).as_deref()
 }
 
-/// A program of this kind of server: from one of these folders or PATH; if `LAB_SERVERS` names a folder that is laid
-/// out like `/`, from these folders in there.
+/// A program of this kind of server, from one of these folders or from PATH. With `LAB_SERVERS`, only from these
+/// folders inside the folder that it names.
 ///
 /// # Panics
 ///
-/// If it is missing, with what to install.
+/// If the program is missing, with what to install.
 pub fn server_program<P: Program>(folders: &[PathBuf], name: &str) -> Command {
     find_server_program(folders, name).unwrap_or_else(|| match root() {
         Some(root) => panic!("`{name}` is missing in {}, which LAB_SERVERS names", root.display()),
@@ -53,7 +53,7 @@ pub(crate) fn system_program(name: &str) -> Command {
     )
 }
 
-/// Also where servers are, and ordinary users do not look.
+/// Also searches the folders of server programs, which are not in an ordinary user's PATH.
 fn find(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let hidden = ["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from);
@@ -62,7 +62,7 @@ fn find(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
     files.find(|file| file.is_file())
 }
 
-/// Clean of the caller's environment, in which variables such as PG*, MYSQL_* and LC_* would have effects.
+/// A command without the caller's environment, in which variables such as PG*, MYSQL_* and LC_* would have effects.
 fn command(file: &Path) -> Command {
     let mut command = Command::new(file);
     command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C");
@@ -70,7 +70,7 @@ fn command(file: &Path) -> Command {
     command
 }
 
-/// In the folder, and as that user if this process is root's.
+/// Runs the command in the folder, and as this user if this process is root's.
 pub fn as_user(command: &mut Command, user: &str, folder: &Path) {
     command.current_dir(folder);
     if let Some((uid, gid)) = ids(user) {
@@ -80,11 +80,11 @@ pub fn as_user(command: &mut Command, user: &str, folder: &Path) {
 
 /// The user and group to change to, if this process is root's.
 fn ids(user: &str) -> Option<(u32, u32)> {
-    // SAFETY: it has no preconditions.
+    // SAFETY: `geteuid` has no preconditions.
     if unsafe { libc::geteuid() } != 0 {
         return None;
     }
-    // Not with getpwnam, which is not thread-safe.
+    // Not by getpwnam, which is not thread-safe.
     let id = |option: &str| {
         let id = output(system_program("id").args([option, user]));
         id.unwrap_or_else(|error| panic!("{error}: root's servers run as `{user}`, whom its package creates"))
@@ -94,11 +94,11 @@ fn ids(user: &str) -> Option<(u32, u32)> {
     Some((id("-u"), id("-g")))
 }
 
-/// What it prints, without white space around it, or what it says of its failure.
+/// Runs the command and returns its output without surrounding white space, or its errors if it failed.
 ///
 /// # Panics
 ///
-/// If it cannot be started.
+/// If the command cannot be started.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let output =
         command.stdout(Stdio::piped()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -107,9 +107,9 @@ pub fn output(command: &mut Command) -> Result<String, String> {
     if ok { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-/// For the data of a kind of server, whose user owns it. Whatever ends this process, it is removed.
+/// A folder for the data of a kind of server, owned by that server's user. It is removed however this process ends.
 pub fn temporary_folder<P: Program>() -> TempDir {
-    // Without `ps` no server could be ended by the guard: fail before there is one.
+    // The guard needs `ps` to end servers: fail before there is a server.
     system_program("ps");
     let prefix = format!("{}-", P::NAME.to_lowercase());
     let folder = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
@@ -120,30 +120,31 @@ pub fn temporary_folder<P: Program>() -> TempDir {
     folder
 }
 
-/// Data for a server of this kind, from the template in its folder.
+/// Copies the template in its folder, as the data of a server of this kind.
 pub(crate) fn copy_template<P: Program>(folder: &Path, name: &str) -> PathBuf {
     let mut copy = system_program("cp");
     as_user(&mut copy, P::USER, folder);
-    // What the link leads to.
+    // `/.` copies the folder that the link leads to.
     output(copy.args(["-R", "template/.", name])).unwrap();
     folder.join(name)
 }
 
-/// Removes it before its owner is dropped, which statics never are.
+/// Removes the folder early, because statics that own one are never dropped.
 pub(crate) fn remove(folder: &TempDir) {
     let _ = fs::remove_dir_all(folder.path());
 }
 
-/// Process id, parent and state of everything that runs on this machine.
+/// Process id, parent and state of every process on this machine.
 fn processes() -> Vec<(i32, i32, char)> {
     if cfg!(target_os = "linux") { listed_by_linux() } else { listed_by_ps() }
 }
 
-/// <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>: the name is in parentheses, and may have some in it.
+/// Reads `/proc`. The name is in parentheses, and may contain parentheses:
+/// <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>
 fn listed_by_linux() -> Vec<(i32, i32, char)> {
     let process = |entry: fs::DirEntry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
-        // One that has ended meanwhile has none.
+        // A process that has ended meanwhile has no such file.
         let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
         let mut words = stat.rsplit_once(')')?.1.split_whitespace();
         let state = words.next()?.chars().next()?;
@@ -163,7 +164,7 @@ fn listed_by_ps() -> Vec<(i32, i32, char)> {
     list.unwrap().lines().filter_map(process).collect()
 }
 
-/// Each child may lead a process group of its own: only the parent tells where it belongs.
+/// A process and its children. Each child may lead a process group of its own, so only the parent id tells.
 pub(crate) fn family(parent: i32) -> Vec<i32> {
     let mut processes = processes();
     processes.retain(|&(pid, its_parent, _)| pid == parent || its_parent == parent);
@@ -172,13 +173,13 @@ pub(crate) fn family(parent: i32) -> Vec<i32> {
 
 pub(crate) fn send(pids: &[i32], signal: i32) {
     for &pid in pids {
-        // An error says that the process is gone.
-        // SAFETY: it has no preconditions.
+        // An error means that the process is gone.
+        // SAFETY: `kill` has no preconditions.
         unsafe { libc::kill(pid, signal) };
     }
 }
 
-/// For each of the processes to be in one of the states or gone.
+/// Waits until each of the processes is gone or in one of the states.
 pub(crate) fn wait_for_state(states: &str, pids: &[i32]) {
     let there = |(pid, _, state)| !pids.contains(&pid) || states.contains(state);
     wait_for(&format!("state {states} of {pids:?}"), || processes().into_iter().all(there));
@@ -195,17 +196,17 @@ pub(crate) fn within(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Polls until it is done. Blocks.
+/// Polls until `done` returns true. Blocks.
 ///
 /// # Panics
 ///
-/// If it takes longer than [`PATIENCE`].
+/// If that takes longer than [`PATIENCE`].
 #[track_caller]
 pub fn wait_for(what: &str, done: impl FnMut() -> bool) {
     assert!(within(PATIENCE, done), "no {what} within {PATIENCE:?}");
 }
 
-/// A panic elsewhere does not break what these mutexes hold.
+/// Locks a mutex even after a panic elsewhere, which does not break the content of these mutexes.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

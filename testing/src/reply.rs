@@ -1,9 +1,9 @@
-//! Where a reply came from, by its `Server-Timing`.
+//! The servers that a reply came from, by its `Server-Timing`.
 
 use rocket::http::HeaderMap;
 use rocket::local::{asynchronous, blocking};
 
-/// A reply of a local client, blocking or not.
+/// A reply of a local client, blocking or asynchronous.
 pub trait Reply {
     /// Its headers.
     fn header_map(&self) -> &HeaderMap<'_>;
@@ -24,19 +24,19 @@ impl Reply for asynchronous::LocalResponse<'_> {
 /// A server that was asked for a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// The name of the database: `replicated`, if the application has not named it otherwise.
+    /// The name of the database: `replicated`, unless the application has another one.
     pub database: String,
     /// The name of the server: `master`, `slave-1`, and so on in a lab.
     pub server: String,
-    /// Why it was chosen, as `rocket_replicated::Reason::as_str` has it.
+    /// The reason for the choice, as `rocket_replicated::Reason::as_str` spells it.
     pub reason: String,
 }
 
-/// The servers that were asked for a reply, one for each database. None, if the application asked none.
+/// The servers that were asked for a reply, one for each database. Empty if the application asked none.
 ///
 /// # Panics
 ///
-/// If `Server-Timing` does not read as `rocket_replicated` writes it.
+/// If `Server-Timing` does not have the form that `rocket_replicated` writes.
 pub fn served_by(reply: &impl Reply) -> Vec<Served> {
     let all = reply.header_map().get("Server-Timing").filter(|metric| metric.starts_with("db;"));
     all.map(|metric| read(metric).unwrap_or_else(|| panic!("what served? `{metric}`"))).collect()
@@ -49,21 +49,21 @@ fn read(metric: &str) -> Option<Served> {
     Some(Served { database: database.to_owned(), server: server.to_owned(), reason: reason.to_owned() })
 }
 
-/// All databases that were asked for this reply were asked at the server with this name.
+/// Asserts that all databases that were asked for this reply were asked at the server with this name.
 ///
 /// # Panics
 ///
-/// If not, or if none was asked.
+/// If another server was asked, or none.
 #[track_caller]
 pub fn assert_served_by(reply: &impl Reply, server: &str) {
     assert_all(reply, server, |name| name == server);
 }
 
-/// All databases that were asked for this reply were asked at a slave.
+/// Asserts that all databases that were asked for this reply were asked at a slave.
 ///
 /// # Panics
 ///
-/// If not, or if none was asked.
+/// If the master was asked, or no server.
 #[track_caller]
 pub fn assert_served_by_slave(reply: &impl Reply) {
     assert_all(reply, "a slave", |name| name.starts_with("slave-"));

@@ -1,13 +1,13 @@
-//! What a lab is in `Rocket.toml`'s terms.
+//! A lab as a section of `Rocket.toml`.
 
 use rocket::figment::value::{Dict, Map, Value};
 use rocket::figment::{Error, Metadata, Profile, Provider};
 
 /// A section of a database, for a figment: the servers of a lab, called `master`, `slave-1`, `slave-2`, and so on.
 ///
-/// Five keys differ from what an application has by default. So that a slow machine does not change who serves in a test,
-/// `lag_window` is a minute, `max_lag` is `false`, and `check_timeout` and `slave_timeout` are 5 seconds. So that
-/// [`served_by`](crate::served_by) can tell, `server_timing` is `true`. [`with`](Self::with) sets them, and others.
+/// Five keys differ from their defaults. `lag_window` is a minute, `max_lag` is `false`, and `check_timeout` and
+/// `slave_timeout` are 5 seconds, so that a slow machine does not change which server is chosen. `server_timing` is
+/// `true`, for [`served_by`](crate::served_by). [`with`](Self::with) sets these keys and others.
 #[derive(Clone, Debug)]
 pub struct Section {
     database: String,
@@ -28,7 +28,7 @@ impl Section {
             .with("server_timing", true)
     }
 
-    /// With this value of a key; tables are values, too.
+    /// Sets a key to this value, which may be a table.
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.keys.insert(key.to_owned(), value.into());
         self
@@ -39,7 +39,7 @@ fn server(name: &str, url: &str) -> Dict {
     Dict::from([("name".to_owned(), name.into()), ("url".to_owned(), url.into())])
 }
 
-/// In the global profile, which takes precedence in all others.
+/// Provides the section in the global profile, which takes precedence over all others.
 impl Provider for Section {
     fn metadata(&self) -> Metadata {
         Metadata::named(format!("the lab of the database `{}`", self.database))

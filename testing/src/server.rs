@@ -1,7 +1,7 @@
 //! A server program run by this process: on a free port of the loopback interface, in a temporary folder, as a child
-//! that ends with whoever started it.
+//! that ends with this process.
 //!
-//! [`Program`] takes another kind of server than those of this crate: a pooler in front of them, say.
+//! Implement [`Program`] for other kinds of server than those of this crate, such as a pooler.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -16,34 +16,35 @@ pub use crate::process::{PATIENCE, as_user, output, server_program, temporary_fo
 use crate::process::{family, lock, send, wait_for_state, within};
 use crate::session::Sessions;
 
-/// What one kind of server has of its own.
+/// The properties of one kind of server.
 pub trait Program: Debug + Sized + Send + Sync + 'static {
-    /// As people know it.
+    /// The usual name.
     const NAME: &str;
-    /// How to install it, for the message that says that it is missing.
+    /// How to install the program, for the message that it is missing.
     const INSTALL: &str;
-    /// Whom a test that is root's runs it as: servers refuse to run as root.
+    /// The user that runs the program in tests of root: servers refuse to run as root.
     const USER: &str;
-    /// What the log says of a port that another has.
+    /// The words of the log when another process has the port.
     const PORT_TAKEN: &str;
-    /// The signal to shut down in order.
+    /// The signal for an orderly shutdown.
     const STOP: i32;
-    /// The signal to end at once, and leave nothing behind outside of the folder.
+    /// The signal to end at once, leaving nothing behind outside of the folder.
     const END: i32;
 
-    /// Runs it in the foreground, with the log on stderr, and with a path in its temporary folder among its arguments.
+    /// The command that runs the server in the foreground, with its log on stderr. Its arguments include a path in the
+    /// server's temporary folder.
     fn command(server: &Server<Self>) -> Command;
 
-    /// Whether it takes connections.
+    /// True if the server accepts connections.
     fn answers(server: &Server<Self>) -> bool;
 
-    /// Removes what one that was killed has left outside of its folder, once it is not to be started again.
+    /// Removes what a killed server has left outside of its folder, when the server will not be started again.
     fn clear_after_kill(_server: &Server<Self>) {}
 }
 
-/// One server: a child of this process, and whatever that forks. It ends when it is dropped.
+/// One server: a child of this process, with the processes that it forks. The server ends when this is dropped.
 ///
-/// Calls block until what they name has happened.
+/// Calls block until their effect has happened.
 #[derive(Debug)]
 pub struct Server<P: Program> {
     program: P,
@@ -54,12 +55,12 @@ pub struct Server<P: Program> {
 }
 
 impl<P: Program> Server<P> {
-    /// With its data in this folder, which is in a [temporary folder](temporary_folder) of its own or that of servers
-    /// that belong together. Beside it will be the log, with the same name and the ending `.log`.
+    /// Starts a server with its data in this folder, which is inside a [temporary folder](temporary_folder) of the
+    /// server or of a group of servers. The log is beside it, with the same name and the ending `.log`.
     ///
     /// # Panics
     ///
-    /// If it does not start, with the end of its log.
+    /// If the server does not start, with the end of its log.
     pub fn launch(program: P, data: PathBuf) -> Self {
         let mut server =
             Self { program, data, port: 0, child: Mutex::new(None), sessions: Sessions::default() };
@@ -81,17 +82,17 @@ impl<P: Program> Server<P> {
         server
     }
 
-    /// What is particular to this one.
+    /// The program, with the properties of this server.
     pub fn program(&self) -> &P {
         &self.program
     }
 
-    /// On 127.0.0.1, unless it was told otherwise.
+    /// The port, on 127.0.0.1 unless the program has another address.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where its data is.
+    /// The folder of the data.
     pub fn data(&self) -> &Path {
         &self.data
     }
@@ -101,19 +102,19 @@ impl<P: Program> Server<P> {
         self.data.parent().expect("data is in a folder")
     }
 
-    /// What it has logged since it was started last.
+    /// The log since the latest start.
     pub fn log(&self) -> String {
         let log = fs::read(self.data.with_extension("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// A crash: SIGKILL to every process of the server.
+    /// Crashes the server: SIGKILL to every process of it.
     ///
     /// # Panics
     ///
-    /// If it does not run, as for the other faults.
+    /// If the server does not run. The same holds for the other faults.
     pub fn kill(&self) {
-        // Frozen processes neither fork nor exit, so that the list is complete.
+        // Frozen processes neither fork nor exit, so the list is complete.
         self.freeze();
         let pids = family(self.pid());
         send(&pids, libc::SIGKILL);
@@ -121,18 +122,18 @@ impl<P: Program> Server<P> {
         wait_for_state("Z", &pids);
     }
 
-    /// A shutdown that does not wait for clients.
+    /// Shuts the server down without waiting for clients.
     pub fn stop(&self) {
         self.sessions.end();
         send(&[self.pid()], P::STOP);
         wait_for("end of the stopped server", || self.has_ended());
     }
 
-    /// Starts again with the same port and data, and returns when connections are accepted.
+    /// Starts the server again with the same port and data, and returns when it accepts connections.
     ///
     /// # Panics
     ///
-    /// If it runs, or does not start within a minute.
+    /// If the server runs already, or does not start within a minute.
     pub fn start(&self) {
         wait_for("port of the stopped server", || match self.try_start() {
             Err(log) if log.contains(P::PORT_TAKEN) => false,
@@ -157,11 +158,11 @@ impl<P: Program> Server<P> {
         Err(lines[lines.len().saturating_sub(30)..].join("\n"))
     }
 
-    /// SIGSTOP to every process of the server: connections stay open and nothing answers.
+    /// Sends SIGSTOP to every process of the server: connections stay open, and no process answers.
     pub fn freeze(&self) {
         self.sessions.end();
         let parent = self.pid();
-        // First, so that it forks no more.
+        // The parent first, so that it does not fork any more.
         send(&[parent], libc::SIGSTOP);
         wait_for_state("TZ", &[parent]);
         let pids = family(parent);
@@ -169,7 +170,7 @@ impl<P: Program> Server<P> {
         wait_for_state("TZ", &pids);
     }
 
-    /// Takes [`freeze`](Self::freeze) back.
+    /// Ends [`freeze`](Self::freeze).
     pub fn thaw(&self) {
         send(&family(self.pid()), libc::SIGCONT);
     }
@@ -179,7 +180,7 @@ impl<P: Program> Server<P> {
         child.as_ref().expect("a running server").id() as i32
     }
 
-    /// Whether it does not run, by a fault of this test or otherwise.
+    /// True if the server does not run, by a fault of this test or otherwise.
     pub fn has_ended(&self) -> bool {
         let mut child = lock(&self.child);
         if let Some(running) = &mut *child
@@ -190,7 +191,7 @@ impl<P: Program> Server<P> {
         child.is_none()
     }
 
-    /// Whatever state the server is in.
+    /// Ends the server, whatever state it is in.
     pub(crate) fn end(&self) {
         self.sessions.end();
         if !self.has_ended() {
@@ -210,7 +211,7 @@ impl<P: Program> Drop for Server<P> {
     }
 }
 
-/// Runs when the process exits: statics are never dropped.
+/// Calls `end` when this process exits, because statics are never dropped.
 pub(crate) fn at_exit(end: impl FnOnce() + Send + 'static) {
     static ENDS: Mutex<Vec<Box<dyn FnOnce() + Send>>> = Mutex::new(Vec::new());
 
@@ -221,7 +222,7 @@ pub(crate) fn at_exit(end: impl FnOnce() + Send + 'static) {
 
     let mut ends = lock(&ENDS);
     if ends.is_empty() {
-        // SAFETY: `run` is sound to call at any time; it takes what there is to do, once.
+        // SAFETY: `run` is sound to call at any time. It takes each entry once.
         assert_eq!(unsafe { libc::atexit(run) }, 0);
     }
     ends.push(Box::new(end));

@@ -1,4 +1,4 @@
-//! A master and the slaves that replicate it, whichever their database servers.
+//! A master and the slaves that replicate it, for any kind of database server.
 
 use std::any::Any;
 use std::net::Ipv4Addr;
@@ -14,92 +14,92 @@ use tempfile::TempDir;
 use crate::process::{lock, remove, wait_for, within};
 use crate::server::{Program, Server, at_exit, temporary_folder};
 
-/// What one kind of database server has of its own.
+/// The properties of one kind of database server.
 ///
-/// On all of them, the role `app` has the password `secret`, and owns the databases; so has the role
-/// [`ADMIN`](Self::ADMIN), which may do everything.
+/// On all of them, the role `app` has the password `secret` and owns the databases. The role [`ADMIN`](Self::ADMIN) has
+/// the same password and may do everything.
 pub trait Dbms: Program + Copy + Default + PartialEq {
-    /// Of its URLs.
+    /// The scheme of URLs.
     const SCHEME: &str;
     /// The role that may do everything.
     const ADMIN: &str;
 
-    /// Makes the data that servers of one system start on, in `data` below this folder.
+    /// Creates the data that servers of one system start with, in `data` below this folder.
     fn make_template(self, folder: &Path);
 
-    /// With both roles, and the database `app`, on a copy of the `template` in this folder.
+    /// Starts a master on a copy of the `template` in this folder, with both roles and the database `app`.
     fn start_master(self, folder: &Path) -> Server<Self>;
 
-    /// The `number`th, from 1.
+    /// Starts the slave with this number, from 1.
     fn start_slave(master: &Server<Self>, number: usize) -> Server<Self>;
 
-    /// At another address of this machine, and on the same port.
+    /// Starts a slave at another address of this machine, on the master's port.
     fn start_slave_at(master: &Server<Self>, address: Ipv4Addr) -> Server<Self>;
 
-    /// Whether all slaves are connected to their master.
+    /// True if all slaves are connected to their master.
     fn is_replicating(servers: &Servers<Self>) -> bool;
 
-    /// What the master has committed.
+    /// The position up to which the master has committed.
     fn position(master: &Server<Self>) -> String;
 
-    /// Whether a slave has all of it.
+    /// True if a slave has replayed `position`.
     fn has_replayed(slave: &Server<Self>, position: &str) -> bool;
 
-    /// It receives, and replays nothing any more.
+    /// Makes a slave receive without replaying.
     ///
     /// # Errors
     ///
-    /// What it says, if it is no slave, or does not answer.
+    /// The server's message, if it is not a slave or does not answer.
     fn pause_replay(slave: &Server<Self>) -> Result<(), String>;
 
-    /// It replays again.
+    /// Makes a slave replay again.
     ///
     /// # Errors
     ///
-    /// What it says, if it is no slave, or does not answer.
+    /// The server's message, if it is not a slave or does not answer.
     fn resume_replay(slave: &Server<Self>) -> Result<(), String>;
 
-    /// How this slave replays from now on.
+    /// Sets how this slave replays from now on.
     ///
     /// # Errors
     ///
-    /// What it says, if it is no slave, or does not answer.
+    /// The server's message, if it is not a slave or does not answer.
     fn replay(slave: &Server<Self>, replay: Replay) -> Result<(), String>;
 
-    /// Makes a slave take writes of its own. The others go on replicating the master.
+    /// Makes a slave take writes of its own. The other slaves keep replicating the master.
     ///
     /// # Errors
     ///
-    /// What it says, if it is no slave, or does not answer.
+    /// The server's message, if it is not a slave or does not answer.
     fn promote(slave: &Server<Self>) -> Result<(), String>;
 
-    /// SQL for a database of the role `app`.
+    /// SQL that creates a database of the role `app`.
     fn create_database(name: &str) -> String;
 
-    /// Runs it on the Unix socket. Columns are separated by `|` or a tab, rows by line breaks.
+    /// Runs SQL on the Unix socket. Columns are separated by `|` or a tab, rows by line breaks.
     ///
     /// # Errors
     ///
-    /// What the server says.
+    /// The server's message.
     fn sql_as(server: &Server<Self>, role: &str, database: &str, sql: &str) -> Result<String, String>;
 }
 
 /// How a slave replays what it receives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replay {
-    /// So much later than it was committed. MariaDB and MySQL know whole seconds: it is rounded up.
+    /// The delay between commit and replay. MariaDB and MySQL know whole seconds, so it is rounded up there.
     pub lag: Duration,
-    /// Not at all, for the time being.
+    /// True if replay is stopped.
     pub paused: bool,
 }
 
 impl<D: Dbms> Server<D> {
-    /// As the ordinary role that owns the database.
+    /// The URL for the ordinary role that owns the database.
     pub fn url(&self) -> String {
         self.url_of("app", "app")
     }
 
-    /// As the role that may do everything.
+    /// The URL for the role that may do everything.
     pub fn admin_url(&self) -> String {
         self.url_of(D::ADMIN, "app")
     }
@@ -109,7 +109,7 @@ impl<D: Dbms> Server<D> {
         format!("{scheme}://{role}:secret@127.0.0.1:{port}/{database}")
     }
 
-    /// Runs as the role that may do everything, in the database `app`.
+    /// Runs SQL as the role that may do everything, in the database `app`.
     ///
     /// # Panics
     ///
@@ -120,11 +120,11 @@ impl<D: Dbms> Server<D> {
         result.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// As [`sql`](Self::sql), if the server may refuse.
+    /// As [`sql`](Self::sql), for SQL that the server may refuse.
     ///
     /// # Errors
     ///
-    /// What it says.
+    /// The server's message.
     pub fn try_sql(&self, sql: &str) -> Result<String, String> {
         self.sql_in("app", sql)
     }
@@ -133,42 +133,42 @@ impl<D: Dbms> Server<D> {
     ///
     /// # Errors
     ///
-    /// What the server says.
+    /// The server's message.
     pub fn sql_in(&self, database: &str, sql: &str) -> Result<String, String> {
         D::sql_as(self, D::ADMIN, database, sql)
     }
 
-    /// Of a slave: it receives, and replays nothing.
+    /// Makes this slave receive without replaying.
     ///
     /// # Panics
     ///
-    /// If it is none, as for [`resume_replay`](Self::resume_replay).
+    /// If the server is not a slave. The same holds for [`resume_replay`](Self::resume_replay).
     #[track_caller]
     pub fn pause_replay(&self) {
         D::pause_replay(self).unwrap();
     }
 
-    /// Takes [`pause_replay`](Self::pause_replay) back.
+    /// Ends [`pause_replay`](Self::pause_replay).
     #[track_caller]
     pub fn resume_replay(&self) {
         D::resume_replay(self).unwrap();
     }
 
-    /// Another slave of this master, on the same port of another address: as behind a name that has several. It is to
-    /// be dropped before the master, in whose folder it lives.
+    /// Starts another slave of this master, on the same port of another address, as behind a host name that has
+    /// several. The slave has to be dropped before the master, in whose folder it lives.
     ///
     /// # Panics
     ///
-    /// If it does not start, as where the address is not one of this machine.
+    /// If the slave does not start, for instance because the address is not one of this machine.
     pub fn start_slave_at(&self, address: Ipv4Addr) -> Self {
         D::start_slave_at(self, address)
     }
 
-    /// Makes a slave take writes of its own. The others go on replicating the master.
+    /// Makes a slave take writes of its own. The other slaves keep replicating the master.
     ///
     /// # Errors
     ///
-    /// What it says, if it is no slave.
+    /// The server's message, if it is not a slave.
     pub fn promote(&self) -> Result<(), String> {
         D::promote(self)
     }
@@ -177,28 +177,28 @@ impl<D: Dbms> Server<D> {
 /// A master and its slaves, which end when they are dropped.
 #[derive(Debug)]
 pub struct Servers<D: Dbms> {
-    /// The only one that takes writes.
+    /// The only server that takes writes.
     pub master: Server<D>,
-    /// They replicate it.
+    /// The servers that replicate the master.
     pub slaves: Vec<Server<D>>,
-    // After the servers, which are dropped first and live in it.
+    // Declared after the servers, which live in it and are dropped first.
     pub(crate) folder: TempDir,
-    /// Told to replay late.
+    /// True if the slaves were told to replay late.
     is_late: AtomicBool,
 }
 
 impl<D: Dbms> Servers<D> {
-    /// Starts them, in a second or less. All that a process starts in this way are of one system, as PostgreSQL calls what
-    /// descends from one `initdb`.
+    /// Starts a master and its slaves, in a second or less. All servers that a process starts in this way belong to one
+    /// system. For PostgreSQL, a system is what descends from one `initdb`.
     ///
     /// # Panics
     ///
-    /// If programs are missing, with what to install; if they do not start, with their log.
+    /// If programs are missing, with what to install. If servers do not start, with their log.
     pub fn start(kind: D, slaves: usize) -> Self {
         Self::start_from(template(kind), kind, slaves)
     }
 
-    /// As [`start`](Self::start), and they are of a system of their own.
+    /// As [`start`](Self::start), but the servers belong to a system of their own.
     ///
     /// # Panics
     ///
@@ -224,8 +224,8 @@ impl<D: Dbms> Servers<D> {
         servers
     }
 
-    /// Takes back what a test did, which may have ended by a panic. Whether they can be used again: a slave that was
-    /// promoted is none any more.
+    /// Undoes what a test did, which may have ended by a panic. Returns true if the servers can be used again, which
+    /// they cannot after a promotion.
     pub(crate) fn mend(&self) -> bool {
         for server in self.all() {
             match server.has_ended() {
@@ -240,9 +240,9 @@ impl<D: Dbms> Servers<D> {
         mended.is_ok() && within(Duration::from_secs(10), || D::is_replicating(self))
     }
 
-    /// How all slaves replay from now on.
+    /// Sets how all slaves replay from now on.
     pub(crate) fn replay(&self, replay: Replay) -> Result<(), String> {
-        // It is quicker, as it does not start replication anew.
+        // Pausing is quicker, as it does not restart replication.
         if replay == (Replay { paused: true, ..Replay::default() }) {
             return self.slaves.iter().try_for_each(D::pause_replay);
         }
@@ -250,16 +250,16 @@ impl<D: Dbms> Servers<D> {
         self.slaves.iter().try_for_each(|slave| D::replay(slave, replay))
     }
 
-    /// The master first.
+    /// All servers, the master first.
     pub fn all(&self) -> impl Iterator<Item = &Server<D>> {
         std::iter::once(&self.master).chain(&self.slaves)
     }
 
-    /// Until every slave has replayed what the master has committed. Blocks.
+    /// Waits until every slave has replayed what the master has committed. Blocks.
     ///
     /// # Panics
     ///
-    /// If that takes longer than a minute, as when replay is paused.
+    /// If the wait takes longer than a minute, as when replay is paused.
     #[track_caller]
     pub fn wait_caught_up(&self) {
         let position = D::position(&self.master);
@@ -268,8 +268,8 @@ impl<D: Dbms> Servers<D> {
         }
     }
 
-    /// A fresh database of the role `app`, which every slave has too: the URLs of the master
-    /// and of the slaves.
+    /// Creates a database of the role `app` on the master and on every slave. Returns the URLs of the master and of the
+    /// slaves.
     pub fn database(&self, name: &str) -> (String, Vec<String>) {
         self.master.sql(&D::create_database(name));
         self.wait_caught_up();
@@ -291,7 +291,7 @@ fn template<D: Dbms>(kind: D) -> &'static Path {
 
     static TEMPLATES: Mutex<Vec<Template>> = Mutex::new(Vec::new());
 
-    // Held until the template is made: other callers wait for it.
+    // Held until the template is made, so that other callers wait for it.
     let mut templates = lock(&TEMPLATES);
     if let Some((_, template)) = templates.iter().find(|(of, _)| of.downcast_ref() == Some(&kind)) {
         return template.path();

@@ -1,4 +1,4 @@
-//! Client programs that are kept: tests poll, and a process for each question costs more than the answer.
+//! Client programs that are kept running. Tests poll, and a new process for each question costs more than the answer.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use crate::process::lock;
 
-/// What a session selects after each statement, to tell where its rows end.
+/// The text that a session selects after each statement, to mark the end of its rows.
 const END: &str = "-- the end of the rows";
 
 /// The sessions of one server, by database.
@@ -16,23 +16,23 @@ const END: &str = "-- the end of the rows";
 pub(crate) struct Sessions(Mutex<HashMap<String, Session>>);
 
 impl Sessions {
-    /// The rows of a [question](is_question). `client` makes the program of a new session, which reads statements from
-    /// its standard input and ends at the first error.
+    /// Returns the rows of a [question](is_question). `client` makes the program of a new session, which reads
+    /// statements from its standard input and ends at the first error.
     ///
     /// # Errors
     ///
-    /// What the server says.
+    /// The server's message.
     pub(crate) fn ask(
         &self,
         database: &str,
         question: &str,
         client: impl FnOnce() -> Command,
     ) -> Result<String, String> {
-        // Threads that ask at the same time have a session each, and the last one is kept.
+        // Threads that ask at the same time have a session each. The last session is kept.
         let kept = lock(&self.0).remove(database);
         let answer = match kept.map(|session| session.ask(question)) {
             Some(Ok(answer)) => Ok(answer),
-            // It may have ended since, with its server or by a test.
+            // The kept session may have ended since, with its server or by a test.
             Some(Err(_)) | None => Session::start(client()).ask(question),
         };
         answer.map(|(rows, session)| {
@@ -41,13 +41,13 @@ impl Sessions {
         })
     }
 
-    /// Ends all of them, since their server is about to end or to freeze.
+    /// Ends all sessions, because their server is about to end or to freeze.
     pub(crate) fn end(&self) {
         lock(&self.0).clear();
     }
 }
 
-/// True for SQL that leaves nothing behind in its session and may be asked twice.
+/// True for SQL that leaves nothing behind in its session and may be run twice.
 pub(crate) fn is_question(sql: &str) -> bool {
     const ACTIONS: [&str; 12] = [
         ";",
@@ -86,10 +86,10 @@ impl Session {
         Self { client, rows, errors }
     }
 
-    /// The rows, and the session for the next question. It has ended where there is an error.
+    /// Returns the rows, and the session for the next question. After an error, the session has ended.
     fn ask(mut self, question: &str) -> Result<(String, Self), String> {
         let stdin = self.client.stdin.as_mut().expect("piped");
-        // A client that has ended says more by its errors than a broken pipe does.
+        // The error output of a client that has ended says more than a broken pipe.
         let _ = writeln!(stdin, "{question};\nSELECT '{END}';").and_then(|()| stdin.flush());
         let mut answer = String::new();
         loop {

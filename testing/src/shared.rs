@@ -1,5 +1,5 @@
-//! Sets of servers that the tests of a process share. Each set is one test's at a time, since replay stops, and servers
-//! fail, for all databases of a server.
+//! Sets of servers that the tests of a process share. One test at a time has a set, because stopped replay and failed
+//! servers concern all databases of a server.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,10 +12,10 @@ use crate::process::{lock, remove};
 use crate::server::{Server, at_exit};
 use crate::servers::{Dbms, Servers};
 
-/// The sets of one kind that there are at most: more tests at a time than this wait.
+/// The largest number of sets of one kind. If more tests run at a time, they wait.
 const AT_ONCE: usize = 4;
 
-/// How long a test waits for a set at most.
+/// The longest time that a test waits for a set.
 const LONGEST_TEST: Duration = Duration::from_secs(600);
 
 static SETS: Mutex<Vec<Set>> = Mutex::new(Vec::new());
@@ -23,13 +23,13 @@ static GIVEN_BACK: Condvar = Condvar::new();
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 struct Set {
-    /// The `Dbms` that its servers are of.
+    /// The `Dbms` of the servers.
     kind: Box<dyn Any + Send>,
     /// The `Servers`, once they run. They live until the process ends.
     servers: Option<&'static (dyn Any + Send + Sync)>,
-    /// The thread of the test that has it: such a thread has the test's name.
+    /// The thread of the test that has the set: such a thread has the test's name.
     holder: Option<Thread>,
-    /// No other set ever has it.
+    /// Identifies the set. Numbers are not used again.
     number: usize,
 }
 
@@ -39,14 +39,14 @@ impl Set {
     }
 }
 
-/// A set that a test has. Any thread may give it back, by dropping this: a lab goes where its test goes.
+/// A set that a test has. Dropping this gives the set back, on any thread, because a lab may move between threads.
 #[derive(Debug)]
 pub(crate) struct Taken(usize);
 
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut sets = lock(&SETS);
-        // One that never started is forgotten.
+        // A set that never started is forgotten.
         sets.retain(|set| set.number != self.0 || set.servers.is_some());
         if let Some(set) = sets.iter_mut().find(|set| set.number == self.0) {
             set.holder = None;
@@ -55,7 +55,7 @@ impl Drop for Taken {
     }
 }
 
-/// A master and two slaves of this kind, in order, for the test on this thread.
+/// Takes a set for the test on this thread: a master and two slaves of this kind, in order.
 #[track_caller]
 pub(crate) fn take<D: Dbms>(kind: D) -> (&'static Servers<D>, Taken) {
     let deadline = Instant::now() + LONGEST_TEST;
@@ -66,20 +66,20 @@ pub(crate) fn take<D: Dbms>(kind: D) -> (&'static Servers<D>, Taken) {
         if catch_unwind(AssertUnwindSafe(|| servers.mend())).unwrap_or(false) {
             return (servers, taken);
         }
-        // Such as one with a slave that was promoted: it is none any more.
+        // A set that cannot be mended is forgotten, for instance because a slave was promoted.
         lock(&SETS).retain(|set| set.number != taken.0);
         servers.all().for_each(Server::end);
         remove(&servers.folder);
     }
 }
 
-/// A free set, with its servers unless they are still to be started.
+/// Takes a free set. Its servers are `None` if they have yet to be started.
 #[track_caller]
 fn take_or_begin<D: Dbms>(kind: D, deadline: Instant) -> (Option<&'static Servers<D>>, Taken) {
     let me = thread::current();
     let mut sets = lock(&SETS);
     loop {
-        // Nothing would ever end this wait.
+        // This wait would never end.
         assert!(
             !sets
                 .iter()

@@ -1,4 +1,4 @@
-//! SQLite files, of which this process copies one to the others: as replication does, when it is told to.
+//! SQLite files. This process copies one to the others when told to, in place of replication.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use crate::servers::Replay;
 
 const SLAVES: [&str; 2] = ["slave-1", "slave-2"];
 
-/// How often the master is asked whether it has changed.
+/// The interval at which the master is checked for changes.
 const STEP: Duration = Duration::from_millis(10);
 
-/// What a [`Lab`](crate::Lab) is on that has no servers.
+/// The basis of a [`Lab`](crate::Lab) without servers.
 #[derive(Debug)]
 pub struct InFiles {
     replication: Arc<Mutex<Replication>>,
@@ -30,7 +30,7 @@ pub struct InFiles {
     /// Dropped to end the thread.
     running: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    // Last: the connections above are to files in it.
+    // Declared last: the connections above are to files in it.
     folder: TempDir,
 }
 
@@ -93,12 +93,13 @@ impl Deployment for InFiles {
     }
 }
 
-/// Copies that were taken of the master, numbered from 1, until slaves get them.
+/// Copies of the master, numbered from 1, which wait until slaves get them.
 #[derive(Debug)]
 struct Replication {
     master: Connection,
     slaves: [PathBuf; 2],
-    /// What SQLite counts up when others commit: <https://www.sqlite.org/pragma.html#pragma_data_version>.
+    /// A counter that SQLite raises at commits of other connections:
+    /// <https://www.sqlite.org/pragma.html#pragma_data_version>.
     version: i64,
     waiting: VecDeque<(Instant, Connection)>,
     taken: u64,
@@ -125,7 +126,7 @@ impl Replication {
         let version = self.master.query_row("PRAGMA data_version", [], |row| row.get(0)).unwrap();
         if self.version != version {
             let mut copy = Connection::open_in_memory().unwrap();
-            // What is locked is tried again.
+            // A copy that failed because of a lock is tried again.
             if copy_all(&self.master, &mut copy) {
                 self.version = version;
                 self.taken += 1;
@@ -144,7 +145,7 @@ impl Replication {
     }
 }
 
-/// Whether it could be done: somebody may hold a lock.
+/// Copies a whole database. Returns false if another connection holds a lock.
 fn copy_all(from: &Connection, to: &mut Connection) -> bool {
     let copied = Backup::new(from, to).and_then(|backup| backup.step(-1));
     matches!(copied.unwrap(), StepResult::Done)

@@ -18,8 +18,8 @@ use rocket::tokio::{self, runtime};
 ///
 /// It ends with its owner, and closes all of its connections then.
 ///
-/// What is changed has its effect when the call returns. Calls block for a moment, as the wire has a thread
-/// of its own: it works below blocking and asynchronous tests.
+/// A change has its effect when the call returns. Calls block for a moment. The wire has a thread of its own, so it
+/// works in blocking and asynchronous tests.
 #[derive(Debug)]
 pub struct Wire {
     port: u16,
@@ -41,7 +41,7 @@ struct Counts {
     open: AtomicUsize,
 }
 
-/// How the wire leads. Connections are numbered from 1, as they are accepted.
+/// The settings of a wire. Connections are numbered from 1, in the order of their acceptance.
 #[derive(Clone)]
 struct Way {
     targets: Vec<u16>,
@@ -49,23 +49,23 @@ struct Way {
     held: bool,
     delay: Duration,
     accepted: usize,
-    /// All up to here are silent for ever.
+    /// Connections up to this number are silent for ever.
     silent: usize,
-    /// All up to here lead to a host that is gone.
+    /// Connections up to this number lead to a host that is gone.
     lost: usize,
     /// The ports by which servers know connections that are silent for ever.
     silent_ports: BTreeSet<u16>,
-    /// All up to here are closed.
+    /// Connections up to this number are closed.
     cut: usize,
 }
 
 impl Wire {
-    /// Leads to this port of the loopback interface.
+    /// A wire to this port of the loopback interface.
     pub fn to(target: u16) -> Self {
         Self::to_each(&[target])
     }
 
-    /// Leads each new connection to the next of these ports.
+    /// A wire that leads each new connection to the next of these ports.
     pub fn to_each(targets: &[u16]) -> Self {
         let way = Way {
             targets: targets.to_owned(),
@@ -84,7 +84,7 @@ impl Wire {
         let thread = thread::spawn({
             let counts = counts.clone();
             move || {
-                // Dropped at the end, with all connections.
+                // Dropped at the end of the thread, with all connections.
                 let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(serve(way, received, counts, tell));
             }
@@ -92,7 +92,7 @@ impl Wire {
         Self { port: port.recv().unwrap(), commands: Some(commands), counts, thread: Some(thread) }
     }
 
-    /// On 127.0.0.1.
+    /// The wire's port, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -106,68 +106,67 @@ impl Wire {
         format!("{before}{HOST}{}{rest}", self.port)
     }
 
-    /// Leads new connections there.
+    /// Leads new connections to this port.
     pub fn lead_to(&self, target: u16) {
         self.lead_to_each(&[target]);
     }
 
-    /// Leads each new connection to the next of these.
+    /// Leads each new connection to the next of these ports.
     pub fn lead_to_each(&self, targets: &[u16]) {
         let targets = targets.to_owned();
         self.change(|way| way.targets = targets);
     }
 
-    /// Nothing comes through any more on the connections that are open now, and nothing tells either end: they
-    /// stay open, as those to a host that is gone, or those that a router has forgotten.
+    /// Silences the connections that are open now. Nothing passes any more, and neither end is told: the connections
+    /// stay open, as do those to a host that is gone, or those that a router has forgotten.
     pub fn silence_open(&self) {
         self.change(|way| way.silent = way.accepted);
     }
 
-    /// As [`silence_open`](Self::silence_open), to a host that is gone: the server's sessions end, and with them
-    /// their transactions and locks, and the clients hear nothing of it.
+    /// As [`silence_open`](Self::silence_open), to a host that is gone. The server's sessions end, with their
+    /// transactions and locks, and the clients are not told.
     pub fn lose_open(&self) {
         self.change(|way| (way.silent, way.lost) = (way.accepted, way.accepted));
     }
 
-    /// As [`silence_open`](Self::silence_open), for the one connection whose client has this port in the eyes of
-    /// its server.
+    /// As [`silence_open`](Self::silence_open), for one connection. The server sees this port as the client's.
     pub fn silence(&self, client_port: u16) {
         self.change(move |way| {
             way.silent_ports.insert(client_port);
         });
     }
 
-    /// New connections are refused, as where nobody listens.
+    /// Refuses new connections, as a port without a listener does.
     pub fn refuse(&self) {
         self.change(|way| way.accepts = false);
     }
 
-    /// Nothing comes through until [`pass`](Self::pass), and then all of it.
+    /// Holds all traffic back until [`pass`](Self::pass), which lets all of it through.
     pub fn hold(&self) {
         self.change(|way| way.held = true);
     }
 
-    /// Whatever comes through is late by this.
+    /// Delays all traffic by this time.
     pub fn delay(&self, delay: Duration) {
         self.change(move |way| way.delay = delay);
     }
 
-    /// Takes back all of the above, but not for what is silent.
+    /// Takes back all of the above, except for silent connections.
     pub fn pass(&self) {
         self.change(|way| (way.accepts, way.held, way.delay) = (true, false, Duration::ZERO));
     }
 
-    /// Closes what is open now, silent or not.
+    /// Closes the connections that are open now, silent or not.
     pub fn cut(&self) {
         self.change(|way| way.cut = way.accepted);
     }
 
-    /// How many connections there have been.
+    /// The number of connections accepted so far.
     pub fn accepted(&self) -> usize {
         self.counts.accepted.load(Ordering::Acquire)
     }
 
-    /// How many connections there are, silent or not. A silent one is open even if both ends have left.
+    /// The number of open connections, silent or not. A silent one is open even if both ends have left.
     pub fn open(&self) -> usize {
         self.counts.open.load(Ordering::Acquire)
     }
@@ -190,7 +189,7 @@ impl Drop for Wire {
     }
 }
 
-/// Until the sender of the commands is gone.
+/// Serves until the sender of the commands is dropped.
 async fn serve(
     way: Way,
     mut commands: commands::UnboundedReceiver<Command>,
@@ -198,7 +197,7 @@ async fn serve(
     tell: mpsc::Sender<u16>,
 ) {
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    // Keeps the port while nobody listens there.
+    // Keeps the port reserved while the wire does not listen there.
     let reserved = bind(free);
     let address = reserved.local_addr().unwrap();
     let mut listener = Some(bind(address).listen(1024).unwrap());
@@ -215,11 +214,11 @@ async fn serve(
                 if accepts != listener.is_some() {
                     listener = accepts.then(|| bind(address).listen(1024).unwrap());
                 }
-                // A test that has ended by a panic does not wait for it.
+                // A test that has ended by a panic does not wait for this.
                 let _ = done.send(());
             }
             client = accept(&listener) => {
-                // A client that has left again already is no connection.
+                // A client that has already left does not count as a connection.
                 let Ok(client) = client else { continue };
                 let mut number = 0;
                 ways.send_modify(|way| {
@@ -232,7 +231,7 @@ async fn serve(
                 tokio::spawn(async move {
                     let mut cut = way.clone();
                     tokio::select! {
-                        // However it ends, both of its sockets are closed then.
+                        // However this ends, both sockets of the connection are closed then.
                         _ = connect(client, number, way) => {}
                         _ = cut.wait_for(|way| way.cut >= number) => {}
                     }
@@ -246,7 +245,7 @@ async fn serve(
 fn bind(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
-    // Nobody else does this: the port is this wire's alone.
+    // Only this wire uses the option on its port, so other programs cannot share the port.
     socket.set_reuseport(true).unwrap();
     socket.bind(address).unwrap();
     socket
@@ -298,7 +297,7 @@ async fn forward(
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = from.read(&mut buffer).await;
-        // An end and an error are news, too.
+        // The end of the stream and errors have to pass the gate, too.
         gate.pass().await;
         match read? {
             0 => return to.shutdown().await,
@@ -307,17 +306,17 @@ async fn forward(
     }
 }
 
-/// What all has to pass.
+/// The gate that all traffic of a connection has to pass.
 #[derive(Clone)]
 struct Gate {
     number: usize,
-    /// Ours, at the server.
+    /// The port that the server sees as the client's.
     port: u16,
     way: watch::Receiver<Way>,
 }
 
 impl Gate {
-    /// Never, for a connection that is silent.
+    /// Returns when traffic may pass; never for a silent connection.
     async fn pass(&mut self) {
         let delay = self.way.borrow().delay;
         if !delay.is_zero() {
@@ -326,7 +325,7 @@ impl Gate {
         let (number, port) = (self.number, self.port);
         let open = |way: &Way| number > way.silent && !way.silent_ports.contains(&port) && !way.held;
         if self.way.wait_for(open).await.is_err() {
-            // The wire has ended: so does this task.
+            // The wire has ended, and so does this task.
             std::future::pending::<()>().await;
         }
     }

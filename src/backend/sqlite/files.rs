@@ -14,10 +14,10 @@ pub(super) fn missing_folder(file: &Path) -> Option<PathBuf> {
     file.parent().filter(|folder| !folder.exists()).map(Path::to_owned)
 }
 
-/// Makes the master's file if it is missing. At ignition alone: a file that is missing later was lost.
+/// Creates the master's file if it is missing. This happens at ignition alone: a file that is missing later was lost.
 ///
-/// An error if it is missing or empty beside a copy with tables: that copy is all that there is, and would be replaced by
-/// nothing, or by what migrations make of nothing.
+/// Fails if the file is missing or empty beside a copy with tables. That copy is the only data left. It would be
+/// replaced by an empty database, or by one that has only been migrated.
 pub(super) fn begin(master: &Path, copies: &[&Path]) -> Result<(), String> {
     if missing_folder(master).is_some() {
         return Ok(());
@@ -28,12 +28,13 @@ pub(super) fn begin(master: &Path, copies: &[&Path]) -> Result<(), String> {
     {
         return Err(lost(master, copy));
     }
-    // If that fails, and not because it is there, the first connection fails for the same reason, and says it.
+    // If this fails for another reason than an existing file, the first connection fails for the same reason and
+    // reports it.
     let _ = File::create_new(master);
     Ok(())
 }
 
-/// What became of the master, and the remedy.
+/// The message for a lost master, with the remedy.
 pub(super) fn lost(master: &Path, copy: &Path) -> String {
     let (master, copy) = (master.display(), copy.display());
     format!(
@@ -42,7 +43,7 @@ pub(super) fn lost(master: &Path, copy: &Path) -> String {
     )
 }
 
-/// How many tables and indices a file has: none if it is missing.
+/// The number of tables and indices in a file: 0 if the file is missing.
 pub(super) fn tables(file: &Path) -> rusqlite::Result<i64> {
     if !file.exists() {
         return Ok(0);
@@ -52,8 +53,9 @@ pub(super) fn tables(file: &Path) -> rusqlite::Result<i64> {
     database.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 }
 
-/// Whether the path of an open database leads to another file by now, or to none. To compare files by opening them would
-/// release SQLite's locks: <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
+/// True if the path of an open database leads to another file by now, or to none. Opening the files to compare them
+/// would release SQLite's locks:
+/// <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
 pub(super) fn has_moved(mut database: NonNull<ffi::sqlite3>) -> bool {
     let mut moved: c_int = 0;
     // SAFETY: the caller has borrowed an open connection for the handle, so that nothing else uses it. The argument of this

@@ -1,5 +1,5 @@
-//! A slave for a database that has no replication of its own: a thread that copies the master's
-//! file with SQLite's online backup, every so often, if the master changed.
+//! A slave for a database that has no replication of its own. A thread checks the master's file at an interval and,
+//! after a change, copies it with SQLite's online backup.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use super::files::{has_moved, lost, tables};
 use crate::backend::{Copied, Follower, Millis};
 use crate::one_line::OneLine;
 
-/// How long a copy waits for whoever holds a lock on one of the files.
+/// How long a copy waits for a lock on one of the files.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Starts the thread; ready once the first copy has been made, or has failed and was reported.
+/// Starts the thread. The future is ready once the first copy has been made, or has failed and was reported.
 pub(super) fn start(
     name: &str,
     master: &Path,
@@ -64,7 +64,7 @@ struct Copier {
     state: State,
 }
 
-/// What has been said of this follower, so that each change is said once.
+/// What the log has last said of this follower, so that each change is logged once.
 #[derive(PartialEq)]
 enum State {
     Following,
@@ -130,7 +130,7 @@ struct Files {
     slave: Connection,
     /// The master's `data_version` at the latest copy.
     copied: Option<i64>,
-    /// To be opened anew.
+    /// True after a failure: the connections have to be opened anew.
     has_failed: bool,
 }
 
@@ -148,29 +148,30 @@ impl Files {
             return Err(CopyError::Lost(lost(master_file, slave_file)));
         }
         let master = open(master_file, OpenFlags::empty())?;
-        // The master may be a file that has just been created; the slave would lock its readers
-        // out during a copy with any other journal.
+        // The master may be a file that has just been created. With any other journal mode, the slave would lock out
+        // its readers during a copy.
         master.pragma_update(None, "journal_mode", "wal")?;
         take_page_size(&slave, &master)?;
         slave.pragma_update(None, "journal_mode", "wal")?;
         Ok(Self { master, slave, copied: None, has_failed: false })
     }
 
-    /// A change after the version was read, but before the copy began, is copied twice: harmless.
+    /// Copies the master if it has changed. A change between the version check and the copy is copied twice, which is
+    /// harmless.
     fn copy_if_changed(&mut self) -> Result<(), CopyError> {
         let version = self.master.pragma_query_value(None, "data_version", |row| row.get(0))?;
         if self.copied == Some(version) {
             return Ok(());
         }
 
-        // All pages in one step: with more steps, a writer in between starts the copy over, and on
-        // a busy master it would never end (https://www.sqlite.org/c3ref/backup_finish.html).
+        // All pages in one step. With more steps, a write in between makes the copy start over, and on a busy master it
+        // would never end: <https://www.sqlite.org/c3ref/backup_finish.html>
         match Backup::new(&self.master, &mut self.slave)?.step(-1)? {
             StepResult::Done => self.copied = Some(version),
             _ => return Err(CopyError::Busy),
         }
-        // A backup commits beneath the layer that checkpoints by itself: the log would grow by a
-        // whole database with every copy. Passive: it waits for no reader.
+        // A backup commits beneath the layer that checkpoints automatically. Without this, each copy would add a whole
+        // database to the log. PASSIVE does not wait for readers.
         self.slave.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         Ok(())
     }
@@ -196,7 +197,7 @@ fn take_page_size(slave: &Connection, master: &Connection) -> rusqlite::Result<(
 }
 
 enum CopyError {
-    /// All that there is of the master is the copy.
+    /// The master is lost, and the copy is the only data left.
     Lost(String),
     Open(PathBuf, rusqlite::Error),
     Copy(rusqlite::Error),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::backend::{Access, Settings};
 
-/// What is to become of a URL.
+/// The expected outcome for a URL.
 enum Told<'a> {
     /// Host, port, user and database.
     LeadsTo(&'a str),

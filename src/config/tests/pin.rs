@@ -19,7 +19,7 @@ fn pins_with_a_position_last_longer() {
     assert_eq!(max_age("consistency = \"position\"\nlag_window = 90"), (Consistency::Position, 90));
     assert_eq!(max_age("consistency = \"position\"\npin.max_age = 30"), (Consistency::Position, 30));
 
-    // Where no lag is noticed, a window is no protection.
+    // Where lag is not noticed, a window protects no client.
     let by_time = |keys: &str| {
         let keys = format!("slaves = [\"postgres://db-2/blog\"]\nconsistency = \"position\"\n{keys}");
         read(&keys).unwrap().pin.unwrap().by_time.as_secs()
@@ -152,7 +152,7 @@ fn previous_keys_are_keys() {
         ),
         (&format!("\"{}\"", "0".repeat(64)), "a key of zeros is no secret"),
     ] {
-        // Also where nobody is pinned.
+        // Pins are checked even where clients are not pinned.
         for slaves in [slaves, ""] {
             let section = format!("{slaves}\npin.previous_keys = [\"{}\", {key}]", "ab".repeat(32));
             refuses(&section, &format!("pin.previous_keys[1]`: {problem}; {REMEDY}"));

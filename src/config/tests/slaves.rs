@@ -86,7 +86,7 @@ fn a_slave_is_not_the_master() {
         "read_url = \"postgres://reader@db-1:6432/blog\"\nslaves = [\"postgres://db-1:6432/blog\"]",
         &format!("slaves[0]`: leads to the master, as `read_url` {PROBLEM}"),
     );
-    // A pooler tells the servers behind it apart by the name of the database.
+    // A pooler selects the server behind it by the name of the database.
     for url in ["postgres://db-1/blog_copy", "postgres://db-1:5433/blog", "postgres://db-1.example.org/blog"]
     {
         assert!(read(&format!("slaves = [{{ url = \"{url}\", name = \"copy\" }}]")).is_ok(), "{url}");

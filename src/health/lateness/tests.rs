@@ -20,7 +20,7 @@ fn more_than(seconds: f64) -> Lag {
     Lag::MoreThan(Duration::from_secs_f64(seconds))
 }
 
-/// Whether it is left out after each of these lags, that were seen so many seconds after the start.
+/// Checks after each lag whether the slave is left out. Each entry begins with the seconds since the start.
 fn story(checks: &Checks, seen: &[(u64, Lag, Master, bool)]) {
     let (start, mut lateness) = (Instant::now(), Lateness::default());
     for (second, lag, master, left_out) in seen {
@@ -59,7 +59,7 @@ fn it_stays_out_longer_each_time_that_it_comes_back_in_vain() {
         assert!(!lateness.leaves_out(), "after {rest} s");
         now += SECOND * (rest + 5);
     }
-    // It has served for longer than it was out.
+    // The slave has served for longer than it was out.
     now += SECOND * 80;
     lateness.observe(&CHECKS, at_most(4.0), now, Answers);
     lateness.observe(&CHECKS, at_most(0.0), now + SECOND * 10, Answers);

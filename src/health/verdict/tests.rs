@@ -44,7 +44,7 @@ fn full(verdicts: &mut Verdicts, server: ServerId, at: Instant) -> Verdict {
     verdicts.judge(server, SlaveLog::Masters, at, &Finding::Full)
 }
 
-/// At timeline 1, and a slave that has been seen as one.
+/// The master is at timeline 1, and the slave has been seen as one.
 fn in_office() -> Verdicts {
     let mut verdicts = new(&CHECKS);
     observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
@@ -84,13 +84,13 @@ fn a_slave_that_is_full_is_where_it_was_last_seen() {
         let is_late = matches!(states[..], [(SLAVE, NodeState::Behind, Why::Lag(_))]);
         assert_eq!(is_late, seconds > 2, "{seconds} s: {states:?}");
     }
-    // Full once more: what is known is not forgotten.
+    // Full once more: the earlier observation is kept.
     assert!(observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 106)).lag.is_some());
 }
 
 #[test]
 fn a_master_that_is_full_does_not_switch_the_guard_off() {
-    // A slave may be behind by all that it has not been seen.
+    // A slave may be behind by all of the time in which it was not seen.
     let mut verdicts = in_office();
     let later = Instant::now() + Duration::from_secs(10);
     full(&mut verdicts, MASTER, later);
@@ -98,7 +98,8 @@ fn a_master_that_is_full_does_not_switch_the_guard_off() {
     let verdict = verdicts.judge(SLAVE, SlaveLog::Masters, later, &found);
     assert!(matches!(verdict.states[..], [(SLAVE, NodeState::Behind, Why::Lag(_))]), "{verdict:?}");
 
-    // At launch nothing is known of it, as of one that is gone: nobody would serve reads.
+    // At launch nothing is known of a full master, or of one that is gone. If that left slaves out, none would serve
+    // reads.
     let mut verdicts = new(&CHECKS);
     full(&mut verdicts, MASTER, Instant::now());
     let states = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100)).states;
@@ -137,7 +138,7 @@ fn a_slave_that_is_beyond_the_master_asked_afterwards_has_diverged() {
         at(&mut verdicts, look(0, 10), MASTER, Master, 100);
         verdicts
     };
-    // At launch it waits for the master to be looked at.
+    // At launch the slave waits for the master to be looked at.
     let mut verdicts = launched();
     assert_eq!(at(&mut verdicts, look(20, 30), SLAVE, Slave, 120), [New]);
     assert_eq!(at(&mut verdicts, look(40, 50), MASTER, Master, 120), []);
@@ -148,13 +149,13 @@ fn a_slave_that_is_beyond_the_master_asked_afterwards_has_diverged() {
     assert_eq!(at(&mut verdicts, look(95, 100), SLAVE, Slave, 130), [Up]);
     assert_eq!(at(&mut verdicts, look(110, 120), MASTER, Master, 129), [Diverged]);
 
-    // Overtaken, it is still elsewhere. It falls back when it is rewound.
+    // A diverged slave that is overtaken is still on the other history. It falls back when it is rewound.
     at(&mut verdicts, look(130, 140), MASTER, Master, 500);
     assert_eq!(at(&mut verdicts, look(150, 160), SLAVE, Slave, 130), [Diverged]);
     assert_eq!(at(&mut verdicts, look(170, 180), SLAVE, Slave, 140), [Diverged]);
     assert_eq!(at(&mut verdicts, look(190, 200), SLAVE, Slave, 110), [Up]);
 
-    // What is made anew is another instance.
+    // A slave that is made anew is another instance.
     let mut verdicts = launched();
     at(&mut verdicts, look(20, 30), SLAVE, Slave, 120);
     assert_eq!(at(&mut verdicts, look(40, 50), MASTER, Master, 110), [Diverged]);
@@ -177,14 +178,14 @@ fn what_was_proved_of_one_history_says_nothing_of_the_next() {
         assert_eq!(at(&mut verdicts, look(40), MASTER, Master, 110), [NodeState::Diverged]);
         verdicts
     };
-    // The master's address has moved, or it was promoted again: the slave follows a later timeline with it.
+    // The master's address has moved, or the master was promoted again: the slave follows a later timeline with it.
     let mut verdicts = diverged();
     let later = |role, lsn| Finding::Observed(observation(role, 2, lsn));
     verdicts.judge(MASTER, SlaveLog::Masters, look(60), &later(Master, 200));
     let verdict = verdicts.judge(SLAVE, SlaveLog::Masters, look(80), &later(Slave, 200));
     assert_eq!(verdict.states, [(SLAVE, NodeState::Up, Why::Nothing)]);
 
-    // Behind a pooler, one that was gone meanwhile may have been made anew.
+    // Behind a pooler, a slave that was gone meanwhile may have been made anew.
     let mut verdicts = diverged();
     at(&mut verdicts, look(60), MASTER, Master, 500);
     assert_eq!(at(&mut verdicts, look(80), SLAVE, Slave, 500), [NodeState::Diverged]);
@@ -483,11 +484,11 @@ fn a_promoted_slave_is_a_last_resort_while_the_master_does_not_answer() {
     let mut verdicts = new(&unasked);
     look(&mut verdicts, MASTER, Some((Master, 1)));
     assert_eq!(look(&mut verdicts, SLAVE, Some((Slave, 1))), [NodeState::Up]);
-    // It is found first, the loss of the master later.
+    // The promotion is found first, the loss of the master later.
     assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
     assert_eq!(look(&mut verdicts, MASTER, None), []);
     assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
-    // The master is back, and writes what this one will never have.
+    // The master is back, and writes transactions that the promoted server will never have.
     assert_eq!(look(&mut verdicts, MASTER, Some((Master, 1))), [NodeState::SecondMaster]);
     assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::SecondMaster]);
     assert_eq!(look(&mut verdicts, MASTER, Some((Unknown, 1))), []);
@@ -497,14 +498,14 @@ fn a_promoted_slave_is_a_last_resort_while_the_master_does_not_answer() {
     assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 2))), [NodeState::Promoted]);
     assert_eq!(look(&mut verdicts, SLAVE, Some((Slave, 2))), [NodeState::Up]);
 
-    // One that took writes from the first look on may be an old master.
+    // A server that took writes from the first look on may be an old master.
     let mut verdicts = new(&unasked);
     look(&mut verdicts, MASTER, Some((Master, 2)));
     assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 1))), [NodeState::SecondMaster]);
     look(&mut verdicts, MASTER, None);
     assert_eq!(look(&mut verdicts, SLAVE, Some((Master, 1))), [NodeState::SecondMaster]);
 
-    // So is one that was a slave before it was the master, and was replaced.
+    // A server that was a slave, then the master, and was replaced, may be an old master, too.
     let mut verdicts = new(&CHECKS);
     look(&mut verdicts, MASTER, Some((Master, 1)));
     look(&mut verdicts, SLAVE, Some((Slave, 1)));
@@ -535,7 +536,7 @@ fn what_a_slave_cannot_have_yet_does_not_make_it_late() {
     assert_eq!(late_after(|_| 100), None, "a transaction that stays open");
     assert_eq!(late_after(|second| if second < 2 { 100 } else { 900 }), Some(5), "it was committed");
 
-    // A slave that has more than what was flushed, and not more than what was inserted, has not diverged.
+    // A slave that has more than the master has flushed, but not more than it has inserted, has not diverged.
     let mut verdicts = in_office();
     let master = Observation {
         flushed: Some(Position::Lsn { timeline: 1, lsn: 100 }),
@@ -566,10 +567,10 @@ fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
     let second_by_second = |second: f64| 1000 + second as u64;
     assert_eq!(after_a_gap(&second_by_second), (Up, vec![Up; 12]));
     assert_eq!(after_a_gap(&|second| second_by_second(second) - 2.min(second as u64)), (Up, vec![Up; 12]));
-    // It stands still: what it lacks is known to be older with each look.
+    // A slave that stands still: with each look, the missing transactions are known to be older.
     let stuck = after_a_gap(&|second| second_by_second(second.min(10.5)));
     assert_eq!(stuck, (Up, [vec![Up; 4], vec![Behind; 8]].concat()));
-    // One that was late before stays so.
+    // A slave that was late before stays so.
     let (before, after) =
         after_a_gap(&|second| if second < 20.0 { second_by_second(second.min(3.0)) } else { 1018 });
     assert_eq!((before, &after[..2]), (Behind, &[Behind; 2][..]));
@@ -585,7 +586,7 @@ fn a_gap_between_looks_at_the_master_makes_no_slave_late_by_itself() {
         assert_eq!(at(&mut verdicts, look(f64::from(second)), SLAVE, Slave, 1001), [Up], "{second}");
     }
 
-    // Each look at the master takes long: a slave that is always late is found to be.
+    // Each look at the master takes long: a slave that is always late is still found to be late.
     let mut verdicts = new(&CHECKS);
     let states: Vec<_> = (0..10_u64)
         .map(|number| {
@@ -603,7 +604,7 @@ fn second(begin: Instant, second: u64) -> Look {
     Look::from(begin + Duration::from_secs(second))
 }
 
-/// A master at 100, and two slaves that have that.
+/// A master at 100, and two slaves at 100.
 fn with_two_slaves(begin: Instant) -> Verdicts {
     let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
     at(&mut verdicts, begin.into(), MASTER, ReportedRole::Master, 100);
@@ -613,7 +614,8 @@ fn with_two_slaves(begin: Instant) -> Verdicts {
     verdicts
 }
 
-/// The states of a slave in each second from when the master is gone, with what it and another one have replayed by then.
+/// The states of a slave in each second after the master is gone. `seconds` has the positions of this slave and of
+/// another one.
 fn without_master(seconds: impl IntoIterator<Item = (u64, Option<u64>)>) -> Vec<NodeState> {
     let begin = Instant::now();
     let mut verdicts = with_two_slaves(begin);
@@ -635,14 +637,14 @@ fn without_the_master_a_slave_is_late_that_lacks_what_another_one_has() {
     use NodeState::{Behind, Up};
 
     assert_eq!(without_master([(100, Some(100)); 8]), [Up; 8], "nothing is known that it lacks");
-    // It may have been there since the look before.
+    // The other slave may have been there since the look before.
     let late = [vec![Up; 3], vec![Behind; 5]].concat();
     assert_eq!(without_master([(100, Some(101)); 8]), late);
     let gone = (1..=8).map(|second| (100, (second < 6).then_some(101)));
     assert_eq!(without_master(gone), [vec![Up; 3], vec![Behind; 2], vec![Up; 3]].concat());
     let caught_up = (1..=8).map(|second| (if second < 6 { 100 } else { 101 }, Some(101)));
     assert_eq!(without_master(caught_up), [vec![Up; 3], vec![Behind; 2], vec![Up; 3]].concat(), "at once");
-    // An application that does not reach the master that goes on writing.
+    // The application does not reach the master, which goes on writing.
     let goes_on = (1..=8).map(|second| (100 + second, Some(101 + second)));
     assert_eq!(without_master(goes_on), [Up; 8], "a moment behind at each look");
 }
@@ -660,7 +662,8 @@ fn without_the_master_what_no_slave_has_makes_none_of_them_late() {
     }
 }
 
-/// A master at 100, and then gone; what the two slaves say in each second after that, and what becomes of the first.
+/// The states of the first of two slaves after a master at 100 is gone. `seconds` has what the two slaves tell in each
+/// second.
 fn compared(seconds: &[(Finding, Finding)]) -> Vec<NodeState> {
     let begin = Instant::now();
     let mut verdicts = with_two_slaves(begin);
@@ -701,7 +704,7 @@ fn without_the_master_a_server_of_another_system_tells_nothing() {
 fn without_the_master_a_look_that_fails_forgets_nothing() {
     use NodeState::{Behind, Up};
 
-    // The slave is restarted, and then the other one.
+    // First the slave is restarted, then the other one.
     let seconds: Vec<_> = (1..=10)
         .map(|second| {
             let found = |failed: u64, lsn| if second == failed { Finding::Failed } else { replayed(lsn) };
@@ -717,7 +720,7 @@ fn without_the_master_a_look_that_fails_forgets_nothing() {
 fn without_the_master_a_slave_that_is_always_late_stays_left_out() {
     use NodeState::{Behind, Up};
 
-    // The master goes on for others, and the slave replays each second six later.
+    // The master goes on for others, and the slave replays each second six seconds later.
     let seconds: Vec<_> = (1..=20_u64)
         .map(|second| (replayed(100 + second.saturating_sub(6)), replayed(100 + second)))
         .collect();
@@ -822,7 +825,7 @@ fn what_was_seen_without_the_master_is_over_once_it_answers() {
     let mut verdicts = with_two_slaves(begin);
     for number in 1..=6 {
         verdicts.judge(MASTER, SlaveLog::Masters, second(begin, number), &Finding::Failed);
-        // It follows another server by now, and still tells the timeline of before.
+        // The other slave follows another server by now, and still tells the timeline of before.
         at(&mut verdicts, second(begin, number), OTHER, ReportedRole::Slave, 900);
         at(&mut verdicts, second(begin, number), SLAVE, ReportedRole::Slave, 100);
     }
@@ -837,7 +840,7 @@ fn what_was_seen_without_the_master_is_over_once_it_answers() {
 fn a_slave_that_lacks_what_a_new_master_had_is_left_out_until_it_has_it() {
     use NodeState::{Behind, Up};
 
-    // Also where the new master was seen to have it before.
+    // The result is the same if the new master was seen to have the position before.
     for replayed in [100, 101] {
         let begin = Instant::now();
         let mut verdicts = with_two_slaves(begin);
@@ -913,7 +916,7 @@ fn a_lag_that_is_not_known_excludes_while_the_master_answers() {
         assert_eq!(judge(&mut verdicts), NodeState::Up, "the master is a slave");
     }
 
-    // It is the master that hides its log.
+    // Here, the master hides its log.
     let mut verdicts = new(&CHECKS);
     observe(
         &mut verdicts,
@@ -941,13 +944,13 @@ fn a_server_of_another_system_serves_if_it_is_declared_to() {
     observe_of(&mut verdicts, SLAVE, SlaveLog::Other, &theirs(ReportedRole::Master));
     assert_eq!((verdicts.depth(MASTER), verdicts.depth(SLAVE)), (Depth::Light, Depth::Light));
 
-    // One that is declared by mistake, and was promoted.
+    // A slave that is declared `logical` by mistake, and was promoted.
     let ours = observation(ReportedRole::Master, 2, 100);
     let verdict = observe_of(&mut in_office(), SLAVE, SlaveLog::Other, &ours);
     assert_eq!(verdict.states[0], (SLAVE, NodeState::Promoted, Why::Nothing));
 }
 
-/// A master that writes all the time, looked at each second, and a slave that replays what was written so long ago.
+/// A master that writes all the time and is looked at each second, and a slave that replays with the given lag.
 #[test]
 fn a_lag_about_the_limit_has_a_slave_left_out_once() {
     let changes = |lag: fn(u64) -> u64| {
@@ -965,7 +968,7 @@ fn a_lag_about_the_limit_has_a_slave_left_out_once() {
         }
         serves.windows(2).filter(|pair| pair[0] != pair[1]).count()
     };
-    // In milliseconds. It is left out at launch as well, until its lag is known.
+    // Lags are in milliseconds. The slave is left out at launch as well, until its lag is known.
     assert_eq!(changes(|_| 500), 1, "never late");
     assert_eq!(changes(|second| 2_500 + second % 3 * 500), 2, "about the limit");
     assert_eq!(changes(|second| if second < 60 { 5_000 } else { 1_500 }), 1, "later half of it");
@@ -996,7 +999,7 @@ fn the_master_by_another_address_is_no_slave_and_no_rival() {
     assert_eq!(observe(&mut verdicts, SLAVE, &takes_writes).states, [itself]);
     assert_eq!(observe(&mut verdicts, MASTER, &takes_writes).states, [(MASTER, NodeState::Up, Why::Nothing)]);
 
-    // The process is restarted, and found by this address first.
+    // The process is restarted, and found at the slave's address first.
     fail(&mut verdicts, SLAVE);
     arrive(&mut verdicts, SLAVE, "b");
     assert_eq!(observe(&mut verdicts, SLAVE, &takes_writes).states, [itself]);
@@ -1007,8 +1010,8 @@ fn the_master_by_another_address_is_no_slave_and_no_rival() {
     }
 }
 
-/// Behind a balancer: `url` leads to the master, and the address of the slave to all others. The master has died, and the
-/// address of the slaves leads to the promoted server, which writes follow.
+/// Behind a balancer, `url` leads to the master, and the address of the slave to all other servers. The master has
+/// died. The address of the slaves leads to the promoted server, and writes go there.
 fn with_the_master_at_the_address_of_slaves() -> Verdicts {
     let mut verdicts = new(&CHECKS);
     arrive(&mut verdicts, MASTER, "a");
@@ -1091,7 +1094,7 @@ fn a_server_that_has_left_is_judged_no_more_and_the_master_does_not_leave() {
     assert_eq!(verdict.new_master, None, "it was not seen as a slave since it is there again");
 }
 
-/// Next to nothing is known of the master yet.
+/// Very little is known of the master yet.
 #[test]
 fn who_is_a_moment_behind_right_after_launch_is_looked_at_again_and_serves() {
     let (mut verdicts, began) = (new(&CHECKS), Instant::now());
@@ -1106,7 +1109,7 @@ fn who_is_a_moment_behind_right_after_launch_is_looked_at_again_and_serves() {
     assert_eq!(look(SLAVE, ReportedRole::Slave, 100, 0.9), [(SLAVE, NodeState::Up, Why::Nothing)]);
 }
 
-/// However little the master does.
+/// The result does not depend on how much the master writes.
 #[test]
 fn who_is_behind_for_longer_than_a_moment_after_launch_is_behind() {
     for idle in [true, false] {

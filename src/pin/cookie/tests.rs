@@ -21,7 +21,7 @@ fn pins() -> Pins {
     pins_signed_with(1, &[])
 }
 
-/// With keys made of these bytes.
+/// Pins with keys made of these bytes.
 fn pins_signed_with(secret: u8, previous: &[u8]) -> Pins {
     let config = PinConfig {
         by_time: WINDOW,
@@ -46,7 +46,7 @@ fn pins_of_previous_keys_are_believed() {
     assert!(pins().read(&of(&new), NOW).is_none(), "new ones are signed with the new key");
     assert!(new.read(&of(&pins()), NOW + WINDOW).is_none(), "no longer than others");
     let shown = format!("{new:?} {:?}", Secret(vec![77; 32]));
-    // Alone, it may be a part of a time.
+    // One `77` alone may be a part of a time.
     assert!(!shown.contains("77, 77"), "{shown}");
 }
 
@@ -93,7 +93,7 @@ fn of_two_cookies_one_was_planted() {
     assert_eq!(find(&["a=1"]), None);
 }
 
-/// Everything that a request carries goes through here; Rocket itself drops headers that are no text.
+/// Covers all that a request can carry. Rocket itself drops headers that are not text.
 #[test]
 fn no_header_and_no_cookie_panics_or_pins() {
     use proptest::prelude::*;

@@ -16,7 +16,7 @@ fn signer() -> Signer {
     Signer::new(&secret(1), "blog", "blog_pin", LASTS)
 }
 
-/// Of a write at `at`, within the window.
+/// The pin of a write at `at`, within the window.
 fn by_time(at: OffsetDateTime) -> Pin {
     Pin { at, evidence: Evidence::Nothing, window: Window::Open }
 }
@@ -54,7 +54,7 @@ fn a_foreign_pin_is_none() {
         Signer::new(&secret(2), "blog", "blog_pin", LASTS),
         Signer::new(&secret(1), "shop", "blog_pin", LASTS),
         Signer::new(&secret(1), "blog", "shop_pin", LASTS),
-        // The border between name and database is part of what is signed.
+        // The border between name and database is signed, too.
         Signer::new(&secret(1), "nblog", "blog_pi", LASTS),
     ];
     for signer in foreign {
@@ -125,7 +125,7 @@ fn what_a_pin_needs() {
     assert_eq!(needs(Evidence::Nothing, Window::Open), None);
     assert_eq!(needs(Evidence::Position(lsn(9)), Window::Open), Some(lsn(9)));
     assert_eq!(needs(Evidence::Position(lsn(9)), Window::Over), Some(lsn(9)));
-    // Of the latest write, only the time is known: once that is over, the earlier one is left.
+    // Of the latest write, only the time is known. Once the window is over, the earlier position remains.
     assert_eq!(needs(Evidence::Earlier(lsn(9)), Window::Open), None);
     assert_eq!(needs(Evidence::Earlier(lsn(9)), Window::Over), Some(lsn(9)));
 }
@@ -175,12 +175,12 @@ fn what_is_cut_off_a_position_is_nobodys() {
         ("a:1-900,b:1-50", "a:1-900,b:1-40", None, Some("b:41-50")),
         // A group whose members write blocks of their own, and fill gaps later.
         ("a:1-9:1001-1009", "a:1-3:5-9:1001-1007", None, Some("a:4:1008-1009")),
-        // The pin that the client came with is younger than what is known, or as old.
+        // The client's own pin is younger than the known position, or as old.
         ("a:1-900,b:1-50", "a:1-900,b:1-40", Some("b:38-45"), Some("b:38-50")),
         ("a:1-900,b:1-50", "a:1-900,b:1-40", Some("a:890-900"), Some("a:890-900,b:41-50")),
-        // What the master before has lost.
+        // Transactions that the former master has lost.
         ("a:1-900,b:1-50", "a:1-900,b:1-40", Some("a:899-905"), Some("a:899-900,b:41-50")),
-        // Nobody has written.
+        // No new writes.
         ("a:1-900", "a:1-900", None, None),
     ] {
         let carried = carried.map_or(nothing.clone(), set);
@@ -219,7 +219,7 @@ proptest! {
     }
 }
 
-/// The rules by which operators are told why a client's pin does not count.
+/// Each refused pin has a cause, by which operators learn why it does not count.
 #[test]
 fn a_pin_that_is_not_believed_has_a_cause() {
     let token = signer().sign(NOW, &Evidence::Nothing);

@@ -57,10 +57,10 @@ fn what_includes_what() {
         ("a:1-5:7-9", "a:5-7", false),
         ("a:1-9", "a:1-9,b:1", false),
         ("a:1-9,b:1", "b:1", true),
-        // The number of another group member's block, which is later, says nothing.
+        // A later number, from the block of another group member, says nothing.
         ("a:1-5:1000001-1000003", "a:6", false),
         ("a:1-5:1000001-1000003", "a:1000002", true),
-        // Those with a tag are numbered by themselves.
+        // Transactions with a tag have numbers of their own.
         ("a:1-9", "a:tag:1", false),
         ("a:1-9:tag:1-2", "a:tag:2", true),
         ("a:tag:1-9", "a:1", false),
@@ -90,7 +90,7 @@ fn what_is_left() {
     assert_eq!(set(&everything).without(&set(&everything)), set(""));
 }
 
-/// So few numbers that sets meet.
+/// Sets of so few numbers that they overlap.
 pub(in super::super) fn any_set() -> impl Strategy<Value = GtidSet> {
     let source = (0_u128..3, prop_oneof![Just(""), Just("tag"), Just("a_tag_of_32_characters__________")]);
     let span = (1_u64..20, 0_u64..6, prop_oneof![Just(0), Just(1_000_000), Just(u64::MAX - 26)]);
@@ -104,7 +104,7 @@ pub(in super::super) fn any_set() -> impl Strategy<Value = GtidSet> {
     prop::collection::btree_map(source, spans, 0..4).prop_map(GtidSet)
 }
 
-/// One by one.
+/// The transactions of a set, one by one.
 fn members(set: &GtidSet) -> BTreeSet<(Source, u64)> {
     let of_source = |(source, spans): (&Source, &Vec<Span>)| {
         let numbers = spans.iter().flat_map(|span| span.first..=span.last);

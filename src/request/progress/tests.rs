@@ -16,7 +16,7 @@ use Step::*;
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Declares(Declared),
-    /// A statement begins on connections for reads of the slave, on one to this instance.
+    /// A statement begins on a connection for reads of the slave, to this instance.
     Asks(&'static str, Start),
     AsksMaster(Start),
     WritesAt(&'static str, Start),
@@ -24,7 +24,7 @@ enum Step {
     TakesBackWrite,
     MissesAnswer,
     FindsBehind,
-    /// Whether another server may be asked.
+    /// The last field says whether another server may be asked.
     IsLetDown(Access, ServerId, Letdown, bool),
     Replies {
         in_use: bool,
@@ -96,7 +96,7 @@ fn what_a_request_does_is_what_follows() {
     let read = End { slaves: [false; 2], ..FRESH };
     #[rustfmt::skip]
     let table: &[(MethodKind, &[Step], End)] = &[
-        // Intent: of the method, of what is declared, and never less than before.
+        // Intent: it follows the method and the declarations, of which none lowers an earlier one.
         (Read, &[], FRESH),
         (Write, &[], wrote(NoPin)),
         (Read, &[Declares(Changes)], wrote(NoPin)),
@@ -106,20 +106,21 @@ fn what_a_request_does_is_what_follows() {
         (Write, &[WritesAt("a", Allowed), Declares(Reads)], wrote(position("a"))),
         (Write, &[Declares(Reads), Asks("s", Allowed), Declares(Changes)], wrote(NoPin)),
 
-        // Pins: of the first write's time and the latest write's server, by time where an answer is missing.
+        // Pins: with the time of the first write and the server of the latest one. A window pin where an answer is
+        // missing.
         (Write, &[WritesAt("a", Allowed), WritesAt("b", Allowed)], wrote(position("b"))),
         (Write, &[WritesAt("a", Allowed), MissesAnswer], wrote(Window)),
         (Write, &[WritesAt("a", Allowed), MissesAnswer, WritesAt("a", Allowed)], wrote(Window)),
         (Read, &[Asks("s", Allowed), MissesAnswer], FRESH),
 
-        // A write that the server refused leaves what the others have left.
+        // A write that the server refused does not change what the other writes leave.
         (Write, &[WritesAt("a", Allowed), TakesBackWrite], wrote(NoPin)),
         (Write, &[WritesAt("a", Allowed), TakesBackWrite, WritesAt("a", Allowed)],
             wrote(Position { first: origin + Duration::from_secs(1), at: instance("a") })),
         (Write, &[WritesAt("a", Allowed), WritesAt("a", Allowed), TakesBackWrite], wrote(position("a"))),
         (Write, &[WritesAt("a", Allowed), MissesAnswer, WritesAt("a", Allowed), TakesBackWrite], wrote(Window)),
 
-        // The reply: it carries what there has to be, and a later write is told of once.
+        // The reply carries the pin that it needs. A later write without a pin is reported once.
         (Read, &[Asks("s", Allowed), Replies { in_use: false, leaves: NoPin }], FRESH),
         (Read, &[Asks("s", Allowed), Replies { in_use: true, leaves: NoPin }, Asks("s", Allowed)], FRESH),
         (Write, &[Replies { in_use: false, leaves: NoPin }, WritesAt("a", AllowedWithoutPin), WritesAt("a", Allowed)],
@@ -129,7 +130,7 @@ fn what_a_request_does_is_what_follows() {
         (Write, &[WritesAt("a", Allowed), Replies { in_use: true, leaves: Window }], wrote(position("a"))),
         (Write, &[WritesAt("a", Allowed), MissesAnswer, Replies { in_use: false, leaves: Window }], wrote(Window)),
 
-        // A server lets the request down: others are asked, unless rows of it have been returned.
+        // A server lets the request down: others are asked, but no other slave once rows have been returned.
         (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true)], End { slaves: [false, true], ..FRESH }),
         (Read, &[Asks("s", Allowed), TakesBack, IsLetDown(ReadSlave, SLAVE, Unreachable, true)],
             End { slaves: [false, true], ..FRESH }),
@@ -137,7 +138,7 @@ fn what_a_request_does_is_what_follows() {
         (Read, &[Asks("s", Allowed), Asks("s", Allowed), TakesBack, IsLetDown(ReadSlave, SLAVE, Busy, true)], read),
         (Read, &[IsLetDown(ReadMaster, ServerId(0), Unreachable, true)], End { master: false, ..FRESH }),
         (Read, &[IsLetDown(ReadMaster, ServerId(0), Busy, false)], FRESH),
-        // A slave that was merely busy is asked once more if the master cannot be.
+        // A slave that was merely busy is asked once more if the master cannot be reached.
         (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true)],
             End { master: false, ..FRESH }),
         (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true),
@@ -148,7 +149,7 @@ fn what_a_request_does_is_what_follows() {
         (Write, &[IsLetDown(ReadWrite, ServerId(0), Unreachable, false)], wrote(NoPin)),
         (Write, &[IsLetDown(ReadWrite, ServerId(0), Busy, false)], wrote(NoPin)),
 
-        // Behind an address of several servers, one of them is read from.
+        // Behind an address of several servers, a request reads from only one of them.
         (Read, &[Asks("s", Allowed), Asks("t", Moved), Asks("s", Allowed)], FRESH),
         (Read, &[Asks("s", Allowed), TakesBack, Asks("t", Allowed)], FRESH),
         (Read, &[Asks("s", Allowed), AsksMaster(Allowed)], FRESH),

@@ -21,7 +21,7 @@ struct Found {
     for_pin: ForPin<u8>,
 }
 
-/// A slave for anybody, and another one that has what a pin needs.
+/// One slave for any client, and another one that has the pin's position.
 const WELL: Found =
     Found { master: Master::Usable, any: Some(1), master_as_slave: None, for_pin: ForPin::Slave(2) };
 
@@ -64,7 +64,7 @@ fn each_row_of_the_table() {
     let nobody = Found { any: None, ..none_has_it };
     let void = Found { for_pin: ForPin::Anybody, ..WELL };
 
-    // With the number of the row that each is an example of.
+    // Each entry begins with the number of the row that it is an example of.
     let table = [
         (1, write, WELL, MasterReadWrite, Reason::WriteMethod),
         (1, changes, WELL, MasterReadWrite, Reason::ChangesDatabase),
@@ -120,7 +120,7 @@ fn each_row_of_the_table() {
 
 const DOCUMENTED: &str = include_str!("../table.md");
 
-/// What the documents say of a row, with the lines that go on with it.
+/// The text of a row in the documents, with its continuation lines.
 fn documented(row: u8) -> String {
     let rows = DOCUMENTED.lines().skip(2).scan(0, |number, line| {
         *number = line.trim_start_matches('|').split('|').next()?.trim().parse().unwrap_or(*number);

@@ -1,4 +1,4 @@
-//! Lag over the last minutes, as a chart without a script and without a style of its own.
+//! A chart of the lag over the last minutes, without a script or an inline style.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use maud::{Markup, html};
 
 use crate::health::{LAG_PERIOD, LagSample};
 
-/// In the units of the drawing, which is stretched to the width that there is.
+/// The width in units of the drawing, which is stretched to the available width.
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 60.0;
 
 /// Samples that are further apart are not joined by a line.
 const GAP: Duration = Duration::from_secs(15);
 
-/// What there is to draw.
+/// The shapes of a chart.
 #[derive(Debug, PartialEq)]
 struct Drawing {
-    /// Each a row of points that belong together.
+    /// Each line is a row of samples without a gap.
     lines: Vec<Vec<(f64, f64)>>,
-    /// The height at which slaves are left out, if that is in sight.
+    /// The height of `max_lag`, beyond which slaves are left out, if it is within the chart.
     limit: Option<f64>,
-    /// At the upper edge.
+    /// The lag at the upper edge.
     top: Duration,
     highest: Option<Duration>,
 }
@@ -57,7 +57,7 @@ fn draw(samples: &[LagSample], max_lag: Option<Duration>) -> Drawing {
     Drawing { lines, limit, top, highest }
 }
 
-/// With a text that says the same.
+/// The chart, with the same in words.
 pub(super) fn chart(lag: Option<Duration>, samples: &[LagSample], max_lag: Option<Duration>) -> Markup {
     let Drawing { lines, limit, top, highest } = draw(samples, max_lag);
     let now = lag.map_or_else(|| "not known".into(), seconds);

@@ -1,4 +1,4 @@
-//! What an operator can do on the page: the same as by [`Cluster`]'s methods.
+//! The drills of the page, which do the same as [`Cluster`]'s methods.
 
 use log::warn;
 use rocket::form::{FromForm, FromFormField};
@@ -22,9 +22,9 @@ pub(super) enum Drills {
 #[derive(Debug, FromForm)]
 pub(super) struct Order<'r> {
     drill: Drill,
-    /// Its name, for drills with one slave.
+    /// The slave's name, for drills with one slave.
     slave: Option<&'r str>,
-    /// Of the clients, in percent.
+    /// The share of the clients, in percent.
     share: Option<u8>,
 }
 
@@ -54,7 +54,7 @@ impl Drill {
     }
 }
 
-/// Refuses what another site sends in the name of an operator.
+/// Refuses a form that another site sends with the operator's cookies.
 pub(super) fn check_sender(request: &Request<'_>, database: &str) -> Result<(), Status> {
     match sender_of(request) {
         Sender::OwnPage => Ok(()),
@@ -73,7 +73,7 @@ fn name_of_client(request: &Request<'_>) -> String {
 }
 
 impl Order<'_> {
-    /// Does it. A slave that nobody knows is a form that cannot be processed.
+    /// Carries out the drill. A form with an unknown slave cannot be processed.
     pub(super) fn carry_out<D: Database<Pool: Backend>>(
         &self,
         cluster: &Cluster<D>,

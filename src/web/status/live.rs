@@ -1,4 +1,4 @@
-//! The page's content again each second, for as long as somebody listens.
+//! Sends the page's content again each second, while a browser listens.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::snapshot::Snapshot;
 use crate::backend::Backend;
 use crate::cluster::Cluster;
 
-/// How many may listen at the same time: each costs a connection and a rendering each second.
+/// The largest number of listeners at the same time: each costs a connection, and a rendering each second.
 pub(super) const MAX_LISTENERS: usize = 16;
 
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -1,8 +1,8 @@
-//! The status page, and what machines ask instead of it.
+//! The status page for operators, and the routes for programs.
 //!
 //! | file          | purpose                                                                |
 //! |---------------|------------------------------------------------------------------------|
-//! | `mod.rs`      | the routes, who may ask them, and whether they may be launched         |
+//! | `mod.rs`      | the routes, their guards, and whether they may be launched             |
 //! | `snapshot.rs` | what is shown, taken at one moment; as JSON                            |
 //! | `settings.rs` | the configuration, as far as it may be shown                           |
 //! | `page.rs`     | the snapshot as HTML, with `status.css` and `status.js`                |
@@ -49,18 +49,18 @@ mod settings;
 mod snapshot;
 
 impl<D: Database<Pool: Backend>> Replicated<D> {
-    /// The routes of a status page, for operators: mount them where you like. `Admin` is a request guard of your
-    /// application, any that has no lifetime; whoever it does not let in gets what it answers.
+    /// The routes of a status page for operators, to be mounted at any path. `Admin` is a request guard of your
+    /// application, without a lifetime. A request that it does not let in gets the guard's own answer.
     ///
     /// | route | for |
     /// |---|---|
     /// | `GET /` | people: servers, lag, connections, reads by reason, changes of state, promotions, configuration; live |
     /// | `GET /status.json` | programs: the same |
-    /// | `GET /metrics` | Prometheus, and whoever reads OpenMetrics: with the feature `metrics` |
+    /// | `GET /metrics` | Prometheus, and other programs that read OpenMetrics: with the feature `metrics` |
     /// | `GET /health` | load balancers: 200 if reads can be served, else 503; `?writes`: if writes can be, too |
     ///
-    /// `/health` alone asks for no guard, as load balancers cannot log in: it says `reads` and `writes`, and no name. Where
-    /// `read_url` leads to another address than `url`, it also says whether the master can be read from there.
+    /// Only `/health` has no guard, as load balancers cannot log in. It tells `reads` and `writes`, and no names. Where
+    /// `read_url` leads to another address than `url`, it also tells whether the master can be read from there.
     ///
     /// ```rust
     /// # #[cfg(feature = "sqlite")] mod page {
@@ -93,8 +93,8 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
     /// # }
     /// ```
     ///
-    /// Nothing that is shown anywhere there is a password, a key or a pin. Each page asks for its own files alone, and
-    /// needs no script: with one, it is kept up to date, for up to 16 listeners at the same time.
+    /// None of the routes shows a password, a key or a pin. The pages load files only from these routes, and work
+    /// without a script. With the script, a page is kept up to date, for up to 16 listeners at the same time.
     pub fn status<Admin>() -> StatusRoutes<D, Admin>
     where
         Admin: for<'r> FromRequest<'r> + 'static,
@@ -102,8 +102,8 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
         StatusRoutes::new(Entry::Guarded)
     }
 
-    /// [`status`](Self::status) for everybody who can reach the application, drills included: while it is being
-    /// developed. Outside the debug profile, launch fails.
+    /// [`status`](Self::status) without a guard, drills included, for use during development. Outside the debug
+    /// profile, launch fails.
     pub fn status_open_to_everybody() -> StatusRoutes<D, Everybody> {
         StatusRoutes::new(Entry::OpenToEverybody)
     }
@@ -127,8 +127,8 @@ impl<D, Admin> StatusRoutes<D, Admin> {
         Self { entry, drills: Drills::Off, page: PhantomData }
     }
 
-    /// With buttons that take slaves out and put them back, and send all or some reads to the master and back: what
-    /// [`Cluster`] has methods for. Each use is logged, and refused if another site has sent it.
+    /// Adds buttons that take slaves out and put them back, and that send all or some reads to the master and back, as
+    /// [`Cluster`]'s methods do. Each use is logged. A form that another site has sent is refused.
     pub fn with_drills(mut self) -> Self {
         self.drills = Drills::On;
         self
@@ -142,7 +142,7 @@ impl<D, Admin> fmt::Debug for StatusRoutes<D, Admin> {
     }
 }
 
-/// Lets everybody in.
+/// The guard that lets every request in.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Everybody;
@@ -176,7 +176,7 @@ where
     }
 }
 
-/// What lift-off calls a route.
+/// The name of a route in the lift-off log.
 fn name(database: &str, entry: Entry) -> String {
     match entry {
         Entry::Guarded => format!("{STATUS_OF}{database}"),
@@ -187,7 +187,8 @@ fn name(database: &str, entry: Entry) -> String {
 const STATUS_OF: &str = "status of ";
 const OPEN: &str = ", open to everybody";
 
-/// Written as a function because only those can have a [`Sentinel`], which decides for all routes of the page.
+/// A function with the route attribute, because only such a route can have a [`Sentinel`], which decides for all routes
+/// of the page.
 #[rocket::get("/icon.svg")]
 fn icon(_launchable: Launchable) -> (ContentType, &'static str) {
     (ContentType::SVG, include_str!("icon.svg"))
@@ -258,7 +259,7 @@ impl Outlet {
         Self::Drills,
     ];
 
-    /// Below where the page is mounted. What browsers keep has the crate's version in its path.
+    /// The path below the page's mount point. Files that browsers cache have the crate's version in their path.
     fn place(self) -> (Method, String) {
         let versioned = |file| format!("/{}/{file}", env!("CARGO_PKG_VERSION"));
         match self {
@@ -273,7 +274,7 @@ impl Outlet {
         }
     }
 
-    /// As the page links to it.
+    /// The path in the page's links.
     fn link(self, base: &str) -> String {
         format!("{}{}", base.trim_end_matches('/'), self.place().1)
     }
@@ -365,7 +366,7 @@ fn json<'r>(value: &impl serde::Serialize, status: Status) -> Result<Response<'r
     Ok(response)
 }
 
-/// Nothing from other hosts, nothing inline, in no frame.
+/// Nothing from other hosts, nothing inline, and no display in a frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
@@ -379,14 +380,14 @@ fn response<'r>(content_type: ContentType, body: impl Into<String>) -> Response<
         .finalize()
 }
 
-/// What is true at this moment.
+/// A response that is true only now and must not be stored.
 fn fresh<'r>(content_type: ContentType, body: impl Into<String>) -> Response<'r> {
     let mut response = response(content_type, body);
     response.set_raw_header("Cache-Control", "no-store");
     response
 }
 
-/// What changes only with the crate's version.
+/// A response that changes only with the crate's version.
 fn lasting<'r>(content_type: ContentType, body: &str) -> Response<'r> {
     let mut response = response(content_type, body);
     response.set_raw_header("Cache-Control", "private, max-age=31536000, immutable");

@@ -1,7 +1,7 @@
 //! The metrics of [`crate::metrics`] as text, under the names that its exporters give them.
 //!
-//! A recorder of its own and not `metrics-exporter-prometheus`: that takes histograms apart into single values, and
-//! so cannot be asked for all that was counted since launch at a price that does not grow with it.
+//! This is a recorder of its own, not `metrics-exporter-prometheus`. That exporter takes histograms apart into single
+//! values. So the cost of a page with all counts since launch would grow with the counts.
 //!
 //! See <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 
@@ -30,7 +30,7 @@ pub(super) fn text(statistics: &Statistics) -> String {
     text.to_string()
 }
 
-/// What was published.
+/// The metrics that were published, by name.
 #[derive(Default)]
 struct Text(Mutex<BTreeMap<String, Family>>);
 
@@ -39,7 +39,7 @@ struct Family {
     kind: &'static str,
     unit: Option<Unit>,
     help: SharedString,
-    /// By their labels.
+    /// The series by their labels.
     series: BTreeMap<String, Arc<Series>>,
 }
 
@@ -49,7 +49,7 @@ struct Series(Mutex<Value>);
 #[derive(Default)]
 struct Value {
     number: f64,
-    /// Of a histogram, whose sum `number` is.
+    /// The buckets of a histogram. `number` is its sum.
     buckets: [u64; LIMITS.len() + 1],
 }
 
@@ -66,7 +66,7 @@ impl Text {
             .collect();
         let mut families = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let family = families.get_mut(key.name());
-        // INVARIANT: whatever is published was described.
+        // INVARIANT: all published metrics were described.
         family.map(|family| family.series.entry(labels.join(",")).or_default().clone()).unwrap_or_default()
     }
 }

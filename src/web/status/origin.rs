@@ -1,10 +1,10 @@
-//! Whether a form was sent by the status page itself, or by another site that a browser with the operator's cookies
-//! happens to visit: by what browsers say of that, as tower-http's and Go's `CrossOriginProtection` do.
+//! Decides whether a form was sent by the status page itself, or by another site in a browser with the operator's
+//! cookies. It goes by the headers that browsers send, as tower-http's and Go's `CrossOriginProtection` do.
 //!
-//! 1. With `Sec-Fetch-Site`, which all browsers send over HTTPS and to localhost: `same-origin`, or `none`, by which the
-//!    user's own doing is meant.
+//! 1. With `Sec-Fetch-Site`, which all browsers send over HTTPS and to localhost, the value has to be `same-origin`, or
+//!    `none`, which stands for an action of the user's own.
 //! 2. Without it, `Origin` has to be the request's own host.
-//! 3. Whatever has neither is refused: it is no browser that is known to guard its user.
+//! 3. A request with neither is refused: it comes from no browser that is known to guard its user.
 //!
 //! See <https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>.
 

@@ -1,4 +1,4 @@
-//! How it looks.
+//! The page as HTML.
 
 use maud::{DOCTYPE, Markup, html};
 use time::OffsetDateTime;
@@ -15,7 +15,7 @@ use crate::routing::Reason;
 pub(super) const SCRIPT: &str = include_str!("status.js");
 pub(super) const STYLE: &str = include_str!("status.css");
 
-/// What the page may need besides what it shows.
+/// What the page needs besides the snapshot.
 struct Context<'a> {
     base: &'a str,
     drills: Drills,
@@ -40,7 +40,7 @@ pub(super) fn page(snapshot: &Snapshot, base: &str, drills: Drills) -> Markup {
                     h1 { "Database " span.name { (snapshot.database) } }
                     p #live hidden {}
                 }
-                // Read out when a state changes; the script fills it.
+                // Screen readers read this out when a state changes. The script fills it.
                 p #news.unseen role="status" aria-live="polite" {}
                 (content(snapshot, base, drills))
                 footer {
@@ -56,7 +56,7 @@ pub(super) fn page(snapshot: &Snapshot, base: &str, drills: Drills) -> Markup {
     }
 }
 
-/// What is kept up to date.
+/// The part of the page that is kept up to date.
 pub(super) fn content(snapshot: &Snapshot, base: &str, drills: Drills) -> Markup {
     let context = Context { base, drills };
     html! {
@@ -176,10 +176,10 @@ fn drill(context: &Context<'_>, drill: Drill, slave: Option<&str>) -> Markup {
     }
 }
 
-/// In percent.
+/// The shares of the clients that drills offer, in percent.
 const SHARES: [u8; 8] = [0, 1, 5, 10, 25, 50, 75, 100];
 
-/// Where reads go, whatever the configuration says.
+/// The drills that set which reads go to slaves, in place of the configuration.
 fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
     let is_present =
         |percent: u8| ReadShare::of_clients(f64::from(percent) / 100.0) == snapshot.reads_from_slaves;
@@ -322,7 +322,7 @@ fn mood(state: NodeState) -> &'static str {
     }
 }
 
-/// In one line; the documentation of each state says what to do about it.
+/// The meaning of a server's state in one line. The documentation of each state has the remedy.
 fn meaning(server: &ServerSnapshot) -> &'static str {
     match server.state {
         NodeState::Up if server.role == Role::Master => "It takes the writes.",

@@ -1,4 +1,4 @@
-//! The configuration that is in force, as the page shows it: what may be known of it.
+//! The configuration in force, as far as the page may show it.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(super) struct Setting {
     pub(super) value: String,
 }
 
-/// Where a server is, without user and password.
+/// The address of a server, without user and password.
 pub(super) fn address(config: &Config, name: &str) -> Option<String> {
     let slaves = config.slaves.iter().map(|slave| &slave.server);
     let server = std::iter::once(&config.master).chain(slaves).find(|server| server.name == name)?;

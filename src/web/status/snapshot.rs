@@ -1,5 +1,5 @@
-//! What the page and `status.json` say of a cluster, taken at one moment. Nothing in here is secret: no URL, no key, no
-//! pin, and of the configuration only what [`settings`](super::settings) lists.
+//! A snapshot of a cluster, for the page and for `status.json`. It holds no secrets: no URL, no key, no pin, and of the
+//! configuration only what [`settings`](super::settings) lists.
 
 use std::time::{Duration, Instant};
 
@@ -19,33 +19,33 @@ use crate::statistics::{PoolStatistics, ServerStatistics, Statistics};
 #[derive(Debug, Serialize)]
 pub(super) struct Snapshot {
     pub(super) database: &'static str,
-    /// Of this crate.
+    /// The version of this crate.
     pub(super) version: &'static str,
     #[serde(serialize_with = "rfc3339")]
     pub(super) at: OffsetDateTime,
     pub(super) health: Health,
-    /// Which of the reads that slaves could serve go to them now.
+    /// The reads that go to slaves now.
     #[serde(serialize_with = "displayed")]
     pub(super) reads_from_slaves: ReadShare,
-    /// The same, by configuration.
+    /// The reads that go to slaves by configuration.
     #[serde(skip)]
     pub(super) configured_share: ReadShare,
-    /// The master first.
+    /// All servers, the master first.
     pub(super) servers: Vec<ServerSnapshot>,
-    /// In about the last minute.
+    /// Choices in about the last minute.
     #[serde(serialize_with = "by_label")]
     pub(super) latest_choices: Counts<Reason>,
-    /// Since this process was launched.
+    /// Choices since this process was launched.
     #[serde(serialize_with = "by_label")]
     pub(super) choices: Counts<Reason>,
-    /// The latest first.
+    /// Changes of state, the latest first.
     pub(super) changes: Vec<NamedChange>,
     pub(super) settings: Vec<Setting>,
     #[serde(skip)]
     pub(super) max_lag: Option<Duration>,
 }
 
-/// What can be served now, as far as is known.
+/// Whether reads and writes can be served now, as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Health {
     pub(super) reads: bool,
@@ -59,26 +59,26 @@ pub(super) struct Health {
 #[derive(Debug, Serialize)]
 pub(super) struct ServerSnapshot {
     pub(super) name: String,
-    /// Host and port, or file: what a URL has without user and password.
+    /// Host and port, or file: a URL's address without user and password.
     pub(super) address: Option<String>,
     #[serde(serialize_with = "displayed")]
     pub(super) role: Role,
     #[serde(serialize_with = "displayed")]
     pub(super) state: NodeState,
-    /// Of the master's `read_url`, where that leads to another address than `url`.
+    /// The state of the master's `read_url`, where that leads to another address than `url`.
     #[serde(serialize_with = "state", skip_serializing_if = "Option::is_none")]
     pub(super) read_url: Option<NodeState>,
-    /// In seconds.
+    /// The present lag, in seconds.
     #[serde(serialize_with = "seconds")]
     pub(super) lag: Option<Duration>,
-    /// From the oldest to the latest, in seconds.
+    /// The lags of the last minutes, oldest first, in seconds.
     pub(super) lags: Vec<Lag>,
     pub(super) connections: Vec<Connections>,
     #[serde(serialize_with = "by_label")]
     pub(super) latest_choices: Counts<Reason>,
     #[serde(serialize_with = "by_label")]
     pub(super) choices: Counts<Reason>,
-    /// Whether a drill can take it out.
+    /// True if a drill can take the server out.
     #[serde(skip)]
     pub(super) is_slave: bool,
 }
@@ -108,12 +108,12 @@ pub(super) struct NamedChange {
     pub(super) server: String,
     #[serde(serialize_with = "displayed")]
     pub(super) state: NodeState,
-    /// The part that it plays since then, if that is what has changed.
+    /// The server's new role, if the role has changed.
     #[serde(serialize_with = "role")]
     pub(super) became: Option<Role>,
 }
 
-/// So many changes of state are shown, of those that each server remembers.
+/// The number of changes that are shown, out of those that each server remembers.
 const CHANGES: usize = 12;
 
 impl Health {
@@ -121,7 +121,7 @@ impl Health {
         let without_master = inner.config.pinned_without_master;
         let reads_as_master = |server: &Server<DB>| server.read_way().health.answers(Use::MasterReads);
         let serves = |server: &Server<DB>| match server.health.role() {
-            // A master that turns out to be a slave is read from as one.
+            // A master that turns out to be a slave is read from as a slave.
             Role::Master => reads_as_master(server) || server.health.state() == NodeState::Standby,
             Role::Slave => {
                 let health = &server.health;
@@ -212,7 +212,7 @@ impl Connections {
     }
 }
 
-/// As in `2026-11-24T17:29:08Z`.
+/// A time, as in `2026-11-24T17:29:08Z`.
 pub(super) fn timestamp(at: OffsetDateTime) -> String {
     at.replace_nanosecond(0).ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }
@@ -237,7 +237,7 @@ fn seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<
     duration.map(rounded).serialize(serializer)
 }
 
-/// In seconds, to a millisecond.
+/// The duration in seconds, rounded to a millisecond.
 fn rounded(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }

@@ -52,7 +52,8 @@ gtid_strict_mode = on
     promote: "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0",
     replay: |Replay { lag, paused }| {
         let threads = if paused { "IO_THREAD" } else { "" };
-        // From the second in which the statement began: one that began at the end of it would be replayed at once.
+        // The delay counts from the second in which the statement began. A statement at the end of it would be replayed
+        // at once.
         let delay = if lag.is_zero() { 0 } else { whole_seconds(lag) + 1 };
         format!("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = {delay}; START SLAVE {threads}")
     },
@@ -62,9 +63,9 @@ fn install(folder: &Path) {
     let mut install = program("mariadb-install-db", folder);
     install.arg(option("datadir", &folder.join("data")));
     install.args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
-    // Older ones log what they install, and slaves would do it again.
+    // Older releases log their installation, and slaves would replay it.
     install.arg("--skip-log-bin");
-    // Two at a time would be in each other's way elsewhere.
+    // With a common folder, two installations at the same time disturb each other.
     install.env("TMPDIR", folder);
     as_user(&mut install, MySql::USER, folder);
     output(&mut install).unwrap();

@@ -32,7 +32,7 @@ gtid_mode = on
 enforce_gtid_consistency = on
 ",
     install,
-    // By default, a slave gives its master up after ten attempts.
+    // By default, a slave gives up after ten attempts to reach its master.
     replicate: |port| {
         format!(
             "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {port},
@@ -41,12 +41,12 @@ enforce_gtid_consistency = on
         )
     },
     is_replicating: |slave: &Server<MySql>| {
-        // Of the thread that receives, and of the one that replays.
+        // The states of the thread that receives and of the one that replays.
         slave.sql_in("mysql", "SHOW REPLICA STATUS").unwrap().contains("\tYes\tYes\t")
     },
     position: "SELECT REPLACE(@@global.gtid_executed, '\\n', '')",
     has_replayed: |position| format!("SELECT GTID_SUBSET('{position}', @@global.gtid_executed)"),
-    // With a gap each.
+    // Each source has a gap.
     many_sources: |count| {
         let write = |source| {
             let empty =
@@ -73,13 +73,13 @@ fn install(folder: &Path) {
     let version =
         output(server_program::<MySql>(&MySql::SERVER_FOLDERS.map(PathBuf::from), "mysqld").arg("--version"))
             .unwrap_or_default();
-    // Where MariaDB is installed, it often goes by this name as well.
+    // Where MariaDB is installed, its server often has this name, too.
     assert!(!version.contains("MariaDB"), "`mysqld` is MariaDB's: {}", MySql::INSTALL);
     let mut install = program("mysqld", folder);
     let data = folder.join("data");
     install.arg(option("datadir", &data)).arg("--initialize-insecure");
     as_user(&mut install, MySql::USER, folder);
     output(&mut install).unwrap();
-    // Each copy makes a server UUID of its own.
+    // Each copy creates a server UUID of its own.
     fs::remove_file(data.join("auto.cnf")).unwrap();
 }
