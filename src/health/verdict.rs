@@ -973,4 +973,6 @@ fn timeline(position: &Position) -> Option<u32> {
 }
 
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 mod tests;
