@@ -22,7 +22,7 @@ impl Driver for MySql {
     const BEGIN_READ_ONLY: Option<&'static str> = Some("START TRANSACTION READ ONLY");
     const URL_PARAMETERS: &'static [&'static str] = URL_PARAMETERS;
 
-    type Memory = ();
+    type Memory = Memory;
 
     /// Does not use `access`: no MySQL option makes a connection read-only while connecting.
     fn options(settings: &Settings, _access: Access) -> Result<Options<Self>, String> {
@@ -82,11 +82,14 @@ impl Driver for MySql {
     fn observe<'a>(
         conn: &'a mut MySqlConnection,
         access: Access,
-        _memory: &'a mut (),
+        memory: &'a mut Memory,
         _depth: Depth,
     ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             let logs = Logs::of(&mut *conn).await?;
+            if logs.flavour == Flavour::MariaDb {
+                refuse_cut_off(&mut *conn, memory).await?;
+            }
             let role = match (access, logs.flavour, logs.role) {
                 // A MySQL does not tell an ordinary user whether it replicates.
                 (Access::ReadSlave, Flavour::MariaDb, ReportedRole::Unknown) => {
@@ -268,21 +271,15 @@ const IDENTITY: &str = identity!();
 const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
 
 /// Selects what was written, what was replayed, the later of the two, the software, whether all writes are logged, the
-/// latest transaction of each server, whether the server takes writes, and whether a node of a Galera cluster is ready.
+/// latest transaction of each server, and whether the server takes writes.
 /// MariaDB and MySQL each have a comment that they alone execute.
 /// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
-///
-/// A node that has lost the others refuses statements, but not this one, which reads no table of the cluster:
-/// <https://mariadb.com/docs/galera-cluster/reference/galera-cluster-status-variables>
 const LOGS: &str = concat!(
     "SELECT /*!80000 @@global.gtid_executed, '', '', 'MySQL',
         IF(@@global.log_bin AND @@global.gtid_mode = 'ON', 'all', 'some'), '', ",
     takes_no_writes!(),
-    ", 'ready' */ /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
-        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state, CAST(@@global.read_only AS CHAR),
-        IF((SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'WSREP_ON') = 'ON'
-            AND (SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'WSREP_READY') = 'OFF',
-            'cut off', 'ready') */"
+    " */ /*M! @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_current_pos, 'MariaDB',
+        IF(@@global.log_bin, 'all', 'some'), @@global.gtid_binlog_state, CAST(@@global.read_only AS CHAR) */"
 );
 
 fn is_on(setting: &str) -> bool {
@@ -331,10 +328,6 @@ impl Logs {
         let complete = text(4) == "all";
         let (written, replayed, current, of_each_server) = (text(0), text(1), text(2), text(5));
         let role = role_of(&text(6));
-        if text(7) == "cut off" {
-            let message = "the node is cut off from its Galera cluster (`wsrep_ready` is OFF)";
-            return Err(io::Error::new(io::ErrorKind::NotConnected, message).into());
-        }
         Ok(Self { flavour, written, replayed, current, complete, of_each_server, role })
     }
 
@@ -379,8 +372,39 @@ impl Logs {
 /// server is gone and `Slave_running` is `OFF`.
 /// <https://mariadb.com/docs/server/ha-and-performance/standard-replication/replication-and-binary-log-status-variables>
 async fn is_replicating(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
-    let status = sqlx::raw_sql("SHOW GLOBAL STATUS LIKE 'Slaves_running'").fetch_optional(conn).await?;
-    Ok(status.is_some_and(|row| row.try_get::<String, _>(1).is_ok_and(|value| value != "0")))
+    Ok(shown(conn, "SHOW GLOBAL STATUS LIKE 'Slaves_running'").await?.is_some_and(|value| value != "0"))
+}
+
+/// The value of a status or a setting, if the server has it.
+async fn shown(conn: &mut MySqlConnection, sql: &'static str) -> Result<Option<String>, sqlx::Error> {
+    let row = sqlx::raw_sql(sql).fetch_optional(conn).await?;
+    row.map(|row| row.try_get(1)).transpose()
+}
+
+/// What is asked once for each connection of the monitor.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// True for a node of a Galera cluster.
+    is_galera: Option<bool>,
+}
+
+/// Fails for a node that is cut off from its Galera cluster. Such a node refuses statements, but not these:
+/// <https://mariadb.com/docs/galera-cluster/reference/galera-cluster-status-variables>
+async fn refuse_cut_off(conn: &mut MySqlConnection, memory: &mut Memory) -> Result<(), sqlx::Error> {
+    let is_galera = match memory.is_galera {
+        Some(is_galera) => is_galera,
+        None => shown(&mut *conn, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'")
+            .await?
+            .is_some_and(|value| is_on(&value)),
+    };
+    memory.is_galera = Some(is_galera);
+    if is_galera
+        && shown(conn, "SHOW GLOBAL STATUS LIKE 'wsrep_ready'").await?.is_some_and(|value| !is_on(&value))
+    {
+        let message = "the node is cut off from its Galera cluster (`wsrep_ready` is OFF)";
+        return Err(io::Error::new(io::ErrorKind::NotConnected, message).into());
+    }
+    Ok(())
 }
 
 /// The statement that waits for a position, with text made of numbers alone.

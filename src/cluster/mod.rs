@@ -74,7 +74,7 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
         self.0.set_read_share(share);
     }
 
-    /// Sends all reads to the master from now on, also those of jobs and of handlers with a `ReadsDatabase` guard:
+    /// Sends all reads to the master from now on, also the reads of jobs and of handlers with a `ReadsDatabase` guard:
     /// [`ReadShare::NONE`].
     pub fn stop_reading_slaves(&self) {
         self.set_read_share(ReadShare::NONE);

@@ -60,7 +60,7 @@ impl<DB: Driver> Inner<DB> {
     }
 }
 
-/// Opens the servers of one database. Those of the configuration are opened first, discovered ones later.
+/// Opens the servers of one database. The configured servers are opened first, discovered servers later.
 pub(super) struct Opening {
     pub(super) database: &'static str,
     pub(super) config: Arc<Config>,

@@ -899,9 +899,11 @@ impl Verdicts {
     /// process. They go to any other address only once the master's address leads elsewhere.
     fn other_way(&self) -> Option<ServerId> {
         let process = self.process?;
+        // MariaDB and MySQL tell no role while they take writes.
         let leads_there = |id: &ServerId| {
             let record = &self.servers[id];
-            *id != self.master && record.instance == Some(process) && record.reports(ReportedRole::Master)
+            let takes_writes = record.latest.is_some() && !record.reports(ReportedRole::Slave);
+            *id != self.master && record.instance == Some(process) && takes_writes
         };
         let is_lost = !self.servers[&self.master].may_write();
         let others = self.servers.keys().filter(|_| is_lost);

@@ -32,7 +32,7 @@ const PALETTE: [(&str, u32, u32); 15] = [
     ("goods", 0x1a7f37, 0x4cc564),
 ];
 
-/// Pixels for each of Pikchr's units, of which its text has 16.
+/// Pixels for each of Pikchr's units. Its text is 16 units high.
 const SCALE: f64 = 0.9;
 
 /// Pixels between the drawing and the picture's edge.

@@ -1038,6 +1038,29 @@ fn the_master_is_followed_to_url_as_soon_as_that_leads_there() {
     assert_eq!(slave, [(SLAVE, NodeState::Up, Why::Nothing)]);
 }
 
+/// MariaDB and MySQL: a server that takes writes tells no role.
+#[test]
+fn without_roles_the_master_is_followed_to_url_as_well() {
+    let gtids = |role, sequence| Observation {
+        role,
+        position: Position::parse_gtids(&format!("0-1-{sequence}")),
+        ..Observation::default()
+    };
+    let mut verdicts = new(&CHECKS);
+    arrive(&mut verdicts, MASTER, "a");
+    observe(&mut verdicts, MASTER, &gtids(ReportedRole::Unknown, 5));
+    arrive(&mut verdicts, SLAVE, "b");
+    observe(&mut verdicts, SLAVE, &gtids(ReportedRole::Slave, 5));
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(fail(&mut verdicts, MASTER)));
+    assert_eq!(observe(&mut verdicts, SLAVE, &gtids(ReportedRole::Unknown, 5)).new_master, Some(SLAVE));
+    arrive(&mut verdicts, MASTER, "b");
+    let verdict = observe(&mut verdicts, MASTER, &gtids(ReportedRole::Unknown, 6));
+    assert_eq!((verdict.new_master, verdict.succession), (Some(MASTER), Succession::SameProcess));
+    arrive(&mut verdicts, SLAVE, "a");
+    observe(&mut verdicts, SLAVE, &gtids(ReportedRole::Slave, 6));
+    assert_eq!(verdicts.master, MASTER);
+}
+
 #[test]
 fn the_master_is_followed_to_any_address_once_its_own_leads_elsewhere() {
     const THIRD: ServerId = ServerId(2);
