@@ -303,10 +303,10 @@ crate::on_every_database! {
             ("drill=take_out&slave=slave-2", set(["master"])),
             ("drill=put_back&slave=slave-1", set(["slave-1"])),
             ("drill=put_back&slave=slave-2", set(["slave-1", "slave-2"])),
-            ("drill=read_from_master", set(["master"])),
-            ("drill=read_share&share=100", set(["slave-1", "slave-2"])),
-            ("drill=read_from_master", set(["master"])),
-            ("drill=read_from_slaves", set(["slave-1", "slave-2"])),
+            ("drill=stop_reading_slaves", set(["master"])),
+            ("drill=set_read_share&share=100", set(["slave-1", "slave-2"])),
+            ("drill=stop_reading_slaves", set(["master"])),
+            ("drill=resume_reading_slaves", set(["slave-1", "slave-2"])),
         ] {
             let reply = post(&client, form, OWN).await;
             assert_eq!(reply.status(), Status::SeeOther, "{form}");
@@ -314,7 +314,7 @@ crate::on_every_database! {
             assert_eq!(readers(&cluster).await, then, "{form}");
         }
         assert!(!logbook::lines(&["WARN", "Drill `take_out` of slave `slave-1` of database `replicated`"]).is_empty());
-        for wrong in ["drill=take_out&slave=slave-3", "drill=take_out", "drill=destroy", "", "drill=read_share", "drill=read_share&share=101", "drill=put_back&slave=%0a"] {
+        for wrong in ["drill=take_out&slave=slave-3", "drill=take_out", "drill=destroy", "", "drill=set_read_share", "drill=set_read_share&share=101", "drill=put_back&slave=%0a"] {
             assert_eq!(post(&client, wrong, OWN).await.status(), Status::UnprocessableEntity, "{wrong}");
         }
         assert_eq!(readers(&cluster).await, set(["slave-1", "slave-2"]));
@@ -347,7 +347,7 @@ crate::on_every_database! {
         let lab = Lab::new();
         let rocket = rocket(&lab).mount("/status", Replicated::status::<Admin>());
         let client = Client::untracked(rocket).await.unwrap();
-        assert_eq!(post(&client, "drill=read_from_master", OWN).await.status(), Status::NotFound);
+        assert_eq!(post(&client, "drill=stop_reading_slaves", OWN).await.status(), Status::NotFound);
         let page = text(&client, "/status").await;
         assert!(!page.contains("<form") && !page.contains("<button"), "{page}");
     }
@@ -497,8 +497,8 @@ crate::on_postgres! {
             assert_eq!((became("first"), became("second")), (vec!["slave".into()], vec!["master".into()]));
             let page = text(&client, "/status").await;
             for entry in [
-                "<strong>second</strong>: promoted, writes go there",
-                "<strong>first</strong>: the master no longer",
+                "<strong>second</strong>: the master from now on, writes go there",
+                "<strong>first</strong>: not the master any more",
             ] {
                 assert_eq!(page.matches(entry).count(), 1, "{entry}: {page}");
             }

@@ -132,7 +132,7 @@ async fn a_visitor_signs_and_an_operator_holds_a_drill() {
         r#"document.querySelector(".summary").textContent.includes("By order of an operator")"#,
     )
     .await;
-    press(&tab, "As configured again").await;
+    press(&tab, "Read from slaves as configured").await;
     until(
         &tab,
         "what is in force",

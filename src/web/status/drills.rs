@@ -28,18 +28,19 @@ pub(super) struct Order<'r> {
     share: Option<u8>,
 }
 
+/// A drill, by the name of the method of [`Cluster`] that does the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromFormField)]
 pub(super) enum Drill {
     #[field(value = "take_out")]
     TakeOut,
     #[field(value = "put_back")]
     PutBack,
-    #[field(value = "read_share")]
-    ReadShare,
-    #[field(value = "read_from_master")]
-    ReadFromMaster,
-    #[field(value = "read_from_slaves")]
-    ReadFromSlaves,
+    #[field(value = "set_read_share")]
+    SetReadShare,
+    #[field(value = "stop_reading_slaves")]
+    StopReadingSlaves,
+    #[field(value = "resume_reading_slaves")]
+    ResumeReadingSlaves,
 }
 
 impl Drill {
@@ -47,9 +48,9 @@ impl Drill {
         match self {
             Self::TakeOut => "take_out",
             Self::PutBack => "put_back",
-            Self::ReadShare => "read_share",
-            Self::ReadFromMaster => "read_from_master",
-            Self::ReadFromSlaves => "read_from_slaves",
+            Self::SetReadShare => "set_read_share",
+            Self::StopReadingSlaves => "stop_reading_slaves",
+            Self::ResumeReadingSlaves => "resume_reading_slaves",
         }
     }
 }
@@ -61,7 +62,8 @@ pub(super) fn check_sender(request: &Request<'_>, database: &str) -> Result<(), 
         Sender::Elsewhere => {
             let by = name_of_client(request);
             warn!(
-                "A drill of database `{database}` was refused: {by} sent it from another site than the status page."
+                "A drill of database `{database}` was refused, because {by} sent it from another site than the status page. \
+                 A link or form of that site may have misused an operator's login."
             );
             Err(Status::Forbidden)
         }
@@ -94,12 +96,12 @@ impl Order<'_> {
         match drill {
             Drill::TakeOut => cluster.take_out(named()?).map_err(unknown)?,
             Drill::PutBack => cluster.put_back(named()?).map_err(unknown)?,
-            Drill::ReadShare => {
+            Drill::SetReadShare => {
                 let share = share.filter(|share| *share <= 100).ok_or(Status::UnprocessableEntity)?;
                 cluster.set_read_share(ReadShare::of_clients(f64::from(share) / 100.0));
             }
-            Drill::ReadFromMaster => cluster.stop_reading_slaves(),
-            Drill::ReadFromSlaves => cluster.resume_reading_slaves(),
+            Drill::StopReadingSlaves => cluster.stop_reading_slaves(),
+            Drill::ResumeReadingSlaves => cluster.resume_reading_slaves(),
         }
         Ok(Redirect::to(page))
     }

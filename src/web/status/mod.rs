@@ -12,6 +12,7 @@
 //! | `drills.rs`   | what an operator can do there                                          |
 //! | `origin.rs`   | whether a form comes from the page or from another site                |
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Cursor;
 use std::marker::PhantomData;
@@ -210,14 +211,14 @@ impl Sentinel for Launchable {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
         let profile = rocket.figment().profile();
         let attached = |database| rocket.state::<Attached>().is_some_and(|attached| attached.has(database));
-        let mut names: Vec<_> = rocket.routes().filter_map(|route| route.name.as_deref()).collect();
-        names.dedup();
+        // Each route of a page has the same name. Each page has one error.
+        let names: BTreeSet<_> = rocket.routes().filter_map(|route| route.name.as_deref()).collect();
         let wrong = names.iter().filter_map(|name| name.strip_prefix(STATUS_OF)).filter(|name| {
             let database = name.strip_suffix(OPEN).unwrap_or(name);
             if !attached(database) {
                 error!(
-                    "The status page of database `{database}` is mounted, but the database is not attached: attach \
-                     `Replicated::fairing()`."
+                    "The status page of database `{database}` is mounted, but the database is not attached: add \
+                     `.attach(Replicated::fairing())`."
                 );
             } else if name.ends_with(OPEN) && *profile != rocket::Config::DEBUG_PROFILE {
                 error!(

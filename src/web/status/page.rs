@@ -85,7 +85,7 @@ fn summary(snapshot: &Snapshot) -> Markup {
     let (reads, writes) = (snapshot.health.reads, snapshot.health.writes);
     let what = match (reads, writes) {
         (true, true) => "Reads and writes are served.",
-        (true, false) => "Reads are served, writes are not: the master is gone.",
+        (true, false) => "Reads are served, writes are not: see the master's card.",
         (false, true) => "Writes are served, reads are not.",
         (false, false) => "Neither reads nor writes are served.",
     };
@@ -164,7 +164,7 @@ fn drill(context: &Context<'_>, drill: Drill, slave: Option<&str>) -> Markup {
     let label = match (drill, slave) {
         (Drill::TakeOut, Some(slave)) => format!("Take {slave} out"),
         (Drill::PutBack, Some(slave)) => format!("Put {slave} back"),
-        (Drill::ReadFromSlaves, _) => "As configured again".into(),
+        (Drill::ResumeReadingSlaves, _) => "Read from slaves as configured".into(),
         _ => "Send all reads to the master".into(),
     };
     html! {
@@ -185,9 +185,9 @@ fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
         |percent: u8| ReadShare::of_clients(f64::from(percent) / 100.0) == snapshot.reads_from_slaves;
     html! {
         div.drills {
-            (drill(context, Drill::ReadFromMaster, None))
+            (drill(context, Drill::StopReadingSlaves, None))
             form.drill method="post" action=(Outlet::Drills.link(context.base)) {
-                input type="hidden" name="drill" value=(Drill::ReadShare.as_str());
+                input type="hidden" name="drill" value=(Drill::SetReadShare.as_str());
                 label for="share" { "Clients read from slaves" }
                 select #share name="share" required {
                     @if !SHARES.into_iter().any(is_present) { option value="" disabled selected { "–" } }
@@ -198,7 +198,7 @@ fn share_drills(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
                 button #drill-share { "Set" }
             }
             @if snapshot.reads_from_slaves != snapshot.configured_share {
-                (drill(context, Drill::ReadFromSlaves, None))
+                (drill(context, Drill::ResumeReadingSlaves, None))
             }
         }
     }
@@ -218,7 +218,7 @@ fn reads(snapshot: &Snapshot, context: &Context<'_>) -> Markup {
             @if context.drills == Drills::On && snapshot.servers.len() > 1 { (share_drills(snapshot, context)) }
             div.scroll tabindex="0" role="region" aria-labelledby="reads-title" {
                 table.reads {
-                    caption { "Requests that read, by why they were served where" }
+                    caption { "Requests that read, by the reason for which their server was chosen" }
                     thead {
                         tr {
                             th scope="col" { "Reason" }
@@ -269,8 +269,8 @@ fn changes(snapshot: &Snapshot) -> Markup {
                         span.what {
                             strong { (change.server) } ": "
                             @match change.became {
-                                Some(Role::Master) => "promoted, writes go there",
-                                Some(Role::Slave) => "the master no longer",
+                                Some(Role::Master) => "the master from now on, writes go there",
+                                Some(Role::Slave) => "not the master any more",
                                 None => (change.state),
                             }
                         }
@@ -327,23 +327,23 @@ fn meaning(server: &ServerSnapshot) -> &'static str {
     match server.state {
         NodeState::Up if server.role == Role::Master => "It takes the writes.",
         NodeState::Up => "It serves reads.",
-        NodeState::New => "It has just come, or the application has: it is being looked at.",
-        NodeState::Suspect => "A connection to it failed: it is being looked at.",
-        NodeState::Down => "It does not answer, or lets nobody in. The log has the error.",
+        NodeState::New => "It has just been found, or the application has just started. It serves after its first health probe.",
+        NodeState::Suspect => "A connection to it failed. It serves again if the next health probe is good.",
+        NodeState::Down => "It does not answer, or refuses the login. The log has the error.",
         NodeState::Diverged => {
-            "It has replayed what the master does not have: left out. The log has the remedy."
+            "It has replayed transactions that the master does not have: left out. The log has the remedy."
         }
         NodeState::Behind => "It is further behind than max_lag: left out until it has caught up.",
         NodeState::LagUnknown => "Its lag cannot be known: left out. The log says why.",
-        NodeState::NotCopied => "It has not been copied from its master yet.",
-        NodeState::SecondMaster => "It takes writes, but is not the master: left out.",
+        NodeState::NotCopied => "It has not been copied from its master yet: left out.",
+        NodeState::SecondMaster => "It takes writes, but is not the master: left out. The log has the remedy.",
         NodeState::Promoted => {
-            "It was promoted, and is not the master: read from while no other server can be."
+            "It was promoted, but is not the master: it serves reads only while no other server can."
         }
-        NodeState::Contested => "Another server takes writes, too: nothing is written until only one does.",
-        NodeState::MasterItself => "Its address leads to the master, which is read from as such.",
-        NodeState::Stranger => "It replicates another system than the master: left out.",
-        NodeState::Standby => "It takes no writes: it is in recovery, or read-only.",
+        NodeState::Contested => "Another server takes writes, too: writes fail until only one does. The log has the remedy.",
+        NodeState::MasterItself => "Its address leads to the master itself: left out as a slave.",
+        NodeState::Stranger => "It belongs to another system than the master: left out. The log has the remedy.",
+        NodeState::Standby => "It takes no writes: it is in recovery, or read-only. The log has the remedy.",
         NodeState::TakenOut => "An operator has taken it out of use.",
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
             (SlaveLog::Other, Some(Discover::Dns)) => ", each of its addresses, with logs of their own",
         };
         if write_url.is_some() {
-            value += ", written to by a URL of its own once it was promoted";
+            value += ", with a write_url of its own";
         }
         add("slaves", &value);
     }
@@ -111,7 +111,7 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
         &match unknown_lag {
             UnknownLag::Use => "use",
             UnknownLag::LeaveOut => "leave_out",
-            UnknownLag::Unexpected => "leave_out where it should be known",
+            UnknownLag::Unexpected => "leave_out, unless it replays a log of its own",
         },
     );
     add("follow_promotion", follow_promotion);

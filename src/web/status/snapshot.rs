@@ -129,14 +129,21 @@ impl Health {
             }
         };
         let servers = inner.servers.all();
-        let mut configured = servers.iter().filter(|server| server.purpose != Purpose::MasterReads);
+        let configured = servers.iter().filter(|server| server.purpose != Purpose::MasterReads);
+        let serving = configured.filter(|server| serves(server)).map(|server| server.health.role());
         let master = inner.servers.master(&inner.mastership);
         Self {
-            reads: configured.any(|server| serves(server)),
+            reads: are_reads_served(serving, inner.read_share()),
             writes: inner.is_writable(),
             read_url: master.read_url_state().map(|_| reads_as_master(&master)),
         }
     }
+}
+
+/// True if any read is served by servers of these roles. Slaves do not count while an operator sends all reads to the
+/// master. With a smaller share than all, they do: they serve the clients in the share, and reads that ask for a slave.
+fn are_reads_served(mut serving: impl Iterator<Item = Role>, share: ReadShare) -> bool {
+    serving.any(|role| role == Role::Master || share != ReadShare::NONE)
 }
 
 impl Snapshot {
@@ -244,4 +251,26 @@ fn rounded(duration: Duration) -> f64 {
 
 fn by_label<K: Key + PartialEq, S: Serializer>(counts: &Counts<K>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(counts.iter().map(|(key, count)| (key.label(), count)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slaves_serve_no_reads_while_all_reads_are_sent_to_the_master() {
+        use Role::{Master, Slave};
+
+        for (serving, share, served) in [
+            (&[Master, Slave][..], ReadShare::ALL, true),
+            (&[Master, Slave], ReadShare::NONE, true),
+            (&[Slave], ReadShare::ALL, true),
+            (&[Slave], ReadShare::of_clients(0.1), true),
+            (&[Slave], ReadShare::ASKED, true),
+            (&[Slave], ReadShare::NONE, false),
+            (&[], ReadShare::ALL, false),
+        ] {
+            assert_eq!(are_reads_served(serving.iter().copied(), share), served, "{serving:?} {share}");
+        }
+    }
 }
