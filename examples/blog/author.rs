@@ -46,6 +46,7 @@ impl<'r> FromRequest<'r> for Author {
             Ok(author) => Outcome::Success(author),
             Err(Error::NotFound) => Outcome::Error((Status::Unauthorized, Error::NotFound)),
             Err(error @ Error::Unavailable(_)) => Outcome::Error((Status::ServiceUnavailable, error)),
+            Err(error @ Error::OutcomeUnknown(_)) => Outcome::Error((Status::GatewayTimeout, error)),
             Err(error) => Outcome::Error((Status::InternalServerError, error)),
         }
     }

@@ -32,7 +32,7 @@ pub(crate) fn root() -> Option<&'static Path> {
 /// If the program is missing, with what to install.
 pub fn server_program<P: Program>(folders: &[PathBuf], name: &str) -> Command {
     find_server_program(folders, name).unwrap_or_else(|| match root() {
-        Some(root) => panic!("`{name}` is missing in {}, which LAB_SERVERS names", root.display()),
+        Some(root) => panic!("`{name}` is missing in the folder that LAB_SERVERS names: {}", root.display()),
         None => panic!("`{name}` is missing: {}", P::INSTALL),
     })
 }
@@ -87,7 +87,7 @@ fn ids(user: &str) -> Option<(u32, u32)> {
     // Not by getpwnam, which is not thread-safe.
     let id = |option: &str| {
         let id = output(system_program("id").args([option, user]));
-        id.unwrap_or_else(|error| panic!("{error}: root's servers run as `{user}`, whom its package creates"))
+        id.unwrap_or_else(|error| panic!("{error}: if a test runs as root, servers run as `{user}`, a user that the server's package creates"))
             .parse()
             .unwrap()
     };

@@ -72,7 +72,7 @@ impl<P: Program> Server<P> {
                 Ok(()) => return server,
             }
         }
-        panic!("{} finds no free port", P::NAME);
+        panic!("{} found no free port in five attempts", P::NAME);
     }
 
     /// As [`launch`](Self::launch), on a port that is known to be free at its address.

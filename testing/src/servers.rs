@@ -237,7 +237,13 @@ impl<D: Dbms> Servers<D> {
             true => self.replay(Replay::default()),
             false => self.slaves.iter().try_for_each(D::resume_replay),
         };
-        mended.is_ok() && within(Duration::from_secs(10), || D::is_replicating(self))
+        let problem = match mended {
+            Ok(()) if within(Duration::from_secs(10), || D::is_replicating(self)) => return true,
+            Ok(()) => "not all slaves replicate the master".into(),
+            Err(error) => error,
+        };
+        eprintln!("{} in {} are not used again: {problem}", D::NAME, self.folder.path().display());
+        false
     }
 
     /// Sets how all slaves replay from now on.

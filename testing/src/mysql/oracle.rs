@@ -74,7 +74,7 @@ fn install(folder: &Path) {
         output(server_program::<MySql>(&MySql::SERVER_FOLDERS.map(PathBuf::from), "mysqld").arg("--version"))
             .unwrap_or_default();
     // Where MariaDB is installed, its server often has this name, too.
-    assert!(!version.contains("MariaDB"), "`mysqld` is MariaDB's: {}", MySql::INSTALL);
+    assert!(!version.contains("MariaDB"), "`mysqld` is that of MariaDB, not of MySQL: {}", MySql::INSTALL);
     let mut install = program("mysqld", folder);
     let data = folder.join("data");
     install.arg(option("datadir", &data)).arg("--initialize-insecure");
