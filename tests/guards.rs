@@ -304,16 +304,16 @@ crate::on_every_database! {
     #[test]
     fn a_guard_without_its_fairing_aborts_launch_and_says_what_to_attach() {
         let database = std::any::type_name::<Database>();
-        let attach = format!("Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.");
+        let attach = format!("is used, but not attached. Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.");
         for (routes, message) in [
             (routes![read], &*attach),
             (routes![optional], &*attach),
-            (routes![changes_alone], "Attach one: `.attach(Replicated::fairing())`."),
+            (routes![changes_alone], "no database is attached. Attach one: `.attach(Replicated::fairing())`."),
         ] {
-            let before = logbook::lines(&[message]).len();
+            let before = logbook::lines(&["ERROR", message]).len();
             let error = Client::untracked(rocket_over("").mount("/", routes)).unwrap_err();
             assert!(matches!(error.kind(), rocket::error::ErrorKind::SentinelAborts(_)), "{error}");
-            assert!(logbook::lines(&[message]).len() > before, "{message}");
+            assert!(logbook::lines(&["ERROR", message]).len() > before, "{message}");
         }
     }
 }

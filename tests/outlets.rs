@@ -134,7 +134,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     }
     said.push(recorder.render());
     let log = logbook::lines(&[]);
-    for word in ["DEBUG", "lets nobody in", "is not believed", "became free within", "cannot be used"] {
+    for word in ["DEBUG", "refuses the login", "is not believed", "became free within", "cannot be used"] {
         assert!(log.iter().any(|line| line.contains(word)), "{word} in {log:#?}");
     }
     said.extend(log);

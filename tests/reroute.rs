@@ -82,7 +82,7 @@ crate::on_every_database! {
         let lab = Lab::new();
         let section = format!("{}refused_write = \"reroute\"", lab.section());
         let client = Client::untracked(app(&section).mount("/again", routes![rerouted])).unwrap();
-        let reports = |handler: &str| logbook::lines(&["WARN", &format!("`{handler}` wrote on a connection for reads")]).len();
+        let reports = |handler: &str| logbook::lines(&["WARN", &format!("A write by `{handler}` on a connection for reads")]).len();
         let before = (reports("rerouted"), reports("returning"));
         for _ in 0..3 {
             client.get("/rerouted").dispatch();

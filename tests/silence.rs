@@ -107,8 +107,8 @@ async fn what_is_put_back_is_as_loud_as_what_was_taken_out() {
     ] {
         assert_eq!(logbook::lines(&["WARN", said]).len(), 1, "{said}");
     }
-    for said in ["Of the reads of database `replicated`, slaves get: none", "`replicated`, slaves get: all"] {
-        assert!(!logbook::lines(&["WARN", said]).is_empty(), "{said}");
+    for said in ["none", "all"].map(|share| format!("database `replicated` that go to slaves were changed to: {share}.")) {
+        assert!(!logbook::lines(&["WARN", &said]).is_empty(), "{said}");
     }
 }
 
@@ -181,7 +181,7 @@ async fn a_login_that_is_refused_at_launch_is_no_outage() {
         lab.master_url()
     ))
     .await;
-    let said = logbook::lines(&["ERROR", "`unlucky` of database `replicated` is there, but lets nobody in"]);
+    let said = logbook::lines(&["ERROR", "`unlucky` of database `replicated` answers, but refuses the login"]);
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(
         said[0].contains("password authentication failed") && said[0].contains("This is no outage"),
@@ -210,7 +210,7 @@ async fn a_login_that_is_refused_later_is_no_outage() {
     let end_sessions =
         || slave.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'moody'");
     let lines =
-        || logbook::lines(&["ERROR", "`moody` of database `replicated` is there, but lets nobody in"]);
+        || logbook::lines(&["ERROR", "`moody` of database `replicated` answers, but refuses the login"]);
 
     master.sql("ALTER ROLE moody NOLOGIN");
     servers.wait_caught_up();
@@ -243,12 +243,12 @@ async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
     assert_eq!(cluster.status()[1].state, NodeState::Down);
     let lines =
         |level, words| logbook::lines(&[level, "slave `fickle` of database `replicated`", words]).len();
-    assert_eq!((lines("ERROR", "lets nobody in"), lines("WARN", "cannot be used")), (1, 0));
+    assert_eq!((lines("ERROR", "refuses the login"), lines("WARN", "cannot be used")), (1, 0));
 
     // The role may log in by the time at which its server is back.
     master.sql("ALTER ROLE fickle LOGIN");
     slave.kill();
-    eventually("an outage", async || lines("WARN", "cannot be used for another reason now") == 1).await;
+    eventually("an outage", async || lines("WARN", "cannot be used, now for another reason") == 1).await;
     assert_eq!(lines("WARN", "is back"), 0);
     slave.start();
     eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
@@ -352,7 +352,7 @@ async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more
     let job = Replicated::fetch(client.rocket()).unwrap().read(None);
     let error =
         sqlx::query("INSERT INTO notes (body) VALUES ('x')").execute(&job).await.unwrap_err().to_string();
-    assert!(error.contains("ask `Cluster::write`"), "{error}");
+    assert!(error.contains("write over `Cluster::write`"), "{error}");
 }
 
 #[rocket::async_test]

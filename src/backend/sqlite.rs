@@ -95,7 +95,7 @@ impl Driver for Sqlite {
         Box::pin(async move {
             let Millis(now) = Millis::now();
             if files::has_moved(conn.lock_handle().await?.as_raw_handle()) {
-                let error = "its file was removed or replaced, and what is open is the one of before";
+                let error = "its file was removed or replaced, and open connections lead to the former file";
                 return Err(io::Error::new(io::ErrorKind::NotFound, error).into());
             }
             sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(conn).await?;

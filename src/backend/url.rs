@@ -94,7 +94,7 @@ fn check(url: &str, scheme: &str, known: &[&str]) -> Result<(), String> {
     let mut places = parts.parameters().filter(|(key, _)| ["host", "hostaddr", "port"].contains(key));
     if is_several(parts.place) || places.any(|(_, value)| is_several(value)) {
         return Err(
-            "the URL names several servers: `url` is that of the master, and the others belong into `slaves`"
+            "the URL names several servers: `url` is that of the master, and the others belong in `slaves`"
                 .into(),
         );
     }
@@ -133,14 +133,14 @@ const OF_TLS: [&str; 8] = [
 /// The message about an unknown parameter. It shows no value, and no key that may be a part of a password.
 fn unknown(key: &str, query: &str, known: &[&str]) -> String {
     if OF_THE_SECTION.contains(&key) {
-        return format!("the URL has a parameter `{key}`, which is a key of the section: say it there");
+        return format!("the URL has a parameter `{key}`, which is a key of the section: move it there");
     }
     let has_value =
         query.split('&').any(|pair| pair.strip_prefix(key).is_some_and(|rest| rest.starts_with('=')));
     let is_word = key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'_' | b'-'));
     if key.len() > 40 || !is_word || query.contains('@') || !has_value {
         return format!(
-            "the URL has a parameter that is none: those that are, are `{}`; in a password, write `%3F` for `?` and \
+            "the URL has a parameter that is unknown: the known ones are `{}`; in a password, write `%3F` for `?` and \
              `%26` for `&`",
             known.join("`, `"),
         );
@@ -148,14 +148,14 @@ fn unknown(key: &str, query: &str, known: &[&str]) -> String {
     let lower = key.to_ascii_lowercase();
     if OF_TLS.contains(&&*lower) || lower == "sslmode" {
         return format!(
-            "the URL asks for TLS by `{key}`, which the driver would ignore: say `sslmode=` and how much is to be checked \
-             in its place"
+            "the URL asks for TLS by `{key}`, which the driver would ignore: write `sslmode=` in its place, with what is to \
+             be checked"
         );
     }
     match most_alike(key, known.iter().copied()) {
         Some(ours) => format!("the URL has an unknown parameter `{key}`: did you mean `{ours}`?"),
         None => format!(
-            "the URL has an unknown parameter `{key}`: remove it; those that are known are `{}`",
+            "the URL has an unknown parameter `{key}`: remove it; the known ones are `{}`",
             known.join("`, `")
         ),
     }

@@ -128,9 +128,9 @@ pub(super) async fn warn_of_several_addresses(database: &str, config: &Config, r
         let found = Lookup::new(resolver.clone(), host).addresses().await.unwrap_or_default();
         if found.len() > 1 {
             warn!(
-                "The host of the slave `{}` of database `{database}` has {} addresses, and is used as one server all \
-                 the same: if they are servers of their own, say `discover = \"dns\"`, as in \
-                 `{{ url = …, discover = \"dns\" }}`.",
+                "The host of the slave `{}` of database `{database}` has {} addresses, but counts as one server: its \
+                 lag and its health are known of one of them only. If each address is a server, say \
+                 `discover = \"dns\"`, as in `{{ url = …, discover = \"dns\" }}`.",
                 slave.server.name,
                 found.len(),
             );
@@ -233,15 +233,19 @@ impl<DB: Driver> Discovery<DB> {
         match found {
             Ok(found) => {
                 if self.has_failed.swap(false, Ordering::AcqRel) {
-                    warn!("Database `{database}`: the addresses of `{host}` are found again.");
+                    warn!(
+                        "Database `{database}`: the addresses of `{host}` (slave `{}`) are found again.",
+                        entry.name
+                    );
                 }
                 self.replace(found).await;
             }
             Err(problem) => {
                 if !self.has_failed.swap(true, Ordering::AcqRel) {
                     warn!(
-                        "Database `{database}`: the addresses of `{host}` (slave `{}`) are not found: {problem}. The \
-                         servers stay those that were known; it is tried again every {interval:?}.",
+                        "Database `{database}`: the addresses of `{host}` (slave `{}`) are not found: {problem}. Servers \
+                         that were found earlier stay in use. The look-up is repeated every {interval:?}: check the \
+                         host's name and the name server.",
                         entry.name
                     );
                 }
@@ -302,7 +306,10 @@ impl<DB: Driver> Discovery<DB> {
         let server = match self.opening.discovered(self.entry(), discovered, &self.watch.servers) {
             Ok(server) => Arc::new(server),
             Err(problem) => {
-                error!("Database `{}`: {address} cannot be used: {problem}", self.opening.database);
+                let (database, name) = (self.opening.database, &self.entry().server.name);
+                error!(
+                    "Database `{database}`: the address {address} of the slave `{name}` cannot be used: {problem}."
+                );
                 return None;
             }
         };
@@ -328,7 +335,7 @@ impl<DB: Driver> Discovery<DB> {
         }
         let host = &self.entry().server.address.host;
         info!(
-            "The {} leaves: `{host}` does not have the address {address} any more. Whoever reads from it goes on.",
+            "The {} leaves: `{host}` does not have the address {address} any more. Requests that read from it can finish.",
             server.health
         );
     }

@@ -105,7 +105,9 @@ impl<DB: Driver> Inner<DB> {
         if !pin::fits(&cut) {
             self.oversized.call_once(|| {
                 warn!(
-                    "The position of database `{}` is too large for pins, which carry only the time until it has been watched for {:?}, or if that does not help.",
+                    "The position of database `{}` is too large for pins. They carry the time of the write instead, and \
+                     their clients read at the master. This ends once this process has watched the master for {:?}, \
+                     unless what was written in that time is too large as well.",
                     self.database,
                     pins.longest() * 2,
                 );
@@ -194,7 +196,7 @@ impl<DB: Driver> Inner<DB> {
 
     pub(super) fn set_read_share(&self, share: ReadShare) {
         if self.read_share.swap(share.to_bits(), Ordering::AcqRel) != share.to_bits() {
-            warn!("Of the reads of database `{}`, slaves get: {share}.", self.database);
+            warn!("Reads of database `{}` that go to slaves were changed to: {share}.", self.database);
         }
     }
 
@@ -243,10 +245,18 @@ impl<DB: Driver> Inner<DB> {
         let pools: Vec<_> = servers.iter().flat_map(|server| server.pools.all()).cloned().collect();
         let drained = join_all(pools.iter().map(|pool| pool.drain()));
         if tokio::time::timeout_at(deadline, drained).await.is_err() {
-            warn!("Connections to database `{}` are still in use at shutdown.", self.database);
+            warn!(
+                "Connections to database `{}` are still in use at shutdown, after {DRAIN_TIMEOUT:?}. Each is closed when \
+                 its request or job drops it, or when the process ends.",
+                self.database
+            );
         }
         if tokio::time::timeout_at(deadline, stop).await.is_err() {
-            warn!("A slave of database `{}` is still being copied at shutdown.", self.database);
+            warn!(
+                "A slave of database `{}` is still being copied at shutdown. If the process ends before the copy, the \
+                 slave keeps the rows of the copy before.",
+                self.database
+            );
         }
         if tokio::time::Instant::now() >= deadline {
             pools.iter().for_each(|pool| pool.close());
@@ -264,7 +274,8 @@ impl<DB: Driver> Inner<DB> {
 pub(crate) struct Rerouted(Mutex<HashSet<String>>);
 
 impl Rerouted {
-    pub(crate) fn is_news(&self, handler: &str) -> bool {
+    /// Adds a handler. Returns true if it was not there yet.
+    pub(crate) fn insert(&self, handler: &str) -> bool {
         let mut handlers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         !handlers.contains(handler) && handlers.insert(handler.to_owned())
     }

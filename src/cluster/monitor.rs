@@ -93,6 +93,7 @@ impl<DB: Driver> Monitor<DB> {
     /// Outside a Tokio runtime.
     pub(super) fn new(servers: Arc<Servers<DB>>, opening: &Arc<Opening>, resolver: &Resolver) -> Self {
         let (mastership, checks) = (opening.mastership.clone(), opening.config.checks.clone());
+        let database = opening.database;
         let all = servers.all();
         let judged: Vec<_> = all
             .iter()
@@ -105,14 +106,18 @@ impl<DB: Driver> Monitor<DB> {
         let mut tasks: Vec<_> = all.iter().map(attend).collect();
         let tended = watch.clone();
         tasks.push(tokio::spawn(async move {
-            supervise("The care of the pools", || tended.tend().boxed()).await;
+            let what = format!("The upkeep of the connections to database `{database}`");
+            supervise(&what, || tended.tend().boxed()).await;
         }));
         let mut lookups = Vec::new();
         for discovery in Discovery::all(opening, resolver, &watch) {
             lookups.push(discovery.lookups.clone());
             tasks.push(tokio::spawn(async move {
                 discovery.lookups.requested().await;
-                let what = format!("The discovery of the slave `{}`", discovery.entry().server.name);
+                let what = format!(
+                    "The look-up of the addresses of the slave `{}` of database `{database}`",
+                    discovery.entry().server.name
+                );
                 supervise(&what, || discovery.run().boxed()).await;
             }));
         }
@@ -168,7 +173,10 @@ impl<DB: Driver> Drop for Monitor<DB> {
 /// Starts work again if it panics. Otherwise changes of a server would stay unnoticed.
 async fn supervise<'a>(what: &str, mut work: impl FnMut() -> BoxFuture<'a, ()>) {
     while AssertUnwindSafe(work()).catch_unwind().await.is_err() {
-        error!("{what} has panicked: it is started again. Please report this.");
+        error!(
+            "{what} has panicked, and is started again. This is a defect of rocket_replicated: please report it, with \
+             the message of the panic."
+        );
         sleep(LEAST_INTERVAL).await;
     }
 }
@@ -256,7 +264,7 @@ impl<DB: Driver> Watch<DB> {
 
     /// Looks at a server until it has left the cluster.
     pub(super) async fn attend(self: Arc<Self>, server: Arc<Server<DB>>) {
-        let probe = format!("The probe of the {}", server.health);
+        let probe = format!("The health probe of the {}", server.health);
         let probed = async {
             // Outside of the supervised work, so that a probe that has panicked is started again without another
             // request.
@@ -386,7 +394,10 @@ impl<DB: Driver> Watch<DB> {
         }
         let instance = probing.as_ref().and_then(|probing| probing.instance);
         let Some(moved_to) = health.arrived(instance) else { return };
-        info!("Another instance answers as the {health}: connections to the one before are closed.");
+        info!(
+            "Another server process answers as the {health}: it was restarted, or its address has moved. Connections to \
+             the process before are closed."
+        );
         server.pools.all().for_each(|pool| pool.end_other_instances(moved_to, Duration::ZERO));
     }
 
@@ -635,9 +646,9 @@ impl<DB: Driver> Watch<DB> {
         server.health.set_lag(verdict.lag);
         if !verdict.errant.is_empty() {
             warn!(
-                "The {} has transactions of sources that the master has never heard of: {}. It serves all the same. If it \
-                 wrote them itself, all others get them once it is promoted: make it anew from a copy of the master, and \
-                 let nothing write there (`super_read_only`).",
+                "The {} has transactions of sources of which the master has none: {}. It serves all the same. If they were \
+                 written there, all other servers get them once it is promoted: make it anew from a copy of the master, \
+                 and let nothing write there (`super_read_only`).",
                 server.health, verdict.errant,
             );
         }
@@ -652,11 +663,13 @@ impl<DB: Driver> Watch<DB> {
                 }
                 (Succession::Promotion, NodeState::Standby) => {
                     error!(
-                        "The {old_one} takes no writes, and the {new_one} does: writes go there from now on."
+                        "The {old_one} takes no writes, and the {new_one} does: writes go there from now on. Name it as \
+                         `url` before the next launch."
                     );
                 }
                 (Succession::Promotion, _) => error!(
-                    "The {old_one} is gone, and the {new_one} was promoted: writes go there from now on."
+                    "The {old_one} is gone, and the {new_one} was promoted: writes go there from now on. Name it as \
+                     `url` before the next launch."
                 ),
             }
             self.mastership.pass_to(new.id());
@@ -697,23 +710,29 @@ impl<DB: Driver> Watch<DB> {
                 )
             }
             (NodeState::LagUnknown, Why::Full) => {
-                "It has no connection to spare for the monitor: raise its limit, or lower ours (`max_connections`).".into()
+                "It has no connection to spare for health probes: raise the limit of the server, or lower \
+                 `max_connections` of its pools."
+                    .into()
             }
-            (NodeState::LagUnknown, _) => "Say `unknown_lag = \"use\"` if it may serve all the same.".into(),
+            (NodeState::LagUnknown, _) => "It, or the master, tells no position in the log that can be compared. Say \
+                                           `unknown_lag = \"use\"` if it may serve all the same."
+                .into(),
             (NodeState::Stranger, _) => {
-                "If it is a logical replica, say `logical = true` in its entry of `slaves`.".into()
+                "Correct its URL, or make it anew from a copy of the master. If it is a logical replica, say \
+                 `logical = true` in its entry of `slaves`."
+                    .into()
             }
             (NodeState::Diverged, _) => DB::REJOIN.into(),
             (NodeState::Standby, _) => DB::NO_WRITES.into(),
             (NodeState::SecondMaster, _) if self.master().health.state() == NodeState::Standby => {
                 let follow = if self.checks.follow_promotion { "" } else { ", or say `follow_promotion = true`" };
-                format!("The configured master takes none: name this server as `url`{follow}.")
+                format!("The configured master takes no writes: name this server as `url`{follow}.")
             }
             (NodeState::Promoted, _) if !self.checks.follow_promotion => {
                 " Name it as `url`, unless that is the address of a balancer, which leads there by itself.".into()
             }
             (NodeState::SecondMaster, _) => {
-                "Make it replicate the master, or make it the master in the configuration.".into()
+                "Make it replicate the master or, if it is to be the master, name it as `url`.".into()
             }
             _ => String::new(),
         }

@@ -32,7 +32,7 @@ impl CheckKeys {
             follow_promotion: section.bool("follow_promotion").unwrap_or(false),
         };
         if keys.follow_promotion && !DB::TELLS_PROMOTION {
-            let problem = format!("{} offers no proof of who was promoted: remove the key", DB::NAME);
+            let problem = format!("{} does not prove which server was promoted: remove the key", DB::NAME);
             section.refuse("follow_promotion", problem);
         }
         keys

@@ -60,7 +60,7 @@ fn read_table<DB: Driver>(
         let log = match table.bool("logical") {
             // For other drivers, a position means the same in every system.
             Some(true) if !DB::TELLS_TIMELINE => {
-                table.refuse("logical", format!("{} does not tell systems apart: remove the key", DB::NAME));
+                table.refuse("logical", format!("only a slave of PostgreSQL can be a logical replica, not of {}: remove the key", DB::NAME));
                 SlaveLog::Other
             }
             Some(true) => SlaveLog::Other,
@@ -148,9 +148,9 @@ pub(super) fn check_places(
         if follow.is_some() {
             let mut others = slaves.iter().enumerate().filter(|(other, _)| *other != index);
             let problem = if server.is_same_place(master) {
-                Some("the slave is the master's own file")
+                Some("the slave is the master's own file, which a copy would overwrite")
             } else if others.any(|(_, other)| other.server.is_same_place(server)) {
-                Some("another slave has the same file")
+                Some("another slave has the same file: give each a file of its own")
             } else {
                 None
             };
@@ -211,7 +211,7 @@ pub(super) fn check_writers<DB: Driver>(
                     && reader != writer
                 {
                     let problem = format!(
-                        "once it was promoted (`follow_promotion`), it would be written to as `{reader}`, and not as \
+                        "after its promotion (`follow_promotion`), it would be written to as `{reader}`, and not as \
                          `{writer}`: say `{{ url = …, write_url = … }}`, with a user that may write"
                     );
                     return Err(section.error(&key(index), problem));

@@ -229,9 +229,9 @@ impl Health {
     pub(crate) fn why_not(&self, wanted: Use) -> String {
         match self.state.load() {
             NodeState::Contested if wanted == Use::Writes => {
-                format!("the {self} is not written to while another server of its system takes writes, too")
+                format!("the {self} is not written to while another server of its system takes writes, too: stop one of the two")
             }
-            NodeState::Standby => format!("the {self} takes no writes, and is no master until it does"),
+            NodeState::Standby => format!("the {self} takes no writes: it is in recovery, or read-only"),
             _ => format!("the {self} cannot be reached"),
         }
     }
@@ -258,7 +258,10 @@ impl Health {
     /// Takes the server out of use, or puts it back. Its connections stay open for the requests that use them.
     pub(crate) fn set_taken_out(&self, taken_out: bool) {
         if self.taken_out.swap(taken_out, Ordering::AcqRel) != taken_out {
-            let how = if taken_out { "taken out of use" } else { "put back into use" };
+            let how = match taken_out {
+                true => "taken out of use: its reads go to other servers until it is put back",
+                false => "put back into use",
+            };
             self.counts.changed(self.state());
             warn!("The {self} was {how}.");
         }
@@ -309,14 +312,15 @@ impl Health {
         match (did_let_in, lets_in) {
             _ if self.is_leaving.load(Ordering::Acquire) => {}
             (true, false) => error!(
-                "The {self} is there, but lets nobody in: {error}. This is no outage: correct user, password or database \
-                 in its URL, or its own rules."
+                "The {self} answers, but refuses the login: {error}. This is no outage: correct user, password or \
+                 database in its URL, or the access rules of the server."
             ),
             // The state stays the same, so that no other line reports this.
             (false, true) => {
                 warn!(
-                    "The {self} cannot be used for another reason now: {error}. Leaving it alone until it answers."
-                )
+                    "The {self} cannot be used, now for another reason than the login: {error}. {}",
+                    self.left_alone(),
+                );
             }
             (true, true) | (false, false) => {}
         }
@@ -378,24 +382,24 @@ impl Health {
         }
         match state {
             _ if before == state || self.is_leaving.load(Ordering::Acquire) => {}
-            NodeState::Up if before == NodeState::New => info!("The {self} serves."),
+            NodeState::Up if before == NodeState::New => info!("The {self} serves reads from now on."),
             NodeState::Down if before == NodeState::Suspect => {}
             // As loud as the line that it takes back: Rocket's level `critical` shows warnings, and nothing below.
             NodeState::Up => warn!("The {self} is back."),
             // The line about the refused login has said what is wrong, and that it is no outage.
             NodeState::Suspect | NodeState::Down if !self.lets_in.load(Ordering::Acquire) => {}
             NodeState::Suspect | NodeState::Down => {
-                warn!("The {self} cannot be used: {more}. Leaving it alone until it answers.")
+                warn!("The {self} cannot be used: {more}. {}", self.left_alone());
             }
             NodeState::Diverged => error!(
-                "The {self} has replayed what the master, asked afterwards, does not have: leaving it out, as its rows may \
-                 be lost ones. {more}"
+                "The {self} has replayed transactions that the master, asked afterwards, does not have: leaving it out, \
+                 because readers could see rows that do not exist elsewhere. {more}"
             ),
             NodeState::Behind => {
-                warn!("The {self} is {more} behind: leaving it out until it has caught up.")
+                warn!("The {self} is {more} behind: leaving it out until it has caught up (`max_lag`).")
             }
             NodeState::LagUnknown => {
-                warn!("How far the {self} is behind cannot be known: leaving it out. {more}")
+                warn!("The lag of the {self} cannot be known: leaving it out. {more}")
             }
             NodeState::NotCopied => {
                 warn!("The {self} has not been copied from its master yet: leaving it out until it is.")
@@ -405,7 +409,7 @@ impl Health {
             }
             NodeState::Promoted => {
                 warn!(
-                    "The {self} was promoted, but is not the master: it is read from only while no other server can be.{more}"
+                    "The {self} was promoted, but is not the master: it serves reads only while no other server can.{more}"
                 )
             }
             NodeState::Contested => error!("{more}"),
@@ -417,11 +421,38 @@ impl Health {
             }
             NodeState::Stranger => {
                 error!(
-                    "The {self} does not replay the log of the master, but is another system: leaving it out. {more}"
+                    "The {self} does not replay the log of the master, but belongs to another system: leaving it out. {more}"
                 )
             }
-            NodeState::Standby => error!("The {self} takes no writes: {more}."),
+            NodeState::Standby => match self.subject {
+                Subject::Server => error!(
+                    "The {self} takes no writes: {more}. Writes fail with 503 until it does, or its address leads to \
+                     another server. If that does not happen by itself, promote it, or name the server that takes \
+                     writes as `url`."
+                ),
+                Subject::MasterReads => error!(
+                    "The {self} leads to a server that takes no writes: {more}. No pinned read is served there. Give \
+                     `read_url` an address of the master."
+                ),
+            },
             NodeState::New | NodeState::TakenOut => {}
+        }
+    }
+
+    /// What follows for the application from a server that does not answer.
+    fn left_alone(&self) -> &'static str {
+        match (self.subject, self.role()) {
+            (Subject::MasterReads, _) => {
+                "Leaving it alone until it answers. Until then, pinned reads fail with 503, or go to slaves \
+                 (`pinned_without_master`)."
+            }
+            (Subject::Server, Role::Master) => {
+                "Leaving it alone until it answers. Until then, or until another server is the master, writes fail with \
+                 503."
+            }
+            (Subject::Server, Role::Slave) => {
+                "Leaving it alone until it answers. Until then, its reads go to other servers."
+            }
         }
     }
 
@@ -494,8 +525,8 @@ impl Health {
         let until = self.now() + millis(lasts);
         if self.shared_until.swap(until, Ordering::AcqRel) == 0 {
             warn!(
-                "The address of the {self} leads to several servers: its lag is known of one of them only, so \
-                 that `max_lag` does not guard the others, and each pinned read asks its connection. Give each \
+                "The address of the {self} leads to several servers. The lag of only one of them is known, so that \
+                 `max_lag` does not leave the others out, and each pinned read takes another round trip. Give each \
                  server an entry of its own in the configuration, or say `discover = \"dns\"` if the host's name has \
                  an address for each."
             );
@@ -517,9 +548,9 @@ impl Health {
             return;
         }
         warn!(
-            "The {self} is reached through a pooler that gives each transaction the connection that is free: settings \
-             of a connection, such as that it is read-only, may be lost there. Say `prepared_statements = false`, or \
-             let it pool sessions."
+            "The {self} is reached through a pooler in transaction mode: it loses the settings of connections, such as \
+             that they are read-only, and prepared statements may fail. Say `prepared_statements = false`, or switch \
+             the pooler to session mode."
         );
     }
 

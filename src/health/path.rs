@@ -86,10 +86,11 @@ impl Health {
     pub(crate) fn found_split(&self) {
         if self.way.split.pass().is_some() {
             error!(
-                "The address of the {self} leads to a proxy that splits: what only reads is sent to a slave, and its \
-                 answers may be older than what the client has just written. No such connection is used. Give `url` \
-                 (and `read_url`) an address that leads to the master alone. With pgpool, set `load_balance_mode = off`, \
-                 or add `?application_name=app` here and `app_name_redirect_preference_list = 'app:primary'` there."
+                "The address of the {self} leads to a proxy that splits reads from writes: it sends reads to a slave, \
+                 whose answers may be older than what the client has just written. Its connections are refused, and \
+                 requests that need the master fail with 503. Give `url` (and `read_url`) an address that leads to the \
+                 master alone. With pgpool, set `load_balance_mode = off`, or add `?application_name=app` here and \
+                 `app_name_redirect_preference_list = 'app:primary'` there."
             );
         }
     }
@@ -101,18 +102,19 @@ impl Health {
         }
         let instead = match enforced {
             Enforced::BySession => {
-                "Each connection is made read-only by a `SET` once it is open, which a pooler of transactions would lose."
+                "Instead, each connection is made read-only by a `SET` once it is open. A pooler in transaction mode \
+                 would lose that."
             }
             Enforced::ByTransaction => {
-                "A `SET` may hit the writes of others, as connections are not known to have sessions of their \
-                 own there. Reads with arguments and `begin()` are read-only transactions instead, which cost \
-                 round trips. What goes through `get()`, or has no arguments, may write."
+                "A `SET` cannot take its place: a pooler may be in between, where it could reach another client's \
+                 writes. Instead, reads with arguments and `begin()` are read-only transactions, which cost round \
+                 trips. Statements over `get()`, and statements without arguments, can write."
             }
         };
         warn!(
-            "The {self} refuses startup options, by one of which connections for reads are read-only \
-             (`enforce_read_only`). {instead} pgbouncer accepts this option from 1.26 on, and drops it with \
-             `ignore_startup_parameters = options`. With `enforce_read_only = false` it is not asked for."
+            "The {self} refuses startup options, one of which makes connections for reads read-only \
+             (`enforce_read_only`). {instead} pgbouncer accepts the option from 1.26 on, and drops it with \
+             `ignore_startup_parameters = options`. With `enforce_read_only = false`, it is not sent."
         );
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use log::warn;
 
-use crate::counters::{Counter, Tally, key};
+use crate::counters::{Counter, Key, Tally, key};
 use crate::throttle::Throttle;
 
 /// The reason why a pin was not believed. The read that carries it goes to any slave.
@@ -49,18 +49,24 @@ impl PinRefusal {
         }
     }
 
-    /// The remedy for the log, if the refusal is worth a line.
+    /// What is wrong, and the remedy, for the log. `None` if the refusal is not worth a line.
     fn remedy(self) -> Option<&'static str> {
         match self {
-            Self::Forged => Some("it does not have the form of a pin"),
+            Self::Forged => Some(
+                "it does not have the form of a pin. A proxy on the way may change cookies, or a client tries to forge one",
+            ),
             Self::Foreign => {
-                Some("it was signed with another key: give all servers of the application one `secret_key`")
+                Some("it was signed with another key. Give all servers of the application one `secret_key`")
             }
             Self::Expired => None,
-            Self::Ahead => Some("it is from the future: set the clocks of all servers of the application"),
-            Self::Doubled => {
-                Some("the request carries two of one name: give one application another `pin.name`")
-            }
+            Self::Ahead => Some(
+                "its time is ahead of the clock here by more than `lag_window`. Set the clocks of all servers of the \
+                 application",
+            ),
+            Self::Doubled => Some(
+                "the request carries two cookies or headers of its name. Give each application on this host another \
+                 `pin.name`",
+            ),
         }
     }
 }
@@ -73,7 +79,7 @@ impl fmt::Display for PinRefusal {
 
 key!(PinRefusal);
 
-/// The shortest time between two warnings about pins.
+/// The shortest time between two warnings about pins that are refused for the same cause.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -81,7 +87,8 @@ pub(crate) struct PinCounts {
     pub(crate) made: Counter,
     pub(crate) honoured: Counter,
     pub(crate) refused: Tally,
-    warnings: Throttle,
+    /// One for each cause, so that a client that tries to forge pins does not hide a wrong key.
+    warnings: [Throttle; PinRefusal::ALL.len()],
 }
 
 impl PinCounts {
@@ -90,18 +97,35 @@ impl PinCounts {
             made: Counter::default(),
             honoured: Counter::default(),
             refused: Tally::default(),
-            warnings: Throttle::new(BETWEEN_WARNINGS),
+            warnings: PinRefusal::ALL.map(|_| Throttle::new(BETWEEN_WARNINGS)),
         }
     }
 
     pub(super) fn refuse(&self, database: &str, cause: PinRefusal) {
         self.refused.add(cause);
         let Some(remedy) = cause.remedy() else { return };
-        if self.warnings.pass().is_some() {
+        if let Some(more) = self.warnings[cause.number()].pass() {
+            let more = if more > 0 { format!(" ({more} more since the line before)") } else { String::new() };
             warn!(
-                "A pin of database `{database}` is not believed ({cause}): {remedy}. Until then its client may miss its \
-                 own writes. This is said once a minute at most; `Cluster::statistics` counts all."
+                "A pin of database `{database}` is not believed ({cause}): {remedy}. Its client may miss its own writes. \
+                 For each cause, there is one such line a minute at most{more}."
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_a_warning_of_its_own() {
+        let counts = PinCounts::new();
+        counts.refuse("blog", PinRefusal::Forged);
+        let passes = |cause: PinRefusal| counts.warnings[cause.number()].pass();
+        assert_eq!(passes(PinRefusal::Forged), None, "it was said a moment ago");
+        for cause in [PinRefusal::Foreign, PinRefusal::Ahead, PinRefusal::Doubled] {
+            assert_eq!(passes(cause), Some(0), "{cause}");
         }
     }
 }

@@ -111,10 +111,10 @@ impl<DB: Driver> Checkout<DB> {
         // Without a runtime, no request asks for connections any more.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            let pool = self.pool().clone();
+            let (pool, holder) = (self.pool().clone(), self.state().holder());
             match timeout(pool.check_timeout(), self.settle()).await {
                 Ok(Ok(Some(checkout))) => checkout.put_back(),
-                Ok(Ok(None)) => pool.warn_of_transaction(),
+                Ok(Ok(None)) => pool.warn_of_transaction(&holder),
                 Ok(Err(_)) | Err(_) => {}
             }
         });

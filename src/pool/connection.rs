@@ -358,7 +358,7 @@ impl<DB: Driver> ConnectionState<DB> {
         match timeout(pool.check_timeout(), settled).await {
             Ok(Ok(Left::Clean)) => self.verify(Instant::now()),
             Ok(Ok(Left::Dirty)) => {
-                pool.warn_of_transaction();
+                pool.warn_of_transaction(&self.holder());
                 self.close(CloseCause::Dirty);
                 return false;
             }

@@ -182,8 +182,8 @@ impl fmt::Display for TimedOut {
                 write!(f, "; {waiting} more wait")?;
                 if own.is_some() {
                     f.write_str(
-                        ". The request that waits holds one itself, by `get()` or `begin()`: run its queries on that one, \
-                         or end it first",
+                        ". The request that waits holds one itself, by `get()` or `begin()`: run its queries on that \
+                         connection, or drop it first",
                     )?;
                 }
                 Ok(())
@@ -193,7 +193,8 @@ impl fmt::Display for TimedOut {
             }
             Why::Full => write!(
                 f,
-                "the {server} has no connection for {what} to spare: raise its limit, or lower ours"
+                "the {server} has no connection for {what} to spare: raise the limit of the server, or lower \
+                 `max_connections` of its pools"
             ),
         }
     }

@@ -540,9 +540,11 @@ impl<DB: Driver> Pool<DB> {
         io::Error::new(io::ErrorKind::NotConnected, self.health.why_not(self.wanted())).into()
     }
 
-    fn warn_of_transaction(&self) {
+    /// Warns of a transaction that `holder` has left open on a connection.
+    fn warn_of_transaction(&self, holder: &Holder) {
+        let by = holder.handler.as_ref().map(|handler| format!(" by `{handler}`")).unwrap_or_default();
         warn!(
-            "A transaction was left open on a connection to the {}: the connection is closed, and the transaction \
+            "A transaction was left open{by} on a connection to the {}: the connection is closed, and the transaction \
              rolled back. Begin it with `begin()`, which ends it with its handler.",
             self.health,
         );

@@ -52,11 +52,11 @@ impl<DB: Driver> ReadOnlyCheck<DB> {
 
     fn found(&self, read_only: bool, transactions_are: bool) {
         if self.read_only.set(read_only).is_ok() && !read_only {
-            let what = if transactions_are { "`raw_sql` or `get()`" } else { "a GET" };
+            let what = if transactions_are { "over `raw_sql` or `get()`" } else { "in a handler of GETs" };
             error!(
-                "The connections for reads of database `{}` to `{}` are not read-only: something in \
-                 between drops the setting, so that {what} which writes will not be refused. Connect \
-                 without it, or say `enforce_read_only = false`.",
+                "The connections for reads of database `{}` to `{}` are not read-only: a proxy in between drops that \
+                 setting. A write {what} is not refused there, and its client gets no pin. Connect without the proxy, \
+                 or say `enforce_read_only = false`.",
                 self.database, self.server,
             );
         }

@@ -217,7 +217,11 @@ impl From<OutcomeUnknown> for sqlx::Error {
 impl fmt::Display for OutcomeUnknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let server = &self.server;
-        write!(f, "the connection to the {server} died before the answer came: the outcome is unknown")
+        write!(
+            f,
+            "the connection to the {server} died before the answer came: the outcome is unknown, and the statement is not \
+             run again (look in the database whether it was carried out)"
+        )
     }
 }
 

@@ -107,17 +107,21 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         let session = self.session;
         let handler = session.handler();
         let remedy = Remedy::of(session.method(), session.declared(), handler.as_deref());
-        let handler = handler.as_deref().unwrap_or("this code");
+        let writer = match (&handler, session.declared()) {
+            (Some(handler), _) => format!("`{handler}`"),
+            (None, Declared::Reads) => "a job".into(),
+            (None, Declared::Nothing | Declared::Changes) => "a handler without a name".into(),
+        };
         let cluster = &session.cluster;
         let choice = under_way.decision.choice(pool.health().name().clone());
         if cluster.config.refused_write == RefusedWrite::Error || repeatable == Repeatable::No {
-            return Err(Refused::explain(error, handler, &choice, cluster.database, remedy));
+            return Err(Refused::explain(error, &writer, &choice, cluster.database, remedy));
         }
-        if cluster.rerouted.is_news(handler) {
+        if cluster.rerouted.insert(&writer) {
             warn!(
-                "`{handler}` wrote on a connection for reads ({}, database `{}`): the statement was run \
-                 again, on the master. Instead, {}.",
-                choice, cluster.database, remedy.0,
+                "A write by {writer} on a connection for reads ({choice}, database `{}`) was refused there, and run again at \
+                 the master (`refused_write`). To save the detour, {}. There is one such line for each handler.",
+                cluster.database, remedy.0,
             );
         }
         cluster.counts.rerouted.add_one();
@@ -134,7 +138,7 @@ impl Remedy {
     fn of(method: MethodKind, declared: Declared, handler: Option<&str>) -> Self {
         Self(match (declared, method) {
             (Declared::Reads, _) if handler.is_none() => {
-                "ask `Cluster::write`, or a handler's own `ReplicatedDb`, for it"
+                "write over `Cluster::write`, or over a handler's own `ReplicatedDb`"
             }
             (Declared::Reads, MethodKind::Write) => "remove its `ReadsDatabase` guard",
             (Declared::Reads, MethodKind::Read) => {
@@ -157,14 +161,14 @@ struct Refused {
 impl Refused {
     fn explain(
         error: sqlx::Error,
-        handler: &str,
+        writer: &str,
         choice: &Choice,
         database: &str,
         Remedy(remedy): Remedy,
     ) -> sqlx::Error {
         let sqlx::Error::Database(error) = error else { return error };
         let message = format!(
-            "`{handler}` tried to write on a connection for reads ({choice}, database `{database}`): {remedy}: {}",
+            "{writer} tried to write on a connection for reads ({choice}, database `{database}`): {remedy}: {}",
             error.message(),
         );
         sqlx::Error::Database(Box::new(Self { error, message }))

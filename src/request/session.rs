@@ -393,8 +393,8 @@ impl<DB: Driver> Session<DB> {
             Start::Moved => false,
             Start::AllowedWithoutPin => {
                 warn!(
-                    "Database `{}` is written to after the reply of {} has left: the client carries no pin for that \
-                     and may miss it. Write before replying.",
+                    "Database `{}` is written to after the reply of {} has left: the client carries no pin for this \
+                     write, and may not see it at once. Write before replying.",
                     self.cluster.database,
                     state.request.as_deref().unwrap_or("its request"),
                 );

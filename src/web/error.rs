@@ -119,7 +119,7 @@ impl<'r> Responder<'r, 'static> for Error {
                     None => debug!("{of}: {problem}"),
                     Some(0) => warn!("{of}: {problem}"),
                     Some(more) => {
-                        warn!("{of}: {problem} (and {more} more requests since this was last said)");
+                        warn!("{of}: {problem} (and {more} more such requests since the last line about them)");
                     }
                 }
                 RetryLater::tell(request);

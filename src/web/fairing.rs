@@ -97,7 +97,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
                 Ok(Attached::add::<D>(rocket, &cluster.0.config).manage(cluster))
             }
             Err(problem) => {
-                error!("Database `{}` cannot be opened: {problem}", D::NAME);
+                error!("Database `{}` cannot be opened: {problem}.", D::NAME);
                 Err(rocket.manage(Failed::<D>::new()))
             }
         }
@@ -203,7 +203,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     info!("Replicated database `{}`:", D::NAME);
     info!(target: INDENTED, "master: {} at {}", master.name, master.address);
     for slave in slaves {
-        let follow = slave.follow.map(|every| format!(", follows every {every:?}")).unwrap_or_default();
+        let follow = slave.follow.map(|every| format!(", copied every {every:?}")).unwrap_or_default();
         let at = if slave.discover.is_some() { "each address of" } else { "at" };
         let logical = match slave.log {
             SlaveLog::Other if Db::<D>::TELLS_TIMELINE => ", a logical replica",
@@ -223,7 +223,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         share => info!(target: INDENTED, "reads: from slaves {share}, the others from the master"),
     }
     if *affinity == Affinity::Address && !slaves.is_empty() {
-        info!(target: INDENTED, "reads: each client from the same slave, by its address, while that is usable");
+        info!(target: INDENTED, "reads: each client's from the same slave, by the client's address, while that slave is usable");
     }
     if *refused_write == RefusedWrite::Reroute {
         info!(target: INDENTED, "reads that turn out to write: run again on the master");
@@ -243,10 +243,10 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
             info!(target: INDENTED, "reads after a write: from {from}, by cookie `{cookie}`{header}");
         }
         None if slaves.is_empty() => {}
-        None => info!(target: INDENTED, "reads after a write: like any, `lag_window` is 0"),
+        None => info!(target: INDENTED, "reads after a write: like all others, because `lag_window` is 0"),
     }
     if *server_timing == ServerTiming::Sent {
-        info!(target: INDENTED, "replies: `Server-Timing` tells who served, and why");
+        info!(target: INDENTED, "replies: `Server-Timing` tells which server was asked, and why");
     }
     if *reserve > 0 {
         let all = master_reads.settings.max_connections;
@@ -262,11 +262,11 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         UnknownLag::Use => info!(target: INDENTED, "lag: a slave whose lag cannot be known is used"),
         UnknownLag::LeaveOut => info!(target: INDENTED, "lag: a slave whose lag cannot be known is left out"),
         UnknownLag::Unexpected => {
-            info!(target: INDENTED, "lag: a slave whose lag cannot be known, but should be, is left out");
+            info!(target: INDENTED, "lag: a slave whose lag cannot be known is left out, unless it replays a log of its own");
         }
     }
     if *follow_promotion {
-        info!(target: INDENTED, "promotion: if the master is gone, writes follow a slave that was promoted");
+        info!(target: INDENTED, "promotion: if the master is gone, writes go to a slave that was promoted");
     }
     for (address, connections) in connections(config) {
         info!(target: INDENTED, "at most {connections} connections to {address}");
@@ -275,8 +275,8 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         let Ok(options) = Db::<D>::options(&server.settings, Access::ReadSlave) else { continue };
         if Db::<D>::missing_folder(&options).is_none() && Db::<D>::is_unfilled(&options) {
             warn!(
-                "Slave `{}` of database `{}` has nothing in it: let this crate fill it, as in \
-                 `{{ url = …, follow = 2 }}`, or copy the master to {}.",
+                "Slave `{}` of database `{}` is missing or empty, so that reads there fail: let this crate fill it, as \
+                 in `{{ url = …, follow = 2 }}`, or copy the master to {}.",
                 server.name,
                 D::NAME,
                 server.address
@@ -285,8 +285,9 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     }
     if pin.as_ref().is_some_and(|pin| pin.insecure) {
         warn!(
-            "The pin cookie of database `{0}` is not `Secure`: Rocket cannot see TLS that a proxy \
-             ends. Say `pin.secure = true`, or `false` if there really is none.",
+            "The pin cookie of database `{0}` is not `Secure`, so that browsers also send it over plain HTTP. Rocket \
+             does not see the TLS of a proxy in front of it: if there is one, say `pin.secure = true`, and without TLS \
+             `pin.secure = false`.",
             D::NAME
         );
     }

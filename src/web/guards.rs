@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use log::{error, info};
+use log::error;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome};
 use rocket::{Build, Ignite, Phase, Request, Rocket, Sentinel};
@@ -49,7 +49,7 @@ pub struct NotAttached;
 
 impl fmt::Display for NotAttached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the fairing `Replicated` is not attached")
+        f.write_str("the database's fairing is not attached: `.attach(Replicated::fairing())`")
     }
 }
 
@@ -70,10 +70,9 @@ pub(crate) fn attached<D: Database<Pool: Backend>, P: Phase>(rocket: &Rocket<P>)
     let cluster = rocket.state::<Cluster<D>>();
     if cluster.is_none() && rocket.state::<Failed<D>>().is_none() {
         let database = std::any::type_name::<D>();
-        error!("The database `{database}` is used, but not attached.");
-        info!(
-            target: "rocket_replicated::_",
-            "Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.",
+        error!(
+            "The database `{database}` is used, but not attached. Attach its fairing: \
+             `.attach(rocket_replicated::Replicated::<{database}>::fairing())`."
         );
     }
     cluster
@@ -309,8 +308,10 @@ impl Scope for Every {
     fn is_attached(rocket: &Rocket<Ignite>) -> bool {
         let attached = rocket.state::<Attached>().is_some();
         if !attached {
-            error!("`ChangesDatabase` or `ReadsDatabase` is used, but no database is attached.");
-            info!(target: "rocket_replicated::_", "Attach one: `.attach(Replicated::fairing())`.");
+            error!(
+                "`ChangesDatabase` or `ReadsDatabase` is used, but no database is attached. Attach one: \
+                 `.attach(Replicated::fairing())`."
+            );
         }
         attached
     }

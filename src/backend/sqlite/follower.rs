@@ -87,8 +87,8 @@ impl Copier {
             }
             Ok(()) if begun.elapsed() > every && self.state == State::Following => {
                 warn!(
-                    "The copy for the {name} took {:.1?}, longer than `follow` = {}: \
-                     choose a longer period, the slave lags by both.",
+                    "The copy for the {name} took {:.1?}, longer than `follow` = {}. The slave lags by the sum of \
+                     both: set `follow` to a longer time than a copy takes.",
                     begun.elapsed(),
                     every.as_secs_f64(),
                 );
@@ -100,7 +100,11 @@ impl Copier {
                     files.has_failed = true;
                 }
                 if self.state != State::Failing {
-                    error!("The {name} cannot follow its master: {}.", OneLine(error));
+                    error!(
+                        "The {name} cannot follow its master: {}. It keeps the rows of its last copy, and the copy is \
+                         tried again every {every:?}.",
+                        OneLine(error),
+                    );
                     self.state = State::Failing;
                 }
             }
@@ -216,7 +220,7 @@ impl fmt::Display for CopyError {
             Self::Lost(what) => f.write_str(what),
             Self::Open(path, error) => write!(f, "cannot open `{}`: {error}", path.display()),
             Self::Copy(error) => error.fmt(f),
-            Self::Busy => f.write_str("one of the files is locked"),
+            Self::Busy => f.write_str("another process has locked the master's file or the slave's"),
         }
     }
 }

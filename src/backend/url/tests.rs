@@ -94,7 +94,7 @@ fn of_postgresql() {
         ("postgres://app:p@ss/hunter2@db-1/blog", Refused(TORN)),
         ("postgres://app:hunt#hunter2@db-1/blog", Refused(TORN)),
         ("postgres://app:hunt?hunter2@db-1/blog", Refused(TORN)),
-        ("postgres://app:12?hunter2@db-1/blog", Refused("a parameter that is none")),
+        ("postgres://app:12?hunter2@db-1/blog", Refused("a parameter that is unknown")),
         ("postgres://app@db-1/blog#part", Refused(TORN)),
         ("postgres://app@db-1:port/blog", Refused("invalid port number")),
         (
@@ -118,8 +118,8 @@ fn of_postgresql() {
             Refused("asks for TLS by `channel_binding`"),
         ),
         ("postgres://app@db-1/blog?SSLMODE=require", Refused("asks for TLS by `SSLMODE`")),
-        ("postgres://app@db-1/blog?user=app&password=tr&hunter", Refused("a parameter that is none")),
-        ("postgres://app@db-1/blog?hunter2@x", Refused("a parameter that is none")),
+        ("postgres://app@db-1/blog?user=app&password=tr&hunter", Refused("a parameter that is unknown")),
+        ("postgres://app@db-1/blog?hunter2@x", Refused("a parameter that is unknown")),
         ("postgres://app@db-1/blog?sslmode=perhaps", Refused("cannot be read")),
         ("postgres://app@db-1/blog?port=many", Refused("cannot be read")),
     ]);

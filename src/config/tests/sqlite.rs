@@ -45,7 +45,7 @@ fn urls_that_cannot_serve() {
 fn who_was_promoted_only_postgresql_proves() {
     assert_eq!(
         read("url = \"a.db\"\nfollow_promotion = true").unwrap_err(),
-        "`debug.databases.blog.follow_promotion`: SQLite offers no proof of who was promoted: remove the key"
+        "`debug.databases.blog.follow_promotion`: SQLite does not prove which server was promoted: remove the key"
     );
 }
 
@@ -62,16 +62,16 @@ fn a_follower_has_a_period_and_a_file_of_its_own() {
     );
     assert_eq!(
         read("url = \"a.db\"\nslaves = [{ url = \"sqlite:a.db\", name = \"b\", follow = 2 }]").unwrap_err(),
-        "`debug.databases.blog.slaves[0].follow`: the slave is the master's own file"
+        "`debug.databases.blog.slaves[0].follow`: the slave is the master's own file, which a copy would overwrite"
     );
     assert_eq!(
         read("url = \"a.db\"\nslaves = [{ url = \"src/../a.db\", name = \"b\", follow = 2 }]").unwrap_err(),
-        "`debug.databases.blog.slaves[0].follow`: the slave is the master's own file"
+        "`debug.databases.blog.slaves[0].follow`: the slave is the master's own file, which a copy would overwrite"
     );
     let same = "{ url = \"b.db\", name = \"b1\" }, { url = \"./b.db\", name = \"b2\", follow = 2 }";
     assert_eq!(
         read(&format!("url = \"a.db\"\nslaves = [{same}]")).unwrap_err(),
-        "`debug.databases.blog.slaves[1].follow`: another slave has the same file"
+        "`debug.databases.blog.slaves[1].follow`: another slave has the same file: give each a file of its own"
     );
 }
 
