@@ -52,7 +52,7 @@ metrics! {
     MAX_CONNECTIONS = Gauge "db.client.connection.max", Count, "Connections that may be open at the same time";
     PENDING = Gauge "db.client.connection.pending_requests", Count, "Requests that wait for a connection now";
     TIMEOUTS = Counter "db.client.connection.timeouts", Count, "Waits that ended without a connection";
-    WAIT_TIME = Histogram "db.client.connection.wait_time", Seconds, "How long requests waited until they had a connection";
+    WAIT_TIME = Histogram "db.client.connection.wait_time", Seconds, "Waits that ended with a connection";
     CREATE_TIME = Histogram "db.client.connection.create_time", Seconds, "How long it took to open connections";
     CLOSED = Counter "rocket_replicated.connections_closed", Count, "Connections that were closed, by cause";
     CHOICES = Counter "rocket_replicated.choices", Count, "How often a server was chosen, by reason";
@@ -64,10 +64,10 @@ metrics! {
     PINS_HONOURED = Counter "rocket_replicated.pins_honoured", Count, "Pins that were carried and believed";
     PINS_REFUSED = Counter "rocket_replicated.pins_refused", Count, "Pins that were not believed, by cause";
     CATCH_UPS_KNOWN = Counter "rocket_replicated.catch_ups_known", Count, "Reads whose slave was known to have caught up";
-    CATCH_UP_TIME = Histogram "rocket_replicated.catch_up_time", Seconds, "How long slaves were asked for a write, by outcome";
+    CATCH_UP_TIME = Histogram "rocket_replicated.catch_up_time", Seconds, "Waits until a slave has a write, by outcome";
     RETRIES = Counter "rocket_replicated.retries", Count, "Queries that were run or tried once more, by cause";
     REROUTES = Counter "rocket_replicated.reroutes", Count, "Writes on connections for reads, run again at the master";
-    OUTCOMES_UNKNOWN = Counter "rocket_replicated.outcomes_unknown", Count, "Writes that may have been carried out, or not";
+    OUTCOMES_UNKNOWN = Counter "rocket_replicated.outcomes_unknown", Count, "Writes that may have been carried out";
 }
 
 /// The names of all metrics.

@@ -163,7 +163,7 @@ impl Statistics {
             outcomes_unknown: former.outcomes_unknown.get()
                 + outcomes_unknown.map(|pool| pool.counts().outcomes_unknown.get()).sum::<u64>(),
         };
-        let configured = servers.iter().filter(|server| server.purpose != Purpose::MasterReads);
+        let configured = servers.iter().filter(|server| server.purpose != Purpose::ReadUrl);
         statistics.servers.extend(configured.map(|server| ServerStatistics::of(server)));
         statistics.servers.sort_by_key(|server| server.role == Role::Slave);
         statistics
@@ -181,7 +181,7 @@ impl ServerStatistics {
     fn of<DB: Driver>(server: &Server<DB>) -> Self {
         let health = &server.health;
         let mut pools: Vec<PoolStatistics> = Vec::new();
-        for pool in server.pools_with_read_way() {
+        for pool in server.pools_with_read_url() {
             let new = PoolStatistics::of(pool);
             // Connections that are reserved for pinned reads belong to the pool for reads at the master.
             match pools.iter_mut().find(|pool| pool.used_for == new.used_for) {

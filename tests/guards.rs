@@ -304,7 +304,8 @@ crate::on_every_database! {
     #[test]
     fn a_guard_without_its_fairing_aborts_launch_and_says_what_to_attach() {
         let database = std::any::type_name::<Database>();
-        let attach = format!("is used, but not attached. Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.");
+        let attach =
+            format!("is used, but not attached. Attach its fairing: `.attach(rocket_replicated::Replicated::<{database}>::fairing())`.");
         for (routes, message) in [
             (routes![read], &*attach),
             (routes![optional], &*attach),

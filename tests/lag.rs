@@ -347,10 +347,10 @@ mod postgresql {
         let mut memory = <sqlx::Postgres as Driver>::Memory::default();
         sqlx::raw_sql("BEGIN").execute(&mut conn).await.unwrap();
         sqlx::raw_sql("nonsense").execute(&mut conn).await.unwrap_err();
-        let look = sqlx::Postgres::observe(&mut conn, Access::ReadMaster, &mut memory, Depth::Full).await;
+        let look = sqlx::Postgres::observe(&mut conn, Access::MasterReads, &mut memory, Depth::Full).await;
         look.unwrap_err();
         sqlx::raw_sql("ROLLBACK").execute(&mut conn).await.unwrap();
-        let look = sqlx::Postgres::observe(&mut conn, Access::ReadMaster, &mut memory, Depth::Light).await;
+        let look = sqlx::Postgres::observe(&mut conn, Access::MasterReads, &mut memory, Depth::Light).await;
         assert!(look.unwrap().position.is_some());
     }
 
@@ -492,11 +492,7 @@ mod postgresql {
                 if state == NodeState::Up { Reason::ReadsDatabase } else { Reason::SlavesUnavailable };
             assert_eq!(reason, served, "{keys}");
         }
-        let lines = logbook::lines(&[
-            "WARN",
-            "slave `hidden`",
-            "cannot be known: leaving it out.",
-        ]);
+        let lines = logbook::lines(&["WARN", "slave `hidden`", "cannot be known: leaving it out."]);
         assert_eq!(lines.len(), 2);
     }
 
@@ -699,7 +695,7 @@ mod fresh_mysql {
             let uuid = slave.sql("SELECT @@server_uuid");
             let told = logbook::lines(&[
                 "WARN",
-                "of which the master has none",
+                "that the master lacks, from these sources",
                 &uuid,
                 "It serves all the same",
             ]);

@@ -239,7 +239,7 @@ async fn a_short_look_over_an_old_connection_tells_a_new_role() {
     type Memory = <sqlx::Postgres as Driver>::Memory;
 
     async fn look(conn: &mut PgConnection, memory: &mut Memory) -> Observation {
-        sqlx::Postgres::observe(conn, Access::ReadSlave, memory, Depth::Light).await.unwrap()
+        sqlx::Postgres::observe(conn, Access::SlaveReads, memory, Depth::Light).await.unwrap()
     }
     let timeline = |observed: &Observation, role: ReportedRole| {
         assert_eq!(observed.role, role);

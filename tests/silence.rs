@@ -107,7 +107,9 @@ async fn what_is_put_back_is_as_loud_as_what_was_taken_out() {
     ] {
         assert_eq!(logbook::lines(&["WARN", said]).len(), 1, "{said}");
     }
-    for said in ["none", "all"].map(|share| format!("database `replicated` that go to slaves were changed to: {share}.")) {
+    for said in ["none", "all"]
+        .map(|share| format!("database `replicated` that go to slaves were changed to: {share}."))
+    {
         assert!(!logbook::lines(&["WARN", &said]).is_empty(), "{said}");
     }
 }
@@ -181,7 +183,8 @@ async fn a_login_that_is_refused_at_launch_is_no_outage() {
         lab.master_url()
     ))
     .await;
-    let said = logbook::lines(&["ERROR", "`unlucky` of database `replicated` answers, but refuses the login"]);
+    let said =
+        logbook::lines(&["ERROR", "`unlucky` of database `replicated` answers, but refuses the login"]);
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(
         said[0].contains("password authentication failed") && said[0].contains("This is no outage"),

@@ -45,7 +45,7 @@ mod version;
 pub use follower::{Copied, Follower};
 pub(crate) use session::NotTheMaster;
 #[doc(hidden)]
-pub use session::{Activity, Instance, Prepared, SessionId};
+pub use session::{Activity, ConnectionInfo, Instance, SessionId};
 pub use settings::Settings;
 pub use sqlx_pool::Pool;
 #[doc(hidden)]
@@ -144,7 +144,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     }
 
     /// Makes an open connection read-only, where [`plain_options`](Self::plain_options) did not ask for that.
-    /// [`prepare`](Self::prepare) tells whether it worked.
+    /// [`set_up`](Self::set_up) tells whether it worked.
     #[doc(hidden)]
     fn make_read_only(_conn: &mut Conn<Self>) -> BoxFuture<'_, Result<(), sqlx::Error>> {
         Box::pin(async { Ok(()) })
@@ -194,7 +194,7 @@ pub trait Driver: Database<Arguments: Clone> + sealed::Sealed {
     /// Prepares a new connection for its use and asks which server it leads to. This takes one round trip, unless the
     /// server refuses a setting that is not needed.
     #[doc(hidden)]
-    fn prepare(conn: &mut Conn<Self>, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>>;
+    fn set_up(conn: &mut Conn<Self>, access: Access) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>>;
 
     /// Judges the error of a statement.
     #[doc(hidden)]
@@ -297,16 +297,16 @@ pub struct VerifiedHost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
     /// Reads and writes, at the master.
-    ReadWrite,
+    Writes,
     /// Reads only, at the master.
-    ReadMaster,
+    MasterReads,
     /// Reads only, at a slave.
-    ReadSlave,
+    SlaveReads,
 }
 
 impl Access {
     pub(crate) fn writes(self) -> bool {
-        self == Self::ReadWrite
+        self == Self::Writes
     }
 }
 

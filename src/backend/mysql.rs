@@ -12,8 +12,8 @@ use super::session::hash;
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
-    Access, Activity, Address, Depth, Driver, Fault, Instance, Judgement, Left, Observation, Options,
-    Position, Prepared, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
+    Access, Activity, Address, ConnectionInfo, Depth, Driver, Fault, Instance, Judgement, Left, Observation,
+    Options, Position, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
 };
 
 impl Driver for MySql {
@@ -58,14 +58,17 @@ impl Driver for MySql {
             .then_some(VerifiedHost { asked_by: "ssl-mode=VERIFY_IDENTITY", without: "ssl-mode=VERIFY_CA" })
     }
 
-    fn prepare(conn: &mut MySqlConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
+    fn set_up(
+        conn: &mut MySqlConnection,
+        access: Access,
+    ) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
         Box::pin(async move {
             let sql = if access.writes() { IDENTITY } else { READER };
             let row = sqlx::raw_sql(sql).fetch_one(&mut *conn).await?;
             let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
             let software = if text(1) == "MariaDB" { Software::MariaDb } else { Software::MySql };
             software.accept(&text(0))?;
-            Ok(Prepared {
+            Ok(ConnectionInfo {
                 instance: Some(Instance::of(&[text(2), text(3), text(4), text(5)].join(" "))),
                 // Connection numbers only go up while a server runs, so no time is needed to tell sessions apart.
                 session: text(6).parse().ok().map(|id| SessionId {
@@ -92,7 +95,7 @@ impl Driver for MySql {
             }
             let role = match (access, logs.flavour, logs.role) {
                 // A MySQL does not tell an ordinary user whether it replicates.
-                (Access::ReadSlave, Flavour::MariaDb, ReportedRole::Unknown) => {
+                (Access::SlaveReads, Flavour::MariaDb, ReportedRole::Unknown) => {
                     match is_replicating(&mut *conn).await? {
                         true => ReportedRole::Slave,
                         // The server has written after what it has replayed.
@@ -106,8 +109,8 @@ impl Driver for MySql {
             let contents = match (access, role) {
                 (_, ReportedRole::Slave) => None,
                 // A slave that takes writes has an unknown position in the master's log. What it contains is known.
-                (Access::ReadSlave, _) => logs.contents(),
-                (Access::ReadWrite | Access::ReadMaster, _) => position.as_ref().and(logs.contents()),
+                (Access::SlaveReads, _) => logs.contents(),
+                (Access::Writes | Access::MasterReads, _) => position.as_ref().and(logs.contents()),
             };
             Ok(Observation { role, system: None, position, contents, flushed: None })
         })
@@ -119,7 +122,7 @@ impl Driver for MySql {
     ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
         Box::pin(async move {
             let logs = Logs::of(&mut *conn).await?;
-            logs.position(conn, Access::ReadSlave).await
+            logs.position(conn, Access::SlaveReads).await
         })
     }
 
@@ -341,16 +344,16 @@ impl Logs {
     ) -> Result<Option<Position>, sqlx::Error> {
         let Self { flavour, written, replayed, current, complete, of_each_server: _, role: _ } = self;
         Ok(match (flavour, access) {
-            (Flavour::MariaDb, Access::ReadSlave) if replayed.is_empty() => {
+            (Flavour::MariaDb, Access::SlaveReads) if replayed.is_empty() => {
                 is_replicating(conn).await?.then(|| Position::Gtids(Vec::new()))
             }
-            (Flavour::MariaDb, Access::ReadSlave) => Position::parse_gtids(replayed),
+            (Flavour::MariaDb, Access::SlaveReads) => Position::parse_gtids(replayed),
             (Flavour::MariaDb, _) if written.is_empty() => {
                 (*complete && current.is_empty()).then(|| Position::Gtids(Vec::new()))
             }
             (Flavour::MariaDb, _) => Position::parse_gtids(written),
             // A write without a GTID leaves the set as it was.
-            (Flavour::MySql, Access::ReadWrite | Access::ReadMaster) if !complete => None,
+            (Flavour::MySql, Access::Writes | Access::MasterReads) if !complete => None,
             (Flavour::MySql, _) if written.is_empty() => {
                 complete.then(|| Position::GtidSet(GtidSet::default()))
             }

@@ -8,8 +8,9 @@ use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
-    Access, Activity, Address, Depth, Driver, Fault, Instance, Judgement, Left, NotTheMaster, Observation,
-    Options, Position, Prepared, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
+    Access, Activity, Address, ConnectionInfo, Depth, Driver, Fault, Instance, Judgement, Left, NotTheMaster,
+    Observation, Options, Position, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost,
+    fetch_first,
 };
 
 impl Driver for Postgres {
@@ -26,7 +27,7 @@ impl Driver for Postgres {
     fn options(settings: &Settings, access: Access) -> Result<Options<Self>, String> {
         let options = Self::plain_options(settings, access)?;
         Ok(match access {
-            Access::ReadMaster | Access::ReadSlave if settings.enforce_read_only => {
+            Access::MasterReads | Access::SlaveReads if settings.enforce_read_only => {
                 options.options([("default_transaction_read_only", "on")])
             }
             _ => options,
@@ -54,7 +55,7 @@ impl Driver for Postgres {
     }
 
     /// Takes a round trip of its own. All statements of one message are one transaction, and a transaction is read-only
-    /// or not from its beginning. In the same message, [`prepare`](Self::prepare) would not see the new setting.
+    /// or not from its beginning. In the same message, [`set_up`](Self::set_up) would not see the new setting.
     fn make_read_only(conn: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
         Box::pin(async move {
             match sqlx::raw_sql(MAKE_READ_ONLY).execute(conn).await {
@@ -94,38 +95,41 @@ impl Driver for Postgres {
 
     /// For readers, lets the server notice within half a second that the client has left, so that abandoned reads do
     /// not pile up there. Servers on operating systems that cannot tell refuse this setting. They are used without it.
-    fn prepare(conn: &mut PgConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
+    fn set_up(conn: &mut PgConnection, access: Access) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
         Box::pin(async move {
             // The server has told its version while connecting.
             if let Some(version) = conn.server_version_num() {
                 Software::PostgreSql.accept(&format!("{}.{}", version / 10_000, version % 10_000))?;
             }
-            let prepared = match access {
-                Access::ReadWrite => sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await,
-                Access::ReadMaster | Access::ReadSlave => {
+            let told = match access {
+                Access::Writes => sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await,
+                Access::MasterReads | Access::SlaveReads => {
                     match sqlx::raw_sql(READER).fetch_one(&mut *conn).await {
                         Err(error @ sqlx::Error::Database(_))
                             if Self::judge(&error).fault == Fault::Query =>
                         {
                             sqlx::raw_sql(IDENTITY).fetch_one(&mut *conn).await
                         }
-                        prepared => prepared,
+                        told => told,
                     }
                 }
             };
-            match prepared {
+            match told {
                 Ok(row) => {
-                    let prepared = prepared_from(&row);
-                    let must_lead_to_master = access != Access::ReadSlave;
-                    if must_lead_to_master && prepared.role == ReportedRole::Master && is_split(conn).await? {
+                    let info = info_from(&row);
+                    let must_lead_to_master = access != Access::SlaveReads;
+                    if must_lead_to_master && info.role == ReportedRole::Master && is_split(conn).await? {
                         return Err(NotTheMaster::Split.into());
                     }
-                    Ok(prepared)
+                    Ok(info)
                 }
                 // A server that only speaks PostgreSQL's protocol may not know these functions.
                 Err(error @ sqlx::Error::Database(_)) if Self::judge(&error).fault == Fault::Query => {
                     let row = sqlx::raw_sql(READ_ONLY).fetch_one(conn).await?;
-                    Ok(Prepared { read_only: row.try_get::<&str, _>(0)? == "on", ..Prepared::default() })
+                    Ok(ConnectionInfo {
+                        read_only: row.try_get::<&str, _>(0)? == "on",
+                        ..ConnectionInfo::default()
+                    })
                 }
                 Err(error) => Err(error),
             }
@@ -179,7 +183,7 @@ impl Driver for Postgres {
                 }
                 _ => Memory::Nothing,
             };
-            let observed = Self::observe(conn, Access::ReadSlave, &mut memory, Depth::Light).await?;
+            let observed = Self::observe(conn, Access::SlaveReads, &mut memory, Depth::Light).await?;
             Ok(observed.position.filter(|_| observed.role != ReportedRole::Master))
         })
     }
@@ -334,11 +338,11 @@ async fn is_split(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     }
 }
 
-fn prepared_from(row: &PgRow) -> Prepared {
+fn info_from(row: &PgRow) -> ConnectionInfo {
     // The simple protocol sends all values as text.
     let number = |column| row.try_get::<&str, _>(column).ok()?.parse::<i64>().ok();
     let session = || Some(SessionId { id: number(1)?, began: number(3)?, role: None });
-    Prepared {
+    ConnectionInfo {
         instance: row.try_get::<&str, _>(0).ok().map(Instance::of),
         session: session(),
         role: match row.try_get::<&str, _>(4) {

@@ -52,7 +52,7 @@ pub struct SessionId {
 /// What a new connection has learnt from its server.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Prepared {
+pub struct ConnectionInfo {
     pub instance: Option<Instance>,
     pub session: Option<SessionId>,
     pub role: ReportedRole,
@@ -60,13 +60,13 @@ pub struct Prepared {
     pub read_only: bool,
 }
 
-impl Prepared {
+impl ConnectionInfo {
     /// Refuses a connection that should lead to the master but leads to a slave. Addresses do so for a while after a
     /// promotion, as that of a proxy does between two of its checks.
     pub(crate) fn accept(&self, access: Access) -> Result<(), sqlx::Error> {
         match (access, self.role) {
-            (Access::ReadWrite | Access::ReadMaster, ReportedRole::Slave) => Err(NotTheMaster::Slave.into()),
-            (Access::ReadSlave, _) | (_, ReportedRole::Master | ReportedRole::Unknown) => Ok(()),
+            (Access::Writes | Access::MasterReads, ReportedRole::Slave) => Err(NotTheMaster::Slave.into()),
+            (Access::SlaveReads, _) | (_, ReportedRole::Master | ReportedRole::Unknown) => Ok(()),
         }
     }
 }

@@ -12,8 +12,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJo
 use sqlx::{Execute, Executor, Sqlite};
 
 use super::{
-    Access, Address, Depth, Driver, Fault, Follower, Judgement, Left, Millis, Observation, Opens, Options,
-    Position, Prepared, Remains, ReportedRole, Rest, Settings, fetch_first, statement::only_reads,
+    Access, Address, ConnectionInfo, Depth, Driver, Fault, Follower, Judgement, Left, Millis, Observation,
+    Opens, Options, Position, Remains, ReportedRole, Rest, Settings, fetch_first, statement::only_reads,
 };
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
@@ -47,13 +47,13 @@ impl Driver for Sqlite {
         Ok(match access {
             // Only the writer sets the journal mode, because that needs the lock that readers share. WAL, so that
             // neither readers nor a follower's copies hold up the writer.
-            Access::ReadWrite => options.create_if_missing(create).journal_mode(SqliteJournalMode::Wal),
+            Access::Writes => options.create_if_missing(create).journal_mode(SqliteJournalMode::Wal),
             // `read_only` would refuse a file without any write so far.
-            Access::ReadMaster if settings.enforce_read_only => {
+            Access::MasterReads if settings.enforce_read_only => {
                 options.create_if_missing(create).pragma("query_only", "on")
             }
-            Access::ReadMaster => options.create_if_missing(create),
-            Access::ReadSlave => options.read_only(true).pragma("query_only", "on"),
+            Access::MasterReads => options.create_if_missing(create),
+            Access::SlaveReads => options.read_only(true).pragma("query_only", "on"),
         })
     }
 
@@ -74,13 +74,16 @@ impl Driver for Sqlite {
         std::fs::metadata(options.get_filename()).map_or(true, |file| file.len() == 0)
     }
 
-    fn prepare(conn: &mut SqliteConnection, access: Access) -> BoxFuture<'_, Result<Prepared, sqlx::Error>> {
+    fn set_up(
+        conn: &mut SqliteConnection,
+        access: Access,
+    ) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
         Box::pin(async move {
             let read_only = match access {
-                Access::ReadWrite => false,
+                Access::Writes => false,
                 _ => sqlx::query_scalar("PRAGMA query_only").fetch_one(conn).await?,
             };
-            Ok(Prepared { read_only, ..Prepared::default() })
+            Ok(ConnectionInfo { read_only, ..ConnectionInfo::default() })
         })
     }
 
@@ -100,8 +103,8 @@ impl Driver for Sqlite {
             }
             sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(conn).await?;
             let position = match access {
-                Access::ReadSlave => None,
-                Access::ReadMaster | Access::ReadWrite => Some(Position::Time(now + 1)),
+                Access::SlaveReads => None,
+                Access::MasterReads | Access::Writes => Some(Position::Time(now + 1)),
             };
             Ok(Observation { role: ReportedRole::Unknown, position, ..Observation::default() })
         })

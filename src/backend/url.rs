@@ -148,8 +148,8 @@ fn unknown(key: &str, query: &str, known: &[&str]) -> String {
     let lower = key.to_ascii_lowercase();
     if OF_TLS.contains(&&*lower) || lower == "sslmode" {
         return format!(
-            "the URL asks for TLS by `{key}`, which the driver would ignore: write `sslmode=` in its place, with what is to \
-             be checked"
+            "the URL asks for TLS by `{key}`, which the driver would ignore: write `sslmode=` in its place, with what \
+             is to be checked"
         );
     }
     match most_alike(key, known.iter().copied()) {

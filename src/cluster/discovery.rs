@@ -243,9 +243,9 @@ impl<DB: Driver> Discovery<DB> {
             Err(problem) => {
                 if !self.has_failed.swap(true, Ordering::AcqRel) {
                     warn!(
-                        "Database `{database}`: the addresses of `{host}` (slave `{}`) are not found: {problem}. Servers \
-                         that were found earlier stay in use. The look-up is repeated every {interval:?}: check the \
-                         host's name and the name server.",
+                        "Database `{database}`: the addresses of `{host}` (slave `{}`) are not found: {problem}. \
+                         Servers that were found earlier stay in use. The look-up is repeated every {interval:?}: \
+                         check the host's name and the name server.",
                         entry.name
                     );
                 }
@@ -335,7 +335,8 @@ impl<DB: Driver> Discovery<DB> {
         }
         let host = &self.entry().server.address.host;
         info!(
-            "The {} leaves: `{host}` does not have the address {address} any more. Requests that read from it can finish.",
+            "The {} leaves: `{host}` does not have the address {address} any more. Requests that read from it can \
+             finish.",
             server.health
         );
     }

@@ -17,7 +17,7 @@ use super::server::{Purpose, Server};
 use super::{ClusterCounts, Servers};
 use crate::backend::{Access, Driver, Follower, Instance, catch_up};
 use crate::config::{Affinity, Config, Consistency, ReadShare};
-use crate::health::{Mastership, NodeStatus, Role, Use};
+use crate::health::{Mastership, NodeStatus, Role};
 use crate::pin::{self, Evidence, Pin, Pins};
 use crate::pool::{Checkout, Sessions, StatementError};
 use crate::position::Position;
@@ -105,9 +105,9 @@ impl<DB: Driver> Inner<DB> {
         if !pin::fits(&cut) {
             self.oversized.call_once(|| {
                 warn!(
-                    "The position of database `{}` is too large for pins. They carry the time of the write instead, and \
-                     their clients read at the master. This ends once this process has watched the master for {:?}, \
-                     unless what was written in that time is too large as well.",
+                    "The position of database `{}` is too large for pins. They carry the time of the write instead, \
+                     and their clients read at the master. This ends once this process has watched the master for \
+                     {:?}, unless what was written in that time is too large as well.",
                     self.database,
                     pins.longest() * 2,
                 );
@@ -147,19 +147,19 @@ impl<DB: Driver> Inner<DB> {
         let times = if has_replayed { &counts.caught_up } else { &counts.timed_out };
         times.add(asked.elapsed());
         if let Some(replayed) = replayed {
-            health.told(replayed, instance, asked);
+            health.record_answered_position(replayed, instance, asked);
         }
         Ok(has_replayed)
     }
 
     /// True if writes can be expected to succeed.
     pub(crate) fn is_writable(&self) -> bool {
-        self.servers.master(&self.mastership).health.answers(Use::Writes)
+        self.servers.master(&self.mastership).health.answers(Access::Writes)
     }
 
     pub(super) fn status(&self) -> Vec<NodeStatus> {
         let servers = self.servers.all();
-        let configured = servers.iter().filter(|server| server.purpose != Purpose::MasterReads);
+        let configured = servers.iter().filter(|server| server.purpose != Purpose::ReadUrl);
         let mut status: Vec<_> = configured
             .map(|server| {
                 let (health, role) = (&server.health, server.health.role());
@@ -213,12 +213,12 @@ impl<DB: Driver> Inner<DB> {
         let master = &self.config.master.settings;
         let started = self.config.slaves.iter().filter_map(|slave| {
             let server = self.slave(&slave.server.name)?;
-            let master = DB::options(master, Access::ReadWrite).ok()?;
-            let options = DB::options(&slave.server.settings, Access::ReadSlave).ok()?;
+            let master = DB::options(master, Access::Writes).ok()?;
+            let options = DB::options(&slave.server.settings, Access::SlaveReads).ok()?;
             let started = DB::follow(&server.health.to_string(), &master, &options, slave.follow?);
             Some(async move {
                 let follower = started.await;
-                server.health.follows(follower.copied.clone());
+                server.health.set_copied(follower.copied.clone());
                 follower
             })
         });
@@ -246,8 +246,8 @@ impl<DB: Driver> Inner<DB> {
         let drained = join_all(pools.iter().map(|pool| pool.drain()));
         if tokio::time::timeout_at(deadline, drained).await.is_err() {
             warn!(
-                "Connections to database `{}` are still in use at shutdown, after {DRAIN_TIMEOUT:?}. Each is closed when \
-                 its request or job drops it, or when the process ends.",
+                "Connections to database `{}` are still in use at shutdown, after {DRAIN_TIMEOUT:?}. Each is closed \
+                 when its request or job drops it, or when the process ends.",
                 self.database
             );
         }

@@ -24,7 +24,7 @@ pub use discovery::{Resolve, Resolver};
 pub(crate) use inner::Inner;
 #[doc(hidden)]
 pub use inner::PositionBudget;
-pub(crate) use server::{Purpose, Server, Share};
+pub(crate) use server::{Purpose, Reserve, Server};
 
 /// The driver of a database.
 pub(crate) type Db<D> = <<D as Database>::Pool as Backend>::Db;

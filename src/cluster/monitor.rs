@@ -22,15 +22,15 @@ use super::opening::Opening;
 use super::probing::{Attempts, Probing};
 use super::server::{Purpose, Server};
 use crate::backend::{
-    Access, Activity, Conn, Depth, Driver, Fault, Instance, Observation, Options, Prepared, ReportedRole,
-    SessionId,
+    Access, Activity, Conn, ConnectionInfo, Depth, Driver, Fault, Instance, Observation, Options,
+    ReportedRole, SessionId,
 };
 use crate::config::Checks;
 use crate::health::{
-    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Path, Role, Succession, Verdict,
-    Verdicts, Why,
+    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Pooling, Role, Succession,
+    Verdict, Verdicts, Why,
 };
-use crate::pool::{Ended, Session};
+use crate::pool::{Ended, ServerSession};
 use crate::position::{Lag, Position};
 
 /// The shortest time between two probes of a server about which something is odd.
@@ -97,7 +97,7 @@ impl<DB: Driver> Monitor<DB> {
         let all = servers.all();
         let judged: Vec<_> = all
             .iter()
-            .filter(|server| server.purpose != Purpose::MasterReads)
+            .filter(|server| server.purpose != Purpose::ReadUrl)
             .map(|server| server.id())
             .collect();
         let verdicts = Verdicts::new(mastership.term().master, &judged, checks.clone());
@@ -200,14 +200,14 @@ enum Reached {
 async fn ask_about<'s, DB: Driver>(
     conn: &mut Conn<DB>,
     own: SessionId,
-    asked: impl Iterator<Item = &'s Session<DB>> + Clone,
+    asked: impl Iterator<Item = &'s ServerSession<DB>> + Clone,
     patience: Duration,
-) -> Result<Path, sqlx::Error> {
+) -> Result<Pooling, sqlx::Error> {
     let ids: Vec<_> = std::iter::once(own).chain(asked.clone().map(|session| session.id)).collect();
     let activities = DB::sessions(conn, &ids).await?;
-    let [Activity::Busy, activities @ ..] = &*activities else { return Ok(Path::Pooled) };
+    let [Activity::Busy, activities @ ..] = &*activities else { return Ok(Pooling::Transactions) };
     asked.zip(activities).for_each(|(session, activity)| session.judge(*activity, patience));
-    Ok(Path::Straight)
+    Ok(Pooling::None)
 }
 
 /// True if the address does not lead to the kind of server that it is for. The next connection may lead there, while
@@ -226,8 +226,8 @@ fn is_timed_out(error: &sqlx::Error) -> bool {
 
 /// The access that the monitor asks a server for.
 fn access<DB: Driver>(server: &Server<DB>) -> Access {
-    let is_master = server.health.role() == Role::Master || server.purpose == Purpose::MasterReads;
-    if is_master { Access::ReadMaster } else { Access::ReadSlave }
+    let is_master = server.health.role() == Role::Master || server.purpose == Purpose::ReadUrl;
+    if is_master { Access::MasterReads } else { Access::SlaveReads }
 }
 
 pub(super) struct Watch<DB: Driver> {
@@ -299,7 +299,7 @@ impl<DB: Driver> Watch<DB> {
                 Err(_) => failures + 1,
             };
             if observed.is_ok() {
-                server.health.probe_took(began.elapsed());
+                server.health.record_probe_time(began.elapsed());
             }
             if failures == 1
                 && let Some(discovered) = &server.discovered
@@ -389,14 +389,14 @@ impl<DB: Driver> Watch<DB> {
         let health = &server.health;
         let Some(Probing { instance, .. }) = probing else { return };
         let moved = health.instance().zip(*instance).is_some_and(|(before, now)| before != now);
-        if moved && !health.is_shared() && self.path(server, probing).await == Path::Unknown {
+        if moved && !health.is_shared() && self.pooling(server, probing).await == Pooling::Unknown {
             return;
         }
         let instance = probing.as_ref().and_then(|probing| probing.instance);
-        let Some(moved_to) = health.arrived(instance) else { return };
+        let Some(moved_to) = health.record_instance(instance) else { return };
         info!(
-            "Another server process answers as the {health}: it was restarted, or its address has moved. Connections to \
-             the process before are closed."
+            "Another server process answers as the {health}: it was restarted, or its address has moved. Connections \
+             to the process before are closed."
         );
         server.pools.all().for_each(|pool| pool.end_other_instances(moved_to, Duration::ZERO));
     }
@@ -405,54 +405,54 @@ impl<DB: Driver> Watch<DB> {
     /// pooler, a session that is gone or idle says nothing of the connection that was once told its number. That
     /// connection may be in the middle of a write in another session. A pooler shows when two connections have the same
     /// session, or one connection has several.
-    async fn path(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Path {
-        let path = self.test_path(server, probing).await;
-        server.health.tested(path);
-        path
+    async fn pooling(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Pooling {
+        let pooling = self.test_pooling(server, probing).await;
+        server.health.record_pooling(pooling);
+        pooling
     }
 
-    async fn test_path(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Path {
+    async fn test_pooling(&self, server: &Server<DB>, probing: &mut Option<Probing<DB>>) -> Pooling {
         /// The other connection comes first, as the session that the monitor has just used is the likeliest to be given
         /// out next. Then each is used twice in a row, for poolers that give sessions out in turn.
         const TURNS: [usize; 6] = [1, 0, 0, 1, 1, 0];
 
-        let Some(known) = probing else { return Path::Unknown };
-        if matches!(known.path, Path::Straight | Path::Pooled) {
-            return known.path;
+        let Some(known) = probing else { return Pooling::Unknown };
+        if matches!(known.pooling, Pooling::None | Pooling::Transactions) {
+            return known.pooling;
         }
-        known.path = Path::Unknown;
+        known.pooling = Pooling::Unknown;
         // Opening this connection takes about as long as opening the one before, and so do a few questions.
         let patience = self.checks.timeout.max(known.took * 2);
         let Ok(Ok(mut other)) = timeout(patience, server.prober.options.connect()).await else {
-            return Path::Unknown;
+            return Pooling::Unknown;
         };
         let tested = timeout(patience, async {
             // The servers behind an address may have sessions of the same number.
             let mut sessions = [known.session.map(|session| (known.instance, session)), None];
             for turn in TURNS {
                 let conn = if turn == 0 { &mut known.conn } else { &mut other };
-                let Prepared { instance, session, .. } = DB::prepare(conn, access(server)).await?;
+                let ConnectionInfo { instance, session, .. } = DB::set_up(conn, access(server)).await?;
                 let session = session.map(|session| (instance, session));
                 let changed = sessions[turn].is_some_and(|before| session != Some(before));
                 sessions[turn] = session;
                 if changed || session.is_some() && sessions[0] == sessions[1] {
-                    return Ok(Path::Pooled);
+                    return Ok(Pooling::Transactions);
                 }
             }
             let _ = other.close().await;
-            Ok::<_, sqlx::Error>(Path::Straight)
+            Ok::<_, sqlx::Error>(Pooling::None)
         });
-        let Ok(Ok(path)) = tested.await else {
+        let Ok(Ok(pooling)) = tested.await else {
             // The connection may be in the middle of an answer.
             *probing = None;
-            return Path::Unknown;
+            return Pooling::Unknown;
         };
-        known.path = path;
-        if path == Path::Pooled {
+        known.pooling = pooling;
+        if pooling == Pooling::Transactions {
             known.instance = None;
             server.health.found_pooler();
         }
-        path
+        pooling
     }
 
     /// Finds out which connections are dead though their server is well, as when a gateway on the way has forgotten
@@ -465,11 +465,11 @@ impl<DB: Driver> Watch<DB> {
         missed: &mut u32,
     ) {
         match probing {
-            Some(Probing { instance: Some(_), path: Path::Untested, .. }) => {
-                self.path(server, probing).await;
+            Some(Probing { instance: Some(_), pooling: Pooling::Untested, .. }) => {
+                self.pooling(server, probing).await;
             }
             // A server that does not tell its instance tells no sessions apart either.
-            Some(Probing { instance: None, .. }) => server.health.tested(Path::Unknown),
+            Some(Probing { instance: None, .. }) => server.health.record_pooling(Pooling::Unknown),
             Some(_) | None => {}
         }
         let Some(Probing { instance: Some(instance), session, opened, .. }) = probing else { return };
@@ -481,7 +481,7 @@ impl<DB: Driver> Watch<DB> {
         let time = lately.into_std()..began.into_std();
         let shared = server.pools.all().any(|pool| pool.has_heard_of_other(instance, time.clone()));
         if shared {
-            server.health.share(patience * 3);
+            server.health.mark_shared(patience * 3);
         }
         // The address has moved. Where several servers share it, silence is no proof: a statement may take long there.
         let others_are_dead = !server.health.was_shared()
@@ -498,7 +498,7 @@ impl<DB: Driver> Watch<DB> {
         } else {
             *missed = 0;
         }
-        if asked.is_empty() && !others_are_dead || self.path(server, probing).await != Path::Straight {
+        if asked.is_empty() && !others_are_dead || self.pooling(server, probing).await != Pooling::None {
             return;
         }
         if others_are_dead {
@@ -509,7 +509,7 @@ impl<DB: Driver> Watch<DB> {
             return;
         }
         match timeout(self.checks.timeout, ask_about(conn, own, asked.iter(), patience)).await {
-            Ok(Ok(Path::Pooled)) => server.health.found_pooler(),
+            Ok(Ok(Pooling::Transactions)) => server.health.found_pooler(),
             Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => {
                 *probing = None;
@@ -522,12 +522,12 @@ impl<DB: Driver> Watch<DB> {
     async fn ask_elsewhere(
         &self,
         server: &Server<DB>,
-        sessions: &[Session<DB>],
+        sessions: &[ServerSession<DB>],
         patience: Duration,
     ) -> Reached {
         let asked = timeout(self.checks.timeout, async {
             let mut conn = server.prober.options.connect().await?;
-            let Prepared { instance, session, .. } = DB::prepare(&mut conn, access(server)).await?;
+            let ConnectionInfo { instance, session, .. } = DB::set_up(&mut conn, access(server)).await?;
             let theirs: Vec<_> =
                 sessions.iter().filter(|session| Some(session.instance) == instance).collect();
             let reached = if theirs.is_empty() { Reached::Another } else { Reached::One };
@@ -612,33 +612,33 @@ impl<DB: Driver> Watch<DB> {
                 Finding::Failed
             }
         };
-        if server.purpose == Purpose::MasterReads || !verdicts.knows(server.id()) {
+        if server.purpose == Purpose::ReadUrl || !verdicts.knows(server.id()) {
             match finding {
                 Finding::Observed(Observation { role: ReportedRole::Slave, .. })
-                    if server.purpose == Purpose::MasterReads =>
+                    if server.purpose == Purpose::ReadUrl =>
                 {
                     health.found(NodeState::Standby, DB::NO_WRITES);
                 }
                 Finding::Observed(_) => health.found(NodeState::Up, ""),
-                Finding::Full => health.is_full(),
+                Finding::Full => health.found_full(),
                 Finding::Failed | Finding::NotCopied => {}
             }
             return;
         }
         if let Finding::Observed(_) = finding {
-            verdicts.arrived(server.id(), instance);
+            verdicts.record_instance(server.id(), instance);
         }
         let look = Look { began: began.into_std(), ended: Instant::now().into_std() };
         let verdict = verdicts.judge(server.id(), health.log(), look, &finding);
         self.carry_out(server, &verdict);
         if finding == Finding::Full {
-            health.is_full();
+            health.found_full();
         }
         drop(verdicts);
         if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
             (health.role(), finding)
         {
-            health.saw(position, instance, began.into_std());
+            health.record_position(position, instance, began.into_std());
         }
     }
 
@@ -646,9 +646,9 @@ impl<DB: Driver> Watch<DB> {
         server.health.set_lag(verdict.lag);
         if !verdict.errant.is_empty() {
             warn!(
-                "The {} has transactions of sources of which the master has none: {}. It serves all the same. If they were \
-                 written there, all other servers get them once it is promoted: make it anew from a copy of the master, \
-                 and let nothing write there (`super_read_only`).",
+                "The {} has transactions that the master lacks, from these sources: {}. It serves all the same. If they were \
+                 written there, all other servers get them once it is promoted: make it anew from a copy of the master, and \
+                 let nothing write there (`super_read_only`).",
                 server.health, verdict.errant,
             );
         }
@@ -663,8 +663,8 @@ impl<DB: Driver> Watch<DB> {
                 }
                 (Succession::Promotion, NodeState::Standby) => {
                     error!(
-                        "The {old_one} takes no writes, and the {new_one} does: writes go there from now on. Name it as \
-                         `url` before the next launch."
+                        "The {old_one} takes no writes, and the {new_one} does: writes go there from now on. Name it \
+                         as `url` before the next launch."
                     );
                 }
                 (Succession::Promotion, _) => error!(
@@ -680,7 +680,7 @@ impl<DB: Driver> Watch<DB> {
             if verdict.succession == Succession::Promotion {
                 old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
             }
-            old.pools_with_read_way()
+            old.pools_with_read_url()
                 .filter(|pool| pool.role() == Role::Master)
                 .for_each(|pool| pool.close_plain());
             // A slave that lacks something of the new master has to be found before a client reads there.
@@ -714,9 +714,11 @@ impl<DB: Driver> Watch<DB> {
                  `max_connections` of its pools."
                     .into()
             }
-            (NodeState::LagUnknown, _) => "It, or the master, tells no position in the log that can be compared. Say \
+            (NodeState::LagUnknown, _) => {
+                "It, or the master, tells no position in the log that can be compared. Say \
                                            `unknown_lag = \"use\"` if it may serve all the same."
-                .into(),
+                    .into()
+            }
             (NodeState::Stranger, _) => {
                 "Correct its URL, or make it anew from a copy of the master. If it is a logical replica, say \
                  `logical = true` in its entry of `slaves`."
@@ -725,11 +727,13 @@ impl<DB: Driver> Watch<DB> {
             (NodeState::Diverged, _) => DB::REJOIN.into(),
             (NodeState::Standby, _) => DB::NO_WRITES.into(),
             (NodeState::SecondMaster, _) if self.master().health.state() == NodeState::Standby => {
-                let follow = if self.checks.follow_promotion { "" } else { ", or say `follow_promotion = true`" };
+                let follow =
+                    if self.checks.follow_promotion { "" } else { ", or say `follow_promotion = true`" };
                 format!("The configured master takes no writes: name this server as `url`{follow}.")
             }
             (NodeState::Promoted, _) if !self.checks.follow_promotion => {
-                " Name it as `url`, unless that is the address of a balancer, which leads there by itself.".into()
+                " Name it as `url`, unless that is the address of a balancer, which leads there by itself."
+                    .into()
             }
             (NodeState::SecondMaster, _) => {
                 "Make it replicate the master or, if it is to be the master, name it as `url`.".into()

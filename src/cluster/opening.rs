@@ -74,35 +74,35 @@ impl Opening {
         let Config { master, master_reads, slaves, .. } = &*self.config;
         let health = self.health(master, Subject::Server, SlaveLog::Masters);
 
-        let mut read_way = None;
+        let mut read_server = None;
         let mut pools = Pools {
-            read_write: Some(self.pool(&master.settings, Access::ReadWrite, &health)?),
+            writes: Some(self.pool(&master.settings, Access::Writes, &health)?),
             // The master may turn out to be a slave of another server, or come back as one.
-            read_slave: Some(self.pool(&master.settings, Access::ReadSlave, &health)?),
-            read_master: None,
+            slave_reads: Some(self.pool(&master.settings, Access::SlaveReads, &health)?),
+            master_reads: None,
             reserve: None,
         };
         if master_reads.address == master.address {
-            (pools.read_master, pools.reserve) = self.master_reads(&master_reads.settings, &health)?;
+            (pools.master_reads, pools.reserve) = self.master_read_pools(&master_reads.settings, &health)?;
         }
         let master_id = health.id();
         let mut servers = Vec::new();
         let mut master_server = self.server(master, Purpose::Master, 1, health, pools)?;
         if master_reads.address != master.address {
-            let health = self.health(master_reads, Subject::MasterReads, SlaveLog::Masters);
-            let (read_master, reserve) = self.master_reads(&master_reads.settings, &health)?;
-            let pools = Pools { read_master, reserve, read_write: None, read_slave: None };
-            read_way = Some(Arc::new(self.server(master_reads, Purpose::MasterReads, 1, health, pools)?));
+            let health = self.health(master_reads, Subject::ReadUrl, SlaveLog::Masters);
+            let (read_master, reserve) = self.master_read_pools(&master_reads.settings, &health)?;
+            let pools = Pools { master_reads: read_master, reserve, writes: None, slave_reads: None };
+            read_server = Some(Arc::new(self.server(master_reads, Purpose::ReadUrl, 1, health, pools)?));
         }
         debug_assert_eq!(master_id, self.mastership.term().master);
-        master_server.read_way.clone_from(&read_way);
+        master_server.read_url.clone_from(&read_server);
         servers.push(Arc::new(master_server));
 
         for slave in slaves.iter().filter(|slave| slave.discover.is_none()) {
             let health = self.health(&slave.server, Subject::Server, slave.log);
             servers.push(Arc::new(self.slave(slave, &slave.server, health)?));
         }
-        servers.extend(read_way);
+        servers.extend(read_server);
         Ok(servers)
     }
 
@@ -119,7 +119,7 @@ impl Opening {
             config.name.push_str("-2");
         }
         let health = self.health(&config, Subject::Server, entry.log);
-        health.is_new();
+        health.mark_new();
         let server = self.slave(entry, &config, health)?;
         Ok(Server { discovered: Some(discovered), ..server })
     }
@@ -133,9 +133,9 @@ impl Opening {
     ) -> Result<Server<DB>, String> {
         let Config { master, master_reads, checks, .. } = &*self.config;
         let mut pools = Pools {
-            read_slave: Some(self.pool(&slave.settings, Access::ReadSlave, &health)?),
-            read_write: None,
-            read_master: None,
+            slave_reads: Some(self.pool(&slave.settings, Access::SlaveReads, &health)?),
+            writes: None,
+            master_reads: None,
             reserve: None,
         };
         if checks.follow_promotion {
@@ -147,9 +147,9 @@ impl Opening {
                 ..settings.clone()
             };
             let writes = at(entry.write_url.as_ref().unwrap_or(url), &master.settings);
-            pools.read_write = Some(self.pool(&writes, Access::ReadWrite, &health)?);
-            (pools.read_master, pools.reserve) =
-                self.master_reads(&at(url, &master_reads.settings), &health)?;
+            pools.writes = Some(self.pool(&writes, Access::Writes, &health)?);
+            (pools.master_reads, pools.reserve) =
+                self.master_read_pools(&at(url, &master_reads.settings), &health)?;
         }
         self.server(slave, Purpose::Slave, entry.weight, health, pools)
     }
@@ -168,8 +168,8 @@ impl Opening {
     ) -> Result<Arc<Pool<DB>>, String> {
         let Config { checks, slave_timeout, .. } = &*self.config;
         let timeout = match access {
-            Access::ReadSlave => *slave_timeout,
-            Access::ReadWrite | Access::ReadMaster => self.config.master.settings.connect_timeout,
+            Access::SlaveReads => *slave_timeout,
+            Access::Writes | Access::MasterReads => self.config.master.settings.connect_timeout,
         };
         Pool::new(PoolOptions {
             database: self.database,
@@ -183,14 +183,14 @@ impl Opening {
 
     /// The pool for reads at a master, and the pool of those connections that are reserved for pinned reads.
     #[allow(clippy::type_complexity)]
-    fn master_reads<DB: Driver>(
+    fn master_read_pools<DB: Driver>(
         &self,
         settings: &Settings,
         health: &Arc<Health>,
     ) -> Result<(Option<Arc<Pool<DB>>>, Option<Arc<Pool<DB>>>), String> {
         let of = |max_connections| {
             let settings = Settings { max_connections, ..settings.clone() };
-            self.pool(&settings, Access::ReadMaster, health)
+            self.pool(&settings, Access::MasterReads, health)
         };
         let reserve = self.config.reserve;
         let common = of(settings.max_connections - reserve)?;
@@ -205,7 +205,7 @@ impl Opening {
         health: Arc<Health>,
         pools: Pools<DB>,
     ) -> Result<Server<DB>, String> {
-        let access = if purpose == Purpose::Slave { Access::ReadSlave } else { Access::ReadMaster };
+        let access = if purpose == Purpose::Slave { Access::SlaveReads } else { Access::MasterReads };
         let prober = Prober {
             // The monitor only reads. It has to get through even if a proxy refuses the options that make connections
             // read-only. A probe each second would drown the application's statements in the log.
@@ -224,7 +224,7 @@ impl Opening {
             number,
             prober,
             pools,
-            read_way: None,
+            read_url: None,
             discovered: None,
             departure,
         })

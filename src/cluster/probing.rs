@@ -12,8 +12,10 @@ use sqlx::ConnectOptions;
 
 use super::server::Server;
 use crate::backend::keepalive::keep_alive;
-use crate::backend::{Access, Conn, Depth, Driver, Instance, Observation, Options, Prepared, SessionId};
-use crate::health::{Health, Path};
+use crate::backend::{
+    Access, Conn, ConnectionInfo, Depth, Driver, Instance, Observation, Options, SessionId,
+};
+use crate::health::{Health, Pooling};
 use crate::pool::LONGEST_OPENING;
 
 pub(super) struct Probing<DB: Driver> {
@@ -24,7 +26,7 @@ pub(super) struct Probing<DB: Driver> {
     pub(super) opened: Instant,
     /// The time that it took to open the connection and look at the server for the first time.
     pub(super) took: Duration,
-    pub(super) path: Path,
+    pub(super) pooling: Pooling,
 }
 
 /// A connection, and its first look at the server.
@@ -126,10 +128,10 @@ async fn open<DB: Driver>(
     let mut conn = options.connect().await?;
     keep_alive::<DB>(options);
     let opened = Instant::now();
-    let Prepared { instance, session, .. } = DB::prepare(&mut conn, access).await?;
+    let ConnectionInfo { instance, session, .. } = DB::set_up(&mut conn, access).await?;
     let instance = instance.filter(|_| !health.is_pooled());
     let mut memory = DB::Memory::default();
     let observation = DB::observe(&mut conn, access, &mut memory, depth).await?;
     let took = began.elapsed();
-    Ok((Probing { conn, instance, session, memory, opened, took, path: Path::Untested }, observation))
+    Ok((Probing { conn, instance, session, memory, opened, took, pooling: Pooling::Untested }, observation))
 }

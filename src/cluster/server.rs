@@ -30,7 +30,7 @@ pub(crate) struct Server<DB: Driver> {
     pub(super) prober: Prober<DB>,
     pub(super) pools: Pools<DB>,
     /// The address by which its reads go while it is the master, where that is another one.
-    pub(super) read_way: Option<Arc<Server<DB>>>,
+    pub(super) read_url: Option<Arc<Server<DB>>>,
     /// The name and the address by which a server was found at run time.
     pub(super) discovered: Option<Discovered>,
     pub(super) departure: Departure,
@@ -49,34 +49,33 @@ pub(crate) enum Purpose {
     Master,
     Slave,
     /// The address by which reads go to the master, where that is another one: `read_url`.
-    MasterReads,
+    ReadUrl,
 }
 
-/// The connections for reads at the master that a read may use.
+/// Whether a read at the master may use the connections that are reserved for pinned reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Share {
-    Common,
-    /// All connections, including those that are reserved for pinned reads.
-    Pinned,
+pub(crate) enum Reserve {
+    Closed,
+    Open,
 }
 
 /// The pools of one server, for each role that it may have.
 pub(super) struct Pools<DB: Driver> {
     /// For writes, as the master.
-    pub(super) read_write: Option<Arc<Pool<DB>>>,
+    pub(super) writes: Option<Arc<Pool<DB>>>,
     /// For reads, as the master.
-    pub(super) read_master: Option<Arc<Pool<DB>>>,
+    pub(super) master_reads: Option<Arc<Pool<DB>>>,
     /// For pinned reads only, as the master. Without slaves, all reads fill the other connections. They must not lock
     /// out clients that have just written.
     pub(super) reserve: Option<Arc<Pool<DB>>>,
     /// For reads, as a slave.
-    pub(super) read_slave: Option<Arc<Pool<DB>>>,
+    pub(super) slave_reads: Option<Arc<Pool<DB>>>,
 }
 
 impl<DB: Driver> Pools<DB> {
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Pool<DB>>> {
-        let Self { read_write, read_master, reserve, read_slave } = self;
-        [read_write, read_master, reserve, read_slave].into_iter().flatten()
+        let Self { writes, master_reads, reserve, slave_reads } = self;
+        [writes, master_reads, reserve, slave_reads].into_iter().flatten()
     }
 }
 
@@ -92,7 +91,7 @@ impl<DB: Driver> Server<DB> {
 
     /// True if the server can serve reads as a slave at all.
     pub(crate) fn may_be_slave(&self) -> bool {
-        self.pools.read_slave.is_some()
+        self.pools.slave_reads.is_some()
     }
 
     /// Begins the departure of a server that is in no list any more. Sessions that read from it go on.
@@ -122,21 +121,21 @@ impl<DB: Driver> Server<DB> {
     }
 
     /// The server that serves reads while this one is the master.
-    pub(crate) fn read_way(&self) -> &Self {
-        self.read_way.as_deref().unwrap_or(self)
+    pub(crate) fn read_url_or_self(&self) -> &Self {
+        self.read_url.as_deref().unwrap_or(self)
     }
 
     /// The state of its `read_url` while it is the master, where that is another address.
     pub(crate) fn read_url_state(&self) -> Option<NodeState> {
-        let read_way = self.read_way.as_ref().filter(|_| self.health.role() == Role::Master)?;
-        Some(read_way.health.state())
+        let read_url = self.read_url.as_ref().filter(|_| self.health.role() == Role::Master)?;
+        Some(read_url.health.state())
     }
 
     pub(crate) fn pool(&self, access: Access) -> Option<&Arc<Pool<DB>>> {
         match access {
-            Access::ReadWrite => self.pools.read_write.as_ref(),
-            Access::ReadMaster => self.read_way().pools.read_master.as_ref(),
-            Access::ReadSlave => self.pools.read_slave.as_ref(),
+            Access::Writes => self.pools.writes.as_ref(),
+            Access::MasterReads => self.read_url_or_self().pools.master_reads.as_ref(),
+            Access::SlaveReads => self.pools.slave_reads.as_ref(),
         }
     }
 
@@ -145,24 +144,24 @@ impl<DB: Driver> Server<DB> {
     }
 
     /// All its pools, and those of its `read_url`.
-    pub(crate) fn pools_with_read_way(&self) -> impl Iterator<Item = &Arc<Pool<DB>>> {
-        let read_way = self.read_way.iter().flat_map(|server| server.pools.all());
-        self.pools.all().chain(read_way)
+    pub(crate) fn pools_with_read_url(&self) -> impl Iterator<Item = &Arc<Pool<DB>>> {
+        let read_url = self.read_url.iter().flat_map(|server| server.pools.all());
+        self.pools.all().chain(read_url)
     }
 
     /// The load of its pool for reads as a slave.
     pub(crate) fn load(&self) -> u32 {
-        self.pools.read_slave.as_ref().map_or(0, |pool| pool.load())
+        self.pools.slave_reads.as_ref().map_or(0, |pool| pool.load())
     }
 
     /// The number of its connections that are in use for its present role.
     pub(super) fn busy(&self) -> u32 {
         match self.health.role() {
-            Role::Slave => self.pools.read_slave.as_ref().map_or(0, |pool| pool.busy()),
+            Role::Slave => self.pools.slave_reads.as_ref().map_or(0, |pool| pool.busy()),
             Role::Master => {
-                let Pools { read_write, .. } = &self.pools;
-                let Pools { read_master, reserve, .. } = &self.read_way().pools;
-                [read_write, read_master, reserve].into_iter().flatten().map(|pool| pool.busy()).sum()
+                let Pools { writes, .. } = &self.pools;
+                let Pools { master_reads, reserve, .. } = &self.read_url_or_self().pools;
+                [writes, master_reads, reserve].into_iter().flatten().map(|pool| pool.busy()).sum()
             }
         }
     }
@@ -171,15 +170,15 @@ impl<DB: Driver> Server<DB> {
     pub(crate) async fn check_out(
         &self,
         access: Access,
-        share: Share,
+        reserve: Reserve,
         asker: Asker,
     ) -> Result<Checkout<DB>, Failure> {
         let Some(pool) = self.pool(access) else {
             // INVARIANT: only servers with a pool for it are chosen.
             return Err(Failure::Unreachable(sqlx::Error::PoolClosed));
         };
-        let reserve = match (access, share) {
-            (Access::ReadMaster, Share::Pinned) => self.read_way().pools.reserve.as_ref(),
+        let reserve = match (access, reserve) {
+            (Access::MasterReads, Reserve::Open) => self.read_url_or_self().pools.reserve.as_ref(),
             _ => None,
         };
         match reserve {

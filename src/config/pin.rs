@@ -157,7 +157,9 @@ impl Context<'_> {
         };
 
         if !is_token(&cookie.name) {
-            return Err(place.error("name", "missing: the name of the database cannot be part of a cookie's name"));
+            return Err(
+                place.error("name", "missing: the name of the database cannot be part of a cookie's name")
+            );
         }
         if cookie.same_site == SameSite::None && !cookie.secure {
             let problem = "browsers drop a `none` cookie without `secure = true`: add it";

@@ -133,7 +133,7 @@ fn read<DB: Driver>(
     let keys = Table::read(place, dict, |section| Keys::read::<DB>(section, &defaults))?;
 
     let mut slaves = slaves::read::<DB>(place, keys.slaves, &keys.settings)?;
-    let mut master = ServerConfig::new::<DB>(place, "url", keys.settings.clone(), Access::ReadWrite)?;
+    let mut master = ServerConfig::new::<DB>(place, "url", keys.settings.clone(), Access::Writes)?;
     let read_connections = keys.read_connections.unwrap_or_else(|| {
         let all = keys.settings.max_connections;
         if slaves.is_empty() { all } else { (all / 4).max(2) }
@@ -147,7 +147,7 @@ fn read<DB: Driver>(
         min_connections: 0,
         ..keys.settings
     };
-    let mut master_reads = ServerConfig::new::<DB>(place, read_url_key, read_settings, Access::ReadMaster)?;
+    let mut master_reads = ServerConfig::new::<DB>(place, read_url_key, read_settings, Access::MasterReads)?;
     master.name = keys.name.unwrap_or_default();
     slaves::check_places(place, &master, &master_reads, &slaves)?;
     slaves::name_servers(place, &mut master, &mut slaves)?;

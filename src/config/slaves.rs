@@ -28,7 +28,7 @@ pub(super) fn read<DB: Driver>(
     let slave = |(index, value): (usize, &Value)| match value {
         Value::String(_, url) => {
             let settings = Settings { url: DatabaseUrl(url.clone()), ..inherited.clone() };
-            let server = ServerConfig::new::<DB>(section, &key(index), settings, Access::ReadSlave)?;
+            let server = ServerConfig::new::<DB>(section, &key(index), settings, Access::SlaveReads)?;
             let log = log_of::<DB>(None);
             Ok(SlaveConfig { server, write_url: None, weight: 1, follow: None, log, discover: None })
         }
@@ -60,7 +60,13 @@ fn read_table<DB: Driver>(
         let log = match table.bool("logical") {
             // For other drivers, a position means the same in every system.
             Some(true) if !DB::TELLS_TIMELINE => {
-                table.refuse("logical", format!("only a slave of PostgreSQL can be a logical replica, not of {}: remove the key", DB::NAME));
+                table.refuse(
+                    "logical",
+                    format!(
+                        "only a slave of PostgreSQL can be a logical replica, not of {}: remove the key",
+                        DB::NAME
+                    ),
+                );
                 SlaveLog::Other
             }
             Some(true) => SlaveLog::Other,
@@ -72,7 +78,7 @@ fn read_table<DB: Driver>(
         }
         (settings, write_url, name, weight, follow, log, discover)
     })?;
-    let mut server = ServerConfig::new::<DB>(place, "url", settings, Access::ReadSlave)?;
+    let mut server = ServerConfig::new::<DB>(place, "url", settings, Access::SlaveReads)?;
     server.name = name.unwrap_or_default();
     if let Some(discover) = discover {
         check_host::<DB>(place, &server, discover)?;
@@ -100,7 +106,7 @@ fn check_host<DB: Driver>(
 }
 
 fn check_verified_host<DB: Driver>(place: &Place, settings: &Settings) -> Result<(), ConfigError> {
-    let options = DB::options(settings, Access::ReadSlave);
+    let options = DB::options(settings, Access::SlaveReads);
     match options.ok().and_then(|options| DB::verified_host(&options)) {
         Some(VerifiedHost { asked_by, without }) => {
             let problem = format!(
@@ -181,8 +187,7 @@ pub(super) fn check_writers<DB: Driver>(
         let options = DB::options(settings, access)?;
         Ok(DB::user(&options).map(str::to_owned))
     };
-    let writer =
-        user(&master.settings, Access::ReadWrite).map_err(|problem| section.error("url", problem))?;
+    let writer = user(&master.settings, Access::Writes).map_err(|problem| section.error("url", problem))?;
     for (index, SlaveConfig { server, write_url, log, discover, .. }) in slaves.iter().enumerate() {
         let place = section.inner(&key(index));
         match write_url {
@@ -193,7 +198,7 @@ pub(super) fn check_writers<DB: Driver>(
             }
             Some(url) => {
                 let settings = Settings { url: url.clone(), ..server.settings.clone() };
-                let writes = ServerConfig::new::<DB>(&place, "write_url", settings, Access::ReadWrite)?;
+                let writes = ServerConfig::new::<DB>(&place, "write_url", settings, Access::Writes)?;
                 let others = slaves.iter().enumerate().filter(|(other, _)| *other != index);
                 let mut others = others.map(|(_, slave)| &slave.server).chain([master]);
                 if others.any(|other| writes.is_same_place(other)) {
@@ -205,7 +210,7 @@ pub(super) fn check_writers<DB: Driver>(
             }
             // A slave of another system does not become the master.
             None if follow_promotion && *log == SlaveLog::Masters => {
-                let reader = user(&server.settings, Access::ReadSlave);
+                let reader = user(&server.settings, Access::SlaveReads);
                 let reader = reader.map_err(|problem: String| section.error(&key(index), problem))?;
                 if let (Some(reader), Some(writer)) = (&reader, &writer)
                     && reader != writer

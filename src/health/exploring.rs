@@ -8,7 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 use rocket::tokio::sync::{Notify, watch};
 
-use super::{AtomicState, Health, Mastership, Way};
+use super::{AtomicState, Health, Mastership, Proxy};
 
 impl Health {
     /// Copies the health into a process with a mastership of its own, for a search through states.
@@ -36,11 +36,11 @@ impl Health {
             instance: u64_of(&self.instance),
             shared_until: u64_of(&self.shared_until),
             is_pooled: AtomicBool::new(self.is_pooled()),
-            way: Way::default(),
+            proxy: Proxy::default(),
             replayed: ArcSwapOption::new(self.replayed.load_full()),
             lag: u64_of(&self.lag),
             copied: self.copied.clone(),
-            lets_in: AtomicBool::new(self.lets_in.load(Ordering::Relaxed)),
+            accepts_login: AtomicBool::new(self.accepts_login.load(Ordering::Relaxed)),
             counts: Arc::default(),
             #[cfg(feature = "status")]
             history: std::sync::Mutex::default(),

@@ -12,12 +12,12 @@ use arc_swap::ArcSwapOption;
 use log::{error, info, warn};
 use rocket::tokio::sync::{Notify, watch};
 
-use crate::backend::{Copied, Instance, NotTheMaster, is_login_refused};
+use crate::backend::{Access, Copied, Instance, NotTheMaster, is_login_refused};
 use crate::config::{PinnedWithoutMaster, SlaveLog};
 use crate::one_line::{Message, OneLine};
 use crate::position::{Lag, Position};
 
-use path::Way;
+use proxy::Proxy;
 use state::AtomicState;
 
 mod counts;
@@ -26,7 +26,7 @@ mod exploring;
 mod history;
 mod lateness;
 mod mastership;
-mod path;
+mod proxy;
 mod state;
 mod verdict;
 
@@ -35,8 +35,7 @@ pub(crate) use counts::ServerCounts;
 #[cfg(feature = "status")]
 pub(crate) use history::{History, LAG_PERIOD, LagSample};
 pub(crate) use mastership::{Mastership, ServerId, Term};
-pub(crate) use path::{Enforced, Path};
-pub(crate) use state::Use;
+pub(crate) use proxy::{Enforced, Pooling};
 pub use state::{NodeState, NodeStatus, Role};
 
 pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Look, Succession, Verdict, Verdicts, Why};
@@ -56,7 +55,7 @@ struct Replayed {
 pub(crate) enum Subject {
     Server,
     /// The address by which reads go to the master, where that is another one: `read_url`.
-    MasterReads,
+    ReadUrl,
 }
 
 pub(crate) struct Health {
@@ -95,14 +94,14 @@ pub(crate) struct Health {
     /// True behind a pooler that gives each transaction the connection that is free. No connection leads to a certain
     /// instance or session there.
     is_pooled: AtomicBool,
-    way: Way,
+    proxy: Proxy,
     replayed: ArcSwapOption<Replayed>,
     /// The lag in milliseconds, or [`UNKNOWN`].
     lag: AtomicU64,
     /// The copy, for a slave that this crate copies itself.
     copied: OnceLock<Copied>,
     /// False if the latest error was a refused login.
-    lets_in: AtomicBool,
+    accepts_login: AtomicBool,
     counts: Arc<ServerCounts>,
     #[cfg(feature = "status")]
     history: Mutex<History>,
@@ -141,11 +140,11 @@ impl Health {
             instance: AtomicU64::new(0),
             shared_until: AtomicU64::new(0),
             is_pooled: AtomicBool::new(false),
-            way: Way::default(),
+            proxy: Proxy::default(),
             replayed: ArcSwapOption::empty(),
             lag: AtomicU64::new(UNKNOWN),
             copied: OnceLock::new(),
-            lets_in: AtomicBool::new(true),
+            accepts_login: AtomicBool::new(true),
             counts: Arc::default(),
             #[cfg(feature = "status")]
             history: Mutex::default(),
@@ -153,7 +152,7 @@ impl Health {
     }
 
     /// Marks a server that was discovered at run time. It serves after one good probe.
-    pub(crate) fn is_new(&self) {
+    pub(crate) fn mark_new(&self) {
         self.state.turn(NodeState::New);
     }
 
@@ -215,21 +214,24 @@ impl Health {
     }
 
     /// True if a session that has chosen the server can go on with it.
-    pub(crate) fn answers(&self, wanted: Use) -> bool {
+    pub(crate) fn answers(&self, wanted: Access) -> bool {
         match self.state.load() {
             NodeState::New | NodeState::Suspect => false,
             NodeState::Down => self.is_returning(),
-            NodeState::Standby => wanted == Use::SlaveReads,
-            NodeState::Contested => wanted != Use::Writes,
+            NodeState::Standby => wanted == Access::SlaveReads,
+            NodeState::Contested => wanted != Access::Writes,
             _ => true,
         }
     }
 
     /// The error message for a request that is refused a connection.
-    pub(crate) fn why_not(&self, wanted: Use) -> String {
+    pub(crate) fn why_not(&self, wanted: Access) -> String {
         match self.state.load() {
-            NodeState::Contested if wanted == Use::Writes => {
-                format!("the {self} is not written to while another server of its system takes writes, too: stop one of the two")
+            NodeState::Contested if wanted == Access::Writes => {
+                format!(
+                    "the {self} is not written to while another server of its system takes writes, too: stop one of \
+                     them"
+                )
             }
             NodeState::Standby => format!("the {self} takes no writes: it is in recovery, or read-only"),
             _ => format!("the {self} cannot be reached"),
@@ -297,7 +299,7 @@ impl Health {
 
     /// Closes all connections after the server refused a write, as it would refuse all others. Another server may be
     /// the master, and the address may lead there. Each new connection asks for the role.
-    pub(crate) fn takes_no_writes(&self) {
+    pub(crate) fn refused_write(&self) {
         self.next_generation();
         self.request_probe();
     }
@@ -306,10 +308,10 @@ impl Health {
         if NotTheMaster::of(error) == Some(NotTheMaster::Split) {
             self.found_split();
         }
-        let lets_in = !is_login_refused(error);
+        let accepts_login = !is_login_refused(error);
         let error = OneLine(Message(error));
-        let did_let_in = self.lets_in.swap(lets_in, Ordering::AcqRel);
-        match (did_let_in, lets_in) {
+        let accepted_login = self.accepts_login.swap(accepts_login, Ordering::AcqRel);
+        match (accepted_login, accepts_login) {
             _ if self.is_leaving.load(Ordering::Acquire) => {}
             (true, false) => error!(
                 "The {self} answers, but refuses the login: {error}. This is no outage: correct user, password or \
@@ -334,7 +336,7 @@ impl Health {
 
     /// Records a probe for which the server had no connection to spare. It can serve by the connections that are open
     /// already.
-    pub(crate) fn is_full(&self) {
+    pub(crate) fn found_full(&self) {
         if self.state.load() == NodeState::Suspect {
             self.turn(NodeState::Up, "");
         }
@@ -354,7 +356,7 @@ impl Health {
                     (_, NodeState::New | NodeState::Suspect | NodeState::NotCopied) => true,
                     // No other server stands in for it.
                     (Role::Master, _) => true,
-                    _ if self.subject == Subject::MasterReads => true,
+                    _ if self.subject == Subject::ReadUrl => true,
                     (Role::Slave, _) => successes >= SUCCESSES || first,
                 };
                 if !proved {
@@ -378,7 +380,7 @@ impl Health {
             }
         }
         if !matches!(state, NodeState::Suspect | NodeState::Down) {
-            self.lets_in.store(true, Ordering::Release);
+            self.accepts_login.store(true, Ordering::Release);
         }
         match state {
             _ if before == state || self.is_leaving.load(Ordering::Acquire) => {}
@@ -387,13 +389,13 @@ impl Health {
             // As loud as the line that it takes back: Rocket's level `critical` shows warnings, and nothing below.
             NodeState::Up => warn!("The {self} is back."),
             // The line about the refused login has said what is wrong, and that it is no outage.
-            NodeState::Suspect | NodeState::Down if !self.lets_in.load(Ordering::Acquire) => {}
+            NodeState::Suspect | NodeState::Down if !self.accepts_login.load(Ordering::Acquire) => {}
             NodeState::Suspect | NodeState::Down => {
                 warn!("The {self} cannot be used: {more}. {}", self.left_alone());
             }
             NodeState::Diverged => error!(
-                "The {self} has replayed transactions that the master, asked afterwards, does not have: leaving it out, \
-                 because readers could see rows that do not exist elsewhere. {more}"
+                "The {self} has replayed transactions that the master, asked afterwards, does not have: leaving it \
+                 out, because readers could see rows that do not exist elsewhere. {more}"
             ),
             NodeState::Behind => {
                 warn!("The {self} is {more} behind: leaving it out until it has caught up (`max_lag`).")
@@ -409,7 +411,8 @@ impl Health {
             }
             NodeState::Promoted => {
                 warn!(
-                    "The {self} was promoted, but is not the master: it serves reads only while no other server can.{more}"
+                    "The {self} was promoted, but is not the master: it serves reads only while no other server \
+                     can.{more}"
                 )
             }
             NodeState::Contested => error!("{more}"),
@@ -421,7 +424,8 @@ impl Health {
             }
             NodeState::Stranger => {
                 error!(
-                    "The {self} does not replay the log of the master, but belongs to another system: leaving it out. {more}"
+                    "The {self} does not replay the log of the master, but belongs to another system: leaving it out. \
+                     {more}"
                 )
             }
             NodeState::Standby => match self.subject {
@@ -430,7 +434,7 @@ impl Health {
                      another server. If that does not happen by itself, promote it, or name the server that takes \
                      writes as `url`."
                 ),
-                Subject::MasterReads => error!(
+                Subject::ReadUrl => error!(
                     "The {self} leads to a server that takes no writes: {more}. No pinned read is served there. Give \
                      `read_url` an address of the master."
                 ),
@@ -442,13 +446,13 @@ impl Health {
     /// What follows for the application from a server that does not answer.
     fn left_alone(&self) -> &'static str {
         match (self.subject, self.role()) {
-            (Subject::MasterReads, _) => {
+            (Subject::ReadUrl, _) => {
                 "Leaving it alone until it answers. Until then, pinned reads fail with 503, or go to slaves \
                  (`pinned_without_master`)."
             }
             (Subject::Server, Role::Master) => {
-                "Leaving it alone until it answers. Until then, or until another server is the master, writes fail with \
-                 503."
+                "Leaving it alone until it answers. Until then, or until another server is the master, writes fail \
+                 with 503."
             }
             (Subject::Server, Role::Slave) => {
                 "Leaving it alone until it answers. Until then, its reads go to other servers."
@@ -487,7 +491,7 @@ impl Health {
         (took * 10).max(Duration::from_millis(100)).min(most)
     }
 
-    pub(crate) fn probe_took(&self, took: Duration) {
+    pub(crate) fn record_probe_time(&self, took: Duration) {
         self.probe_took.store(millis(took), Ordering::Release);
     }
 
@@ -498,7 +502,7 @@ impl Health {
 
     /// Records the instance that the monitor's connection leads to from now on. Returns the instance if the address has
     /// moved there from another one. Connections of earlier generations are closed then.
-    pub(crate) fn arrived(&self, instance: Option<Instance>) -> Option<Instance> {
+    pub(crate) fn record_instance(&self, instance: Option<Instance>) -> Option<Instance> {
         let before = self.instance();
         self.instance.store(instance.map_or(0, Instance::to_bits), Ordering::Release);
         let (before, instance) = before.zip(instance)?;
@@ -521,7 +525,7 @@ impl Health {
 
     /// Records that two instances have answered at this address at the same time. [`is_shared`](Self::is_shared) stays
     /// true for `lasts`.
-    pub(crate) fn share(&self, lasts: Duration) {
+    pub(crate) fn mark_shared(&self, lasts: Duration) {
         let until = self.now() + millis(lasts);
         if self.shared_until.swap(until, Ordering::AcqRel) == 0 {
             warn!(
@@ -557,15 +561,20 @@ impl Health {
     /// Records the position and the instance that a look at the server found, which began at `seen`.
     ///
     /// The position of a slave that replays another log than the master's says nothing: [`replay_of`](Self::replay_of).
-    pub(crate) fn saw(&self, position: Position, instance: Option<Instance>, seen: Instant) {
+    pub(crate) fn record_position(&self, position: Position, instance: Option<Instance>, seen: Instant) {
         self.replayed.store(Some(Arc::new(Replayed { position, instance, seen })));
     }
 
-    /// Records the position as [`saw`](Self::saw) does, for a connection of a request. Ignores the position of any
-    /// other instance than the monitor's.
-    pub(crate) fn told(&self, position: Position, instance: Option<Instance>, asked: Instant) {
+    /// Records the position that an instance answered to a request, as [`record_position`](Self::record_position) does.
+    /// Ignores the position of any other instance than the monitor's.
+    pub(crate) fn record_answered_position(
+        &self,
+        position: Position,
+        instance: Option<Instance>,
+        asked: Instant,
+    ) {
         if instance.is_some() && self.instance() == instance {
-            self.saw(position, instance, asked);
+            self.record_position(position, instance, asked);
         }
     }
 
@@ -596,7 +605,7 @@ impl Health {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn follows(&self, copied: Copied) {
+    pub(crate) fn set_copied(&self, copied: Copied) {
         let _ = self.copied.set(copied);
     }
 
@@ -678,7 +687,7 @@ impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.subject {
             Subject::Server => write!(f, "{} `{}`", self.role(), self.name)?,
-            Subject::MasterReads => f.write_str("master's `read_url`")?,
+            Subject::ReadUrl => f.write_str("master's `read_url`")?,
         }
         write!(f, " of database `{}`", self.database)
     }

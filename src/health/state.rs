@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use crate::backend::Access;
-
 /// The two kinds of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
@@ -76,7 +74,7 @@ pub enum NodeState {
     ///
     /// Make it replicate the master, or make it the master in the configuration.
     SecondMaster,
-    /// A slave whose promotion this process has seen, while the master in office has not answered since. It still has
+    /// A slave whose promotion this process has seen, while the present master has not answered since. It still has
     /// everything that it had as a slave. It is read from while neither the master nor another slave can be.
     ///
     /// Make it the master in the configuration. With `follow_promotion`, it becomes the master by itself once the master has
@@ -175,26 +173,6 @@ pub struct NodeStatus {
     pub busy: u32,
     /// The state of the master's `read_url`, where that is another address than `url`.
     pub read_url: Option<NodeState>,
-}
-
-/// The purpose for which a server is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
-    Writes,
-    /// Reads at the master, which see all that was written.
-    MasterReads,
-    /// Reads at a slave.
-    SlaveReads,
-}
-
-impl From<Access> for Use {
-    fn from(access: Access) -> Self {
-        match access {
-            Access::ReadWrite => Self::Writes,
-            Access::ReadMaster => Self::MasterReads,
-            Access::ReadSlave => Self::SlaveReads,
-        }
-    }
 }
 
 /// A state that several threads change.

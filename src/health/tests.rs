@@ -50,9 +50,9 @@ fn a_slave_that_was_not_used_has_to_prove_itself_twice() {
 fn one_good_probe_is_enough_for_the_master_for_a_suspect_and_at_first() {
     let master = server(Role::Master);
     master.went_down(&sqlx::Error::WorkerCrashed);
-    assert!(!master.answers(Use::Writes));
+    assert!(!master.answers(Access::Writes));
     probed(&master, NodeState::Up);
-    assert!(master.is_usable() && master.answers(Use::Writes));
+    assert!(master.is_usable() && master.answers(Access::Writes));
 
     let slave = server(Role::Slave);
     slave.suspect(&sqlx::Error::WorkerCrashed);
@@ -72,9 +72,9 @@ fn what_is_no_first_choice_may_be_the_last() {
 
     let slave = server(Role::Slave);
     slave.went_down(&sqlx::Error::WorkerCrashed);
-    assert!(!slave.is_last_resort(Stale) && !slave.answers(Use::SlaveReads), "it does not answer");
+    assert!(!slave.is_last_resort(Stale) && !slave.answers(Access::SlaveReads), "it does not answer");
     probed(&slave, NodeState::Up);
-    assert!(slave.is_last_resort(Fail) && slave.answers(Use::SlaveReads), "it is on its way back");
+    assert!(slave.is_last_resort(Fail) && slave.answers(Access::SlaveReads), "it is on its way back");
     slave.set_taken_out(true);
     assert!(!slave.is_last_resort(Stale), "somebody has taken it out");
 
@@ -106,7 +106,7 @@ fn a_position_counts_for_its_instance_and_for_connections_that_are_older_than_th
     let here = Position::Time(100);
     let (before, after) = (Instant::now(), Instant::now() + Duration::from_secs(1));
     assert_eq!(slave.replay_of(&here), Replay::Behind);
-    slave.saw(here.clone(), ours, before);
+    slave.record_position(here.clone(), ours, before);
     assert!(slave.has_replayed(&here, ours, before));
     assert!(!slave.has_replayed(&here, ours, after), "the server may have recovered from a crash");
     assert!(!slave.has_replayed(&here, other, before), "the address leads to another server, too");
@@ -114,7 +114,7 @@ fn a_position_counts_for_its_instance_and_for_connections_that_are_older_than_th
     assert!(!slave.has_replayed(&Position::Time(101), ours, before));
     assert_eq!(slave.replay_of(&Position::Lsn { timeline: 1, lsn: 1 }), Replay::Elsewhere);
 
-    slave.saw(here.clone(), None, before);
+    slave.record_position(here.clone(), None, before);
     assert!(!slave.has_replayed(&here, None, before), "two who are unknown need not be the same");
 
     slave.went_down(&sqlx::Error::WorkerCrashed);
@@ -137,11 +137,11 @@ fn a_slave_that_was_discovered_serves_after_one_good_probe() {
         let mastership = Arc::new(Mastership::new(ServerId(0)));
         let health =
             Health::new(ServerId(1), Subject::Server, "app", Arc::from("db"), SlaveLog::Masters, mastership);
-        health.is_new();
+        health.mark_new();
         health
     };
     let slave = new();
-    assert!(!slave.is_usable() && !slave.answers(Use::SlaveReads));
+    assert!(!slave.is_usable() && !slave.answers(Access::SlaveReads));
     assert!(!slave.is_last_resort(PinnedWithoutMaster::Stale));
     probed(&slave, NodeState::Up);
     assert!(slave.is_usable());
@@ -155,10 +155,10 @@ fn a_slave_that_was_discovered_serves_after_one_good_probe() {
 fn a_suspect_that_is_full_serves_by_the_connections_that_it_has() {
     let slave = server(Role::Slave);
     slave.suspect(&sqlx::Error::WorkerCrashed);
-    slave.is_full();
+    slave.found_full();
     assert!(slave.is_usable());
     slave.went_down(&sqlx::Error::WorkerCrashed);
-    slave.is_full();
+    slave.found_full();
     assert!(!slave.is_usable(), "one that is down has no connections any more");
 }
 
@@ -166,9 +166,9 @@ fn a_suspect_that_is_full_serves_by_the_connections_that_it_has() {
 fn a_contested_master_is_read_from_but_not_written_to() {
     let master = server(Role::Master);
     probed(&master, NodeState::Contested);
-    assert!(master.answers(Use::MasterReads) && !master.answers(Use::Writes));
+    assert!(master.answers(Access::MasterReads) && !master.answers(Access::Writes));
     probed(&master, NodeState::Up);
-    assert!(master.answers(Use::Writes));
+    assert!(master.answers(Access::Writes));
 }
 
 #[test]

@@ -115,9 +115,9 @@ pub(crate) struct Verdicts {
     /// The server of `url`.
     configured: ServerId,
     master: ServerId,
-    /// The number of servers that were master before the one in office, at whatever address.
+    /// The number of servers that were master before the present one, at whatever address.
     number: u32,
-    /// The process of the master in office, as it was last seen to take writes.
+    /// The process of the present master, as it was last seen to take writes.
     process: Option<Instance>,
     /// True once this process has seen that no other server took writes when it began, or has followed a new master.
     confirmed: bool,
@@ -164,7 +164,7 @@ struct Record {
     looked: Option<Instant>,
     /// The latest role that the server told. It is kept when the server fails.
     role: ReportedRole,
-    /// When the server first took writes after it had been a slave. `None` for the master in office.
+    /// When the server first took writes after it had been a slave. `None` for the present master.
     promoted: Option<Instant>,
 }
 
@@ -349,7 +349,7 @@ impl Verdicts {
     }
 
     /// Records the instance that the connection of the next finding leads to.
-    pub(crate) fn arrived(&mut self, server: ServerId, instance: Option<Instance>) {
+    pub(crate) fn record_instance(&mut self, server: ServerId, instance: Option<Instance>) {
         if let Some(record) = self.servers.get_mut(&server) {
             if record.instance != instance {
                 record.ahead = None;
@@ -422,7 +422,7 @@ impl Verdicts {
         let mut verdict = Verdict::default();
         if let Some((new, succession)) = self.successor().filter(|_| self.checks.follow_promotion) {
             (verdict.new_master, verdict.succession) = (Some(new), succession);
-            self.pass_office(new, succession);
+            self.pass_mastership(new, succession);
         }
         let master = self.servers.entry(self.master).or_default();
         (master.promoted, master.judged, master.role) = (None, None, ReportedRole::Master);
@@ -467,7 +467,7 @@ impl Verdicts {
         verdict
     }
 
-    fn pass_office(&mut self, new: ServerId, succession: Succession) {
+    fn pass_mastership(&mut self, new: ServerId, succession: Succession) {
         let former = std::mem::replace(&mut self.master, new);
         self.confirmed = true;
         if succession == Succession::Promotion {
@@ -798,7 +798,7 @@ impl Verdicts {
         }
     }
 
-    /// The state of a server that takes writes and is not the master in office. If this process has seen the server as
+    /// The state of a server that takes writes and is not the present master. If this process has seen the server as
     /// a slave, it was promoted. A master that answers a later look may write what the promoted server never gets. A
     /// server that was never seen as a slave may be an old master that came back. The other servers lack its latest
     /// writes.
@@ -894,7 +894,7 @@ impl Verdicts {
         successors.next().is_none().then_some((*first, Succession::Promotion))
     }
 
-    /// Another address that leads to the process of the master in office. After a failover behind a balancer, the
+    /// Another address that leads to the process of the present master. After a failover behind a balancer, the
     /// address of the slaves leads to the new master for some checks. Writes go to `url` as soon as it leads to that
     /// process. They go to any other address only once the master's address leads elsewhere.
     fn other_way(&self) -> Option<ServerId> {
@@ -914,7 +914,7 @@ impl Verdicts {
     /// the master's rival. Any other server may be an old master that came back. `url` needs neither proof, because its
     /// address may lead to another server by now.
     ///
-    /// PostgreSQL begins a later timeline of the same system. `url` may be on the timeline of the master in office,
+    /// PostgreSQL begins a later timeline of the same system. `url` may be on the timeline of the present master,
     /// after a restart: then it has all that is known of that timeline. With MySQL and MariaDB, the server has all
     /// transactions that the master is known to have, also those that the master tells as a slave.
     fn succeeds(&self, server: ServerId, record: &Record) -> bool {

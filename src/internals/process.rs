@@ -11,11 +11,11 @@ use time::OffsetDateTime;
 pub use crate::backend::Instance;
 use crate::backend::{Access, Observation};
 use crate::config::{Checks, PinnedWithoutMaster, ReadShare, SlaveLog, UnknownLag};
-use crate::health::{Finding, Health, Mastership, Role, ServerId, Subject, Use, Verdicts};
+use crate::health::{Finding, Health, Mastership, Role, ServerId, Subject, Verdicts};
 use crate::pin::{Evidence, Needed, Window};
 use crate::position::Position;
 use crate::routing::{
-    CatchUp, Client, Drawn, Failed, Found, Intent, Pinned, Situation, SlaveSet, Slaves, Target, choose,
+    CatchUp, Client, Drawn, Facts, Failed, Intent, Pinned, Situation, SlaveSet, Slaves, Target, choose,
     is_current, stays,
 };
 use crate::{NodeState, Reason};
@@ -161,8 +161,7 @@ impl Process {
 
     /// True if a server that was chosen may be asked for a connection.
     pub fn answers(&self, server: usize, access: Access) -> bool {
-        let wanted = Use::from(access);
-        self.servers[server].answers(wanted)
+        self.servers[server].answers(access)
     }
 
     /// The generation of a connection that is opened now.
@@ -183,12 +182,12 @@ impl Process {
     /// Notes that the monitor's new connection leads to this instance. Returns true if connections to all others are
     /// dead.
     pub fn arrived(&self, server: usize, instance: Instance) -> bool {
-        self.servers[server].arrived(Some(instance)).is_some()
+        self.servers[server].record_instance(Some(instance)).is_some()
     }
 
     /// Notes that two instances have answered at the same time.
     pub fn share(&self, server: usize) {
-        self.servers[server].share(std::time::Duration::from_secs(3600));
+        self.servers[server].mark_shared(std::time::Duration::from_secs(3600));
     }
 
     /// Ends a probe that began at `began`, on a connection to `instance`. A failed probe has no observation. `state_of`
@@ -213,7 +212,7 @@ impl Process {
             }
         };
         if let Finding::Observed(_) = finding {
-            verdicts.arrived(health.id(), instance);
+            verdicts.record_instance(health.id(), instance);
         }
         let verdict = verdicts.judge(health.id(), health.log(), began, &finding);
         health.set_lag(verdict.lag);
@@ -228,7 +227,7 @@ impl Process {
         if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
             (health.role(), finding)
         {
-            health.saw(position, instance, began);
+            health.record_position(position, instance, began);
         }
         health.probes.send_modify(|probes| *probes += 1);
         verdict.new_master.is_some()
@@ -260,7 +259,7 @@ impl Process {
         asked: Instant,
     ) -> bool {
         let has_replayed = replayed.includes(needed);
-        self.servers[server].told(replayed, Some(instance), asked);
+        self.servers[server].record_answered_position(replayed, Some(instance), asked);
         has_replayed
     }
 
@@ -290,12 +289,12 @@ impl Process {
             pinned_without_master,
         };
         let catch_up_timeout = Duration::from_millis(50);
-        let found = Found { servers: &drawn, pin, failed: &failed, pinned_without_master, catch_up_timeout };
-        let (target, reason) = choose(situation, &found);
+        let facts = Facts { servers: &drawn, pin, failed: &failed, pinned_without_master, catch_up_timeout };
+        let (target, reason) = choose(situation, &facts);
         let (server, access) = match target {
-            Target::MasterReadWrite => (master, Access::ReadWrite),
-            Target::MasterReadOnly => (master, Access::ReadMaster),
-            Target::Slave(slave) => (slave, Access::ReadSlave),
+            Target::Writes => (master, Access::Writes),
+            Target::MasterReads => (master, Access::MasterReads),
+            Target::Slave(slave) => (slave, Access::SlaveReads),
         };
         Route { server, access, reason, term: Term(term) }
     }

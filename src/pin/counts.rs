@@ -53,7 +53,8 @@ impl PinRefusal {
     fn remedy(self) -> Option<&'static str> {
         match self {
             Self::Forged => Some(
-                "it does not have the form of a pin. A proxy on the way may change cookies, or a client tries to forge one",
+                "it does not have the form of a pin. A proxy on the way may change cookies, or a client tries to \
+                 forge one",
             ),
             Self::Foreign => {
                 Some("it was signed with another key. Give all servers of the application one `secret_key`")
@@ -107,8 +108,8 @@ impl PinCounts {
         if let Some(more) = self.warnings[cause.number()].pass() {
             let more = if more > 0 { format!(" ({more} more since the line before)") } else { String::new() };
             warn!(
-                "A pin of database `{database}` is not believed ({cause}): {remedy}. Its client may miss its own writes. \
-                 For each cause, there is one such line a minute at most{more}."
+                "A pin of database `{database}` is not believed ({cause}): {remedy}. Its client may miss its own \
+                 writes. For each cause, there is one such line a minute at most{more}."
             );
         }
     }

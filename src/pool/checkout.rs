@@ -216,14 +216,14 @@ impl<DB: Driver> Drop for Held<DB> {
 
 /// The connection that a session keeps between two statements, unless other requests wait for one. As a rule, only the
 /// first and the last statement of a session involve the pool, which all sessions share.
-pub(crate) struct Sticky<DB: Driver> {
+pub(crate) struct KeptConnection<DB: Driver> {
     /// Weak, because a handle may outlive the connection by hours. The connection owns its state. While the connection
     /// is kept, the state in turn owns the connection.
     state: Weak<ConnectionState<DB>>,
     asker: Asker,
 }
 
-impl<DB: Driver> Sticky<DB> {
+impl<DB: Driver> KeptConnection<DB> {
     /// Keeps the connection of a finished statement for the session's next one. Puts it back and returns `None` if it
     /// may not be kept.
     pub(crate) fn new(checkout: Checkout<DB>, asker: Asker) -> Option<Self> {
@@ -257,14 +257,14 @@ impl<DB: Driver> Sticky<DB> {
     pub(crate) fn claim(&self, pool: &Arc<Pool<DB>>) -> Option<Checkout<DB>> {
         let state = self.state.upgrade().filter(|state| state.is_of(pool))?;
         let permit = state.claim(self.asker)?;
-        if !pool.health.answers(pool.wanted()) {
+        if !pool.health.answers(pool.access) {
             return None;
         }
         Checkout::of_trusted(permit, Instant::now()).ok()
     }
 }
 
-impl<DB: Driver> Drop for Sticky<DB> {
+impl<DB: Driver> Drop for KeptConnection<DB> {
     fn drop(&mut self) {
         drop(self.state.upgrade().and_then(|state| state.claim(self.asker)));
     }

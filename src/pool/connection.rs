@@ -22,7 +22,7 @@ use super::holder::{Asker, Holder};
 use super::read_only::Told;
 use super::{Permit, Pool};
 use crate::backend::keepalive::keep_alive;
-use crate::backend::{Conn, Driver, Instance, Left, Options, Prepared, SessionId};
+use crate::backend::{Conn, ConnectionInfo, Driver, Instance, Left, Options, SessionId};
 use crate::sync::Mutex;
 
 /// A connection that the pool or a checkout holds. It is boxed, because each future that passes it on would otherwise
@@ -41,7 +41,7 @@ pub(crate) struct ConnectionState<DB: Driver> {
     /// How long the connection is used. Drawn at random, so that connections opened together do not end together.
     lifetime: Duration,
     generation: u64,
-    prepared: OnceLock<Prepared>,
+    info: OnceLock<ConnectionInfo>,
     /// Milliseconds since `opened`: when it was last known to work.
     verified: AtomicU64,
     /// Milliseconds since `opened`: when it was last used, and not only pinged.
@@ -60,7 +60,7 @@ pub(crate) struct ConnectionState<DB: Driver> {
 
 impl<DB: Driver> Drop for ConnectionState<DB> {
     fn drop(&mut self) {
-        if self.prepared.get().is_some() {
+        if self.info.get().is_some() {
             self.counts.closed.add(self.closing.get());
         }
     }
@@ -72,7 +72,7 @@ pub(super) fn lifetime(max: Duration) -> Duration {
 }
 
 impl<DB: Driver> Connection<DB> {
-    /// Opens a connection, prepares it and learns which server instance it leads to.
+    /// Opens a connection, sets it up and learns which server instance it leads to.
     pub(super) async fn open(
         pool: &Pool<DB>,
         options: Options<DB>,
@@ -95,7 +95,7 @@ impl<DB: Driver> Connection<DB> {
             opened: Instant::now(),
             lifetime: lifetime(pool.max_lifetime),
             generation: pool.health().generation(),
-            prepared: OnceLock::new(),
+            info: OnceLock::new(),
             verified: AtomicU64::new(0),
             used: AtomicU64::new(0),
             busy_since: AtomicU64::new(0),
@@ -128,18 +128,18 @@ impl<DB: Driver> Connection<DB> {
         if told == Told::ToBeReadOnly {
             DB::make_read_only(&mut conn).await?;
         }
-        let mut prepared = DB::prepare(&mut conn, pool.access()).await?;
-        prepared.accept(pool.access())?;
+        let mut info = DB::set_up(&mut conn, pool.access()).await?;
+        info.accept(pool.access())?;
         if !pool.prepared_statements() || pool.health().is_pooled() {
             // A pooler that gives each transaction any free connection hides which server and session answer.
-            prepared = Prepared { read_only: prepared.read_only, ..Prepared::default() };
+            info = ConnectionInfo { read_only: info.read_only, ..ConnectionInfo::default() };
         }
-        if pool.access().writes() && prepared.read_only {
+        if pool.access().writes() && info.read_only {
             // A proxy that splits reads from writes has asked a slave. The writes of this connection run in another
             // session.
-            prepared.session = None;
+            info.session = None;
         }
-        let _ = state.prepared.set(prepared);
+        let _ = state.info.set(info);
         pool.counts().opened.add(state.opened.elapsed());
         state.verify(Instant::now());
         Ok(Box::new(Self { conn, state, single }))
@@ -207,16 +207,16 @@ impl<DB: Driver> ConnectionState<DB> {
         now.saturating_duration_since(used)
     }
 
-    pub(super) fn prepared(&self) -> Prepared {
-        self.prepared.get().copied().unwrap_or_default()
+    pub(super) fn info(&self) -> ConnectionInfo {
+        self.info.get().copied().unwrap_or_default()
     }
 
     pub(crate) fn instance(&self) -> Option<Instance> {
-        self.prepared().instance
+        self.info().instance
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {
-        self.prepared().session
+        self.info().session
     }
 
     /// Notes that the server has answered on this connection.
@@ -370,7 +370,7 @@ impl<DB: Driver> ConnectionState<DB> {
         self.reused.store(false, Ordering::Release);
         tokio::spawn(async move {
             // sqlx pings once more before it releases the connection. If the ping fails, sqlx opens another
-            // connection, which was never prepared.
+            // connection, which was never set up.
             let conn = match timeout(pool.check_timeout(), single.acquire()).await {
                 Ok(Ok(conn)) => conn,
                 Ok(Err(_)) | Err(_) => return self.close(CloseCause::Failed),

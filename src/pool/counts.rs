@@ -32,9 +32,9 @@ impl PoolUse {
 
     pub(crate) fn of(access: Access) -> Self {
         match access {
-            Access::ReadWrite => Self::Writes,
-            Access::ReadMaster => Self::MasterReads,
-            Access::ReadSlave => Self::SlaveReads,
+            Access::Writes => Self::Writes,
+            Access::MasterReads => Self::MasterReads,
+            Access::SlaveReads => Self::SlaveReads,
         }
     }
 }

@@ -23,7 +23,7 @@ use rocket::tokio::runtime::Handle;
 use sqlx::ConnectOptions;
 
 use crate::backend::{Access, Driver, Fault, Instance, NotTheMaster, Options, Settings};
-use crate::health::{Health, Role, Use};
+use crate::health::{Health, Role};
 use crate::sync::{Mutex, MutexGuard};
 use crate::throttle::Throttle;
 
@@ -43,13 +43,13 @@ mod tests;
 mod upkeep;
 mod watch;
 
-pub(crate) use checkout::{Checkout, Held, Sticky};
+pub(crate) use checkout::{Checkout, Held, KeptConnection};
 pub(crate) use connection::ConnectionState;
 pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
 pub(crate) use custody::{Ended, Lending};
 pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
-pub(crate) use sessions::Session;
+pub(crate) use sessions::ServerSession;
 pub(crate) use watch::{Outcome, OutcomeUnknown, StatementError, Watch};
 
 use connection::PooledConnection;
@@ -206,8 +206,8 @@ impl<DB: Driver> Pool<DB> {
     /// The role in which the pool uses its server.
     pub(crate) fn role(&self) -> Role {
         match self.access {
-            Access::ReadWrite | Access::ReadMaster => Role::Master,
-            Access::ReadSlave => Role::Slave,
+            Access::Writes | Access::MasterReads => Role::Master,
+            Access::SlaveReads => Role::Slave,
         }
     }
 
@@ -271,13 +271,9 @@ impl<DB: Driver> Pool<DB> {
         self.queue.free() > 0
     }
 
-    fn wanted(&self) -> Use {
-        self.access.into()
-    }
-
     /// Checks out a connection.
     pub(crate) async fn check_out(self: &Arc<Self>, asker: Asker) -> Result<Checkout<DB>, Failure> {
-        if !self.health.answers(self.wanted()) {
+        if !self.health.answers(self.access) {
             return Err(Failure::Unreachable(self.unreachable()));
         }
         let began = Instant::now();
@@ -471,7 +467,7 @@ impl<DB: Driver> Pool<DB> {
             if elsewhere == Some(NotTheMaster::Split) {
                 self.health.found_split();
             }
-            if elsewhere.is_none() || !self.health.answers(Use::MasterReads) {
+            if elsewhere.is_none() || !self.health.answers(Access::MasterReads) {
                 return opened;
             }
             self.health.request_probe();
@@ -537,7 +533,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     fn unreachable(&self) -> sqlx::Error {
-        io::Error::new(io::ErrorKind::NotConnected, self.health.why_not(self.wanted())).into()
+        io::Error::new(io::ErrorKind::NotConnected, self.health.why_not(self.access)).into()
     }
 
     /// Warns of a transaction that `holder` has left open on a connection.

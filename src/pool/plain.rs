@@ -9,7 +9,7 @@ use sqlx::pool::PoolOptions;
 use super::Pool;
 use crate::backend::keepalive::keep_alive;
 use crate::backend::{Access, Driver};
-use crate::health::{Health, Path};
+use crate::health::{Health, Pooling};
 use crate::sync::MutexGuard;
 
 /// True if sqlx may hand out a connection: not for writes where this crate would not write either.
@@ -77,7 +77,7 @@ impl<DB: Driver> Pool<DB> {
                 Box::pin(async move {
                     if is_checked
                         && health.refuses_options()
-                        && health.tested_path(patience).await == Path::Straight
+                        && health.tested_pooling(patience).await == Pooling::None
                     {
                         DB::make_read_only(conn).await?;
                     }
@@ -85,7 +85,7 @@ impl<DB: Driver> Pool<DB> {
                         let refused = "writes are not possible at this server now";
                         return Err(sqlx::Error::Configuration(refused.into()));
                     }
-                    DB::prepare(conn, access).await?.accept(access)
+                    DB::set_up(conn, access).await?.accept(access)
                 })
             })
             .before_acquire(move |_, _| {

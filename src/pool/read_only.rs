@@ -8,7 +8,7 @@ use log::error;
 use super::Pool;
 use super::connection::{Connection, PooledConnection};
 use crate::backend::{Driver, Options};
-use crate::health::{Enforced, Path};
+use crate::health::{Enforced, Pooling};
 
 /// The finding of the first connection of a pool for reads. A pooler in between may have dropped the setting without a
 /// word.
@@ -23,7 +23,7 @@ pub(super) struct ReadOnlyCheck<DB: Driver> {
     by_transactions: AtomicBool,
 }
 
-/// What a new connection is told before it is prepared.
+/// What a new connection is told before it is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     Nothing,
@@ -73,19 +73,19 @@ impl<DB: Driver> Pool<DB> {
             let opened = Connection::open(self, self.options.clone(), Told::Nothing).await;
             if !opened.as_ref().is_err_and(DB::refuses_options) {
                 let conn = opened?;
-                check.found(conn.state.prepared().read_only, self.begin_read_only().is_some());
+                check.found(conn.state.info().read_only, self.begin_read_only().is_some());
                 return Ok(conn);
             }
         }
         // After a `SET`, a pooler that gives each transaction any free session could run the next write in a read-only
         // one.
-        let path = self.health.tested_path(self.check_timeout * 2).await;
-        let told = if path == Path::Straight { Told::ToBeReadOnly } else { Told::Nothing };
+        let pooling = self.health.tested_pooling(self.check_timeout * 2).await;
+        let told = if pooling == Pooling::None { Told::ToBeReadOnly } else { Told::Nothing };
         let conn = Connection::open(self, check.plain(), told).await?;
         // INVARIANT: only after a connection was opened, because the words of a refusal may have meant something else.
         self.health.found_refusal();
         self.relax_plain();
-        let read_only = conn.state.prepared().read_only;
+        let read_only = conn.state.info().read_only;
         match told {
             Told::ToBeReadOnly => {
                 if read_only {

@@ -48,7 +48,7 @@ impl<DB: Driver> Pool<DB> {
     }
 
     /// The sessions whose connections have been busy, or held by a handler, for longer than `patience`.
-    pub(crate) fn questionable_sessions(&self, patience: Duration) -> Vec<Session<DB>> {
+    pub(crate) fn questionable_sessions(&self, patience: Duration) -> Vec<ServerSession<DB>> {
         let mut sessions = Vec::new();
         self.for_each_open(|state| {
             let waits = state.busy_for().or(state.held_for());
@@ -56,7 +56,7 @@ impl<DB: Driver> Pool<DB> {
                 && state.ended().is_none()
                 && let (Some(instance), Some(id)) = (state.instance(), state.session())
             {
-                sessions.push(Session { instance, id, state: state.clone() });
+                sessions.push(ServerSession { instance, id, state: state.clone() });
             }
         });
         sessions
@@ -74,13 +74,13 @@ fn is_silent_elsewhere<DB: Driver>(
 }
 
 /// A session at a server, whose connection may be dead.
-pub(crate) struct Session<DB: Driver> {
+pub(crate) struct ServerSession<DB: Driver> {
     pub(crate) instance: Instance,
     pub(crate) id: SessionId,
     state: Arc<ConnectionState<DB>>,
 }
 
-impl<DB: Driver> Session<DB> {
+impl<DB: Driver> ServerSession<DB> {
     /// Ends the connection if it is dead, by what the server says of the session. It is dead if the server does not
     /// know the session. It also is if both sides have been waiting for each other for longer than twice `patience`. A
     /// handler that holds a connection without a statement may well let the server wait.

@@ -48,7 +48,7 @@ fn pool(connect_timeout: Duration) -> (File, Arc<Pool<Sqlite>>) {
     };
     let pool = Pool::new(PoolOptions {
         database: "notes",
-        access: Access::ReadWrite,
+        access: Access::Writes,
         settings: &settings,
         timeout: connect_timeout,
         check_timeout: SOON,
@@ -97,7 +97,7 @@ enum Has {
     Checkout(Checkout<Sqlite>),
     Held(Held<Sqlite>),
     Lent { _conn: PoolConnection<Sqlite> },
-    Kept { _here: Sticky<Sqlite> },
+    Kept { _here: KeptConnection<Sqlite> },
     Nothing,
 }
 
@@ -120,7 +120,7 @@ async fn a_permit_comes_back_once_whatever_happens() {
                 (Lend, Has::Checkout(checkout)) => Has::Lent { _conn: checkout.lend(Lending::Connection) },
                 (Lend, Has::Held(held)) => Has::Lent { _conn: held.lend() },
                 (Keep, Has::Checkout(checkout)) => {
-                    let kept = Sticky::new(checkout, Asker::default());
+                    let kept = KeptConnection::new(checkout, Asker::default());
                     kept.map_or(Has::Nothing, |sticky| Has::Kept { _here: sticky })
                 }
                 (Die, has) => {

@@ -117,7 +117,7 @@ impl<DB: Driver> Pool<DB> {
         let wanted = !self.is_draining()
             && self.role() == self.health.role()
             && self.open_connections() < self.min_connections
-            && self.health.answers(self.wanted());
+            && self.health.answers(self.access);
         if !wanted || self.is_filling.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -219,8 +219,8 @@ impl fmt::Display for OutcomeUnknown {
         let server = &self.server;
         write!(
             f,
-            "the connection to the {server} died before the answer came: the outcome is unknown, and the statement is not \
-             run again (look in the database whether it was carried out)"
+            "the connection to the {server} died before the answer came: the outcome is unknown, and the statement is \
+             not run again (look in the database whether it was carried out)"
         )
     }
 }

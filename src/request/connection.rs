@@ -71,7 +71,7 @@ impl<DB: Driver> Transaction<DB> {
         let conn = Watch::new(&pool, &state).over_harmless(begun).await?;
         state.lend_for(Lending::Transaction);
         // Statements before the commit need no writer: they are rolled back if the commit never comes.
-        Ok(Self { watched: Watched { conn, pool, state, writer: Writer::NOBODY }, writer })
+        Ok(Self { watched: Watched { conn, pool, state, writer: Writer::NONE }, writer })
     }
 
     /// Commits the transaction.

@@ -221,7 +221,7 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     pub fn slave_pool(&self, slave: &str) -> Result<sqlx::Pool<Db<D>>, UnknownSlave> {
         let server = self.slave(slave)?;
         // INVARIANT: each server that can be found as a slave has a pool for slave reads.
-        let pool = server.pool(Access::ReadSlave).map(|pool| pool.plain());
+        let pool = server.pool(Access::SlaveReads).map(|pool| pool.plain());
         pool.ok_or_else(|| UnknownSlave::new(slave))
     }
 

@@ -96,7 +96,7 @@ pub(super) enum Letdown {
 
 /// The pin that the writes so far leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leaves {
+pub(super) enum PinKind {
     NoPin,
     /// A window pin: where the log will stand is not known yet.
     Window,
@@ -167,7 +167,7 @@ impl Progress {
             }
             return Start::Allowed;
         }
-        if access == Access::ReadSlave && self.has_read() && self.reads.instance != instance {
+        if access == Access::SlaveReads && self.has_read() && self.reads.instance != instance {
             return Start::Moved;
         }
         self.reads.started += 1;
@@ -178,11 +178,11 @@ impl Progress {
     /// Takes back a statement that failed, had returned nothing, and has changed nothing.
     pub(super) fn take_back(&mut self, access: Access) {
         match (&mut self.writes, access) {
-            (_, Access::ReadMaster | Access::ReadSlave) => {
+            (_, Access::MasterReads | Access::SlaveReads) => {
                 self.reads.started = self.reads.started.saturating_sub(1);
             }
-            (Writes::Since { started: started @ 2.., .. }, Access::ReadWrite) => *started -= 1,
-            (_, Access::ReadWrite) => self.writes = Writes::None,
+            (Writes::Since { started: started @ 2.., .. }, Access::Writes) => *started -= 1,
+            (_, Access::Writes) => self.writes = Writes::None,
         }
     }
 
@@ -194,7 +194,7 @@ impl Progress {
     }
 
     /// Records that the slave does not have what the request needs. The master has it.
-    pub(super) fn find_behind(&mut self) {
+    pub(super) fn found_behind(&mut self) {
         self.failed.catch_up = CatchUp::InVain;
         self.leave();
     }
@@ -211,15 +211,15 @@ impl Progress {
     /// Records that a server has let a statement down. Returns whether another server may be asked.
     pub(super) fn fail(&mut self, access: Access, server: ServerId, letdown: Letdown) -> bool {
         match (access, letdown) {
-            (Access::ReadWrite, _) | (Access::ReadMaster, Letdown::Busy) => return false,
-            (Access::ReadMaster, Letdown::Unreachable) => {
+            (Access::Writes, _) | (Access::MasterReads, Letdown::Busy) => return false,
+            (Access::MasterReads, Letdown::Unreachable) => {
                 self.failed.master = true;
                 if let LastChance::Slave(slave) = self.last_chance {
                     self.failed.slaves.remove(slave);
                     self.last_chance = LastChance::Taken;
                 }
             }
-            (Access::ReadSlave, _) => {
+            (Access::SlaveReads, _) => {
                 self.failed.slaves.add(server);
                 if letdown == Letdown::Busy && self.last_chance != LastChance::Taken {
                     self.last_chance = LastChance::Slave(server);
@@ -232,7 +232,7 @@ impl Progress {
 
     /// True if the only server that is left has let a statement down.
     pub(super) fn is_exhausted(&self, next: Access) -> bool {
-        next == Access::ReadMaster && self.failed.master
+        next == Access::MasterReads && self.failed.master
     }
 
     /// Records that no server is left for a statement.
@@ -241,23 +241,23 @@ impl Progress {
     }
 
     /// The pin that the writes so far leave.
-    pub(super) fn leaves(&self) -> Leaves {
+    pub(super) fn pin_kind(&self) -> PinKind {
         match self.writes {
-            Writes::None => Leaves::NoPin,
-            Writes::Since { answers: Answers::Missing, .. } => Leaves::Window,
-            Writes::Since { first, at, answers: Answers::Complete, .. } => Leaves::Position { first, at },
+            Writes::None => PinKind::NoPin,
+            Writes::Since { answers: Answers::Missing, .. } => PinKind::Window,
+            Writes::Since { first, at, answers: Answers::Complete, .. } => PinKind::Position { first, at },
         }
     }
 
     /// Returns the pin that the reply has to carry, when it is about to leave. `in_use` says that a handle is still
     /// alive. If the request means to write, that handle may do so after the reply.
-    pub(super) fn answer(&mut self, in_use: bool) -> Leaves {
-        let leaves = match in_use && self.intent().is_write() {
-            true => Leaves::Window,
-            false => self.leaves(),
+    pub(super) fn answer(&mut self, in_use: bool) -> PinKind {
+        let pin = match in_use && self.intent().is_write() {
+            true => PinKind::Window,
+            false => self.pin_kind(),
         };
-        self.reply = if leaves == Leaves::NoPin { Reply::WithoutPin } else { Reply::Settled };
-        leaves
+        self.reply = if pin == PinKind::NoPin { Reply::WithoutPin } else { Reply::Settled };
+        pin
     }
 
     fn has_read(&self) -> bool {

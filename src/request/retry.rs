@@ -51,22 +51,22 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         let StatementError { error, fault, .. } = failed;
         match (fault, decision.access) {
             (Fault::Query, _) => return Err(error),
-            (Fault::ReadOnly, Access::ReadWrite) => {
+            (Fault::ReadOnly, Access::Writes) => {
                 // The server may have been made a slave, or its address may lead to one now.
                 pool.health().request_probe();
                 return Err(error);
             }
-            (Fault::NoWrites, Access::ReadWrite) => {
+            (Fault::NoWrites, Access::Writes) => {
                 if is_one {
                     under_way.take_back();
                 }
-                pool.health().takes_no_writes();
+                pool.health().refused_write();
                 return Err(NotTheMaster::Slave.into());
             }
             (Fault::ReadOnly | Fault::NoWrites, _) => {
                 return self.refused(pool, under_way, error, repeatable);
             }
-            (Fault::Node, Access::ReadSlave) if !pool.health().is_shared() => pool.health().suspect(&error),
+            (Fault::Node, Access::SlaveReads) if !pool.health().is_shared() => pool.health().suspect(&error),
             // There is no other master. Behind a shared address, another slave may serve. The next checkout tells
             // whether the server is still there.
             (Fault::Node, _) => {
@@ -81,9 +81,9 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         }
         under_way.take_back();
         match decision.access {
-            Access::ReadWrite => return Err(error),
-            Access::ReadMaster if !self.failed_at_master => self.failed_at_master = true,
-            Access::ReadMaster | Access::ReadSlave => {
+            Access::Writes => return Err(error),
+            Access::MasterReads if !self.failed_at_master => self.failed_at_master = true,
+            Access::MasterReads | Access::SlaveReads => {
                 self.session.move_on(decision, Failure::Unreachable(error))?;
             }
         }
@@ -119,8 +119,9 @@ impl<'a, DB: Driver> Attempts<'a, DB> {
         }
         if cluster.rerouted.insert(&writer) {
             warn!(
-                "A write by {writer} on a connection for reads ({choice}, database `{}`) was refused there, and run again at \
-                 the master (`refused_write`). To save the detour, {}. There is one such line for each handler.",
+                "A write by {writer} on a connection for reads ({choice}, database `{}`) was refused there, and run \
+                 again at the master (`refused_write`). To save the detour, {}. There is one such line for each \
+                 handler.",
                 cluster.database, remedy.0,
             );
         }

@@ -8,12 +8,14 @@ use std::{fmt, mem};
 use log::{debug, warn};
 
 use super::counts::RetryCause;
-use super::progress::{Leaves, Letdown, Progress, Reply, Start};
+use super::progress::{Letdown, PinKind, Progress, Reply, Start};
 use crate::backend::{Driver, Remains};
 use crate::cluster::Inner;
 use crate::config::ServerTiming;
 use crate::pin::{Needed, Pin};
-use crate::pool::{Asker, Checkout, Clock, Failure, Holder, Outcome, StatementError, Sticky, Ticking};
+use crate::pool::{
+    Asker, Checkout, Clock, Failure, Holder, KeptConnection, Outcome, StatementError, Ticking,
+};
 use crate::position::Position;
 use crate::routing::{Choice, Client, Decision, Declared, MethodKind, Reason, Route};
 
@@ -37,7 +39,7 @@ struct State<DB: Driver> {
     progress: Progress,
     route: Option<Route<DB>>,
     /// The connection of the latest query, kept for the next one.
-    kept: Option<Sticky<DB>>,
+    kept: Option<KeptConnection<DB>>,
     /// The name of the handler that asks, if it has one.
     handler: Option<Cow<'static, str>>,
     /// The method and route of the request, if it may still query after its reply.
@@ -103,7 +105,7 @@ pub(crate) struct Writer<DB: Driver>(Option<Arc<Session<DB>>>);
 
 impl<DB: Driver> Writer<DB> {
     /// The writer for statements whose answer no pin depends on.
-    pub(crate) const NOBODY: Self = Self(None);
+    pub(crate) const NONE: Self = Self(None);
 
     /// Counts a write as unanswered, because statements cannot be seen from now on.
     pub(crate) fn send_unseen(&self) {
@@ -174,8 +176,8 @@ impl<DB: Driver> Session<DB> {
 
     /// The pin that the writes so far leave.
     pub(crate) async fn pin(&self) -> Option<String> {
-        let leaves = self.state().progress.leaves();
-        self.sign(leaves).await
+        let pin = self.state().progress.pin_kind();
+        self.sign(pin).await
     }
 
     /// Returns the pin that the reply has to carry, if any, when it is about to leave.
@@ -183,19 +185,19 @@ impl<DB: Driver> Session<DB> {
     /// `in_use` says that a handle is still alive, in a streamed body or a spawned task: if the
     /// request means to write, it may do so after the reply. `request` names it then.
     pub(crate) async fn answer(&self, in_use: bool, request: impl FnOnce() -> String) -> Option<String> {
-        let leaves = {
+        let pin = {
             let mut state = self.state();
             state.request = in_use.then(request);
             state.progress.answer(in_use)
         };
-        self.sign(leaves).await
+        self.sign(pin).await
     }
 
-    async fn sign(&self, leaves: Leaves) -> Option<String> {
-        match leaves {
-            Leaves::NoPin => None,
-            Leaves::Window => self.cluster.window_pin(self.pin.as_ref()),
-            Leaves::Position { first, at } => self.cluster.pin(self.pin.as_ref(), first, at).await,
+    async fn sign(&self, pin: PinKind) -> Option<String> {
+        match pin {
+            PinKind::NoPin => None,
+            PinKind::Window => self.cluster.window_pin(self.pin.as_ref()),
+            PinKind::Position { first, at } => self.cluster.pin(self.pin.as_ref(), first, at).await,
         }
     }
 
@@ -242,7 +244,7 @@ impl<DB: Driver> Session<DB> {
                     retries.add(if has_own_writes { RetryCause::Moved } else { RetryCause::Behind });
                     checkout.put_back();
                     let mut state = self.state();
-                    state.progress.find_behind();
+                    state.progress.found_behind();
                     state.leave(decision);
                 }
                 Err(failed) => {
@@ -270,8 +272,9 @@ impl<DB: Driver> Session<DB> {
             None => Err(checkout),
         };
         // Of two statements that ran side by side, the latter's connection is kept.
-        let before =
-            kept.err().and_then(|checkout| mem::replace(&mut state.kept, Sticky::new(checkout, self.asker)));
+        let before = kept
+            .err()
+            .and_then(|checkout| mem::replace(&mut state.kept, KeptConnection::new(checkout, self.asker)));
         drop((state, before));
     }
 

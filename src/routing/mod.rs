@@ -10,4 +10,4 @@ pub use policy::{Choice, Reason};
 pub(crate) use policy::{
     Declared, Intent, MethodKind, Pinned, Situation, Slaves, Target, choose, is_current, stays,
 };
-pub(crate) use slaves::{CatchUp, Decision, Drawn, Failed, Found, Route, SlaveSet};
+pub(crate) use slaves::{CatchUp, Decision, Drawn, Facts, Failed, Route, SlaveSet};

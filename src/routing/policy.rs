@@ -266,22 +266,22 @@ pub(crate) enum ForPin<S> {
     Master,
     /// A slave that has the writes, or will have them soon.
     Slave(S),
-    /// Any server: the pin says nothing of these servers, and its window is over.
-    Anybody,
+    /// Any slave: the pin says nothing of these slaves, and its window is over.
+    AnySlave,
 }
 
 /// The server that a statement goes to, and the kind of connection that it gets there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target<S> {
-    MasterReadWrite,
-    MasterReadOnly,
+    Writes,
+    MasterReads,
     Slave(S),
 }
 
 /// True if a route that was chosen in the term `chosen_in` still leads to where it says. A master that was chosen in an
 /// earlier term is no longer the master.
 pub(crate) fn is_current(access: Access, chosen_in: Term, present: Term) -> bool {
-    access == Access::ReadSlave || chosen_in == present
+    access == Access::SlaveReads || chosen_in == present
 }
 
 /// True if the next statement of a session takes the route of the one before.
@@ -297,8 +297,8 @@ pub(crate) fn choose<S>(
     use Target::*;
 
     let read = match situation.intent {
-        Intent::WriteMethod => return (MasterReadWrite, Reason::WriteMethod),
-        Intent::ChangesDatabase => return (MasterReadWrite, Reason::ChangesDatabase),
+        Intent::WriteMethod => return (Writes, Reason::WriteMethod),
+        Intent::ChangesDatabase => return (Writes, Reason::ChangesDatabase),
         Intent::ReadMethod => Reason::ReadMethod,
         Intent::ReadsDatabase => Reason::ReadsDatabase,
     };
@@ -311,7 +311,7 @@ pub(crate) fn choose<S>(
         };
         let is_wanted = may_be_stale && candidates.master() == Master::Unusable;
         let slave = is_wanted.then(|| candidates.master_as_slave()).flatten();
-        slave.map_or((MasterReadOnly, reason), |slave| (Slave(slave), stale_read))
+        slave.map_or((MasterReads, reason), |slave| (Slave(slave), stale_read))
     };
     if situation.slaves == Slaves::NotConfigured {
         return at_master(Reason::NoSlaves);
@@ -331,15 +331,15 @@ pub(crate) fn choose<S>(
                     && candidates.master() == Master::Unusable;
                 return match stale.then(|| candidates.any_slave()).flatten() {
                     Some(slave) => (Slave(slave), Reason::MasterUnavailable),
-                    None => (MasterReadOnly, Reason::Pinned),
+                    None => (MasterReads, Reason::Pinned),
                 };
             }
-            ForPin::Anybody => {}
+            ForPin::AnySlave => {}
         }
     }
     match candidates.any_slave() {
         Some(slave) => (Slave(slave), read),
-        None => (MasterReadOnly, Reason::SlavesUnavailable),
+        None => (MasterReads, Reason::SlavesUnavailable),
     }
 }
 

@@ -11,9 +11,9 @@ use super::policy::{
     is_current, stays,
 };
 use crate::backend::{Access, Driver};
-use crate::cluster::{Inner, Server, Share};
+use crate::cluster::{Inner, Reserve, Server};
 use crate::config::{Affinity, PinnedWithoutMaster};
-use crate::health::{Health, NodeState, Replay, ServerId, Term, Use};
+use crate::health::{Health, NodeState, Replay, ServerId, Term};
 use crate::pin::{Needed, Pin, Window};
 use crate::pool::{Asker, Checkout, Failure, Pool};
 
@@ -29,8 +29,8 @@ pub(crate) struct Decision {
 impl Decision {
     fn role(self) -> crate::health::Role {
         match self.access {
-            Access::ReadWrite | Access::ReadMaster => crate::health::Role::Master,
-            Access::ReadSlave => crate::health::Role::Slave,
+            Access::Writes | Access::MasterReads => crate::health::Role::Master,
+            Access::SlaveReads => crate::health::Role::Slave,
         }
     }
 
@@ -82,8 +82,8 @@ impl<DB: Driver> Route<DB> {
     }
 
     pub(crate) async fn check_out(&self, asker: Asker) -> Result<Checkout<DB>, Failure> {
-        let share = if self.decision.reason == Reason::Pinned { Share::Pinned } else { Share::Common };
-        self.server.check_out(self.decision.access, share, asker).await
+        let reserve = if self.decision.reason == Reason::Pinned { Reserve::Open } else { Reserve::Closed };
+        self.server.check_out(self.decision.access, reserve, asker).await
     }
 }
 
@@ -167,18 +167,18 @@ impl<DB: Driver> Inner<DB> {
             client,
             pinned_without_master: self.config.pinned_without_master,
         };
-        let found = Found {
+        let facts = Facts {
             servers: &present,
             pin,
             failed,
             pinned_without_master: self.config.pinned_without_master,
             catch_up_timeout: self.config.catch_up_timeout,
         };
-        let (target, reason) = choose(situation, &found);
+        let (target, reason) = choose(situation, &facts);
         let (server, access) = match target {
-            Target::MasterReadWrite => (present.master_server(), Access::ReadWrite),
-            Target::MasterReadOnly => (present.master_server(), Access::ReadMaster),
-            Target::Slave(slave) => (slave, Access::ReadSlave),
+            Target::Writes => (present.master_server(), Access::Writes),
+            Target::MasterReads => (present.master_server(), Access::MasterReads),
+            Target::Slave(slave) => (slave, Access::SlaveReads),
         };
         let decision = Decision { server: server.id(), access, reason, term };
         Route { server: server.clone(), decision }
@@ -200,7 +200,7 @@ pub(crate) trait Drawn {
 }
 
 /// The facts that a choice looks up.
-pub(crate) struct Found<'a, S> {
+pub(crate) struct Facts<'a, S> {
     pub(crate) servers: &'a S,
     pub(crate) pin: Option<&'a Pin>,
     pub(crate) failed: &'a Failed,
@@ -217,11 +217,11 @@ struct Present<'a, DB: Driver> {
     led: Option<u64>,
 }
 
-impl<S: Drawn> Candidates for Found<'_, S> {
+impl<S: Drawn> Candidates for Facts<'_, S> {
     type Slave = S::Slave;
 
     fn master(&self) -> Master {
-        match self.failed.master || !self.servers.master().answers(Use::MasterReads) {
+        match self.failed.master || !self.servers.master().answers(Access::MasterReads) {
             true => Master::Unusable,
             false => Master::Usable,
         }
@@ -245,7 +245,7 @@ impl<S: Drawn> Candidates for Found<'_, S> {
     /// Draws a slave that is known to have replayed the client's writes, else one that may have replayed them soon. If
     /// all slaves have another history, the position says nothing, and only the pin's window counts.
     fn for_pin(&self) -> ForPin<Self::Slave> {
-        let Some(pin) = self.pin else { return ForPin::Anybody };
+        let Some(pin) = self.pin else { return ForPin::AnySlave };
         let (Needed::Position(position), CatchUp::Untried) = (pin.needs(), self.failed.catch_up) else {
             return ForPin::Master;
         };
@@ -268,7 +268,7 @@ impl<S: Drawn> Candidates for Found<'_, S> {
             None if self.servers.any(|slave| slave.replay_of(position) != Replay::Elsewhere) => {
                 ForPin::Master
             }
-            None => ForPin::Anybody,
+            None => ForPin::AnySlave,
         }
     }
 }
@@ -277,7 +277,7 @@ impl<'a, DB: Driver> Drawn for Present<'a, DB> {
     type Slave = &'a Arc<Server<DB>>;
 
     fn master(&self) -> &Health {
-        &self.master_server().read_way().health
+        &self.master_server().read_url_or_self().health
     }
 
     /// The client's own slave, if clients are led to the same slave each time. Otherwise two slaves are drawn by

@@ -115,11 +115,13 @@ impl<'r> Responder<'r, 'static> for Error {
         match &self {
             Self::NotFound => Err(Status::NotFound),
             unavailable if unavailable.is_passing(request) => {
-                match Attached::may_warn(request) {
+                match Attached::pass_warning(request) {
                     None => debug!("{of}: {problem}"),
                     Some(0) => warn!("{of}: {problem}"),
                     Some(more) => {
-                        warn!("{of}: {problem} (and {more} more such requests since the last line about them)");
+                        warn!(
+                            "{of}: {problem} (and {more} more such requests since the last line about them)"
+                        );
                     }
                 }
                 RetryLater::tell(request);

@@ -16,7 +16,7 @@ use rocket::{Build, Orbit, Phase, Request, Response, Rocket};
 use rocket_db_pools::Database;
 
 use super::error::RetryLater;
-use super::guards::{Attached, Failed, attached, existing_session};
+use super::guards::{Attached, FailedFairing, attached, existing_session};
 use crate::backend::{Access, Backend, Driver};
 use crate::cluster::{Cluster, Db, Inner, PositionBudget, Resolver};
 use crate::config::{
@@ -80,13 +80,13 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
             Ok(config) => config,
             Err(problem) => {
                 error!("Database `{}` is misconfigured: {problem}", D::NAME);
-                return Err(rocket.manage(Failed::<D>::new()));
+                return Err(rocket.manage(FailedFairing::<D>::new()));
             }
         };
         warn_of_missing_folders::<D>(&config);
         if let Err(problem) = begin_files::<D>(&config) {
             error!("Database `{}` cannot be opened: {problem}.", D::NAME);
-            return Err(rocket.manage(Failed::<D>::new()));
+            return Err(rocket.manage(FailedFairing::<D>::new()));
         }
         let resolver = rocket.state::<Resolver>().cloned().unwrap_or_default();
         let budget = rocket.state::<PositionBudget>().copied().unwrap_or_default();
@@ -98,7 +98,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
             }
             Err(problem) => {
                 error!("Database `{}` cannot be opened: {problem}.", D::NAME);
-                Err(rocket.manage(Failed::<D>::new()))
+                Err(rocket.manage(FailedFairing::<D>::new()))
             }
         }
     }
@@ -223,7 +223,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         share => info!(target: INDENTED, "reads: from slaves {share}, the others from the master"),
     }
     if *affinity == Affinity::Address && !slaves.is_empty() {
-        info!(target: INDENTED, "reads: each client's from the same slave, by the client's address, while that slave is usable");
+        info!(target: INDENTED, "reads: each client from the same slave, by its address, while the slave is usable");
     }
     if *refused_write == RefusedWrite::Reroute {
         info!(target: INDENTED, "reads that turn out to write: run again on the master");
@@ -262,7 +262,10 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         UnknownLag::Use => info!(target: INDENTED, "lag: a slave whose lag cannot be known is used"),
         UnknownLag::LeaveOut => info!(target: INDENTED, "lag: a slave whose lag cannot be known is left out"),
         UnknownLag::Unexpected => {
-            info!(target: INDENTED, "lag: a slave whose lag cannot be known is left out, unless it replays a log of its own");
+            info!(
+                target: INDENTED,
+                "lag: a slave whose lag cannot be known is left out, unless it has a log of its own"
+            );
         }
     }
     if *follow_promotion {
@@ -272,7 +275,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         info!(target: INDENTED, "at most {connections} connections to {address}");
     }
     for SlaveConfig { server, .. } in slaves.iter().filter(|slave| slave.follow.is_none()) {
-        let Ok(options) = Db::<D>::options(&server.settings, Access::ReadSlave) else { continue };
+        let Ok(options) = Db::<D>::options(&server.settings, Access::SlaveReads) else { continue };
         if Db::<D>::missing_folder(&options).is_none() && Db::<D>::is_unfilled(&options) {
             warn!(
                 "Slave `{}` of database `{}` is missing or empty, so that reads there fail: let this crate fill it, as \
@@ -295,16 +298,16 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
 
 fn begin_files<D: Database<Pool: Backend>>(config: &Config) -> Result<(), String> {
     let followers = config.slaves.iter().filter(|slave| slave.follow.is_some());
-    let copies = followers.map(|slave| Db::<D>::options(&slave.server.settings, Access::ReadSlave));
+    let copies = followers.map(|slave| Db::<D>::options(&slave.server.settings, Access::SlaveReads));
     let copies = copies.collect::<Result<Vec<_>, _>>()?;
-    Db::<D>::begin_files(&Db::<D>::options(&config.master.settings, Access::ReadWrite)?, &copies)
+    Db::<D>::begin_files(&Db::<D>::options(&config.master.settings, Access::Writes)?, &copies)
 }
 
 /// Warns at ignition of folders that do not exist, because the error of a migration would not name them. Not an error:
 /// the folder may be mounted later.
 fn warn_of_missing_folders<D: Database<Pool: Backend>>(config: &Config) {
     for server in std::iter::once(&config.master).chain(config.slaves.iter().map(|slave| &slave.server)) {
-        let Ok(options) = Db::<D>::options(&server.settings, Access::ReadWrite) else { continue };
+        let Ok(options) = Db::<D>::options(&server.settings, Access::Writes) else { continue };
         if let Some(folder) = Db::<D>::missing_folder(&options) {
             warn!(
                 "The folder `{}` of server `{}` of database `{}` does not exist: create it, or correct the path.",

@@ -57,9 +57,9 @@ impl std::error::Error for NotAttached {}
 
 /// Managed in place of the cluster where the fairing of `D` was attached and failed, so that the log has only its
 /// error.
-pub(crate) struct Failed<D>(PhantomData<fn() -> D>);
+pub(crate) struct FailedFairing<D>(PhantomData<fn() -> D>);
 
-impl<D: Database<Pool: Backend>> Failed<D> {
+impl<D: Database<Pool: Backend>> FailedFairing<D> {
     pub(crate) fn new() -> Self {
         Self(PhantomData)
     }
@@ -68,7 +68,7 @@ impl<D: Database<Pool: Backend>> Failed<D> {
 /// The cluster of `D`. If the fairing is not attached, logs what to attach.
 pub(crate) fn attached<D: Database<Pool: Backend>, P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
     let cluster = rocket.state::<Cluster<D>>();
-    if cluster.is_none() && rocket.state::<Failed<D>>().is_none() {
+    if cluster.is_none() && rocket.state::<FailedFairing<D>>().is_none() {
         let database = std::any::type_name::<D>();
         error!(
             "The database `{database}` is used, but not attached. Attach its fairing: \
@@ -276,7 +276,7 @@ impl Attached {
 
     /// Decides whether to warn about a request that finds no server. `Some` allows the warning, with the number of
     /// requests for the same databases that were passed over since the last one.
-    pub(super) fn may_warn(request: &Request<'_>) -> Option<u64> {
+    pub(super) fn pass_warning(request: &Request<'_>) -> Option<u64> {
         let asked = Self::asked_members(request);
         if asked.is_empty() {
             return Some(0);

@@ -87,9 +87,11 @@ fn ids(user: &str) -> Option<(u32, u32)> {
     // Not by getpwnam, which is not thread-safe.
     let id = |option: &str| {
         let id = output(system_program("id").args([option, user]));
-        id.unwrap_or_else(|error| panic!("{error}: if a test runs as root, servers run as `{user}`, a user that the server's package creates"))
-            .parse()
-            .unwrap()
+        id.unwrap_or_else(|error| {
+            panic!("{error}: root's servers run as the user `{user}`, which their package creates")
+        })
+        .parse()
+        .unwrap()
     };
     Some((id("-u"), id("-g")))
 }

@@ -39,7 +39,10 @@ pub struct Served {
 /// If `Server-Timing` does not have the form that `rocket_replicated` writes.
 pub fn served_by(reply: &impl Reply) -> Vec<Served> {
     let all = reply.header_map().get("Server-Timing").filter(|metric| metric.starts_with("db;"));
-    all.map(|metric| read(metric).unwrap_or_else(|| panic!("not written by rocket_replicated: `Server-Timing: {metric}`"))).collect()
+    all.map(|metric| {
+        read(metric).unwrap_or_else(|| panic!("not written by rocket_replicated: `Server-Timing: {metric}`"))
+    })
+    .collect()
 }
 
 fn read(metric: &str) -> Option<Served> {

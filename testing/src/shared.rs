@@ -84,7 +84,8 @@ fn take_or_begin<D: Dbms>(kind: D, deadline: Instant) -> (Option<&'static Server
             !sets
                 .iter()
                 .any(|set| set.is_of(kind) && set.holder.as_ref().is_some_and(|by| by.id() == me.id())),
-            "this test has a lab on these servers already: drop it first, or take `lab.beside()` for another database there",
+            "this test has a lab on these servers already: drop it first, or take `lab.beside()` for another database \
+             there",
         );
         let of_kind = sets.iter().filter(|set| set.is_of(kind)).count();
         if let Some(set) = sets.iter_mut().find(|set| set.is_of(kind) && set.holder.is_none()) {
@@ -98,7 +99,10 @@ fn take_or_begin<D: Dbms>(kind: D, deadline: Instant) -> (Option<&'static Server
         }
         let Some(left) = deadline.checked_duration_since(Instant::now()) else {
             let holders = sets.iter().filter_map(|set| set.holder.as_ref()?.name());
-            panic!("no servers were free within {LONGEST_TEST:?}: these tests have labs on them: {:?}", holders.collect::<Vec<_>>());
+            panic!(
+                "no servers were free within {LONGEST_TEST:?}: these tests have labs on them: {:?}",
+                holders.collect::<Vec<_>>()
+            );
         };
         sets = GIVEN_BACK.wait_timeout(sets, left).unwrap_or_else(PoisonError::into_inner).0;
     }

@@ -519,7 +519,7 @@ impl World {
         let known = self.applications[process].process.clone();
         for open in self.connections(process) {
             let is_earlier = !known.keeps(open.address, open.generation);
-            let reads = open.access.is_some_and(|access| access != Access::ReadWrite);
+            let reads = open.access.is_some_and(|access| access != Access::Writes);
             open.ended |= is_earlier && open.address == address && (gone || failed && reads);
             open.ended |= is_earlier && Some(open.address) == old;
         }
@@ -558,10 +558,10 @@ impl World {
     fn move_on(&mut self, session: &mut Session, route: Route) -> Next {
         session.route = None;
         match route.access {
-            Access::ReadWrite => return Next::Refused,
-            Access::ReadMaster if session.let_down.master => return Next::Refused,
-            Access::ReadMaster => session.let_down.master = true,
-            Access::ReadSlave => {
+            Access::Writes => return Next::Refused,
+            Access::MasterReads if session.let_down.master => return Next::Refused,
+            Access::MasterReads => session.let_down.master = true,
+            Access::SlaveReads => {
                 session.let_down.slaves.push(route.server);
                 session.let_down.slaves.sort_unstable();
                 session.let_down.slaves.dedup();
@@ -574,7 +574,7 @@ impl World {
         let known = &self.applications[process].process;
         let route = known.choose(session.writes, session.pin.as_ref(), &session.let_down, prefer);
         session.route = Some(route);
-        if route.access == Access::ReadMaster && session.let_down.master {
+        if route.access == Access::MasterReads && session.let_down.master {
             Next::Refused
         } else {
             Next::Again
@@ -603,7 +603,7 @@ impl World {
             self.applications[process].put_back(conn);
             return Ok(Next::Again);
         }
-        if route.access == Access::ReadWrite {
+        if route.access == Access::Writes {
             self.write(process, session, conn)
         } else {
             self.read(process, session, route, conn)
@@ -700,7 +700,7 @@ impl World {
         }
         if !works {
             match route.access {
-                Access::ReadSlave => self.applications[process].process().suspect(route.server),
+                Access::SlaveReads => self.applications[process].process().suspect(route.server),
                 _ if !session.failed_at_master => {
                     session.failed_at_master = true;
                     return Ok(Next::Again);

@@ -33,7 +33,7 @@ fn settings(url: &str) -> Settings {
 #[track_caller]
 fn all_are<DB: Driver>(urls: &[(&str, Told<'_>)]) {
     for (url, told) in urls {
-        let options = DB::options(&settings(url), Access::ReadWrite);
+        let options = DB::options(&settings(url), Access::Writes);
         match (options, told) {
             (Ok(options), LeadsTo(place)) => {
                 let user = DB::user(&options).unwrap_or_default();

@@ -84,7 +84,7 @@ fn play(file: &str, scenario: &Scenario) {
                 let (finding, instance) = finding(said);
                 match finding {
                     Finding::Failed => drop(states.insert(*server, NodeState::Down)),
-                    _ if instance.is_some() => verdicts.arrived(*server, instance),
+                    _ if instance.is_some() => verdicts.record_instance(*server, instance),
                     _ => {}
                 }
                 let at = begin + Duration::from_secs(second);

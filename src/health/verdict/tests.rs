@@ -160,7 +160,7 @@ fn a_slave_that_is_beyond_the_master_asked_afterwards_has_diverged() {
     at(&mut verdicts, look(20, 30), SLAVE, Slave, 120);
     assert_eq!(at(&mut verdicts, look(40, 50), MASTER, Master, 110), [Diverged]);
     at(&mut verdicts, look(60, 70), MASTER, Master, 500);
-    verdicts.arrived(SLAVE, Some(Instance::of("restarted")));
+    verdicts.record_instance(SLAVE, Some(Instance::of("restarted")));
     assert_eq!(at(&mut verdicts, look(80, 90), SLAVE, Slave, 120), [Diverged], "where it stood");
     assert_eq!(at(&mut verdicts, look(80, 90), SLAVE, Slave, 400), [Up]);
 }
@@ -977,7 +977,7 @@ fn a_lag_about_the_limit_has_a_slave_left_out_once() {
 }
 
 fn arrive(verdicts: &mut Verdicts, server: ServerId, instance: &str) {
-    verdicts.arrived(server, Some(Instance::of(instance)));
+    verdicts.record_instance(server, Some(Instance::of(instance)));
 }
 
 /// At launch, the master and the address of a slave lead to one process.

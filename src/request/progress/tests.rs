@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use super::Leaves::*;
 use super::Letdown::*;
+use super::PinKind::*;
 
 use super::*;
 use crate::routing::Declared::{Changes, Nothing, Reads};
@@ -28,7 +28,7 @@ enum Step {
     IsLetDown(Access, ServerId, Letdown, bool),
     Replies {
         in_use: bool,
-        leaves: Leaves,
+        pin: PinKind,
     },
 }
 
@@ -36,7 +36,7 @@ enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct End {
     writes: bool,
-    leaves: Leaves,
+    pin: PinKind,
     /// The slaves that may still be asked.
     slaves: [bool; 2],
     /// The master's connections for reads may be asked.
@@ -45,7 +45,7 @@ struct End {
 }
 
 const FRESH: End =
-    End { writes: false, leaves: NoPin, slaves: [true; 2], master: true, catch_up: CatchUp::Untried };
+    End { writes: false, pin: NoPin, slaves: [true; 2], master: true, catch_up: CatchUp::Untried };
 
 fn instance(name: &str) -> Option<Instance> {
     Some(Instance::of(name))
@@ -62,37 +62,37 @@ fn run(origin: Instant, method: MethodKind, steps: &[Step]) -> End {
         };
         match *step {
             Declares(declared) => progress.declare(declared),
-            Asks(at, follows) => assert_eq!(start(Access::ReadSlave, instance(at)), follows, "{steps:?}"),
-            AsksMaster(follows) => assert_eq!(start(Access::ReadMaster, None), follows, "{steps:?}"),
-            WritesAt(at, follows) => assert_eq!(start(Access::ReadWrite, instance(at)), follows, "{steps:?}"),
-            TakesBack => progress.take_back(Access::ReadSlave),
-            TakesBackWrite => progress.take_back(Access::ReadWrite),
+            Asks(at, follows) => assert_eq!(start(Access::SlaveReads, instance(at)), follows, "{steps:?}"),
+            AsksMaster(follows) => assert_eq!(start(Access::MasterReads, None), follows, "{steps:?}"),
+            WritesAt(at, follows) => assert_eq!(start(Access::Writes, instance(at)), follows, "{steps:?}"),
+            TakesBack => progress.take_back(Access::SlaveReads),
+            TakesBackWrite => progress.take_back(Access::Writes),
             MissesAnswer => progress.miss_answer(),
-            FindsBehind => progress.find_behind(),
+            FindsBehind => progress.found_behind(),
             IsLetDown(access, server, how, follows) => {
                 assert_eq!(progress.fail(access, server, how), follows, "{steps:?}");
             }
-            Replies { in_use, leaves } => assert_eq!(progress.answer(in_use), leaves, "{steps:?}"),
+            Replies { in_use, pin } => assert_eq!(progress.answer(in_use), pin, "{steps:?}"),
         }
     }
     let failed = progress.failed();
     End {
         writes: progress.intent().is_write(),
-        leaves: progress.leaves(),
+        pin: progress.pin_kind(),
         slaves: [SLAVE, OTHER_SLAVE].map(|slave| !failed.slaves.contains(slave)),
-        master: !progress.is_exhausted(Access::ReadMaster),
+        master: !progress.is_exhausted(Access::MasterReads),
         catch_up: failed.catch_up,
     }
 }
 
 #[test]
 fn what_a_request_does_is_what_follows() {
-    use Access::{ReadMaster, ReadSlave, ReadWrite};
+    use Access::{MasterReads, SlaveReads, Writes};
     use Start::{Allowed, AllowedWithoutPin, Moved};
 
     let origin = Instant::now();
     let position = |at| Position { first: origin, at: instance(at) };
-    let wrote = |leaves| End { writes: true, leaves, ..FRESH };
+    let wrote = |pin| End { writes: true, pin, ..FRESH };
     let read = End { slaves: [false; 2], ..FRESH };
     #[rustfmt::skip]
     let table: &[(MethodKind, &[Step], End)] = &[
@@ -121,33 +121,33 @@ fn what_a_request_does_is_what_follows() {
         (Write, &[WritesAt("a", Allowed), MissesAnswer, WritesAt("a", Allowed), TakesBackWrite], wrote(Window)),
 
         // The reply carries the pin that it needs. A later write without a pin is reported once.
-        (Read, &[Asks("s", Allowed), Replies { in_use: false, leaves: NoPin }], FRESH),
-        (Read, &[Asks("s", Allowed), Replies { in_use: true, leaves: NoPin }, Asks("s", Allowed)], FRESH),
-        (Write, &[Replies { in_use: false, leaves: NoPin }, WritesAt("a", AllowedWithoutPin), WritesAt("a", Allowed)],
+        (Read, &[Asks("s", Allowed), Replies { in_use: false, pin: NoPin }], FRESH),
+        (Read, &[Asks("s", Allowed), Replies { in_use: true, pin: NoPin }, Asks("s", Allowed)], FRESH),
+        (Write, &[Replies { in_use: false, pin: NoPin }, WritesAt("a", AllowedWithoutPin), WritesAt("a", Allowed)],
             wrote(position("a"))),
-        (Write, &[Replies { in_use: true, leaves: Window }, WritesAt("a", Allowed)], wrote(position("a"))),
-        (Write, &[WritesAt("a", Allowed), Replies { in_use: false, leaves: position("a") }], wrote(position("a"))),
-        (Write, &[WritesAt("a", Allowed), Replies { in_use: true, leaves: Window }], wrote(position("a"))),
-        (Write, &[WritesAt("a", Allowed), MissesAnswer, Replies { in_use: false, leaves: Window }], wrote(Window)),
+        (Write, &[Replies { in_use: true, pin: Window }, WritesAt("a", Allowed)], wrote(position("a"))),
+        (Write, &[WritesAt("a", Allowed), Replies { in_use: false, pin: position("a") }], wrote(position("a"))),
+        (Write, &[WritesAt("a", Allowed), Replies { in_use: true, pin: Window }], wrote(position("a"))),
+        (Write, &[WritesAt("a", Allowed), MissesAnswer, Replies { in_use: false, pin: Window }], wrote(Window)),
 
         // A server lets the request down: others are asked, but no other slave once rows have been returned.
-        (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true)], End { slaves: [false, true], ..FRESH }),
-        (Read, &[Asks("s", Allowed), TakesBack, IsLetDown(ReadSlave, SLAVE, Unreachable, true)],
+        (Read, &[IsLetDown(SlaveReads, SLAVE, Busy, true)], End { slaves: [false, true], ..FRESH }),
+        (Read, &[Asks("s", Allowed), TakesBack, IsLetDown(SlaveReads, SLAVE, Unreachable, true)],
             End { slaves: [false, true], ..FRESH }),
-        (Read, &[Asks("s", Allowed), IsLetDown(ReadSlave, SLAVE, Unreachable, true)], read),
-        (Read, &[Asks("s", Allowed), Asks("s", Allowed), TakesBack, IsLetDown(ReadSlave, SLAVE, Busy, true)], read),
-        (Read, &[IsLetDown(ReadMaster, ServerId(0), Unreachable, true)], End { master: false, ..FRESH }),
-        (Read, &[IsLetDown(ReadMaster, ServerId(0), Busy, false)], FRESH),
+        (Read, &[Asks("s", Allowed), IsLetDown(SlaveReads, SLAVE, Unreachable, true)], read),
+        (Read, &[Asks("s", Allowed), Asks("s", Allowed), TakesBack, IsLetDown(SlaveReads, SLAVE, Busy, true)], read),
+        (Read, &[IsLetDown(MasterReads, ServerId(0), Unreachable, true)], End { master: false, ..FRESH }),
+        (Read, &[IsLetDown(MasterReads, ServerId(0), Busy, false)], FRESH),
         // A slave that was merely busy is asked once more if the master cannot be reached.
-        (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true)],
+        (Read, &[IsLetDown(SlaveReads, SLAVE, Busy, true), IsLetDown(MasterReads, ServerId(0), Unreachable, true)],
             End { master: false, ..FRESH }),
-        (Read, &[IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true),
-            IsLetDown(ReadSlave, SLAVE, Busy, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true)],
+        (Read, &[IsLetDown(SlaveReads, SLAVE, Busy, true), IsLetDown(MasterReads, ServerId(0), Unreachable, true),
+            IsLetDown(SlaveReads, SLAVE, Busy, true), IsLetDown(MasterReads, ServerId(0), Unreachable, true)],
             End { slaves: [false, true], master: false, ..FRESH }),
-        (Read, &[IsLetDown(ReadSlave, SLAVE, Unreachable, true), IsLetDown(ReadMaster, ServerId(0), Unreachable, true)],
+        (Read, &[IsLetDown(SlaveReads, SLAVE, Unreachable, true), IsLetDown(MasterReads, ServerId(0), Unreachable, true)],
             End { slaves: [false, true], master: false, ..FRESH }),
-        (Write, &[IsLetDown(ReadWrite, ServerId(0), Unreachable, false)], wrote(NoPin)),
-        (Write, &[IsLetDown(ReadWrite, ServerId(0), Busy, false)], wrote(NoPin)),
+        (Write, &[IsLetDown(Writes, ServerId(0), Unreachable, false)], wrote(NoPin)),
+        (Write, &[IsLetDown(Writes, ServerId(0), Busy, false)], wrote(NoPin)),
 
         // Behind an address of several servers, a request reads from only one of them.
         (Read, &[Asks("s", Allowed), Asks("t", Moved), Asks("s", Allowed)], FRESH),
@@ -155,7 +155,7 @@ fn what_a_request_does_is_what_follows() {
         (Read, &[Asks("s", Allowed), AsksMaster(Allowed)], FRESH),
         (Read, &[FindsBehind], End { catch_up: CatchUp::InVain, ..FRESH }),
         (Read, &[Asks("s", Allowed), FindsBehind], End { catch_up: CatchUp::InVain, ..read }),
-        (Read, &[TakesBack, Asks("s", Allowed), IsLetDown(ReadSlave, SLAVE, Busy, true)], read),
+        (Read, &[TakesBack, Asks("s", Allowed), IsLetDown(SlaveReads, SLAVE, Busy, true)], read),
     ];
     for (method, steps, end) in table {
         assert_eq!(run(origin, *method, steps), *end, "{method:?} {steps:?}");

@@ -62,52 +62,52 @@ fn each_row_of_the_table() {
     let headless = Found { master: Master::Unusable, ..none_has_it };
     let standby = Found { master_as_slave: Some(3), ..headless };
     let nobody = Found { any: None, ..none_has_it };
-    let void = Found { for_pin: ForPin::Anybody, ..WELL };
+    let void = Found { for_pin: ForPin::AnySlave, ..WELL };
 
     // Each entry begins with the number of the row that it is an example of.
     let table = [
-        (1, write, WELL, MasterReadWrite, Reason::WriteMethod),
-        (1, changes, WELL, MasterReadWrite, Reason::ChangesDatabase),
-        (2, alone, WELL, MasterReadOnly, NoSlaves),
-        (2, Situation { pinned: Pinned::Yes, ..alone }, WELL, MasterReadOnly, NoSlaves),
-        (2, asked(alone), WELL, MasterReadOnly, NoSlaves),
-        (2, alone, headless, MasterReadOnly, NoSlaves),
+        (1, write, WELL, Writes, Reason::WriteMethod),
+        (1, changes, WELL, Writes, Reason::ChangesDatabase),
+        (2, alone, WELL, MasterReads, NoSlaves),
+        (2, Situation { pinned: Pinned::Yes, ..alone }, WELL, MasterReads, NoSlaves),
+        (2, asked(alone), WELL, MasterReads, NoSlaves),
+        (2, alone, headless, MasterReads, NoSlaves),
         (3, alone, standby, Slave(3), Reason::ReadMethod),
         (3, Situation { pinned: Pinned::Yes, ..alone }, standby, Slave(3), MasterUnavailable),
-        (2, Situation { slaves: Slaves::NotConfigured, ..fail }, standby, MasterReadOnly, NoSlaves),
+        (2, Situation { slaves: Slaves::NotConfigured, ..fail }, standby, MasterReads, NoSlaves),
         (3, asked(USUAL), standby, Slave(3), Reason::ReadMethod),
         (3, never(pinned), standby, Slave(3), MasterUnavailable),
         (3, share(0.1, USUAL), standby, Slave(3), Reason::ReadMethod),
-        (3, asked(fail), standby, MasterReadOnly, SwitchedOff),
-        (3, asked(USUAL), WELL, MasterReadOnly, SwitchedOff),
-        (3, asked(pinned), WELL, MasterReadOnly, SwitchedOff),
+        (3, asked(fail), standby, MasterReads, SwitchedOff),
+        (3, asked(USUAL), WELL, MasterReads, SwitchedOff),
+        (3, asked(pinned), WELL, MasterReads, SwitchedOff),
         (5, asked(asks), WELL, Slave(1), Reason::ReadsDatabase),
-        (4, asked(asks_pinned), none_has_it, MasterReadOnly, Reason::Pinned),
-        (3, never(asks), WELL, MasterReadOnly, SwitchedOff),
-        (3, never(USUAL), WELL, MasterReadOnly, SwitchedOff),
-        (3, share(0.1, USUAL), WELL, MasterReadOnly, OutsideShare),
-        (3, share(0.1, pinned), WELL, MasterReadOnly, OutsideShare),
-        (3, share(0.0, USUAL), WELL, MasterReadOnly, SwitchedOff),
+        (4, asked(asks_pinned), none_has_it, MasterReads, Reason::Pinned),
+        (3, never(asks), WELL, MasterReads, SwitchedOff),
+        (3, never(USUAL), WELL, MasterReads, SwitchedOff),
+        (3, share(0.1, USUAL), WELL, MasterReads, OutsideShare),
+        (3, share(0.1, pinned), WELL, MasterReads, OutsideShare),
+        (3, share(0.0, USUAL), WELL, MasterReads, SwitchedOff),
         (5, share(0.9, USUAL), WELL, Slave(1), Reason::ReadMethod),
         (5, share(0.1, asks), WELL, Slave(1), Reason::ReadsDatabase),
         (4, share(0.9, pinned), WELL, Slave(2), CaughtUp),
-        (2, share(0.1, alone), WELL, MasterReadOnly, NoSlaves),
+        (2, share(0.1, alone), WELL, MasterReads, NoSlaves),
         (4, pinned, WELL, Slave(2), CaughtUp),
         (4, asks_pinned, WELL, Slave(2), CaughtUp),
         (4, pinned, Found { master: Master::Unusable, ..WELL }, Slave(2), CaughtUp),
-        (4, pinned, none_has_it, MasterReadOnly, Reason::Pinned),
-        (4, asks_pinned, none_has_it, MasterReadOnly, Reason::Pinned),
-        (4, pinned, nobody, MasterReadOnly, Reason::Pinned),
+        (4, pinned, none_has_it, MasterReads, Reason::Pinned),
+        (4, asks_pinned, none_has_it, MasterReads, Reason::Pinned),
+        (4, pinned, nobody, MasterReads, Reason::Pinned),
         (4, pinned, headless, Slave(1), MasterUnavailable),
-        (4, pinned, Found { any: None, ..headless }, MasterReadOnly, Reason::Pinned),
-        (4, fail, headless, MasterReadOnly, Reason::Pinned),
+        (4, pinned, Found { any: None, ..headless }, MasterReads, Reason::Pinned),
+        (4, fail, headless, MasterReads, Reason::Pinned),
         (5, pinned, void, Slave(1), Reason::ReadMethod),
         (5, USUAL, WELL, Slave(1), Reason::ReadMethod),
         (5, asks, WELL, Slave(1), Reason::ReadsDatabase),
         (5, USUAL, headless, Slave(1), Reason::ReadMethod),
-        (6, USUAL, nobody, MasterReadOnly, SlavesUnavailable),
-        (6, asks, nobody, MasterReadOnly, SlavesUnavailable),
-        (6, pinned, Found { any: None, ..void }, MasterReadOnly, SlavesUnavailable),
+        (6, USUAL, nobody, MasterReads, SlavesUnavailable),
+        (6, asks, nobody, MasterReads, SlavesUnavailable),
+        (6, pinned, Found { any: None, ..void }, MasterReads, SlavesUnavailable),
     ];
     for (row, situation, found, target, reason) in table {
         assert_eq!(choose(situation, &found), (target, reason), "{situation:?} {found:?}");
@@ -142,7 +142,7 @@ fn a_write_is_the_masters_whatever_else_holds() {
                 for master in [Master::Usable, Master::Unusable] {
                     let situation = Situation { intent, pinned, slaves, ..USUAL };
                     let found = Found { master, ..WELL };
-                    assert_eq!(choose(situation, &found).0, MasterReadWrite, "{situation:?}");
+                    assert_eq!(choose(situation, &found).0, Writes, "{situation:?}");
                 }
             }
         }
@@ -177,9 +177,9 @@ fn no_slave_is_looked_at_for_what_the_master_serves() {
     let write = Situation { intent: WriteMethod, pinned: Pinned::Yes, ..USUAL };
     let alone = Situation { slaves: Slaves::NotConfigured, pinned: Pinned::Yes, ..USUAL };
     let off = Situation { share: ReadShare::NONE, ..USUAL };
-    assert_eq!(choose(write, &Untouchable).0, MasterReadWrite);
-    assert_eq!(choose(alone, &Untouchable).0, MasterReadOnly);
-    assert_eq!(choose(off, &Untouchable).0, MasterReadOnly);
+    assert_eq!(choose(write, &Untouchable).0, Writes);
+    assert_eq!(choose(alone, &Untouchable).0, MasterReads);
+    assert_eq!(choose(off, &Untouchable).0, MasterReads);
 }
 
 #[test]

@@ -62,8 +62,8 @@ pub(super) fn check_sender(request: &Request<'_>, database: &str) -> Result<(), 
         Sender::Elsewhere => {
             let by = name_of_client(request);
             warn!(
-                "A drill of database `{database}` was refused, because {by} sent it from another site than the status page. \
-                 A link or form of that site may have misused an operator's login."
+                "A drill of database `{database}` was refused, because {by} sent it from another site than the status \
+                 page. A link or form of that site may have misused an operator's login."
             );
             Err(Status::Forbidden)
         }

@@ -69,7 +69,7 @@ impl<D: Database<Pool: Backend>> Replicated<D> {
     /// use rocket::{Build, Rocket, http::Status};
     /// use rocket_replicated::sqlite::Replicated;
     ///
-    /// struct Admin; // whoever is logged in as one
+    /// struct Admin; // a user who is logged in as an administrator
     ///
     /// #[rocket::async_trait]
     /// impl<'r> FromRequest<'r> for Admin {

@@ -327,7 +327,9 @@ fn meaning(server: &ServerSnapshot) -> &'static str {
     match server.state {
         NodeState::Up if server.role == Role::Master => "It takes the writes.",
         NodeState::Up => "It serves reads.",
-        NodeState::New => "It has just been found, or the application has just started. It serves after its first health probe.",
+        NodeState::New => {
+            "It has just been found, or the application has just started. It serves after its first health probe."
+        }
         NodeState::Suspect => "A connection to it failed. It serves again if the next health probe is good.",
         NodeState::Down => "It does not answer, or refuses the login. The log has the error.",
         NodeState::Diverged => {
@@ -336,13 +338,19 @@ fn meaning(server: &ServerSnapshot) -> &'static str {
         NodeState::Behind => "It is further behind than max_lag: left out until it has caught up.",
         NodeState::LagUnknown => "Its lag cannot be known: left out. The log says why.",
         NodeState::NotCopied => "It has not been copied from its master yet: left out.",
-        NodeState::SecondMaster => "It takes writes, but is not the master: left out. The log has the remedy.",
+        NodeState::SecondMaster => {
+            "It takes writes, but is not the master: left out. The log has the remedy."
+        }
         NodeState::Promoted => {
             "It was promoted, but is not the master: it serves reads only while no other server can."
         }
-        NodeState::Contested => "Another server takes writes, too: writes fail until only one does. The log has the remedy.",
+        NodeState::Contested => {
+            "Another server takes writes, too: writes fail until only one does. The log has the remedy."
+        }
         NodeState::MasterItself => "Its address leads to the master itself: left out as a slave.",
-        NodeState::Stranger => "It belongs to another system than the master: left out. The log has the remedy.",
+        NodeState::Stranger => {
+            "It belongs to another system than the master: left out. The log has the remedy."
+        }
         NodeState::Standby => "It takes no writes: it is in recovery, or read-only. The log has the remedy.",
         NodeState::TakenOut => "An operator has taken it out of use.",
     }

@@ -111,7 +111,7 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
         &match unknown_lag {
             UnknownLag::Use => "use",
             UnknownLag::LeaveOut => "leave_out",
-            UnknownLag::Unexpected => "leave_out, unless it replays a log of its own",
+            UnknownLag::Unexpected => "leave_out, unless it has a log of its own",
         },
     );
     add("follow_promotion", follow_promotion);

@@ -8,11 +8,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::settings::{self, Setting};
-use crate::backend::Driver;
+use crate::backend::{Access, Driver};
 use crate::cluster::{Inner, Purpose, Server};
 use crate::config::ReadShare;
 use crate::counters::{Counts, Key};
-use crate::health::{Change, LagSample, NodeState, Role, Use};
+use crate::health::{Change, LagSample, NodeState, Role};
 use crate::routing::Reason;
 use crate::statistics::{PoolStatistics, ServerStatistics, Statistics};
 
@@ -119,7 +119,8 @@ const CHANGES: usize = 12;
 impl Health {
     pub(super) fn of<DB: Driver>(inner: &Inner<DB>) -> Self {
         let without_master = inner.config.pinned_without_master;
-        let reads_as_master = |server: &Server<DB>| server.read_way().health.answers(Use::MasterReads);
+        let reads_as_master =
+            |server: &Server<DB>| server.read_url_or_self().health.answers(Access::MasterReads);
         let serves = |server: &Server<DB>| match server.health.role() {
             // A master that turns out to be a slave is read from as a slave.
             Role::Master => reads_as_master(server) || server.health.state() == NodeState::Standby,
@@ -129,7 +130,7 @@ impl Health {
             }
         };
         let servers = inner.servers.all();
-        let configured = servers.iter().filter(|server| server.purpose != Purpose::MasterReads);
+        let configured = servers.iter().filter(|server| server.purpose != Purpose::ReadUrl);
         let serving = configured.filter(|server| serves(server)).map(|server| server.health.role());
         let master = inner.servers.master(&inner.mastership);
         Self {

@@ -1,4 +1,4 @@
-//! The way to a server, which may lead through a pooler or another proxy.
+//! What is known of a pooler or another proxy on the way to a server.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
@@ -10,16 +10,16 @@ use rocket::tokio::time::timeout;
 use super::Health;
 use crate::throttle::Throttle;
 
-/// The treatment of sessions on the way to a server.
+/// What a pooler on the way to a server does with its sessions, as the monitor has tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Path {
+pub(crate) enum Pooling {
     Untested,
     /// The test has failed.
     Unknown,
-    /// Each connection has a session of its own for its whole life.
-    Straight,
-    /// A pooler gives each transaction the session that is free.
-    Pooled,
+    /// Each connection has a session of its own for its whole life: there is no pooler, or it is in session mode.
+    None,
+    /// A pooler in transaction mode gives each transaction the session that is free.
+    Transactions,
 }
 
 /// The means that makes reads read-only where a proxy refuses the startup option.
@@ -32,22 +32,22 @@ pub(crate) enum Enforced {
 }
 
 #[derive(Debug)]
-pub(super) struct Way {
-    path: watch::Sender<Path>,
+pub(super) struct Proxy {
+    pooling: watch::Sender<Pooling>,
     /// True if a proxy refuses the startup options of read-only connections. The option is not tried again in this
     /// process, even if the proxy accepts it by then: a `SET` does as well.
     refuses_options: AtomicBool,
     /// The [`Enforced`] that was logged last, or 0.
-    told: AtomicU8,
+    logged: AtomicU8,
     split: Throttle,
 }
 
-impl Default for Way {
+impl Default for Proxy {
     fn default() -> Self {
         Self {
-            path: watch::Sender::new(Path::Untested),
+            pooling: watch::Sender::new(Pooling::Untested),
             refuses_options: AtomicBool::new(false),
-            told: AtomicU8::new(0),
+            logged: AtomicU8::new(0),
             split: Throttle::new(Duration::from_secs(60)),
         }
     }
@@ -55,36 +55,36 @@ impl Default for Way {
 
 impl Health {
     /// Records the result of the monitor's test. A failed test does not replace the result of an earlier one.
-    pub(crate) fn tested(&self, path: Path) {
-        self.way.path.send_if_modified(|known| {
-            let is_news = path != Path::Unknown || *known == Path::Untested;
-            is_news && std::mem::replace(known, path) != path
+    pub(crate) fn record_pooling(&self, pooling: Pooling) {
+        self.proxy.pooling.send_if_modified(|known| {
+            let is_news = pooling != Pooling::Unknown || *known == Pooling::Untested;
+            is_news && std::mem::replace(known, pooling) != pooling
         });
     }
 
     /// Returns the result of the monitor's test. Waits for a first test that has yet to end, for up to `patience`.
-    pub(crate) async fn tested_path(&self, patience: Duration) -> Path {
-        let mut path = self.way.path.subscribe();
-        let is_untested = *path.borrow() == Path::Untested;
+    pub(crate) async fn tested_pooling(&self, patience: Duration) -> Pooling {
+        let mut pooling = self.proxy.pooling.subscribe();
+        let is_untested = *pooling.borrow() == Pooling::Untested;
         if is_untested && !self.is_pooled() {
             self.request_probe();
-            let _ = timeout(patience, path.wait_for(|path| *path != Path::Untested)).await;
+            let _ = timeout(patience, pooling.wait_for(|pooling| *pooling != Pooling::Untested)).await;
         }
-        if self.is_pooled() { Path::Pooled } else { *path.borrow() }
+        if self.is_pooled() { Pooling::Transactions } else { *pooling.borrow() }
     }
 
     pub(crate) fn refuses_options(&self) -> bool {
-        self.way.refuses_options.load(Ordering::Acquire)
+        self.proxy.refuses_options.load(Ordering::Acquire)
     }
 
     /// Records that a proxy refuses startup options, and accepts connections without them.
     pub(crate) fn found_refusal(&self) {
-        self.way.refuses_options.store(true, Ordering::Release);
+        self.proxy.refuses_options.store(true, Ordering::Release);
     }
 
     /// Reports that a proxy sends reads to a slave, and only writes to the master.
     pub(crate) fn found_split(&self) {
-        if self.way.split.pass().is_some() {
+        if self.proxy.split.pass().is_some() {
             error!(
                 "The address of the {self} leads to a proxy that splits reads from writes: it sends reads to a slave, \
                  whose answers may be older than what the client has just written. Its connections are refused, and \
@@ -97,7 +97,7 @@ impl Health {
 
     /// Logs once how reads are made read-only without the startup option.
     pub(crate) fn enforces(&self, enforced: Enforced) {
-        if self.way.told.swap(enforced as u8, Ordering::AcqRel) == enforced as u8 {
+        if self.proxy.logged.swap(enforced as u8, Ordering::AcqRel) == enforced as u8 {
             return;
         }
         let instead = match enforced {
