@@ -435,8 +435,8 @@ impl Health {
                      writes as `url`."
                 ),
                 Subject::ReadUrl => error!(
-                    "The {self} leads to a server that takes no writes: {more}. No pinned read is served there. Give \
-                     `read_url` an address of the master."
+                    "The {self} leads to a server that takes no writes: {more}. Reads that need the master are not served \
+                     there. Give `read_url` an address of the master."
                 ),
             },
             NodeState::New | NodeState::TakenOut => {}
