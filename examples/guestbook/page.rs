@@ -22,7 +22,7 @@ pub fn index(you: &View) -> Markup {
                 h1 { "Guestbook" }
                 p {
                     "Entries are written to the master. Reads go to a slave, which follows a little later. \
-                     Only whoever has just written reads from the master for a few seconds, and so sees \
+                     Only visitors who have just written read from the master for a few seconds, and so see \
                      the entry at once."
                 }
             }

@@ -72,7 +72,7 @@ pub(crate) struct Verdict {
     /// The server that takes the writes from now on, if it is another one.
     pub(crate) new_master: Option<ServerId>,
     pub(crate) succession: Succession,
-    /// Transactions of sources that are new at the server that was looked at, and of which its master has never heard.
+    /// Transactions that are new at the server, from sources from which its master has none.
     pub(crate) errant: GtidSet,
 }
 
