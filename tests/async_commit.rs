@@ -6,7 +6,7 @@ use rocket_replicated::postgres::Replicated;
 use support::lab::postgres::Lab;
 use support::rocket_over;
 
-#[rocket::async_test]
+#[support::async_test]
 async fn whoever_commits_asynchronously_reads_their_own_writes() {
     const ROUNDS: i64 = 60;
 

@@ -137,7 +137,7 @@ async fn json(response: Response) -> Value {
     serde_json::from_str(&response.text().await.unwrap()).unwrap()
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn the_writer_sees_the_post_by_a_header_and_a_stranger_does_not() {
     let blog = Blog::open().await;
     let (mut ada, mut stranger) = (blog.client().with_token(TOKEN), blog.client());
@@ -166,7 +166,7 @@ async fn the_writer_sees_the_post_by_a_header_and_a_stranger_does_not() {
     assert_eq!(stranger.pin, None, "a read sets no pin");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn the_job_sees_the_post_though_the_slaves_lag() {
     let blog = Blog::open().await;
     let mut ada = blog.browser().with_token(TOKEN);
@@ -185,7 +185,7 @@ async fn the_job_sees_the_post_though_the_slaves_lag() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_search_is_served_by_a_slave_and_pins_nobody() {
     let blog = Blog::open().await;
     let (mut ada, mut stranger) = (blog.client().with_token(TOKEN), blog.client());
@@ -212,7 +212,7 @@ async fn a_search_is_served_by_a_slave_and_pins_nobody() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_view_pins_the_reader_to_the_counts_alone() {
     let blog = Blog::open().await;
     let mut ada = blog.client().with_token(TOKEN);
@@ -237,7 +237,7 @@ async fn a_view_pins_the_reader_to_the_counts_alone() {
     assert_eq!((missing.status(), cookies(&missing)), (StatusCode::NOT_FOUND, vec![]));
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn only_authors_post() {
     let blog = Blog::open().await;
     let new = json!({ "title": "Lag", "body": "Slaves lag." });
@@ -259,7 +259,7 @@ async fn only_authors_post() {
     assert_eq!(json(reply).await, json!({ "id": 1, "name": "Ada" }));
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_post_without_its_tags_is_not_kept() {
     let blog = Blog::open().await;
     let mut ada = blog.client().with_token(TOKEN);

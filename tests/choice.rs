@@ -204,7 +204,7 @@ crate::on_every_database! {
         });
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn reads_are_spread_by_weight_and_by_how_busy_a_slave_is() {
         let lab = Lab::new();
         let section = lab.section().replace("name = \"slave-1\"", "name = \"slave-1\", weight = 3");

@@ -23,7 +23,7 @@ crate::on_every_database! {
         cluster.status().iter().map(|node| node.busy).sum()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn it_is_kept_for_as_long_as_there_is_a_handle() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "").await;
@@ -44,7 +44,7 @@ crate::on_every_database! {
         assert_eq!(busy(&cluster), 1);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn it_is_nobody_elses_meanwhile() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "").await;
@@ -59,7 +59,7 @@ crate::on_every_database! {
         assert_eq!(busy(&cluster), 0);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn reading_and_then_writing_takes_one() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "").await;
@@ -73,7 +73,7 @@ crate::on_every_database! {
         assert_eq!(lab.notes(), ["a note"]);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_handler_that_dawdles_keeps_nobody_waiting() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 60").await;
@@ -90,7 +90,7 @@ crate::on_every_database! {
         assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_connection_is_kept_for_its_latest_handle_alone() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1").await;
@@ -104,7 +104,7 @@ crate::on_every_database! {
         assert_eq!(busy(&cluster), 0);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_handle_holds_nothing_of_a_connection_that_is_closed() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "idle_timeout = 0.1").await;
@@ -120,7 +120,7 @@ crate::on_every_database! {
         assert_eq!(open(), 1);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn as_many_as_there_always_have_to_be_are_opened_and_stay() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "min_connections = 3").await;
@@ -136,7 +136,7 @@ crate::on_every_database! {
         assert_eq!((pool.opened.count(), pool.closed.total()), (wanted.into(), 0));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn they_stay_though_no_statement_uses_them() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "min_connections = 3\nidle_timeout = 0.2").await;
@@ -150,7 +150,7 @@ crate::on_every_database! {
         assert_eq!((writes().idle, writes().opened.count()), (wanted, u64::from(wanted)));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn who_gives_up_takes_no_place_along() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1").await;
@@ -178,7 +178,7 @@ crate::on_every_database! {
         sqlx::query("SELECT 1").execute(&cluster.write()).await.unwrap();
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn waiting_ends_though_somebody_waited_without_a_runtime() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 2").await;
@@ -193,7 +193,7 @@ crate::on_every_database! {
         drop(held);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn each_of_many_requests_goes_on() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 2").await;

@@ -11,7 +11,7 @@ crate::on_postgres! {
     use support::lab::postgres::Lab;
     use support::rocket_over;
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_choice_allocates_the_state_of_its_request_and_nothing_else() {
         let lab = Lab::new();
         let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
@@ -27,7 +27,7 @@ crate::on_postgres! {
         assert!(db.choice().is_some());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_query_makes_no_large_allocation_that_sqlx_would_not() {
         let lab = Lab::new();
         let section = format!("{}max_connections = 1\n", lab.section());
@@ -83,7 +83,7 @@ crate::on_every_database! {
     use sqlx::Executor;
     use support::counting::large_allocations;
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_future_of_a_query_is_small() {
         let lab = Lab::new();
         let rocket = support::rocket_over(&lab.section()).attach(Replicated::fairing());
@@ -98,7 +98,7 @@ crate::on_every_database! {
 }
 
 crate::on_sqlite! {
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_choice_out_of_64_slaves_allocates_no_more() {
         use rocket::local::asynchronous::Client;
         use rocket_replicated::{Role, sqlite::Replicated};

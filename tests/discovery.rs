@@ -174,7 +174,7 @@ crate::on_servers! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn servers_come_and_go_under_load() {
         let lab = Named::<Dbms>::new("come-and-go", &[2, 3], &[2]);
         let (two, three) = (lab.node(2), lab.node(3));
@@ -236,7 +236,7 @@ crate::on_servers! {
         assert_eq!(warnings_of(&two), [""; 0]);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn no_answer_changes_nothing_and_is_logged_once() {
         let lab = Named::<Dbms>::new("no-answer", &[2, 3], &[2, 3]);
         let both = up([lab.node(2), lab.node(3)]);
@@ -258,7 +258,7 @@ crate::on_servers! {
         eventually("another failure", async || (warnings() == 2).then_some(())).await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_name_that_has_no_address_at_launch_may_have_one_later() {
         let lab = Named::<Dbms>::new("later", &[2], &[]);
         let (_client, cluster) = lab.launch::<Database>("").await;
@@ -270,7 +270,7 @@ crate::on_servers! {
         eventually("a slave", async || (states(&cluster) == up([lab.node(2)])).then_some(())).await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_server_that_fails_is_looked_up_soon_and_may_come_back() {
         let lab = Named::<Dbms>::new("fails", &[2, 3], &[2, 3]);
         let (two, three) = (lab.node(2), lab.node(3));
@@ -300,7 +300,7 @@ crate::on_servers! {
     }
 
     /// sqlx's own pool of a server goes with it.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_pool_of_a_server_that_is_gone_is_closed() {
         let lab = Named::<Dbms>::new("pool", &[2, 3], &[2]);
         let (_client, cluster) = lab.launch::<Database>("").await;
@@ -313,7 +313,7 @@ crate::on_servers! {
     }
 
     /// A pod that is deleted is gone from the name, and soon after that it says nothing any more.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_server_that_freezes_as_it_leaves_keeps_nobody_waiting() {
         let lab = Named::<Dbms>::new("freezes", &[2, 3], &[2]);
         let (_client, cluster) = lab.launch::<Database>("").await;
@@ -338,7 +338,7 @@ crate::on_servers! {
         assert_eq!(warnings_of(&two), [""; 0], "it was to go");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_master_among_the_addresses_is_no_slave() {
         let lab = Named::<Dbms>::new("with-master", &[2], &[1, 2]);
         let (one, two) = (lab.node(1), lab.node(2));
@@ -365,7 +365,7 @@ crate::on_servers! {
         assert_eq!(logbook::lines(&["ERROR", &one]), Vec::<String>::new());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn without_it_a_name_with_several_addresses_is_one_slave_and_that_is_said() {
         let dns = Dns::start(&[2, 3]);
         let (scheme, host) = (Dbms::SCHEME, format!("several-{}.invalid", Dbms::SCHEME));
@@ -391,7 +391,7 @@ mod promotion {
     use rocket_replicated_testing::postgres::Postgres;
     use support::logbook;
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_server_that_was_promoted_stays_while_it_is_the_master() {
         let lab = Named::<Postgres>::new("promoted", &[2], &[2]);
         let two = lab.node(2);

@@ -32,7 +32,7 @@ crate::on_servers! {
     }
 
     /// The promoted slave is the master of an application whose other slave still follows the one before.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_followed_another_master_further_is_left_out_and_stays_so() {
         let servers = Servers::<Dbms>::start(Default::default(), 2);
         let (former, master, slave) = (&servers.master, &servers.slaves[0], &servers.slaves[1]);
@@ -68,7 +68,7 @@ crate::on_servers! {
     }
 
     /// It has what the master had not written yet when that was looked at.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_keeps_up_with_a_busy_master_serves() {
         let servers = Servers::<Dbms>::start(Default::default(), 1);
         let (master, slave) = (&servers.master, &servers.slaves[0]);

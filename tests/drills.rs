@@ -31,7 +31,7 @@ crate::on_every_database! {
         readers.map(str::to_owned).into()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_is_taken_out_and_put_back() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -62,7 +62,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn all_reads_are_sent_to_the_master_and_back() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -72,7 +72,7 @@ crate::on_every_database! {
         assert_eq!(readers(&cluster).await, set(["slave-1 ReadsDatabase", "slave-2 ReadsDatabase"]));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn status_tells_who_there_is() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;

@@ -36,7 +36,7 @@ async fn write(cluster: &Cluster<Database>) -> Result<(), sqlx::Error> {
     sqlx::query("INSERT INTO notes VALUES (2)").execute(&cluster.write()).await.map(drop)
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn reads_and_writes_wait_for_a_connection_to_the_master() {
     let servers = Servers::start(Postgres, 1);
     let (_client, cluster, wire) = launch(&servers, "connect_timeout = 20\n").await;
@@ -50,7 +50,7 @@ async fn reads_and_writes_wait_for_a_connection_to_the_master() {
     eventually("the row", async || servers.master.sql("SELECT count(*) FROM notes") == "2").await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_client_may_try_again_where_none_leads_to_the_master() {
     let servers = Servers::start(Postgres, 1);
     let (_client, cluster, _wire) = launch(&servers, "connect_timeout = 1\n").await;

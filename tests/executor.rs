@@ -36,7 +36,7 @@ crate::on_every_database! {
         rocket_over(&lab.section()).attach(Replicated::fairing())
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn queries_of_every_kind() {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
@@ -84,7 +84,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn writes_and_transactions() {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
@@ -112,7 +112,7 @@ crate::on_every_database! {
         assert_eq!(lab.notes(), ["note 2!", "note 3!", "last"]);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_read_only_transaction_reads() {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
@@ -123,7 +123,7 @@ crate::on_every_database! {
         assert_eq!(count, 3);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn spawned_joined_and_buffered() {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
@@ -164,7 +164,7 @@ crate::on_every_database! {
         sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&mut *conn).await.unwrap()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn libraries_take_it_for_a_pool() {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
@@ -175,7 +175,7 @@ crate::on_every_database! {
         assert_eq!(spawned.await.unwrap(), (3, 3));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn migrations_run_at_ignition() {
         async fn migrate(rocket: Rocket<Build>) -> rocket::fairing::Result {
             let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
@@ -198,7 +198,7 @@ crate::on_every_database! {
         assert_eq!(client.get("/books").dispatch().await.into_string().await.unwrap(), "Momo, Ronja");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn arguments_that_cannot_be_encoded_cost_no_connection() {
         struct Unencodable;
 
@@ -225,7 +225,7 @@ crate::on_every_database! {
         assert_eq!(db.choice(), None);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn handlers_return_errors() {
         #[post("/missing")]
         async fn missing(db: ReplicatedDb) -> Result<String, Error> {
@@ -247,7 +247,7 @@ crate::on_every_database! {
         assert!(!support::logbook::lines(&["ERROR", "GET /broken", "nowhere"]).is_empty());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn statements_are_not_logged_in_production() {
         let lab = Lab::new();
         let rocket = app(&lab);
@@ -262,7 +262,7 @@ crate::on_every_database! {
 
 crate::on_postgres! {
     /// As of `dblink` or `postgres_fdw`: it is the statement that has failed, and the connection goes on.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_statement_that_loses_its_way_to_another_database_has_changed_nothing() {
         use rocket::local::asynchronous::Client;
         use rocket_replicated::postgres::Replicated;
@@ -285,7 +285,7 @@ crate::on_postgres! {
     }
 
     /// A path may hold a token, and a message what a client has sent.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_line_of_the_log_is_one_line_and_names_the_route() {
         use rocket::local::asynchronous::Client;
         use rocket::{get, routes};
@@ -309,7 +309,7 @@ crate::on_postgres! {
         assert!(support::logbook::lines(&["ERROR", "quiet-token"]).is_empty());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_statement_that_takes_longer_than_a_second_is_reported() {
         use rocket::{get, routes};
         use rocket_replicated::Error;
@@ -352,7 +352,7 @@ crate::on_postgres! {
 
 crate::on_sqlite! {
     /// It is checked when the transaction commits: after the last row.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_write_that_returns_a_row_and_cannot_be_committed_has_failed() {
         use rocket::local::asynchronous::Client;
         use rocket_replicated::sqlite::Replicated;
@@ -372,7 +372,7 @@ crate::on_sqlite! {
     }
 
     /// There is no end of them.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_first_row_of_many_is_had_at_once() {
         use rocket::local::asynchronous::Client;
         use rocket_replicated::sqlite::Replicated;

@@ -48,7 +48,7 @@ fn node() -> Servers<MySql> {
     servers
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_node_that_is_cut_off_is_an_outage() {
     let servers = tokio::task::spawn_blocking(node).await.unwrap();
     let mut admin = MySqlConnection::connect(&servers.master.admin_url()).await.unwrap();

@@ -101,7 +101,7 @@ impl View {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn the_writer_sees_the_entry_at_once_and_a_stranger_does_not() {
     let guestbook = Guestbook::with(NEVER, NEVER).await;
     let (writer, stranger) = (guestbook.visitor(), guestbook.visitor());
@@ -114,7 +114,7 @@ async fn the_writer_sees_the_entry_at_once_and_a_stranger_does_not() {
     assert!(theirs.is_of_the_slave() && !theirs.has("here I am"), "{}", theirs.0);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_stranger_sees_the_entry_once_the_slave_has_it() {
     let guestbook = Guestbook::with(0.1, NEVER).await;
     let stranger = guestbook.visitor();
@@ -125,7 +125,7 @@ async fn a_stranger_sees_the_entry_once_the_slave_has_it() {
         .await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn the_writer_reads_from_the_slave_again_after_the_lag_window() {
     let guestbook = Guestbook::with(NEVER, 3).await;
     let writer = guestbook.visitor();
@@ -137,7 +137,7 @@ async fn the_writer_reads_from_the_slave_again_after_the_lag_window() {
     assert!(signed.elapsed() >= Duration::from_secs(3), "after {:?}", signed.elapsed());
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn counting_a_visit_pins_the_visitor() {
     let guestbook = Guestbook::with(NEVER, 60).await;
     let (visitor, stranger) = (guestbook.visitor(), guestbook.visitor());
@@ -159,7 +159,7 @@ async fn counting_a_visit_pins_the_visitor() {
     assert!(theirs.is_of_the_slave() && theirs.has("Visits: 0<"), "{}", theirs.0);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn reading_sets_no_cookie() {
     let guestbook = Guestbook::open().await;
     let (writer, stranger) = (guestbook.visitor(), guestbook.visitor());
@@ -173,7 +173,7 @@ async fn reading_sets_no_cookie() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn an_entry_that_is_empty_or_too_long_is_refused() {
     let guestbook = Guestbook::with(NEVER, NEVER).await;
     let visitor = guestbook.visitor();
@@ -190,7 +190,7 @@ async fn an_entry_that_is_empty_or_too_long_is_refused() {
     assert!(view.is_of_the_master() && view.has("No entries yet"), "{}", view.0);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn an_entry_is_trimmed_and_its_markup_escaped() {
     let guestbook = Guestbook::open().await;
     let writer = guestbook.visitor();

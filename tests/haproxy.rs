@@ -10,7 +10,7 @@ use support::haproxy::HaProxy;
 use support::proxied::{self, Site};
 use support::rocket_over;
 
-#[rocket::async_test]
+#[support::async_test]
 async fn all_holds_behind_haproxy() {
     let servers = proxied::servers(2);
     let master = HaProxy::start(&[&servers.master]);
@@ -30,7 +30,7 @@ async fn all_holds_behind_haproxy() {
     site.survives_faults(&servers).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_balancer_without_a_server_is_an_outage() {
     let servers = proxied::servers(0);
     let proxy = HaProxy::start(&[&servers.master]);

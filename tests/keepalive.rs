@@ -29,7 +29,7 @@ crate::on_servers! {
         table.lines().skip(1).filter_map(timer).collect()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_connection_that_falls_silent_is_ended() {
         const NONE: u8 = 0;
 

@@ -67,7 +67,7 @@ crate::on_servers! {
         lab.sql(&format!("INSERT INTO notes (body) VALUES ('note {number}')"));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_too_far_behind_is_left_out_until_it_has_caught_up() {
         let lab = Lab::new();
         // A name that the log of other tests does not have.
@@ -98,7 +98,7 @@ crate::on_servers! {
         assert_eq!(logbook::lines(&["WARN", &name, "back"]).len(), 1);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn nobody_falls_behind_a_master_that_does_nothing() {
         let lab = Lab::new();
         write(&lab, 0);
@@ -112,7 +112,7 @@ crate::on_servers! {
     }
 
     /// All that is known of the master then is where it stands now, which the slaves have yet to reach.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_launch_waits_for_slaves_that_are_a_moment_behind() {
         let lab = Lab::new();
         let name = format!("moment-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
@@ -133,7 +133,7 @@ crate::on_servers! {
     }
 
     /// As at a deployment, when the processes of before are still there.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_is_full_at_launch_is_no_unguarded_one() {
         let lab = Lab::new();
         <Dbms as Limits>::CREATE.split("; ").for_each(|sql| drop(lab.master().sql(sql)));
@@ -158,7 +158,7 @@ crate::on_servers! {
         eventually("the slave", async || states(&cluster) == [NodeState::Up; 2]).await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_is_late_at_launch_is_left_out_from_the_first_request() {
         let lab = Lab::new();
         lab.pause();
@@ -171,7 +171,7 @@ crate::on_servers! {
         eventually("the slaves", async || states(&cluster) == [NodeState::Up; 3]).await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn without_a_master_nobody_is_behind() {
         let cluster = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 1);
         let section = format!(
@@ -190,7 +190,7 @@ crate::on_servers! {
     }
 
     /// The application does not reach the master, which writes on.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn what_one_slave_has_of_an_absent_master_the_other_lacks() {
         let servers = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 2);
         servers.master.sql("CREATE TABLE counts (count INTEGER NOT NULL)");
@@ -221,7 +221,7 @@ crate::on_servers! {
 
     /// The application loses its way to the master for a while. What the slave lacks was written in that time, or just
     /// now: only the former would be late.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_time_in_which_the_master_was_not_looked_at_makes_no_slave_late() {
         const GAP: Duration = Duration::from_secs(4);
 
@@ -275,7 +275,7 @@ crate::on_servers! {
         eventually("its absence", async || states(cluster) == [NodeState::Up, NodeState::Behind]).await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn where_nobody_else_is_left_a_slave_that_is_behind_serves_if_stale_will_do() {
         let cluster = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 1);
         cluster.master.sql("CREATE TABLE counts (count INTEGER NOT NULL)");
@@ -337,7 +337,7 @@ mod postgresql {
     }
 
     /// A server that may not be asked is not asked again for a minute.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_look_that_fails_once_does_not_blind_the_next_one() {
         use rocket_replicated::backend::{Access, Depth, Driver};
         use sqlx::{Connection, PgConnection};
@@ -355,7 +355,7 @@ mod postgresql {
     }
 
     /// Replayed is all that was received, but received is nothing any more.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_receives_nothing_is_behind() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -371,7 +371,7 @@ mod postgresql {
         .await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_of_another_system_is_left_out() {
         let (ours, theirs) = (Servers::start(Postgres, 0), Servers::start_another_system(Postgres, 1));
         let (_client, nodes) = launch(&section(&ours.master, &theirs.slaves[0])).await;
@@ -383,7 +383,7 @@ mod postgresql {
 
     /// What it has written is sent to no slave before it is flushed. Of a large one whole pages are, which end in the middle of
     /// a record that no slave can replay yet.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_transaction_that_stays_open_makes_no_slave_late() {
         use sqlx::{Connection, PgConnection};
 
@@ -419,7 +419,7 @@ mod postgresql {
     }
 
     /// A lag about the limit, under writes: the slave is left out once, and stays out until it is well below.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_whose_lag_hovers_about_the_limit_does_not_flap() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -467,7 +467,7 @@ mod postgresql {
     }
 
     /// As readers are that have no log of their own.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_hides_its_log_serves_where_lags_do_not_guard_the_window_or_it_is_told_to() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -496,7 +496,7 @@ mod postgresql {
         assert_eq!(lines.len(), 2);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_has_hidden_its_log_is_asked_again() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -509,7 +509,7 @@ mod postgresql {
     }
 
     /// Nobody is left out because nothing is known of a master that is gone.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_of_unknown_lag_serves_while_the_master_is_gone() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -524,7 +524,7 @@ mod postgresql {
         assert_eq!(db.choice().unwrap().to_string(), "slave-1 (reads database)");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_slave_that_hides_its_log_the_role_is_known() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -544,7 +544,7 @@ mod postgresql {
             .await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_master_in_recovery_takes_no_writes() {
         let lab = Lab::new();
         let section = format!("url = \"{}\"\nslaves = [\"{}\"]\n", lab.slave_urls()[0], lab.slave_urls()[1]);
@@ -592,7 +592,7 @@ mod fresh_mysql {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_has_replayed_nothing_of_nothing_serves() {
         let cluster = Servers::start(MySql::default(), 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -613,7 +613,7 @@ mod fresh_mysql {
     }
 
     /// A pin by an empty log would lead to any slave.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_write_that_is_not_logged_pins_to_the_master() {
         let cluster = Servers::start(MySql::default(), 1);
         cluster.forget_logs();
@@ -627,7 +627,7 @@ mod fresh_mysql {
     }
 
     /// Its position is empty as well, whatever it writes.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_master_that_logs_nothing_tells_no_lag() {
         let (ours, theirs) = (Servers::start(MySql::default(), 0), Servers::start(MySql::default(), 1));
         ours.master.restart_with("skip_log_bin");
@@ -640,7 +640,7 @@ mod fresh_mysql {
     }
 
     /// What it writes then, the slave lacks.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_master_that_ceases_to_log_tells_no_lag() {
         let cluster = Servers::start(MySql::default(), 1);
         cluster.master.sql("CREATE TABLE notes (id INTEGER)");
@@ -654,7 +654,7 @@ mod fresh_mysql {
     }
 
     /// Without GTIDs, no write changes `gtid_executed`. MariaDB numbers all that it logs.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn only_a_master_that_numbers_its_writes_tells_a_lag() {
         let cluster = Servers::start(MySql::default(), 1);
         cluster.master.sql("CREATE TABLE notes (id INTEGER)");
@@ -674,7 +674,7 @@ mod fresh_mysql {
     }
 
     /// As by an `ANALYZE TABLE` of an operator. In MariaDB's log it would be one more transaction of the master's domain.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_has_written_for_itself_serves() {
         let cluster = Servers::start(MySql::default(), 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
@@ -704,7 +704,7 @@ mod fresh_mysql {
     }
 
     /// What the log had before it was reset, the slave may lack.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_master_whose_log_was_reset_tells_no_lag() {
         let cluster = Servers::start(MySql::default(), 1);
         cluster.forget_logs();
@@ -727,7 +727,7 @@ mod mariadb {
     use rocket_replicated_testing::mysql::MySql;
     use support::rocket_over;
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_writes_and_replays_no_more_is_left_out() {
         let cluster = Servers::start(MySql::default(), 1);
         let slave = &cluster.slaves[0];
@@ -744,7 +744,7 @@ mod mariadb {
     }
 
     /// It has replayed nothing, as a server that has nothing to do with the master.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_replicates_nobody_has_no_position() {
         let cluster = Servers::start(MySql::default(), 1);
         let slave = &cluster.slaves[0];

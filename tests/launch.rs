@@ -16,7 +16,7 @@ crate::on_every_database! {
         assert!(matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_)), "{error}");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_wrong_configuration_aborts_it_and_the_log_says_where() {
         let lab = Lab::new();
         let rocket = rocket_over(&format!("{}slavs = []", lab.section_alone())).attach(Replicated::fairing());
@@ -27,7 +27,7 @@ crate::on_every_database! {
         assert_eq!(logbook::lines(&["secret@"]), Vec::<String>::new());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_missing_section_aborts_it() {
         aborts(rocket("").attach(Replicated::fairing())).await;
         assert!(!logbook::lines(&["ERROR", "missing: add to Rocket.toml", "[default.databases.replicated]"]).is_empty());
@@ -53,7 +53,7 @@ crate::on_every_database! {
         ))
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_database_that_is_misconfigured_is_not_called_unattached() {
         use rocket_replicated::Replicated;
 
@@ -76,7 +76,7 @@ crate::on_every_database! {
         assert_eq!(unattached(), 1, "without the fairing");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn two_databases_with_one_pin_abort_it() {
         use rocket_replicated::Replicated;
 
@@ -108,7 +108,7 @@ crate::on_every_database! {
         let _alone = Client::untracked(two(&lab, "", "").attach(Replicated::<Third>::fairing())).await.unwrap();
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_is_the_master_aborts_it() {
         let lab = Lab::new();
         let section = lab.section_alone();
@@ -118,7 +118,7 @@ crate::on_every_database! {
         assert!(!logbook::lines(&["ERROR", "databases.replicated.slaves[0]`: leads to the master"]).is_empty());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn attaching_twice_is_harmless() {
         let lab = Lab::new();
         let rocket = rocket_over(&lab.section()).attach(Replicated::fairing()).attach(Replicated::fairing());
@@ -126,12 +126,12 @@ crate::on_every_database! {
         assert!(Replicated::fetch(client.rocket()).is_some());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn without_the_fairing_there_is_no_cluster() {
         assert!(Replicated::fetch(&rocket("")).is_none());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn lift_off_says_what_is_in_force() {
         let lab = Lab::new();
         let section = format!("{}lag_window = 7.25\nmax_connections = 23\n", lab.section());
@@ -155,7 +155,7 @@ crate::on_every_database! {
         assert_eq!(logbook::lines(&["secret@"]), Vec::<String>::new());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_release_is_warned_of_a_pin_that_is_not_secure() {
         let lab = Lab::new();
         let launch = async |pin: &str| {
@@ -176,7 +176,7 @@ crate::on_every_database! {
         assert_eq!(launch("pin = { secure = true }").await, 0);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn nothing_shows_a_password() {
         let lab = Lab::new();
         let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
@@ -187,7 +187,7 @@ crate::on_every_database! {
         assert!(!shown.contains("secret"), "{shown}");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn shutdown_ends_though_a_connection_is_out() {
         let lab = Lab::new();
         let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
@@ -203,7 +203,7 @@ crate::on_every_database! {
     }
 
     /// They run at the same time as this crate's own.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn other_shutdown_fairings_can_still_query() {
         static ASKED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
@@ -223,7 +223,7 @@ crate::on_every_database! {
         assert_eq!(lab.notes(), ["farewell"]);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn shutdown_lets_requests_finish() {
         let lab = Lab::new();
         let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
@@ -244,7 +244,7 @@ crate::on_every_database! {
         assert!(finished.elapsed() < Duration::from_secs(2), "{:?}", finished.elapsed());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_fairing_of_rocket_db_pools_is_refused() {
         let lab = Lab::new();
         let init = <Database as rocket_replicated::Database>::init();
@@ -253,7 +253,7 @@ crate::on_every_database! {
         assert!(!logbook::lines(&["ERROR", remedy]).is_empty());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn ignite_fairings_after_it_find_the_cluster() {
         let lab = Lab::new();
         let seed = AdHoc::try_on_ignite("seed", |rocket| async {
@@ -271,7 +271,7 @@ crate::on_every_database! {
 }
 
 crate::on_sqlite! {
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_sqlite_slave_that_nobody_fills_is_pointed_out() {
         use rocket::local::asynchronous::Client;
         use rocket_replicated::sqlite::Replicated;

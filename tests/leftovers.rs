@@ -112,7 +112,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_query_that_has_more_rows_than_were_asked_for() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -141,7 +141,7 @@ crate::on_every_database! {
         if halved { 0 } else { 1 }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_stream_that_is_dropped_after_its_first_row() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -163,7 +163,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_stream_in_a_transaction_when_both_are_dropped() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -181,7 +181,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_that_is_dropped() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -199,7 +199,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_statement_that_cannot_be_prepared() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -216,7 +216,7 @@ crate::on_every_database! {
     }
 
     /// Wherever it was when it was cancelled.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_query_that_is_cancelled() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -241,7 +241,7 @@ crate::on_every_database! {
     }
 
     /// Wherever it was when it was cancelled: until it has begun, sqlx does not know that it is to be rolled back.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_whose_beginning_is_cancelled() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -278,7 +278,7 @@ crate::on_every_database! {
         assert_eq!(notes.len() as i64, round, "{notes:?}");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_that_was_begun_by_hand() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -292,7 +292,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_that_was_begun_by_hand_in_one_string() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -306,7 +306,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_that_was_begun_by_hand_on_a_connection_of_ones_own() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -322,7 +322,7 @@ crate::on_every_database! {
     }
 
     /// Neither which function of sqlx begins it, nor whether somebody waits for its answer, makes a difference.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_that_nobody_was_told_of_on_a_connection_of_ones_own() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -354,7 +354,7 @@ crate::on_every_database! {
     }
 
     /// A connection that cannot have anything left open on it is there for the next request at once.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_connection_of_ones_own_costs_nothing_where_there_can_be_none() {
         fn in_use(cluster: &Cluster<Database>) -> u32 {
             cluster.status().iter().map(|node| node.busy).sum()
@@ -373,7 +373,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_that_was_begun_by_hand_and_has_failed() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
@@ -394,7 +394,7 @@ crate::on_every_database! {
     }
 
     /// Who were in it would see an old state.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn of_a_transaction_that_a_read_has_left_open() {
         const COUNT: &str = "SELECT count(*) FROM notes";
 
@@ -464,7 +464,7 @@ crate::on_postgres! {
         }
 
         /// 57P05.
-        #[rocket::async_test]
+        #[support::async_test]
         async fn for_being_idle_costs_one_write_and_no_read() {
             let lab = Lab::new();
             let (_client, cluster) = launch(&lab).await;
@@ -491,7 +491,7 @@ crate::on_postgres! {
         }
 
         /// 25P03.
-        #[rocket::async_test]
+        #[support::async_test]
         async fn for_being_idle_in_a_transaction_costs_nobody_else_anything() {
             let lab = Lab::new();
             let (_client, cluster) = launch(&lab).await;
@@ -518,7 +518,7 @@ crate::on_postgres! {
         }
 
         /// 40001, with FATAL: not only a query that is to be run again.
-        #[rocket::async_test]
+        #[support::async_test]
         async fn for_being_in_the_way_of_replay_costs_nobody_else_anything() {
             let servers =
                 rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 1);
@@ -568,7 +568,7 @@ crate::on_postgres! {
             }
         }
 
-        #[rocket::async_test]
+        #[support::async_test]
         async fn for_being_idle_in_a_transaction_begun_by_hand_costs_nobody_else_anything() {
             let lab = Lab::new();
             let (_client, cluster) = launch(&lab).await;

@@ -81,7 +81,7 @@ fn slave(cluster: &Cluster<Database>) -> (NodeState, Option<std::time::Duration>
     (status[1].state, status[1].lag)
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_declared_one_serves_by_the_window() {
     let pair = Pair::start();
     let (_client, cluster) = pair.launch("declared", ", logical = true", "lag_window = 3\n").await;
@@ -107,7 +107,7 @@ async fn a_declared_one_serves_by_the_window() {
     assert_eq!(read(&strict, None).await, (2, Reason::SlavesUnavailable));
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn by_position_it_is_never_caught_up_and_serves_all_others() {
     let pair = Pair::start();
     // Its own log is ahead of the master's: by that number alone, it would have everything.
@@ -130,7 +130,7 @@ async fn by_position_it_is_never_caught_up_and_serves_all_others() {
     assert_eq!(read(&cluster, None).await, (2, Reason::ReadsDatabase));
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn one_that_is_not_declared_is_refused_and_told_the_remedy() {
     let pair = Pair::start();
     let (_client, cluster) = pair.launch("undeclared", "", "").await;

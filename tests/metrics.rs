@@ -66,7 +66,7 @@ fn families(text: &str) -> BTreeSet<&str> {
     declared.collect()
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
     let port = install();
     let lab = Lab::new();

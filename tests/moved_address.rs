@@ -244,7 +244,7 @@ crate::on_servers! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn under_load_all_writes_succeed_soon_after_and_none_is_run_twice() {
         let (lab, wire, section) = behind_a_wire(&format!("max_connections = {CONNECTIONS}"));
         let (_client, cluster) = launch(&section).await;
@@ -306,7 +306,7 @@ crate::on_servers! {
         );
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_write_does_not_pay_for_connections_that_died_in_their_sleep() {
         let (_lab, wire, section) = behind_a_wire(&format!("max_connections = {CONNECTIONS}"));
         let (_client, cluster) = launch(&section).await;
@@ -328,7 +328,7 @@ crate::on_servers! {
         (lab, wire, section)
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_read_does_not_pay_for_connections_that_died_in_their_sleep() {
         let (_lab, wire, section) = slave_behind_a_wire("");
         let (_client, cluster) = launch(&section).await;
@@ -337,7 +337,7 @@ crate::on_servers! {
         costs_no_request((0..4).map(|_| cluster.read(None)).collect()).await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn reads_under_way_at_a_slave_are_run_again() {
         // Until all are there, on a machine that is busy.
         const READ: f64 = 10.25;
@@ -384,7 +384,7 @@ crate::on_servers! {
         assert_eq!(count(), 2);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_long_write_survives_a_blip() {
         let (lab, wire, section) = behind_a_wire("");
         let (_client, cluster) = launch(&section).await;
@@ -397,7 +397,7 @@ crate::on_servers! {
         .await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_long_write_survives_a_freeze() {
         let servers = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 0);
         let master = &servers.master;
@@ -412,7 +412,7 @@ crate::on_servers! {
     }
 
     /// While a statement was being prepared: what is left of it would be waited for without a limit.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_transaction_that_is_given_up_leaves_no_connection_behind() {
         let (lab, wire, section) = behind_a_wire("max_connections = 4\n");
         let (_client, cluster) = launch(&section).await;
@@ -439,7 +439,7 @@ crate::on_servers! {
     }
 
     /// As functions of other crates do, which take the driver's own connection.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn who_waits_on_the_drivers_own_connection_takes_no_place_once_it_is_dead() {
         const FORGOTTEN: f64 = 3.25;
 
@@ -466,7 +466,7 @@ crate::on_servers! {
         waiting.iter().for_each(JoinHandle::abort);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_connection_that_the_network_forgets_is_given_up_alone() {
         const FORGOTTEN: f64 = 2.5;
         const REMEMBERED: f64 = 12.5;
@@ -499,7 +499,7 @@ crate::on_servers! {
     }
 
     /// Whatever asks for the rows of a write: none of these may tell its client to try again.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_write_is_not_to_be_tried_again_though_its_rows_were_asked_for() {
         use rocket::futures::TryStreamExt;
 
@@ -535,7 +535,7 @@ crate::on_servers! {
     }
 
     /// Nothing was written yet.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_transaction_that_cannot_begin_may_be_tried_again() {
         const SOON: Duration = Duration::from_secs(60);
 
@@ -553,7 +553,7 @@ crate::on_servers! {
     }
 
     /// Nothing was committed.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_transaction_that_cannot_be_rolled_back_may_be_tried_again() {
         const SOON: Duration = Duration::from_secs(60);
 
@@ -575,7 +575,7 @@ crate::on_servers! {
     }
 
     /// The crate cannot take from a handler what it has handed out, but what has died is not counted.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn connections_of_ones_own_that_died_keep_nobody_waiting() {
         const HELD: f64 = 600.5;
         const SOON: Duration = Duration::from_secs(45);
@@ -652,7 +652,7 @@ mod to_a_promoted_standby {
     use rocket_replicated_testing::postgres::Postgres;
     use support::{eventually, rocket_over};
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn under_load_all_writes_succeed_soon_after_and_none_is_run_twice() {
         let servers = Servers::start(Postgres, 1);
         let (old, new) = (&servers.master, &servers.slaves[0]);

@@ -88,7 +88,7 @@ async fn one_read_pays(section: &str, answer: &str) {
     .await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_slave_that_refuses_costs_one_read() {
     let lab = Lab::new();
     one_read_pays(&section_with_bad_slave(&lab, closed_port(), 1), "good (read method)").await;
@@ -100,7 +100,7 @@ async fn a_slave_that_refuses_costs_one_read() {
     assert!(!logbook::lines(&["WARN", "slave `bad`", "Connection refused"]).is_empty());
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_slave_that_says_nothing_costs_one_read() {
     let lab = Lab::new();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -108,7 +108,7 @@ async fn a_slave_that_says_nothing_costs_one_read() {
     one_read_pays(&section_with_bad_slave(&lab, port, 1), "good (read method)").await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn what_a_server_says_begins_no_line_of_its_own_in_the_log() {
     let lab = Lab::new();
     let url = lab.master_url();
@@ -127,7 +127,7 @@ fn section_of(cluster: &Servers<Postgres>) -> String {
     format!("url = \"{}\"\nslaves = [{}]\n", cluster.master.url(), slaves.join(", "))
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_slave_that_is_killed_is_not_noticed_and_comes_back() {
     let cluster = Servers::start(Postgres, 2);
     let client = client(&section_of(&cluster)).await;
@@ -152,7 +152,7 @@ async fn a_slave_that_is_killed_is_not_noticed_and_comes_back() {
     assert!(!logbook::lines(&["WARN", "slave `slave-1` of database `replicated` is back"]).is_empty());
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_slave_that_dies_during_a_query_is_not_noticed() {
     // Sleeps on the slave only: elsewhere the same statement returns at once.
     #[get("/sleep")]
@@ -174,7 +174,7 @@ async fn a_slave_that_dies_during_a_query_is_not_noticed() {
     assert_eq!(text(response).await, master);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_guard_that_answers_for_itself_tells_when_to_try_again() {
     use rocket::request::{FromRequest, Outcome};
 
@@ -209,7 +209,7 @@ async fn a_guard_that_answers_for_itself_tells_when_to_try_again() {
 const FROZEN: &str = "check_interval = 0.5\ncheck_timeout = 2\nslave_timeout = 30\nconnect_timeout = 30\n";
 const AT_MOST: Duration = Duration::from_secs(20);
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_slave_that_freezes_during_a_query_is_given_up() {
     #[get("/sleep")]
     async fn sleep(db: ReplicatedDb) -> Result<String, Error> {
@@ -253,7 +253,7 @@ async fn a_slave_that_freezes_during_a_query_is_given_up() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_statement_is_prepared_elsewhere_than_at_a_frozen_slave() {
     use sqlx::Executor;
 
@@ -279,7 +279,7 @@ async fn a_statement_is_prepared_elsewhere_than_at_a_frozen_slave() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_transaction_under_way_at_a_frozen_slave_is_given_up() {
     let cluster = Servers::start(Postgres, 1);
     let slave = &cluster.slaves[0];
@@ -302,7 +302,7 @@ fn is_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_pool_that_keeps_everybody_waiting_says_so() {
     let lab = Lab::new();
     let section = format!("url = \"{}\"\nmax_connections = 1\nconnect_timeout = 2\n", lab.master_url());
@@ -316,7 +316,7 @@ async fn a_pool_that_keeps_everybody_waiting_says_so() {
     assert_eq!(said.len(), 1, "{said:?}");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_transaction_for_reads_that_cannot_begin_at_a_frozen_slave_begins_elsewhere() {
     #[get("/begin")]
     async fn begin(db: ReplicatedDb) -> Result<String, Error> {
@@ -338,7 +338,7 @@ async fn a_transaction_for_reads_that_cannot_begin_at_a_frozen_slave_begins_else
 }
 
 /// Nothing else would tell: no read is under way there that would be given up, and the monitor's next look is far away.
-#[rocket::async_test]
+#[support::async_test]
 async fn who_waits_for_a_connection_to_a_frozen_slave_goes_elsewhere() {
     let cluster = Servers::start(Postgres, 1);
     let slave = &cluster.slaves[0];
@@ -358,7 +358,7 @@ async fn who_waits_for_a_connection_to_a_frozen_slave_goes_elsewhere() {
     slave.thaw();
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_connection_that_breaks_breaks_no_other() {
     use rocket::futures::TryStreamExt;
 
@@ -396,7 +396,7 @@ async fn a_connection_that_breaks_breaks_no_other() {
     eventually("its return", async || get(&client).await == "wounded (read method)").await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_master_that_freezes_costs_writers_no_patience() {
     let cluster = Servers::start(Postgres, 1);
     let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
@@ -418,7 +418,7 @@ async fn a_master_that_freezes_costs_writers_no_patience() {
     eventually("writes", async || client.post("/").dispatch().await.status() == Status::Ok).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn what_makes_sense_with_a_master_alone_is_forwarded_or_refused_without_one() {
     use rocket_replicated::Writable;
     use rocket_replicated::postgres::Database;
@@ -452,7 +452,7 @@ async fn what_makes_sense_with_a_master_alone_is_forwarded_or_refused_without_on
     eventually("the return", async || replies().await == ("a form".into(), "a form".into())).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn the_master_dies_and_reads_go_on() {
     let cluster = Servers::start(Postgres, 1);
     let section = format!("{}lag_window = 3600\nconnect_timeout = 2\n", section_of(&cluster));
@@ -489,7 +489,7 @@ async fn the_master_dies_and_reads_go_on() {
 
 /// A pin with a position is good for longer than the window. While the only slave is on its way back, nobody knows yet
 /// what it has replayed.
-#[rocket::async_test]
+#[support::async_test]
 async fn a_pinned_read_past_its_window_waits_for_proof_of_a_slave_on_its_way_back() {
     const WINDOW: Duration = Duration::from_secs(1);
 
@@ -539,7 +539,7 @@ async fn a_pinned_read_past_its_window_waits_for_proof_of_a_slave_on_its_way_bac
     assert_eq!(until_caught_up(&fail, &pins.1).await, [caught_up]);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_server_that_is_down_at_launch_is_no_error() {
     let port = closed_port();
     let section = format!("url = \"postgres://app:secret@127.0.0.1:{port}/app\"\nconnect_timeout = 0.5\n");
@@ -550,7 +550,7 @@ async fn a_server_that_is_down_at_launch_is_no_error() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_busy_slave_is_not_dead() {
     let lab = Lab::new();
     let section = format!(
@@ -575,7 +575,7 @@ async fn a_busy_slave_is_not_dead() {
     assert_eq!(logbook::lines(&["`busy`"]).iter().filter(|line| line.starts_with("WARN")).count(), 0);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_query_that_is_given_up_frees_its_place_and_its_server() {
     let lab = Lab::new();
     let slave = &lab.servers().slaves[0];
@@ -598,7 +598,7 @@ async fn a_query_that_is_given_up_frees_its_place_and_its_server() {
     eventually("its end", async || slave.sql(SLEEPING) == "0").await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_crowd_without_slaves_cannot_lock_out_who_has_just_written() {
     let lab = Lab::new();
     let section = format!(
@@ -618,7 +618,7 @@ async fn a_crowd_without_slaves_cannot_lock_out_who_has_just_written() {
     eventually("room", async || get(&client).await.ends_with("(slaves unavailable)")).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn who_has_just_written_waits_for_whichever_connection_is_free_first() {
     let lab = Lab::new();
     let section = format!(
@@ -640,7 +640,7 @@ async fn who_has_just_written_waits_for_whichever_connection_is_free_first() {
     waits.await.unwrap().unwrap();
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_read_cancelled_by_recovery_runs_elsewhere() {
     #[get("/held")]
     async fn held(db: ReplicatedDb) -> Result<String, Error> {
@@ -669,7 +669,7 @@ async fn a_read_cancelled_by_recovery_runs_elsewhere() {
 }
 
 /// A read waits for a lock that the replay holds, and the replay for one that the read holds.
-#[rocket::async_test]
+#[support::async_test]
 async fn a_read_that_deadlocks_with_replay_runs_elsewhere() {
     use sqlx::Connection;
 
@@ -719,7 +719,7 @@ fn only_slave(lab: &Lab, keys: &str) -> String {
     )
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
     let lab = Lab::new();
     let section = format!("{}slave_timeout = 2\n", only_slave(&lab, "max_connections = 2"));
@@ -741,7 +741,7 @@ async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
     assert_eq!(get(&client).await, "only (read method)");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_server_that_is_full_keeps_what_it_has() {
     let lab = Lab::new();
     lab.master()
@@ -761,7 +761,7 @@ async fn a_server_that_is_full_keeps_what_it_has() {
     );
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn the_fault_of_a_query_is_no_fault_of_its_node() {
     #[get("/unbound")]
     async fn unbound(db: ReplicatedDb) -> Result<String, Error> {
@@ -791,7 +791,7 @@ async fn the_fault_of_a_query_is_no_fault_of_its_node() {
     assert_eq!(logbook::lines(&["WARN", "`only`", "Leaving it alone"]), Vec::<String>::new());
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn queries_at_the_same_time_never_ask_two_slaves() {
     let lab = Lab::new();
     let slave = |index: usize| {
@@ -819,7 +819,7 @@ async fn queries_at_the_same_time_never_ask_two_slaves() {
     assert!(!by_slave);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn what_may_have_written_does_not_run_twice() {
     let lab = Lab::new();
     let slave = &lab.servers().slaves[0];
@@ -847,7 +847,7 @@ async fn what_may_have_written_does_not_run_twice() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn reads_at_the_master_cannot_take_the_connections_of_writers() {
     let lab = Lab::new();
     let section = format!("url = \"{}\"\nmax_connections = 2\nconnect_timeout = 3\n", lab.master_url());
@@ -860,7 +860,7 @@ async fn reads_at_the_master_cannot_take_the_connections_of_writers() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn reads_at_the_master_take_a_way_of_their_own() {
     let lab = Lab::new();
     lab.master().sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'secret'");

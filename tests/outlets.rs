@@ -63,7 +63,7 @@ async fn said_by(response: LocalResponse<'_>) -> String {
     format!("{headers:?} {}", response.into_string().await.unwrap_or_default())
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     let recorder = PrometheusBuilder::new().install_recorder().unwrap();
     let servers = Servers::start(Postgres, 2);

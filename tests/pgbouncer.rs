@@ -41,7 +41,7 @@ async fn queries_at_once(cluster: &Cluster<Database>) -> Result<(), sqlx::Error>
     Ok(())
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_setting_that_is_dropped_without_a_word_is_noticed() {
     let lab = Lab::new();
     let dropped = usize::from(!pgbouncer::keeps_read_only());
@@ -59,7 +59,7 @@ async fn a_setting_that_is_dropped_without_a_word_is_noticed() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn in_transaction_mode_old_ones_need_prepared_statements_to_be_off() {
     let lab = Lab::new();
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
@@ -76,7 +76,7 @@ async fn in_transaction_mode_old_ones_need_prepared_statements_to_be_off() {
     queries_at_once(&cluster).await.unwrap();
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn in_session_mode_they_may_be_on() {
     let lab = Lab::new();
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Session, ignore());
@@ -98,12 +98,12 @@ async fn all_holds(mode: PoolMode, lines: &str, keys: &str) {
     site.survives_faults(&servers).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn all_holds_in_session_mode() {
     all_holds(PoolMode::Session, "", "").await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn all_holds_in_transaction_mode() {
     all_holds(PoolMode::Transaction, "", "prepared_statements = false").await;
     if pgbouncer::keeps_prepared_statements() {
@@ -139,17 +139,17 @@ async fn serves_as_it_comes(mode: PoolMode, keys: &str) {
     assert_eq!(complaints(), 0);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn as_it_comes_it_serves_in_session_mode() {
     serves_as_it_comes(PoolMode::Session, "").await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn as_it_comes_it_serves_in_transaction_mode() {
     serves_as_it_comes(PoolMode::Transaction, "prepared_statements = false").await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn in_session_mode_connections_are_made_read_only_once_they_are_open() {
     const INSERT: &str = "INSERT INTO opened VALUES (1)";
 
@@ -184,7 +184,7 @@ async fn in_session_mode_connections_are_made_read_only_once_they_are_open() {
 }
 
 /// A `SET` there would be the next transaction's, which may be a write of another client.
-#[rocket::async_test]
+#[support::async_test]
 async fn in_transaction_mode_nothing_that_reads_are_told_hits_writes() {
     let lab = Lab::new();
     lab.servers().master.sql("CREATE TABLE shared (id INTEGER); GRANT ALL ON shared TO app");
@@ -228,7 +228,7 @@ async fn alone(lab: &Lab, keys: &str) -> (PgBouncer, Client, Cluster<Database>) 
     (pooler, client, cluster)
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn in_transaction_mode_reads_refuse_writes_by_transactions_of_their_own() {
     let lab = Lab::new();
     lab.servers().master.sql("CREATE TABLE refusing (id INTEGER); GRANT ALL ON refusing TO app");
@@ -249,7 +249,7 @@ async fn in_transaction_mode_reads_refuse_writes_by_transactions_of_their_own() 
     lab.servers().master.sql("DROP TABLE refusing");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn in_transaction_mode_reads_run_once_more() {
     const SLEEPING: &str =
         "FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE 'SELECT $1, pg_sleep%'";
@@ -269,7 +269,7 @@ async fn in_transaction_mode_reads_run_once_more() {
 }
 
 /// The pooler says so by an error of its own.
-#[rocket::async_test]
+#[support::async_test]
 async fn a_write_whose_server_dies_behind_it_may_have_been_done() {
     let servers = rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 0);
     let master = &servers.master;
@@ -291,7 +291,7 @@ async fn a_write_whose_server_dies_behind_it_may_have_been_done() {
 
 /// Nobody has said that there is a pooler. What it tells of the session that a connection once had says nothing of
 /// the write that is under way: that goes on in another one.
-#[rocket::async_test]
+#[support::async_test]
 async fn a_write_is_not_given_up_for_what_another_session_does() {
     const SLEEPING: &str =
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(4)' AND state = 'active'";

@@ -14,7 +14,7 @@ fn complaints() -> usize {
     logbook::lines(&["ERROR", "leads to a proxy that splits", "load_balance_mode = off"]).len()
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn what_sends_reads_elsewhere_is_refused_with_the_remedy() {
     let servers = proxied::servers(1);
     let proxy = PgPool::start(&servers, "");
@@ -37,7 +37,7 @@ async fn what_sends_reads_elsewhere_is_refused_with_the_remedy() {
     assert_eq!(seen.len(), 1, "{seen:#?}");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn what_sends_all_to_the_master_is_used() {
     let servers = proxied::servers(1);
     let by_setting = PgPool::start(&servers, "load_balance_mode = off");

@@ -33,7 +33,7 @@ crate::on_every_database! {
         error.as_database_error().and_then(|error| error.code()).map(String::from).unwrap_or_default()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_masters_writes_and_pins_nobody() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
@@ -50,7 +50,7 @@ crate::on_every_database! {
         assert_eq!(cluster.status().iter().map(|node| node.busy).sum::<u32>(), busy, "nobody counts it");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slaves_only_reads_what_has_been_replayed() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
@@ -67,7 +67,7 @@ crate::on_every_database! {
         assert_eq!(unknown.to_string(), "no slave is named `slave-3`");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn without_a_slave_to_ask_it_is_the_masters_for_reads() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section_alone()).await;
@@ -84,7 +84,7 @@ crate::on_every_database! {
         assert_eq!(foreign_count(&cluster.pool(Role::Slave)).await.unwrap(), 1);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn whoever_closes_one_is_given_another() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
@@ -92,7 +92,7 @@ crate::on_every_database! {
         foreign_write(&cluster.pool(Role::Master)).await.unwrap();
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_shutdown_closes_them() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab.section()).await;

@@ -53,7 +53,7 @@ crate::on_servers! {
         response.into_json().await.unwrap()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn whoever_has_written_reads_it_from_a_slave() {
         let lab = Lab::new();
         let client = client(&lab, "catch_up_timeout = 10").await;
@@ -65,7 +65,7 @@ crate::on_servers! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_has_not_replayed_it_is_not_asked_however_old_the_pin() {
         let lab = Lab::new();
         let client = client(&lab, "lag_window = 0.3\ncatch_up_timeout = 0.02").await;
@@ -84,7 +84,7 @@ crate::on_servers! {
         assert_eq!((&*seen.reason, &*seen.notes), ("CaughtUp", &["mine".to_owned()][..]));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_read_waits_for_a_slave_to_catch_up() {
         let lab = Lab::new();
         let keys = "catch_up_timeout = 15\nslave_timeout = 10\nserver_timing = true";
@@ -105,7 +105,7 @@ crate::on_servers! {
         assert_eq!((&*seen.reason, &*seen.notes), ("CaughtUp", &["mine".to_owned()][..]));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_pin_of_another_write_counts_too() {
         let lab = Lab::new();
         let client = client(&lab, "catch_up_timeout = 10").await;
@@ -161,7 +161,7 @@ mod postgresql {
     }
 
     /// Where such a commit ends is not known to be on disk when its writer is told of it.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn what_is_committed_asynchronously_is_waited_for() {
         let lab = Lab::new();
         let (master, options) = (lab.master_url(), "?options=-csynchronous_commit%3Doff");
@@ -182,7 +182,7 @@ mod postgresql {
     }
 
     /// The next record begins behind the header of the next page: nobody replays up to there.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_end_of_a_page_is_caught_up_with() {
         const PAGE: u64 = 8192;
 
@@ -229,7 +229,7 @@ mod postgresql {
     }
 
     /// What it writes yet is in no position.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn who_may_write_after_the_reply_is_pinned_by_time() {
         #[rocket::post("/<later>")]
         async fn write(later: bool, db: ReplicatedDb) -> Result<(), rocket_replicated::Error> {
@@ -258,7 +258,7 @@ mod postgresql {
     }
 
     /// It goes on at its server, and is committed later than whatever the master's log says now.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_write_that_was_abandoned_leaves_a_window() {
         const SLOW: &str = "INSERT INTO notes (body) SELECT 'slow' FROM pg_sleep(2)";
 
@@ -283,7 +283,7 @@ mod postgresql {
     }
 
     /// The same on a connection of one's own, and of a commit.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn so_does_one_on_a_connection_that_a_handler_holds() {
         const SLOW: &str = "INSERT INTO notes (body) SELECT 'slow' FROM pg_sleep(2)";
         const SLOW_COMMIT: &str = "
@@ -329,7 +329,7 @@ mod postgresql {
         .await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_position_that_is_not_known_in_time_leaves_a_window() {
         let servers = Servers::start(Postgres, 1);
         let (master, slave) = (&servers.master, &servers.slaves[0]);
@@ -395,7 +395,7 @@ mod many_sources_on_mysql {
     }
 
     /// As on a cluster that has had a hundred masters.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_pin_carries_what_was_written_lately() {
         let servers = Servers::start(MySql::default(), 1);
         servers.master.sql("CREATE TABLE notes (id INTEGER)");

@@ -60,7 +60,7 @@ fn start() -> Servers<Postgres> {
     cluster
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn writes_follow_a_promoted_slave() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "a", "follow_promotion = true").await;
@@ -105,7 +105,7 @@ async fn writes_follow_a_promoted_slave() {
 }
 
 /// Slaves are read from by a role that may not write.
-#[rocket::async_test]
+#[support::async_test]
 async fn writes_follow_by_the_role_that_may_write() {
     let cluster = start();
     cluster.master.sql("CREATE ROLE reader LOGIN PASSWORD 'secret'; GRANT SELECT ON notes TO reader");
@@ -128,7 +128,7 @@ async fn writes_follow_by_the_role_that_may_write() {
     assert_eq!(user(nodes.write()).await, "app");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn while_the_master_is_there_nobody_takes_its_place() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "b", "follow_promotion = true").await;
@@ -147,7 +147,7 @@ async fn while_the_master_is_there_nobody_takes_its_place() {
     assert_eq!(lines.len(), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn nobody_is_followed_unless_that_is_wanted() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "c", "").await;
@@ -160,7 +160,7 @@ async fn nobody_is_followed_unless_that_is_wanted() {
 }
 
 /// No other server is left to serve them. The promoted slave has all that it ever had.
-#[rocket::async_test]
+#[support::async_test]
 async fn reads_go_on_while_the_only_slave_is_promoted() {
     for (test, follow) in [("d", true), ("e", false)] {
         let cluster = Servers::start(Postgres, 1);
@@ -234,7 +234,7 @@ async fn reads_go_on_while_the_only_slave_is_promoted() {
 }
 
 /// A probe asks a master for one thing and a slave for another, by what it remembers of the connection.
-#[rocket::async_test]
+#[support::async_test]
 async fn a_short_look_over_an_old_connection_tells_a_new_role() {
     type Memory = <sqlx::Postgres as Driver>::Memory;
 

@@ -12,7 +12,7 @@ struct Note {
     body: String,
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn they_take_it_for_a_pool() {
     let lab = Lab::new();
     let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();

@@ -24,7 +24,7 @@ crate::on_servers! {
 
     use super::Reader;
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn its_statements_are_not_ended_for_taking_long() {
         let lab = Lab::new();
         for statement in <Dbms as Reader>::CREATE.split("; ") {

@@ -75,7 +75,7 @@ crate::on_servers! {
     const TELLS_TIMELINE: bool = <<Pool as Backend>::Db as Driver>::TELLS_TIMELINE;
 
     /// As each day under a manager of clusters, whose leader changes while no configuration does.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn an_application_that_is_launched_at_a_slave_writes_to_the_server_that_leads_where_that_is_told() {
         let servers = start(2);
         let (leader, [first, second]) = (&servers.master, &servers.slaves[..]) else { panic!("two slaves") };
@@ -92,7 +92,7 @@ crate::on_servers! {
         assert_eq!(leader.sql("SELECT COUNT(*) FROM notes"), if TELLS_TIMELINE { "2" } else { "0" });
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn where_promotions_are_not_followed_a_configured_slave_serves_reads_and_the_log_names_the_leader() {
         let servers = start(1);
         let (leader, slave) = (&servers.master, &servers.slaves[0]);
@@ -113,7 +113,7 @@ crate::on_servers! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_is_promoted_is_followed_also_after_a_launch_without_a_master() {
         let servers = start(2);
         let (master, [first, second]) = (&servers.master, &servers.slaves[..]) else { panic!("two slaves") };
@@ -142,7 +142,7 @@ crate::on_servers! {
     }
 
     /// As a proxy does whose backup is the master: its old connections stay where they are.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slaves_address_that_has_led_to_the_master_is_read_from_again() {
         let servers = Servers::<Dbms>::start(Default::default(), 1);
         let (master, slave) = (&servers.master, &servers.slaves[0]);
@@ -214,7 +214,7 @@ mod by_read_only {
         cluster.status().iter().map(|node| node.state).collect()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_master_that_becomes_read_only_is_not_written_to_until_it_is_no_more() {
         let servers = start();
         let (master, slave) = (&servers.master, &servers.slaves[0]);
@@ -286,18 +286,18 @@ mod by_read_only {
         assert!(written > 20, "only {written} writes");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn nothing_stays_at_a_master_that_was_demoted_behind_its_address_by_window() {
         switch_over("window").await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn nothing_stays_at_a_master_that_was_demoted_behind_its_address_by_position() {
         switch_over("position").await;
     }
 
     /// Its rows may be lost ones, whatever number its own later writes have reached.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_former_master_that_takes_writes_of_others_is_not_followed_again() {
         let servers = start();
         let (first, second) = (&servers.master, &servers.slaves[0]);
@@ -331,7 +331,7 @@ mod by_read_only {
     }
 
     /// Nor is a slave whose `read_only` was taken back while it replicates.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_that_lacks_a_write_or_still_replicates_is_not_followed() {
         let servers = start();
         let (master, slave) = (&servers.master, &servers.slaves[0]);
@@ -368,7 +368,7 @@ mod by_read_only {
     }
 
     /// What it has written for itself does not make it a master.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_slave_with_a_write_of_its_own_serves_while_the_master_is_gone() {
         let servers = start();
         let (master, slave) = (&servers.master, &servers.slaves[0]);

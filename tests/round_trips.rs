@@ -67,7 +67,7 @@ impl RoundTrips {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn no_more_round_trips_than_a_pool_that_does_not_ping_at_checkout() {
     const QUERIES: i32 = 50;
 

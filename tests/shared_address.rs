@@ -41,7 +41,7 @@ crate::on_servers! {
     }
 
     /// At the server that the monitor does not look at, nothing is heard of them for as long as they take.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn statements_at_both_servers_may_take_long() {
         let lab = Lab::new();
         let slaves = &lab.servers().slaves;
@@ -72,7 +72,7 @@ crate::on_servers! {
     }
 
     /// Its host is gone, and the proxy is not. New connections lead to the other server.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn statements_at_one_that_is_behind_the_address_no_more_are_ended() {
         use std::time::Duration;
 
@@ -112,7 +112,7 @@ crate::on_servers! {
         assert!(cluster.status().iter().all(|node| node.busy == 0), "{:?}", cluster.status());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn nobody_misses_what_they_have_written() {
         const ROUNDS: i64 = 100;
         /// So many at once that there are connections to both.

@@ -69,7 +69,7 @@ async fn text(response: LocalResponse<'_>) -> String {
     response.into_string().await.unwrap()
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_pin_that_is_signed_with_another_key_is_warned_of_once_a_minute() {
     let lab = Lab::new();
     let of = async |key: char| {
@@ -92,7 +92,7 @@ async fn a_pin_that_is_signed_with_another_key_is_warned_of_once_a_minute() {
     assert_eq!(said.len(), 1, "{said:?}");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn what_is_put_back_is_as_loud_as_what_was_taken_out() {
     let lab = Lab::new();
     let client = client(&lab.section().replace("slave-1", "louder")).await;
@@ -137,7 +137,7 @@ async fn fails(
     Ok(())
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn with_two_databases_every_line_names_its_own() {
     let lab = Lab::new();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -174,7 +174,7 @@ async fn with_two_databases_every_line_names_its_own() {
     assert_eq!(anonymous, [""; 0]);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_login_that_is_refused_at_launch_is_no_outage() {
     let lab = Lab::new();
     let wrong = lab.slave_urls()[0].replace(":secret@", ":hunter2@");
@@ -196,7 +196,7 @@ async fn a_login_that_is_refused_at_launch_is_no_outage() {
     assert_eq!(status[1].state, NodeState::Down);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_login_that_is_refused_later_is_no_outage() {
     let servers = Servers::start(Postgres, 1);
     let (master, slave) = (&servers.master, &servers.slaves[0]);
@@ -230,7 +230,7 @@ async fn a_login_that_is_refused_later_is_no_outage() {
     assert_eq!(lines().len(), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
     let servers = Servers::start(Postgres, 1);
     let (master, slave) = (&servers.master, &servers.slaves[0]);
@@ -258,7 +258,7 @@ async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
     assert_eq!(lines("WARN", "is back"), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
     let servers = Servers::start(Postgres, 1);
     let client = client(&format!(
@@ -286,7 +286,7 @@ async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_slow_statement_is_warned_of_and_not_a_slow_reader() {
     use rocket::futures::TryStreamExt;
 
@@ -309,7 +309,7 @@ async fn a_slow_statement_is_warned_of_and_not_a_slow_reader() {
 }
 
 /// Whatever the master lacks has a line of its own.
-#[rocket::async_test]
+#[support::async_test]
 async fn requests_that_find_no_server_do_not_drown_what_happened() {
     let servers = Servers::start(Postgres, 0);
     let section = format!("url = \"{}\"\nname = \"drowned\"\ncheck_interval = 0.1\n", servers.master.url());
@@ -329,7 +329,7 @@ async fn requests_that_find_no_server_do_not_drown_what_happened() {
     assert_eq!(logbook::lines(&["master `drowned`", "Leaving it alone until it answers"]).len(), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_write_after_the_reply_names_its_route() {
     let lab = Lab::new();
     let client = client(&lab.section()).await;
@@ -341,7 +341,7 @@ async fn a_write_after_the_reply_names_its_route() {
     eventually("word of it", async || said().len() == 1).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more() {
     let lab = Lab::new();
     let client = client(&lab.section()).await;
@@ -358,7 +358,7 @@ async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more
     assert!(error.contains("write over `Cluster::write`"), "{error}");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_the_caller() {
     let lab = Lab::new();
     let section =
@@ -390,7 +390,7 @@ async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_th
     assert_eq!(said.len(), 1, "once in ten seconds: {said:?}");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_request_is_one_line_at_debug_level_and_none_above() {
     #[get("/thrice/<_secret>")]
     async fn thrice(_secret: &str, db: ReplicatedDb) -> Result<(), Error> {

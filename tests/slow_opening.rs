@@ -32,7 +32,7 @@ crate::on_servers! {
         format!("slow-{}", lab.master_url().split_once(':').unwrap().0)
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_connection_is_there_for_whoever_asks_next() {
         let lab = Lab::new();
         let name = named(&lab);
@@ -54,7 +54,7 @@ crate::on_servers! {
     }
 
     /// A round trip takes 0.5 s, and so does a look: the connection for it takes four or more before that.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_server_comes_up_to_which_no_connection_opens_within_a_probe() {
         let lab = Lab::new();
         let name = format!("{}-probed", named(&lab));
@@ -74,7 +74,7 @@ crate::on_servers! {
         eventually("the slave", comes_up).await;
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn reads_come_back_to_a_slave() {
         let lab = Lab::new();
         let name = named(&lab);

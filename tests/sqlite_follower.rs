@@ -68,7 +68,7 @@ async fn count(cluster: &Cluster<Database>) -> sqlx::Result<i64> {
     count
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn it_exists_before_the_first_read_though_the_master_does_not() {
     let files = Files::new();
     let (_client, cluster) = files.client("fresh.db", 3600.0).await;
@@ -77,7 +77,7 @@ async fn it_exists_before_the_first_read_though_the_master_does_not() {
     assert_eq!((one, db.choice().unwrap().node()), (1, "fresh.db"));
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn it_has_what_was_migrated_at_ignition() {
     let files = Files::new();
     let migrate = rocket::fairing::AdHoc::on_ignite("migrate", |rocket| async {
@@ -91,7 +91,7 @@ async fn it_has_what_was_migrated_at_ignition() {
     assert_eq!(count(Replicated::fetch(client.rocket()).unwrap()).await.unwrap(), 0);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn it_lags_and_catches_up() {
     let files = Files::new();
     let (_client, cluster) = files.client("lagging.db", 0.2).await;
@@ -101,7 +101,7 @@ async fn it_lags_and_catches_up() {
     eventually("the row", async || count(&cluster).await.unwrap() == 1).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn an_idle_master_is_not_copied() {
     let files = Files::new();
     let (_client, cluster) = files.client("idle.db", 0.02).await;
@@ -192,7 +192,7 @@ async fn readers_see_neither_half_a_copy_nor_an_error_nor_a_wait() {
     assert_eq!(still, seen, "a transaction keeps its snapshot");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn its_write_ahead_log_does_not_grow_with_every_copy() {
     let files = Files::new();
     let (_client, cluster) = files.client("log.db", 0.01).await;
@@ -216,7 +216,7 @@ async fn its_write_ahead_log_does_not_grow_with_every_copy() {
     assert!(size("log.db-wal") < 4 * size("log.db"), "{} for {}", size("log.db-wal"), size("log.db"));
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn one_that_cannot_copy_is_reported_once_and_recovers() {
     let files = Files::new();
     // A folder stands where the slave's file should be.
@@ -245,7 +245,7 @@ async fn one_that_cannot_copy_is_reported_once_and_recovers() {
     assert_eq!(logbook::lines(&["ERROR", "`blocked.db` of database `replicated` cannot follow"]).len(), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_copy_longer_than_its_period_is_reported_once() {
     let files = Files::new();
     let (_client, cluster) = files.client("slow.db", 0.01).await;
@@ -268,7 +268,7 @@ async fn a_copy_longer_than_its_period_is_reported_once() {
     assert_eq!(reports(), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn it_stops_at_shutdown() {
     let files = Files::new();
     let (client, cluster) = files.client("stopped.db", 0.01).await;
@@ -287,7 +287,7 @@ async fn it_stops_at_shutdown() {
     assert_eq!(tables(&files.0.path().join("stopped.db")), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn whoever_has_written_reads_from_the_copy_that_has_it() {
     let files = Files::new();
     let section = format!("{}consistency = \"position\"\n", files.section("caught-up.db", 0.1));
@@ -312,7 +312,7 @@ async fn whoever_has_written_reads_from_the_copy_that_has_it() {
 }
 
 /// Its file is there, and empty: nobody can copy a master to it that cannot be written.
-#[rocket::async_test]
+#[support::async_test]
 async fn it_is_left_out_until_it_has_its_first_copy() {
     let folder = tempfile::tempdir().unwrap();
     let (missing, slave) = (folder.path().join("missing"), folder.path().join("uncopied.db"));
@@ -354,7 +354,7 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
 }
 
 /// What SQLite says then does not name it, and nothing lifts off.
-#[rocket::async_test]
+#[support::async_test]
 async fn a_missing_folder_is_named_where_migrations_fail() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
@@ -373,7 +373,7 @@ async fn a_missing_folder_is_named_where_migrations_fail() {
     assert_eq!(logbook::lines(&[&warning, "does not exist: create it, or correct the path"]).len(), 1);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_copy_that_is_removed_or_replaced_is_made_anew_and_read_from() {
     let files = Files::new();
     files.make("master.db", 4096, 1);
@@ -396,7 +396,7 @@ async fn a_copy_that_is_removed_or_replaced_is_made_anew_and_read_from() {
 }
 
 /// The connections that are open lead to the copy of before, which has all that was written until then.
-#[rocket::async_test]
+#[support::async_test]
 async fn what_is_known_of_a_new_copy_is_not_believed_of_the_one_before() {
     let files = Files::new();
     files.make("master.db", 4096, 1);
@@ -423,7 +423,7 @@ async fn what_is_known_of_a_new_copy_is_not_believed_of_the_one_before() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_master_that_is_replaced_is_written_to_and_copied() {
     let files = Files::new();
     files.make("master.db", 4096, 1);
@@ -445,7 +445,7 @@ async fn a_master_that_is_replaced_is_written_to_and_copied() {
     .await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_master_that_is_lost_is_not_made_anew_and_its_copy_stays() {
     let files = Files::new();
     files.make("master.db", 4096, 3);
@@ -480,7 +480,7 @@ async fn a_master_that_is_lost_is_not_made_anew_and_its_copy_stays() {
     eventually("its copy", async || count(&cluster).await.is_ok_and(|count| count > 3)).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_launch_without_the_master_of_a_copy_is_refused() {
     for empty in [false, true] {
         let files = Files::new();
@@ -502,7 +502,7 @@ async fn a_launch_without_the_master_of_a_copy_is_refused() {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_master_of_any_page_size_is_copied() {
     for exponent in 9..=16 {
         // Also to a copy that was made of pages of another size.

@@ -41,7 +41,7 @@ crate::on_every_database! {
         statistics.servers[server].pools.iter().find(|pool| pool.used_for == used_for).unwrap()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn choices_by_server_role_and_reason() {
         let lab = Lab::new();
         let (client, cluster) = launch(&format!("{}name = \"db-1\"", lab.section())).await;
@@ -67,7 +67,7 @@ crate::on_every_database! {
         assert_eq!((statistics.pins.made, statistics.pins.honoured), (1, 3));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn pins_that_are_not_believed_by_cause() {
         let lab = Lab::new();
         let (client, cluster) = launch(&format!("{}pin.header = \"X-Pin\"\nlag_window = 3\nmax_lag = false", lab.section())).await;
@@ -97,7 +97,7 @@ crate::on_every_database! {
         assert_eq!(cluster.statistics().choices().get(Reason::Pinned), 0);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn connections_and_those_who_wait_for_them() {
         let lab = Lab::new();
         let section = format!("{}max_connections = 1\nconnect_timeout = 1\n", lab.section_alone());
@@ -140,7 +140,7 @@ crate::on_every_database! {
         assert_eq!((now.closed.total(), now.in_use + now.idle), (1, 0));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn writes_that_are_rerouted() {
         let lab = Lab::new();
         let (client, cluster) = launch(&format!("{}refused_write = \"reroute\"", lab.section())).await;
@@ -151,7 +151,7 @@ crate::on_every_database! {
         assert_eq!(lab.notes(), ["rerouted"]);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn changes_of_state_and_the_latest_of_them() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
@@ -199,7 +199,7 @@ crate::on_postgres! {
             }
         }
 
-        #[rocket::async_test]
+        #[support::async_test]
         async fn of_a_connection_that_its_server_ends() {
             let servers = Servers::start(Postgres, 1);
             let section = format!(
@@ -223,7 +223,7 @@ crate::on_postgres! {
             assert_eq!(closed, [(CloseCause::Failed, 1)]);
         }
 
-        #[rocket::async_test]
+        #[support::async_test]
         async fn of_a_slave_that_dies_and_a_master_that_is_cut_off() {
             let servers = Servers::start(Postgres, 1);
             let section = format!(

@@ -97,7 +97,7 @@ crate::on_every_database! {
         (client, cluster)
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn whoever_the_guard_refuses_sees_nothing_but_the_health() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
@@ -118,7 +118,7 @@ crate::on_every_database! {
         assert_eq!(health.into_string().await.unwrap(), r#"{"reads":true,"writes":true}"#);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn one_that_is_open_to_everybody_is_for_the_debug_profile() {
         let lab = Lab::new();
         let open = rocket(&lab).mount("/status", Replicated::status_open_to_everybody());
@@ -145,7 +145,7 @@ crate::on_every_database! {
         assert_eq!(client.get("/status").dispatch().await.status(), Status::Forbidden);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn without_its_database_it_does_not_launch() {
         let lab = Lab::new();
         let rocket = rocket_over(&lab.section()).mount("/status", Replicated::status::<Admin>());
@@ -154,7 +154,7 @@ crate::on_every_database! {
         assert!(!logbook::lines(&["ERROR", "status page", "the database is not attached"]).is_empty());
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn it_says_how_the_servers_are_and_why_who_served() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
@@ -180,7 +180,7 @@ crate::on_every_database! {
         assert!(servers[0]["connections"].as_array().unwrap().len() >= 2, "{servers:?}");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn it_has_all_metrics() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
@@ -201,7 +201,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn nothing_in_it_comes_from_elsewhere_or_is_inline() {
         let lab = Lab::new();
         let (client, _) = launch(&lab).await;
@@ -219,7 +219,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn no_password_no_key_and_no_pin_is_in_any_outlet() {
         let lab = Lab::new();
         let key = "c2VjcmV0LWtleS1vZi10aGlzLXRlc3Qtb2YtdGhlLXN0YXR1cy1wYWdlLTEyMzQ1Njc4OTAxMjM0NTY3ODkwMQ==";
@@ -248,7 +248,7 @@ crate::on_every_database! {
         }
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn listeners_are_told_each_second_and_are_not_too_many() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
@@ -293,7 +293,7 @@ crate::on_every_database! {
 
     const OWN: &[(&str, &str)] = &[("Sec-Fetch-Site", "same-origin")];
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn drills_do_what_they_say() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
@@ -320,7 +320,7 @@ crate::on_every_database! {
         assert_eq!(readers(&cluster).await, set(["slave-1", "slave-2"]));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn other_sites_cannot_order_drills() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
@@ -342,7 +342,7 @@ crate::on_every_database! {
         assert_eq!(cluster.status()[1].state, NodeState::TakenOut);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn there_are_no_drills_unless_they_are_switched_on() {
         let lab = Lab::new();
         let rocket = rocket(&lab).mount("/status", Replicated::status::<Admin>());
@@ -386,7 +386,7 @@ crate::on_postgres! {
             }
         }
 
-        #[rocket::async_test]
+        #[support::async_test]
         async fn health_tells_load_balancers_what_can_be_served() {
             let servers = Servers::start(Postgres, 1);
             let section = format!(
@@ -430,7 +430,7 @@ crate::on_postgres! {
             (client, cluster)
         }
 
-        #[rocket::async_test]
+        #[support::async_test]
         async fn without_the_masters_read_url_there_are_no_reads_at_the_master() {
             let servers = Servers::start(Postgres, 1);
             let poolers = [(); 2].map(|()| PgBouncer::start(&servers.master, PoolMode::Session, ""));
@@ -463,7 +463,7 @@ crate::on_postgres! {
             assert_eq!(logbook::lines(&["slave `first`"]), [""; 0]);
         }
 
-        #[rocket::async_test]
+        #[support::async_test]
         async fn a_promotion_is_among_the_latest_changes() {
             let servers = Servers::start(Postgres, 1);
             let section = format!(
@@ -525,7 +525,7 @@ crate::on_sqlite! {
         #[database("<i>&")]
         struct Odd(sqlite::Pool);
 
-        #[rocket::async_test]
+        #[support::async_test]
         async fn whatever_a_name_has_in_it_is_text() {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("<b>'&");

@@ -113,7 +113,7 @@ async fn promote_and_return(cluster: &Servers<Postgres>, nodes: &Nodes, test: &s
     assert_eq!(cluster.master.sql("SELECT pg_is_in_recovery()"), "f");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_handle_from_before_a_promotion_writes_to_whoever_was_promoted() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "handle").await;
@@ -139,7 +139,7 @@ async fn a_handle_from_before_a_promotion_writes_to_whoever_was_promoted() {
 }
 
 /// Of sqlx's pools, which know nothing of terms.
-#[rocket::async_test]
+#[support::async_test]
 async fn a_pool_from_before_a_promotion_is_closed_and_nobody_is_given_it_again() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "pool").await;
@@ -165,7 +165,7 @@ async fn a_pool_from_before_a_promotion_is_closed_and_nobody_is_given_it_again()
     assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("25006"));
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_handle_with_an_open_stream_writes_to_whoever_was_promoted() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "stream").await;
@@ -186,7 +186,7 @@ async fn a_handle_with_an_open_stream_writes_to_whoever_was_promoted() {
     assert_eq!(written_at(&cluster.master), before);
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn after_a_promotion_each_server_is_shown_and_called_what_it_is() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "shown").await;
@@ -259,7 +259,7 @@ async fn start_with_two_masters(test: &str) -> (Servers<Postgres>, Client, Nodes
     (cluster, client, nodes)
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn of_two_masters_at_launch_the_promoted_one_is_written_to_once_the_other_has_stopped() {
     let (cluster, _client, nodes) = start_with_two_masters("wins").await;
     cluster.master.stop();
@@ -267,7 +267,7 @@ async fn of_two_masters_at_launch_the_promoted_one_is_written_to_once_the_other_
     assert_eq!(write(&nodes.write()).await.unwrap(), cluster.slaves[0].port());
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn of_two_masters_at_launch_the_configured_one_is_written_to_once_the_other_has_stopped() {
     let (cluster, _client, nodes) = start_with_two_masters("loses").await;
     cluster.slaves[0].stop();
@@ -276,7 +276,7 @@ async fn of_two_masters_at_launch_the_configured_one_is_written_to_once_the_othe
 }
 
 /// The old master was frozen, not killed: when it thaws, what is held there lives and would be taken.
-#[rocket::async_test]
+#[support::async_test]
 async fn what_is_held_from_before_it_is_not_written_to_an_old_master_that_thaws() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "thawed").await;

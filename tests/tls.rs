@@ -56,7 +56,7 @@ support::on_servers! {
     }
 
     #[cfg(any(feature = "tls-native-tls", feature = "tls-rustls"))]
-    #[rocket::async_test]
+    #[support::async_test]
     async fn certificates_are_verified_as_the_url_asks() {
         use rocket_replicated_testing::Servers;
         use support::tls::Authority;
@@ -113,7 +113,7 @@ support::on_servers! {
     }
 
     #[cfg(not(any(feature = "tls-native-tls", feature = "tls-rustls")))]
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_build_without_it_does_not_launch() {
         const FEATURES: &str = "feature `tls-rustls` or `tls-native-tls` of `rocket_replicated`";
 

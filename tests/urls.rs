@@ -21,7 +21,7 @@ crate::on_servers! {
         begins
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn an_address_in_brackets_is_connected_to() {
         let lab = Lab::new();
         let port = way_to(lab.servers().master.port()).await;
@@ -45,7 +45,7 @@ crate::on_postgres! {
     use support::{eventually, rocket_over};
 
     /// A second master beside itself would have all writes refused.
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_masters_own_socket_leads_to_the_master_itself() {
         let lab = Lab::new();
         let master = &lab.servers().master;

@@ -71,7 +71,7 @@ async fn sign_and_be_ahead(tab: &Tab) -> String {
     panic!("strangers saw every entry as soon as its writer did");
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn a_visitor_signs_and_an_operator_holds_a_drill() {
     let guestbook = Website::launch("guestbook", "Rocket.toml", &[("ROCKET_DATABASES", DATABASES)]).await;
     let browser = Browser::start().await;
@@ -147,7 +147,7 @@ async fn a_visitor_signs_and_an_operator_holds_a_drill() {
     tab.close().await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn no_browser_outlives_a_test_that_panics() {
     let browser = Browser::start().await;
     let _tab = browser.tab(DESKTOP, Scheme::Light).await;

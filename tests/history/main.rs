@@ -293,7 +293,7 @@ const SCHEMA: [&str; 3] = [
      SELECT n, 0 FROM g",
 ];
 
-#[rocket::async_test]
+#[support::async_test]
 async fn on_postgresql() {
     let prepare = |cluster: &Servers<Postgres>| {
         cluster.master.sql("GRANT ALL ON registers, writes TO app");
@@ -321,7 +321,7 @@ async fn on_postgresql() {
     run(play("postgres", "follow_promotion=true", prepare, promote)).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn on_mariadb() {
     let prepare = |cluster: &Servers<MySql>| {
         cluster.master.sql("CREATE USER reader IDENTIFIED BY 'secret'");

@@ -230,12 +230,12 @@ impl fmt::Display for What {
     }
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn on_patroni() {
     run(play(false)).await;
 }
 
-#[rocket::async_test]
+#[support::async_test]
 async fn on_patroni_behind_haproxy() {
     run(play(true)).await;
 }

@@ -13,6 +13,7 @@ pub mod program;
 pub mod proxied;
 pub mod tls;
 
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use rocket::figment::providers::{Format, Toml};
@@ -20,6 +21,7 @@ use rocket::http::Cookie;
 use rocket::local::blocking::LocalResponse;
 use rocket::{Build, Rocket};
 use rocket_replicated::internals::PositionBudget;
+pub use rocket_replicated_tests_macros::async_test;
 use serde::{Deserialize, Serialize};
 
 /// Instantiates tests for each kind of database server: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Dbms`,
@@ -75,6 +77,11 @@ macro_rules! given {
 #[macro_export]
 macro_rules! absent {
     ($($test:tt)*) => {};
+}
+
+/// What [`async_test`] has a test call.
+pub fn run_test(test: Pin<Box<dyn Future<Output = ()>>>) {
+    rocket::async_test(test);
 }
 
 /// A Rocket in the debug profile, configured by TOML under `[debug]`.

@@ -1,7 +1,7 @@
 //! The log as an operator would read it, kept for each test by itself: tests of one program run side by side.
 //!
 //! A line belongs to the runtime in which it was logged, and a runtime to the test whose thread has logged in it: that of
-//! `#[rocket::async_test]` logs there, and so does a blocking client when it launches. What threads without a runtime log,
+//! `#[support::async_test]` logs there, and so does a blocking client when it launches. What threads without a runtime log,
 //! such as those of SQLite's driver, is in every test's log.
 
 use std::collections::{HashMap, HashSet};
