@@ -50,8 +50,8 @@ macro_rules! metrics {
 metrics! {
     CONNECTIONS = Gauge "db.client.connection.count", Count, "Connections that are open, by state";
     MAX_CONNECTIONS = Gauge "db.client.connection.max", Count, "Connections that may be open at the same time";
-    PENDING = Gauge "db.client.connection.pending_requests", Count, "Who waits for a connection";
-    TIMEOUTS = Counter "db.client.connection.timeouts", Count, "Who has waited for a connection in vain";
+    PENDING = Gauge "db.client.connection.pending_requests", Count, "Requests that wait for a connection";
+    TIMEOUTS = Counter "db.client.connection.timeouts", Count, "Waits for a connection that timed out";
     WAIT_TIME = Histogram "db.client.connection.wait_time", Seconds, "How long was waited for connections";
     CREATE_TIME = Histogram "db.client.connection.create_time", Seconds, "How long it took to open connections";
     CLOSED = Counter "rocket_replicated.connections_closed", Count, "Connections that were closed, by cause";
@@ -67,7 +67,7 @@ metrics! {
     CATCH_UP_TIME = Histogram "rocket_replicated.catch_up_time", Seconds, "How long slaves were asked, by outcome";
     RETRIES = Counter "rocket_replicated.retries", Count, "Queries that were run or tried once more, by cause";
     REROUTES = Counter "rocket_replicated.reroutes", Count, "Writes on reads that were run again on the master";
-    OUTCOMES_UNKNOWN = Counter "rocket_replicated.outcomes_unknown", Count, "Writes whose outcome nobody knows";
+    OUTCOMES_UNKNOWN = Counter "rocket_replicated.outcomes_unknown", Count, "Writes whose outcome is unknown";
 }
 
 /// The names of all metrics.
@@ -164,7 +164,7 @@ fn publish_server(labels: &Labels, before: Option<&ServerStatistics>, server: &S
 fn publish_pool(labels: &Labels, before: Option<&PoolStatistics>, pool: &PoolStatistics) {
     let PoolStatistics { used_for: _, max, in_use, idle, waiting, checkouts, timed_out, opened, closed } =
         pool;
-    labels.with(STATE, "used").set(CONNECTIONS, *in_use);
+    labels.with(STATE, IN_USE).set(CONNECTIONS, *in_use);
     labels.with(STATE, "idle").set(CONNECTIONS, *idle);
     labels.set(MAX_CONNECTIONS, *max);
     labels.set(PENDING, *waiting as f64);
@@ -183,7 +183,7 @@ fn retire(labels: &Labels, server: &ServerStatistics) {
     labels.set(LAG, f64::NAN);
     for pool in &server.pools {
         let labels = labels.pool(name, pool);
-        labels.with(STATE, "used").set(CONNECTIONS, 0);
+        labels.with(STATE, IN_USE).set(CONNECTIONS, 0);
         labels.with(STATE, "idle").set(CONNECTIONS, 0);
         labels.set(MAX_CONNECTIONS, 0);
         labels.set(PENDING, 0);
@@ -191,6 +191,8 @@ fn retire(labels: &Labels, server: &ServerStatistics) {
 }
 
 const STATE: &str = "db.client.connection.state";
+/// OpenTelemetry's word for connections in use, so that dashboards made for any database show these as well.
+const IN_USE: &str = "used";
 const POOL: &str = "db.client.connection.pool.name";
 
 /// The labels of one series.

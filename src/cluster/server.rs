@@ -156,13 +156,13 @@ impl<DB: Driver> Server<DB> {
     }
 
     /// The number of its connections that are in use for its present role.
-    pub(super) fn busy(&self) -> u32 {
+    pub(super) fn in_use(&self) -> u32 {
         match self.health.role() {
-            Role::Slave => self.pools.read_slave.as_ref().map_or(0, |pool| pool.busy()),
+            Role::Slave => self.pools.read_slave.as_ref().map_or(0, |pool| pool.in_use()),
             Role::Master => {
                 let Pools { read_write, .. } = &self.pools;
                 let Pools { read_master, reserve, .. } = &self.read_way().pools;
-                [read_write, read_master, reserve].into_iter().flatten().map(|pool| pool.busy()).sum()
+                [read_write, read_master, reserve].into_iter().flatten().map(|pool| pool.in_use()).sum()
             }
         }
     }

@@ -254,8 +254,8 @@ impl<DB: Driver> Pool<DB> {
         DB::BEGIN_READ_ONLY.filter(|_| is_wanted)
     }
 
-    /// How many connections are in use, or kept for a session.
-    pub(crate) fn busy(&self) -> u32 {
+    /// How many connections are in use, being opened, or kept for a session.
+    pub(crate) fn in_use(&self) -> u32 {
         self.max_connections.saturating_sub(self.queue.free())
     }
 
@@ -263,7 +263,7 @@ impl<DB: Driver> Pool<DB> {
     pub(crate) fn load(&self) -> u32 {
         let open = self.open();
         let kept = open.iter().filter_map(Weak::upgrade).filter(|state| state.is_kept()).count();
-        self.busy().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
+        self.in_use().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
     }
 
     /// True if a checkout gets a permit without waiting.
@@ -589,7 +589,7 @@ impl<DB: Driver> fmt::Debug for Pool<DB> {
         f.debug_struct("Pool")
             .field("access", &self.access)
             .field("health", &self.health)
-            .field("busy", &self.busy())
+            .field("in_use", &self.in_use())
             .finish_non_exhaustive()
     }
 }
