@@ -4,7 +4,6 @@ use std::time::Duration;
 use super::url::DatabaseUrl;
 
 /// How to connect to one server.
-#[doc(hidden)]
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(crate) url: DatabaseUrl,

@@ -17,7 +17,7 @@ use rocket_db_pools::Database;
 
 use super::error::RetryLater;
 use super::guards::{Attached, Failed, attached, existing_session};
-use crate::backend::{Access, Backend, Driver};
+use crate::backend::{Access, Backend, Engine};
 use crate::cluster::{Cluster, Db, Inner, PositionBudget, Resolver};
 use crate::config::{
     Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, ServerTiming, SlaveConfig,
