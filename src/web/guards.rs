@@ -353,6 +353,22 @@ pub struct ChangesDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 ///
 /// `ReadsDatabase` concerns all databases, `ReadsDatabase<Blog>` one. [`ChangesDatabase`] outranks it. Where
 /// `read_from_slaves` does not send all reads to slaves, this guard asks for a slave.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod guard {
+/// use rocket::form::Form;
+/// use rocket::post;
+/// use rocket_replicated::sqlite::ReplicatedDb;
+/// use rocket_replicated::{Error, ReadsDatabase};
+///
+/// #[post("/search", data = "<word>")]
+/// async fn search(word: Form<String>, _reads: ReadsDatabase, db: ReplicatedDb) -> Result<String, Error> {
+///     let titles = sqlx::query_scalar("SELECT title FROM posts WHERE instr(title, ?) > 0").bind(&*word);
+///     let titles: Vec<String> = titles.fetch_all(&db).await?;
+///     Ok(titles.join("\n"))
+/// }
+/// # }
+/// ```
 pub struct ReadsDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 
 macro_rules! declaring_guard {
