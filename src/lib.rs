@@ -91,6 +91,8 @@ pub use web::{ChangesDatabase, Error, Every, NotAttached, ReadsDatabase, Replica
 /// Pages of the guide with examples in Rust, which are compiled as those of this crate's documentation.
 #[cfg(all(doctest, feature = "mysql", feature = "postgres", feature = "sqlite", feature = "status"))]
 mod guide {
+    #[doc = include_str!("../docs/guide/configuration.md")]
+    mod configuration {}
     #[doc = include_str!("../docs/guide/deployments/pgbouncer.md")]
     mod deployments_pgbouncer {}
     #[doc = include_str!("../docs/guide/jobs-and-streams.md")]

@@ -130,6 +130,9 @@ impl<DB: Driver> Connection<DB> {
         }
         let mut prepared = DB::prepare(&mut conn, pool.access()).await?;
         prepared.accept(pool.access())?;
+        if let Some(hook) = &pool.hook {
+            prepared = hook.run(&mut conn, prepared).await?;
+        }
         if !pool.prepared_statements() || pool.health().is_pooled() {
             // A pooler that gives each transaction any free connection hides which server and session answer.
             prepared = Prepared { read_only: prepared.read_only, ..Prepared::default() };

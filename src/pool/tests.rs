@@ -45,6 +45,7 @@ fn pool(connect_timeout: Duration) -> (File, Arc<Pool<Sqlite>>) {
         extensions: Vec::new(),
         enforce_read_only: true,
         prepared_statements: true,
+        slow_statement: None,
     };
     let pool = Pool::new(PoolOptions {
         database: "notes",
@@ -60,6 +61,7 @@ fn pool(connect_timeout: Duration) -> (File, Arc<Pool<Sqlite>>) {
             SlaveLog::Masters,
             mastership,
         ),
+        after_connect: None,
     });
     (File(file), pool.unwrap())
 }
