@@ -1,4 +1,6 @@
-//! The steps that `benches/` and `tests/` drive one by one. Not for applications.
+//! The steps that `benches/` and `tests/` of this crate drive one by one. Not for applications: what is here may change
+//! or go in any version. It is public, because benches and tests are packages of their own. The model in `tests/model`
+//! runs the code that decides, and not a copy of it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,6 +22,9 @@ pub use crate::cluster::{Resolve, Resolver};
 /// Manage one of your own to have replies wait longer for a position, as on a machine that has much else to do.
 pub use crate::cluster::PositionBudget;
 pub use crate::position::Position;
+
+/// The questions that probes ask, and their answers.
+pub use crate::backend::engine::{Access, Depth, Engine, Observation, ReportedRole};
 
 /// Chooses a node as the first query of a request does.
 pub fn choose<D: Database<Pool: Backend>>(db: &ReplicatedDb<D>) {
@@ -52,9 +57,9 @@ pub fn metrics() -> Vec<&'static str> {
 /// What servers are asked over and over.
 #[cfg(feature = "postgres")]
 pub mod postgres {
-    use crate::backend::Driver;
+    use crate::backend::Engine;
 
-    type Memory = <sqlx::Postgres as Driver>::Memory;
+    type Memory = <sqlx::Postgres as Engine>::Memory;
 
     /// By most probes, of a master.
     pub const PROBE_OF_MASTER: &str = Memory::MASTER;

@@ -27,7 +27,7 @@
 //
 // - a reason: `routing::policy` and its table
 // - a key: `config::section` (or `slaves`, `pool`, `pin`)
-// - a database: `backend`, as another `Driver`
+// - a database: `backend`, as another `Driver`, which implements `Engine`
 // - something that operators see: `health::state`, `cluster::Cluster::status` and `web::status`
 // - a count: next to the event, in `statistics` and in `metrics`
 // - a kind of position or a pin format: `position` and `pin::token`
@@ -77,7 +77,7 @@ pub use counters::{Bucket, Counts, Times};
 pub use health::{Change, NodeState, NodeStatus, Role};
 pub use pin::PinRefusal;
 pub use pool::{CloseCause, PoolUse};
-pub use request::{Connection, ReplicatedDb, RetryCause, Transaction, Watched};
+pub use request::{Connection, ReplicatedDb, RetryCause, Transaction};
 pub use rocket_db_pools::{self, Database};
 pub use routing::{Choice, Reason};
 pub use sqlx;
@@ -91,6 +91,8 @@ pub use web::{ChangesDatabase, Error, Every, NotAttached, ReadsDatabase, Replica
 /// Pages of the guide with examples in Rust, which are compiled as those of this crate's documentation.
 #[cfg(all(doctest, feature = "mysql", feature = "postgres", feature = "sqlite", feature = "status"))]
 mod guide {
+    #[doc = include_str!("../docs/guide/configuration.md")]
+    mod configuration {}
     #[doc = include_str!("../docs/guide/deployments/pgbouncer.md")]
     mod deployments_pgbouncer {}
     #[doc = include_str!("../docs/guide/jobs-and-streams.md")]

@@ -164,7 +164,7 @@ fn publish_server(labels: &Labels, before: Option<&ServerStatistics>, server: &S
 fn publish_pool(labels: &Labels, before: Option<&PoolStatistics>, pool: &PoolStatistics) {
     let PoolStatistics { used_for: _, max, in_use, idle, waiting, checkouts, timed_out, opened, closed } =
         pool;
-    labels.with(STATE, "used").set(CONNECTIONS, *in_use);
+    labels.with(STATE, IN_USE).set(CONNECTIONS, *in_use);
     labels.with(STATE, "idle").set(CONNECTIONS, *idle);
     labels.set(MAX_CONNECTIONS, *max);
     labels.set(PENDING, *waiting as f64);
@@ -183,7 +183,7 @@ fn retire(labels: &Labels, server: &ServerStatistics) {
     labels.set(LAG, f64::NAN);
     for pool in &server.pools {
         let labels = labels.pool(name, pool);
-        labels.with(STATE, "used").set(CONNECTIONS, 0);
+        labels.with(STATE, IN_USE).set(CONNECTIONS, 0);
         labels.with(STATE, "idle").set(CONNECTIONS, 0);
         labels.set(MAX_CONNECTIONS, 0);
         labels.set(PENDING, 0);
@@ -191,6 +191,8 @@ fn retire(labels: &Labels, server: &ServerStatistics) {
 }
 
 const STATE: &str = "db.client.connection.state";
+/// OpenTelemetry's word for connections in use, so that dashboards made for any database show these as well.
+const IN_USE: &str = "used";
 const POOL: &str = "db.client.connection.pool.name";
 
 /// The labels of one series.

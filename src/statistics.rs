@@ -205,7 +205,7 @@ impl ServerStatistics {
 impl PoolStatistics {
     fn of<DB: Driver>(pool: &crate::pool::Pool<DB>) -> Self {
         let counts = pool.counts();
-        let in_use = pool.busy();
+        let in_use = pool.in_use();
         Self {
             used_for: PoolUse::of(pool.access()),
             max: pool.max_connections(),

@@ -227,7 +227,7 @@ crate::on_every_database! {
         support::blocking_eventually("a quick slave at rest", || {
             let status = cluster.status();
             let slave = status.iter().find(|node| node.name == "slave-2").unwrap();
-            (slave.busy == 0).then_some(())
+            (slave.in_use == 0).then_some(())
         });
         for _ in 0..5 {
             let db = cluster.read(None);

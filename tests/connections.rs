@@ -19,8 +19,8 @@ crate::on_every_database! {
         (client, cluster)
     }
 
-    fn busy(cluster: &Cluster<Database>) -> u32 {
-        cluster.status().iter().map(|node| node.busy).sum()
+    fn in_use(cluster: &Cluster<Database>) -> u32 {
+        cluster.status().iter().map(|node| node.in_use).sum()
     }
 
     #[support::async_test]
@@ -31,17 +31,17 @@ crate::on_every_database! {
         let another = db.clone();
         for _ in 0..3 {
             sqlx::query("SELECT 1").execute(&db).await.unwrap();
-            assert_eq!(busy(&cluster), 1);
+            assert_eq!(in_use(&cluster), 1);
         }
         sqlx::query("SELECT nothing").execute(&db).await.unwrap_err();
-        assert_eq!(busy(&cluster), 0, "one whose query failed serves anybody");
+        assert_eq!(in_use(&cluster), 0, "one whose query failed serves anybody");
 
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
-        assert_eq!(busy(&cluster), 1);
+        assert_eq!(in_use(&cluster), 1);
         drop(db);
-        assert_eq!(busy(&cluster), 0);
+        assert_eq!(in_use(&cluster), 0);
         sqlx::query("SELECT 1").execute(&another).await.unwrap();
-        assert_eq!(busy(&cluster), 1);
+        assert_eq!(in_use(&cluster), 1);
     }
 
     #[support::async_test]
@@ -54,9 +54,9 @@ crate::on_every_database! {
                 sqlx::query("SELECT 1").execute(db).await.unwrap();
             }
         }
-        assert_eq!(busy(&cluster), 3);
+        assert_eq!(in_use(&cluster), 3);
         drop(requests);
-        assert_eq!(busy(&cluster), 0);
+        assert_eq!(in_use(&cluster), 0);
     }
 
     #[support::async_test]
@@ -67,7 +67,7 @@ crate::on_every_database! {
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         db.changes_database();
         sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'a note')").execute(&db).await.unwrap();
-        assert_eq!(busy(&cluster), 1);
+        assert_eq!(in_use(&cluster), 1);
         drop(db.begin().await.unwrap());
         drop(db);
         assert_eq!(lab.notes(), ["a note"]);
@@ -99,9 +99,9 @@ crate::on_every_database! {
             sqlx::query("SELECT 1").execute(db).await.unwrap();
         }
         drop(former);
-        assert_eq!(busy(&cluster), 1, "it is kept for the other one");
+        assert_eq!(in_use(&cluster), 1, "it is kept for the other one");
         drop(latest);
-        assert_eq!(busy(&cluster), 0);
+        assert_eq!(in_use(&cluster), 0);
     }
 
     #[support::async_test]
@@ -174,7 +174,7 @@ crate::on_every_database! {
                 request.await.unwrap();
             }
         }
-        blocking_eventually("that all places are free", || (busy(&cluster) == 0).then_some(()));
+        blocking_eventually("that all places are free", || (in_use(&cluster) == 0).then_some(()));
         sqlx::query("SELECT 1").execute(&cluster.write()).await.unwrap();
     }
 

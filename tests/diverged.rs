@@ -5,7 +5,8 @@ crate::on_servers! {
 
     use rocket::local::asynchronous::Client;
     use rocket::tokio;
-    use rocket_replicated::backend::{Backend, Driver};
+    use rocket_replicated::backend::Backend;
+    use rocket_replicated::internals::Engine;
     use rocket_replicated::{Cluster, NodeState, Reason};
     use rocket_replicated_testing::{Server, Servers};
     use support::{eventually, logbook, rocket_over};
@@ -51,7 +52,7 @@ crate::on_servers! {
             sqlx::query("SELECT 1").execute(&db).await.unwrap();
             assert_eq!(db.choice().unwrap().reason(), Reason::SlavesUnavailable);
         }
-        let remedy = <<Pool as Backend>::Db as Driver>::REJOIN;
+        let remedy = <<Pool as Backend>::Db as Engine>::REJOIN;
         assert_eq!(logbook::lines(&["ERROR", &name, "asked afterwards, does not have", remedy]).len(), 1);
         drop((client, cluster));
 

@@ -81,10 +81,10 @@ crate::on_every_database! {
         assert_eq!((master.role, master.state, master.lag), (Role::Master, NodeState::Up, None));
         for (slave, name) in [(first, "slave-1"), (second, "slave-2")] {
             assert_eq!((&*slave.name, slave.role, slave.state), (name, Role::Slave, NodeState::Up));
-            assert_eq!(slave.busy, 0);
+            assert_eq!(slave.in_use, 0);
         }
         let held = cluster.write().get().await.unwrap();
-        assert_eq!(cluster.status()[0].busy, 1);
+        assert_eq!(cluster.status()[0].in_use, 1);
         drop(held);
     }
 }

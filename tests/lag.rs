@@ -339,12 +339,12 @@ mod postgresql {
     /// A server that may not be asked is not asked again for a minute.
     #[support::async_test]
     async fn a_look_that_fails_once_does_not_blind_the_next_one() {
-        use rocket_replicated::backend::{Access, Depth, Driver};
+        use rocket_replicated::internals::{Access, Depth, Engine};
         use sqlx::{Connection, PgConnection};
 
         let cluster = Servers::start(Postgres, 0);
         let mut conn = PgConnection::connect(&cluster.master.url()).await.unwrap();
-        let mut memory = <sqlx::Postgres as Driver>::Memory::default();
+        let mut memory = <sqlx::Postgres as Engine>::Memory::default();
         sqlx::raw_sql("BEGIN").execute(&mut conn).await.unwrap();
         sqlx::raw_sql("nonsense").execute(&mut conn).await.unwrap_err();
         let look = sqlx::Postgres::observe(&mut conn, Access::MasterReads, &mut memory, Depth::Full).await;

@@ -357,7 +357,7 @@ crate::on_every_database! {
     #[support::async_test]
     async fn of_a_connection_of_ones_own_costs_nothing_where_there_can_be_none() {
         fn in_use(cluster: &Cluster<Database>) -> u32 {
-            cluster.status().iter().map(|node| node.busy).sum()
+            cluster.status().iter().map(|node| node.in_use).sum()
         }
 
         let lab = Lab::new();

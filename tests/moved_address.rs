@@ -270,7 +270,7 @@ crate::on_servers! {
         })
         .await;
         let idle = Instant::now();
-        eventually("silence", async || cluster.status().iter().all(|node| node.busy == 0)).await;
+        eventually("silence", async || cluster.status().iter().all(|node| node.in_use == 0)).await;
         after(idle, Duration::from_secs(2)).await;
     }
 

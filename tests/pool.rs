@@ -45,9 +45,9 @@ crate::on_every_database! {
         let before = pool.size();
         cluster.pool(Role::Master).acquire().await.unwrap();
         assert_eq!((before, pool.size()), (1, 1), "it is the same pool");
-        let busy: u32 = cluster.status().iter().map(|node| node.busy).sum();
+        let in_use: u32 = cluster.status().iter().map(|node| node.in_use).sum();
         let _held = pool.acquire().await.unwrap();
-        assert_eq!(cluster.status().iter().map(|node| node.busy).sum::<u32>(), busy, "nobody counts it");
+        assert_eq!(cluster.status().iter().map(|node| node.in_use).sum::<u32>(), in_use, "nobody counts it");
     }
 
     #[support::async_test]

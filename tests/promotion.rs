@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rocket::local::asynchronous::Client;
 use rocket::tokio;
-use rocket_replicated::backend::{Access, Depth, Driver, Observation, ReportedRole};
+use rocket_replicated::internals::{Access, Depth, Engine, Observation, ReportedRole};
 use rocket_replicated::postgres::{Database, Replicated};
 use rocket_replicated::{NodeState, Role};
 use sqlx::{Connection, PgConnection};
@@ -236,7 +236,7 @@ async fn reads_go_on_while_the_only_slave_is_promoted() {
 /// A probe asks a master for one thing and a slave for another, by what it remembers of the connection.
 #[support::async_test]
 async fn a_short_look_over_an_old_connection_tells_a_new_role() {
-    type Memory = <sqlx::Postgres as Driver>::Memory;
+    type Memory = <sqlx::Postgres as Engine>::Memory;
 
     async fn look(conn: &mut PgConnection, memory: &mut Memory) -> Observation {
         sqlx::Postgres::observe(conn, Access::SlaveReads, memory, Depth::Light).await.unwrap()

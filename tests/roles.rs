@@ -5,7 +5,8 @@ crate::on_servers! {
     use rocket::http::Status;
     use rocket::local::asynchronous::Client;
     use rocket::{get, put, routes};
-    use rocket_replicated::backend::{Backend, Driver};
+    use rocket_replicated::backend::Backend;
+    use rocket_replicated::internals::Engine;
     use rocket_replicated::{Error, NodeState};
     use rocket_replicated_testing::{Server, Servers, Wire};
     use support::{eventually, logbook, rocket_over};
@@ -72,7 +73,7 @@ crate::on_servers! {
     const FOLLOWS: &str = "follow_promotion = true";
 
     /// A timeline tells of a promotion that happened before the launch, too.
-    const TELLS_TIMELINE: bool = <<Pool as Backend>::Db as Driver>::TELLS_TIMELINE;
+    const TELLS_TIMELINE: bool = <<Pool as Backend>::Db as Engine>::TELLS_TIMELINE;
 
     /// As each day under a manager of clusters, whose leader changes while no configuration does.
     #[support::async_test]

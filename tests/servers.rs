@@ -5,6 +5,7 @@ use support::{absent as on_sqlite, given as on_postgres, on_servers, on_servers 
 #[global_allocator]
 static COUNTING: support::counting::Counting = support::counting::Counting;
 
+mod after_connect;
 mod async_commit;
 mod choice;
 mod connections;
@@ -43,6 +44,7 @@ mod several_databases;
 mod shared_address;
 mod silence;
 mod slow_opening;
+mod slow_statement;
 mod statistics;
 mod status;
 mod terms;

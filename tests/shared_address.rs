@@ -109,7 +109,7 @@ crate::on_servers! {
         for read in read.expect("an end of them") {
             assert_ne!(read.unwrap().unwrap(), i64::from(slaves[1].port()));
         }
-        assert!(cluster.status().iter().all(|node| node.busy == 0), "{:?}", cluster.status());
+        assert!(cluster.status().iter().all(|node| node.in_use == 0), "{:?}", cluster.status());
     }
 
     #[support::async_test]

@@ -5,6 +5,7 @@ use support::{absent as on_postgres, given as on_sqlite, in_files as on_every_da
 #[global_allocator]
 static COUNTING: support::counting::Counting = support::counting::Counting;
 
+mod after_connect;
 mod choice;
 mod connections;
 mod cost;
@@ -23,6 +24,7 @@ mod readme;
 mod reads_own_writes;
 mod reroute;
 mod server_timing;
+mod slow_statement;
 mod sqlite_follower;
 mod statistics;
 mod status;

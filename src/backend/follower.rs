@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use crate::position::Position;
 
 /// A thread that keeps a slave up to date. Dropping the handle ends the thread.
-#[doc(hidden)]
 #[derive(Debug)]
 pub struct Follower {
     stop: Option<std::sync::mpsc::Sender<()>>,
@@ -16,9 +15,8 @@ pub struct Follower {
 }
 
 /// How fresh the copy of a follower is.
-#[doc(hidden)]
 #[derive(Clone, Debug, Default)]
-pub struct Copied(Arc<Latest>);
+pub(crate) struct Copied(Arc<Latest>);
 
 /// Times in milliseconds, as [`Millis`] counts them.
 #[derive(Debug, Default)]

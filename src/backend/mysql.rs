@@ -8,15 +8,19 @@ use sqlx::{AssertSqlSafe, Execute, MySql, Row};
 
 use crate::position::{Gtid, GtidSet};
 
+use super::engine::fetch_first;
 use super::session::hash;
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
-    Access, Activity, Address, ConnectionInfo, Depth, Driver, Fault, Instance, Judgement, Left, Observation,
-    Options, Position, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost, fetch_first,
+    Access, Activity, Address, ConnectionInfo, Depth, Driver, Engine, Fault, Instance, Judgement, Left,
+    Observation, Options, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost,
 };
+use crate::position::Position;
 
-impl Driver for MySql {
+impl Driver for MySql {}
+
+impl Engine for MySql {
     const TELLS_PROMOTION: bool = true;
     const NO_WRITES: &'static str = "`read_only` is on there";
     const BEGIN_READ_ONLY: Option<&'static str> = Some("START TRANSACTION READ ONLY");

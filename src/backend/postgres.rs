@@ -5,15 +5,18 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgSslMode};
 use sqlx::{AssertSqlSafe, Execute, Postgres, Row};
 
+use super::engine::fetch_first;
 use super::settings::{Tls, check_tls};
 use super::version::Software;
 use super::{
-    Access, Activity, Address, ConnectionInfo, Depth, Driver, Fault, Instance, Judgement, Left, NotTheMaster,
-    Observation, Options, Position, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost,
-    fetch_first,
+    Access, Activity, Address, ConnectionInfo, Depth, Driver, Engine, Fault, Instance, Judgement, Left,
+    NotTheMaster, Observation, Options, Remains, ReportedRole, Rest, SessionId, Settings, VerifiedHost,
 };
+use crate::position::Position;
 
-impl Driver for Postgres {
+impl Driver for Postgres {}
+
+impl Engine for Postgres {
     const TELLS_TIMELINE: bool = true;
     const MAY_REFUSE_OPTIONS: bool = true;
     const REJOIN: &'static str =
@@ -421,7 +424,6 @@ fn is_refused(error: &sqlx::Error) -> bool {
 const LOOKS_WITHOUT_LOG: u32 = 60;
 
 /// What is remembered of a connection.
-#[doc(hidden)]
 #[derive(Debug, Default)]
 #[allow(unnameable_types)]
 pub enum Memory {
@@ -433,7 +435,6 @@ pub enum Memory {
 }
 
 /// Facts about a server that seldom or never change during a connection.
-#[doc(hidden)]
 #[derive(Clone, Debug)]
 #[allow(unnameable_types)]
 pub struct Log {

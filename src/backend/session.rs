@@ -8,7 +8,6 @@ use super::{Access, ReportedRole};
 
 /// One run of one database process, as far as a connection can tell. A hash of the server's own identifiers, so that it
 /// can be compared and kept without a lock.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Instance(NonZeroU64);
 
@@ -39,7 +38,6 @@ pub(crate) fn hash(words: &str) -> NonZeroU64 {
 }
 
 /// Identifies one connection at its server.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId {
     pub id: i64,
@@ -50,7 +48,6 @@ pub struct SessionId {
 }
 
 /// What a new connection has learnt from its server.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionInfo {
     pub instance: Option<Instance>,
@@ -109,7 +106,6 @@ impl fmt::Display for NotTheMaster {
 impl std::error::Error for NotTheMaster {}
 
 /// The activity of a session, as its server tells it.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// The server has no such session.

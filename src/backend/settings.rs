@@ -4,7 +4,6 @@ use std::time::Duration;
 use super::url::DatabaseUrl;
 
 /// How to connect to one server.
-#[doc(hidden)]
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(crate) url: DatabaseUrl,
@@ -17,6 +16,8 @@ pub struct Settings {
     pub(crate) extensions: Vec<String>,
     pub(crate) enforce_read_only: bool,
     pub(crate) prepared_statements: bool,
+    /// How long a statement takes that the log warns of. `None`: none is.
+    pub(crate) slow_statement: Option<Duration>,
 }
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]

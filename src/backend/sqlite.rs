@@ -11,10 +11,12 @@ use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqliteRow};
 use sqlx::{Execute, Executor, Sqlite};
 
+use super::engine::fetch_first;
 use super::{
-    Access, Address, ConnectionInfo, Depth, Driver, Fault, Follower, Judgement, Left, Millis, Observation,
-    Opens, Options, Position, Remains, ReportedRole, Rest, Settings, fetch_first, statement::only_reads,
+    Access, Address, ConnectionInfo, Depth, Driver, Engine, Fault, Follower, Judgement, Left, Millis,
+    Observation, Opens, Options, Remains, ReportedRole, Rest, Settings, statement::only_reads,
 };
+use crate::position::Position;
 
 /// SAFETY: an extension can do whatever its author likes. The name comes from the configuration, whose
 /// author chooses the program that runs as well, and means it to be loaded.
@@ -23,7 +25,9 @@ fn load_extension(options: SqliteConnectOptions, extension: &str) -> SqliteConne
     unsafe { options.extension(extension.to_owned()) }
 }
 
-impl Driver for Sqlite {
+impl Driver for Sqlite {}
+
+impl Engine for Sqlite {
     const ONE_WRITER: bool = true;
     const CAN_FOLLOW: bool = true;
     const HAS_HOSTS: bool = false;

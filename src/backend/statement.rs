@@ -1,7 +1,6 @@
 //! What can be told of a statement from its words.
 
 /// Tells whether a statement leaves a transaction open, as far as its words show.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opens {
     Never,

@@ -176,7 +176,7 @@ pub(super) struct Discovered {
 
 /// Keeps the servers of one entry.
 pub(super) struct Discovery<DB: Driver> {
-    opening: Arc<Opening>,
+    opening: Arc<Opening<DB>>,
     entry: usize,
     resolver: Resolver,
     pub(super) lookups: Arc<Lookups>,
@@ -191,7 +191,7 @@ pub(super) struct Discovery<DB: Driver> {
 
 impl<DB: Driver> Discovery<DB> {
     /// One discovery for each entry with `discover`.
-    pub(super) fn all(opening: &Arc<Opening>, resolver: &Resolver, watch: &Arc<Watch<DB>>) -> Vec<Self> {
+    pub(super) fn all(opening: &Arc<Opening<DB>>, resolver: &Resolver, watch: &Arc<Watch<DB>>) -> Vec<Self> {
         let new = |(entry, _)| Self {
             opening: opening.clone(),
             entry,
@@ -389,7 +389,7 @@ mod tests {
                     slaves = [{ url = \"postgres://app@readers.test:1/blog\", discover = \"dns\" }]";
         let figment = Figment::from(rocket::Config::debug_default()).merge(Toml::string(toml).nested());
         let config = Config::read::<Postgres>(&figment.select("debug"), "blog").unwrap();
-        Inner::open("blog", config, Resolver(resolver.clone()), PositionBudget::default()).unwrap()
+        Inner::open("blog", config, Resolver(resolver.clone()), PositionBudget::default(), None).unwrap()
     }
 
     fn names(inner: &Inner<Postgres>) -> Vec<String> {

@@ -168,7 +168,7 @@ impl<DB: Driver> Inner<DB> {
                     role,
                     state: health.state(),
                     lag: health.lag().filter(|_| role == Role::Slave),
-                    busy: server.busy(),
+                    in_use: server.in_use(),
                     read_url: server.read_url_state(),
                 }
             })

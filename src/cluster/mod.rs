@@ -39,6 +39,23 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     /// on. The monitor still looks at it. Any number of slaves may be taken out: without slaves, reads go to the
     /// master.
     ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod maintenance {
+    /// use rocket_replicated::sqlite::Database;
+    /// use rocket_replicated::{Cluster, UnknownSlave};
+    ///
+    /// # async fn upgrade(_slave: &str) {}
+    /// async fn upgrade_in_turn(cluster: &Cluster<Database>) -> Result<(), UnknownSlave> {
+    ///     for slave in ["db-2", "db-3"] {
+    ///         cluster.take_out(slave)?;
+    ///         upgrade(slave).await;
+    ///         cluster.put_back(slave)?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// If no slave has this name.
@@ -88,6 +105,18 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
 
     /// The status of all configured and discovered nodes, the master first, for a page that operators look at, or for
     /// metrics.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod watch {
+    /// use rocket_replicated::sqlite::Database;
+    /// use rocket_replicated::{Cluster, NodeState};
+    ///
+    /// fn left_out(cluster: &Cluster<Database>) -> Vec<String> {
+    ///     let down = cluster.status().into_iter().filter(|node| node.state != NodeState::Up);
+    ///     down.map(|node| format!("{} is {}", node.name, node.state)).collect()
+    /// }
+    /// # }
+    /// ```
     pub fn status(&self) -> Vec<NodeStatus> {
         self.0.status()
     }

@@ -91,7 +91,7 @@ impl<DB: Driver> Monitor<DB> {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(super) fn new(servers: Arc<Servers<DB>>, opening: &Arc<Opening>, resolver: &Resolver) -> Self {
+    pub(super) fn new(servers: Arc<Servers<DB>>, opening: &Arc<Opening<DB>>, resolver: &Resolver) -> Self {
         let (mastership, checks) = (opening.mastership.clone(), opening.config.checks.clone());
         let database = opening.database;
         let all = servers.all();

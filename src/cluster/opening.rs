@@ -16,7 +16,7 @@ use crate::backend::{Access, Driver, Settings};
 use crate::config::{Config, ServerConfig, SlaveConfig, SlaveLog};
 use crate::health::{Health, Mastership, ServerId, Subject};
 use crate::pin::Pins;
-use crate::pool::{Pool, PoolOptions, Sessions};
+use crate::pool::{AfterConnect, Pool, PoolOptions, Sessions};
 
 impl<DB: Driver> Inner<DB> {
     /// Sets up the servers without opening a connection: a server that is down is no error.
@@ -29,6 +29,7 @@ impl<DB: Driver> Inner<DB> {
         config: Config,
         resolver: Resolver,
         position_budget: PositionBudget,
+        after_connect: Option<AfterConnect<DB>>,
     ) -> Result<Self, String> {
         const MASTER: ServerId = ServerId(0);
 
@@ -38,9 +39,10 @@ impl<DB: Driver> Inner<DB> {
             database,
             config: config.clone(),
             mastership: mastership.clone(),
+            after_connect,
             opened: AtomicU32::new(MASTER.0),
         });
-        let servers = Arc::new(Servers::new(opening.servers::<DB>()?));
+        let servers = Arc::new(Servers::new(opening.servers()?));
         Ok(Self {
             database,
             monitor: Monitor::new(servers.clone(), &opening, &resolver),
@@ -61,16 +63,17 @@ impl<DB: Driver> Inner<DB> {
 }
 
 /// Opens the servers of one database. The configured servers are opened first, discovered servers later.
-pub(super) struct Opening {
+pub(super) struct Opening<DB: Driver> {
     pub(super) database: &'static str,
     pub(super) config: Arc<Config>,
     pub(super) mastership: Arc<Mastership>,
+    after_connect: Option<AfterConnect<DB>>,
     opened: AtomicU32,
 }
 
-impl Opening {
+impl<DB: Driver> Opening<DB> {
     /// The servers of the configuration, the master first. Slaves that have to be discovered are not among them.
-    fn servers<DB: Driver>(&self) -> Result<Vec<Arc<Server<DB>>>, String> {
+    fn servers(&self) -> Result<Vec<Arc<Server<DB>>>, String> {
         let Config { master, master_reads, slaves, .. } = &*self.config;
         let health = self.health(master, Subject::Server, SlaveLog::Masters);
 
@@ -107,7 +110,7 @@ impl Opening {
     }
 
     /// A server that was found among the addresses of an entry, with the entry's weight and settings.
-    pub(super) fn discovered<DB: Driver>(
+    pub(super) fn discovered(
         &self,
         entry: &SlaveConfig,
         discovered: Discovered,
@@ -125,7 +128,7 @@ impl Opening {
     }
 
     /// The slave of an entry, or one of several slaves of a discovered entry.
-    fn slave<DB: Driver>(
+    fn slave(
         &self,
         entry: &SlaveConfig,
         slave: &ServerConfig,
@@ -160,7 +163,7 @@ impl Opening {
         Health::new(id, subject, self.database, name, log, self.mastership.clone())
     }
 
-    fn pool<DB: Driver>(
+    fn pool(
         &self,
         settings: &Settings,
         access: Access,
@@ -178,12 +181,13 @@ impl Opening {
             timeout,
             check_timeout: checks.timeout,
             health: health.clone(),
+            after_connect: self.after_connect.clone(),
         })
     }
 
     /// The pool for reads at a master, and the pool of those connections that are reserved for pinned reads.
     #[allow(clippy::type_complexity)]
-    fn master_read_pools<DB: Driver>(
+    fn master_read_pools(
         &self,
         settings: &Settings,
         health: &Arc<Health>,
@@ -197,7 +201,7 @@ impl Opening {
         Ok((Some(common), (reserve > 0).then(|| of(reserve)).transpose()?))
     }
 
-    fn server<DB: Driver>(
+    fn server(
         &self,
         config: &ServerConfig,
         purpose: Purpose,

@@ -155,13 +155,13 @@ impl<DB: Driver> Server<DB> {
     }
 
     /// The number of its connections that are in use for its present role.
-    pub(super) fn busy(&self) -> u32 {
+    pub(super) fn in_use(&self) -> u32 {
         match self.health.role() {
-            Role::Slave => self.pools.slave_reads.as_ref().map_or(0, |pool| pool.busy()),
+            Role::Slave => self.pools.slave_reads.as_ref().map_or(0, |pool| pool.in_use()),
             Role::Master => {
                 let Pools { writes, .. } = &self.pools;
                 let Pools { master_reads, reserve, .. } = &self.read_url_or_self().pools;
-                [writes, master_reads, reserve].into_iter().flatten().map(|pool| pool.busy()).sum()
+                [writes, master_reads, reserve].into_iter().flatten().map(|pool| pool.in_use()).sum()
             }
         }
     }

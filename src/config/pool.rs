@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::ServerConfig;
-use super::table::{ConfigError, DAY, Place, Table};
+use super::table::{ConfigError, DAY, Limit, Place, Table};
 use crate::backend::settings::Settings;
 use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver};
@@ -21,6 +21,7 @@ impl Settings {
             extensions: Vec::new(),
             enforce_read_only: true,
             prepared_statements: true,
+            slow_statement: Some(Duration::from_secs(1)),
         }
     }
 
@@ -41,6 +42,11 @@ impl Settings {
             extensions: table.strings("extensions").unwrap_or(i.extensions),
             enforce_read_only: table.bool("enforce_read_only").unwrap_or(i.enforce_read_only),
             prepared_statements: table.bool("prepared_statements").unwrap_or(i.prepared_statements),
+            slow_statement: match table.threshold("slow_statement") {
+                Limit::Auto => i.slow_statement,
+                Limit::Never => None,
+                Limit::Seconds(slow) => Some(slow),
+            },
         };
         if settings.min_connections > settings.max_connections {
             let problem = format!("must not exceed `max_connections`, which is {}", settings.max_connections);

@@ -75,6 +75,10 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("check_interval", &["health_check_interval", "probe_interval"]),
     ("max_connections", &["pool_size", "max_size"]),
     ("connect_timeout", &["timeout", "acquire_timeout"]),
+    (
+        "slow_statement",
+        &["log_slow_statements", "log_min_duration_statement", "long_query_time", "slow_query"],
+    ),
 ];
 
 /// Keys of a slave that are easily put into the section by mistake.
@@ -213,6 +217,16 @@ impl<'a> Table<'a> {
             Some(Value::Bool(_, false)) => Limit::Never,
             Some(Value::Num(..)) => self.seconds(key, 0.0..=DAY).map_or(Limit::Auto, Limit::Seconds),
             Some(value) => self.refuse_value(key, EXPECTED, &found(value)).unwrap_or(Limit::Auto),
+        }
+    }
+
+    /// Seconds from which on something is done, or `false`, so that it never is. [`Limit::Auto`] if the key is absent.
+    pub(super) fn threshold(&mut self, key: &'static str) -> Limit {
+        match self.value(key) {
+            None => Limit::Auto,
+            Some(Value::Bool(_, false)) => Limit::Never,
+            Some(Value::Num(..)) => self.seconds(key, 0.0..=DAY).map_or(Limit::Auto, Limit::Seconds),
+            Some(value) => self.refuse_value(key, "seconds or `false`", &found(value)).unwrap_or(Limit::Auto),
         }
     }
 

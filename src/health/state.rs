@@ -169,8 +169,9 @@ pub struct NodeStatus {
     /// cannot be known.
     pub lag: Option<Duration>,
     /// The number of its connections that are in use, being opened, or kept for the next query of a request. For a
-    /// slave these are the connections for reads, for the master all.
-    pub busy: u32,
+    /// slave these are the connections for reads, for the master all. [`PoolStatistics`](crate::PoolStatistics) has the
+    /// same number for each pool.
+    pub in_use: u32,
     /// The state of the master's `read_url`, where that is another address than `url`.
     pub read_url: Option<NodeState>,
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-pub use crate::backend::Instance;
+pub use crate::backend::session::Instance;
 use crate::backend::{Access, Observation};
 use crate::config::{Checks, PinnedWithoutMaster, ReadShare, SlaveLog, UnknownLag};
 use crate::health::{Finding, Health, Mastership, Role, ServerId, Subject, Verdicts};

@@ -130,6 +130,9 @@ impl<DB: Driver> Connection<DB> {
         }
         let mut info = DB::set_up(&mut conn, pool.access()).await?;
         info.accept(pool.access())?;
+        if let Some(hook) = &pool.hook {
+            info = hook.run(&mut conn, info).await?;
+        }
         if !pool.prepared_statements() || pool.health().is_pooled() {
             // A pooler that gives each transaction any free connection hides which server and session answer.
             info = ConnectionInfo { read_only: info.read_only, ..ConnectionInfo::default() };

@@ -151,10 +151,10 @@ impl Why {
                 longest = Some(Longest { handler: holder.handler, held });
             }
         });
-        let (busy, max, waiting) = (pool.busy(), pool.max_connections, others);
+        let (in_use, max, waiting) = (pool.in_use(), pool.max_connections, others);
         let idle = u32::try_from(pool.queue.idle()).unwrap_or(u32::MAX);
-        let opening = busy.saturating_sub(open.saturating_sub(idle));
-        Self::Crowd { in_use: busy - opening, opening, max, waiting, longest, own }
+        let opening = in_use.saturating_sub(open.saturating_sub(idle));
+        Self::Crowd { in_use: in_use - opening, opening, max, waiting, longest, own }
     }
 }
 

@@ -32,6 +32,7 @@ mod connection;
 mod counts;
 mod custody;
 mod holder;
+mod hook;
 #[cfg(test)]
 mod orders;
 mod plain;
@@ -49,11 +50,13 @@ pub(crate) use counts::PoolCounts;
 pub use counts::{CloseCause, PoolUse};
 pub(crate) use custody::{Ended, Lending};
 pub(crate) use holder::{Asker, Clock, Holder, Sessions, Ticking};
+pub(crate) use hook::AfterConnect;
 pub(crate) use sessions::ServerSession;
 pub(crate) use watch::{Outcome, OutcomeUnknown, StatementError, Watch};
 
 use connection::PooledConnection;
 use holder::TimedOut;
+use hook::Hook;
 use queue::{Entry, Owner, Queue, Receiver, Refusal, Ticker};
 use read_only::ReadOnlyCheck;
 
@@ -85,7 +88,7 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// What a pool needs to be opened.
-pub(crate) struct PoolOptions<'a> {
+pub(crate) struct PoolOptions<'a, DB: Driver> {
     pub(crate) database: &'static str,
     pub(crate) access: Access,
     pub(crate) settings: &'a Settings,
@@ -95,12 +98,16 @@ pub(crate) struct PoolOptions<'a> {
     pub(crate) check_timeout: Duration,
     /// The health of the pool's server.
     pub(crate) health: Arc<Health>,
+    /// What the application does with each new connection.
+    pub(crate) after_connect: Option<AfterConnect<DB>>,
 }
 
 pub(crate) struct Pool<DB: Driver> {
     access: Access,
     options: Options<DB>,
     prepared_statements: bool,
+    /// How long a statement takes that is warned of. `None`: none is.
+    slow_statement: Option<Duration>,
     timeout: Duration,
     check_timeout: Duration,
     idle_timeout: Option<Duration>,
@@ -111,6 +118,7 @@ pub(crate) struct Pool<DB: Driver> {
     counts: Arc<PoolCounts>,
     /// Checks that connections are read-only, where they are made so.
     read_only: Option<ReadOnlyCheck<DB>>,
+    hook: Option<Arc<Hook<DB>>>,
     /// Has a permit for each connection that is in use, kept, or being opened.
     queue: Queue<Self>,
     /// Checkouts that have a permit, and wait for a connection that works.
@@ -169,8 +177,9 @@ fn quiet<O: ConnectOptions>(options: O) -> O {
 
 impl<DB: Driver> Pool<DB> {
     /// Opens no connection yet. Fails only on settings that `Config` would not have let through.
-    pub(crate) fn new(options: PoolOptions<'_>) -> Result<Arc<Self>, String> {
-        let PoolOptions { database, access, settings, timeout, check_timeout, health } = options;
+    pub(crate) fn new(options: PoolOptions<'_, DB>) -> Result<Arc<Self>, String> {
+        let PoolOptions { database, access, settings, timeout, check_timeout, health, after_connect } =
+            options;
         let read_only = (!access.writes() && settings.enforce_read_only).then(|| {
             let plain = quiet(DB::plain_options(settings, access)?);
             Ok::<_, String>(ReadOnlyCheck::new(database, health.name().clone(), plain))
@@ -179,6 +188,7 @@ impl<DB: Driver> Pool<DB> {
             access,
             options: quiet(DB::options(settings, access)?),
             prepared_statements: settings.prepared_statements,
+            slow_statement: settings.slow_statement,
             timeout,
             check_timeout,
             idle_timeout: settings.idle_timeout,
@@ -186,6 +196,7 @@ impl<DB: Driver> Pool<DB> {
             min_connections: settings.min_connections,
             max_connections: settings.max_connections,
             read_only: read_only.transpose()?,
+            hook: after_connect.map(|run| Arc::new(Hook::new(run, access, health.clone()))),
             queue: Queue::new(settings.max_connections),
             connecting: AtomicU32::new(0),
             open: Mutex::default(),
@@ -254,8 +265,8 @@ impl<DB: Driver> Pool<DB> {
         DB::BEGIN_READ_ONLY.filter(|_| is_wanted)
     }
 
-    /// How many connections are in use, or kept for a session.
-    pub(crate) fn busy(&self) -> u32 {
+    /// How many connections are in use, being opened, or kept for a session.
+    pub(crate) fn in_use(&self) -> u32 {
         self.max_connections.saturating_sub(self.queue.free())
     }
 
@@ -263,7 +274,7 @@ impl<DB: Driver> Pool<DB> {
     pub(crate) fn load(&self) -> u32 {
         let open = self.open();
         let kept = open.iter().filter_map(Weak::upgrade).filter(|state| state.is_kept()).count();
-        self.busy().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
+        self.in_use().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
     }
 
     /// True if a checkout gets a permit without waiting.
@@ -587,7 +598,7 @@ impl<DB: Driver> fmt::Debug for Pool<DB> {
         f.debug_struct("Pool")
             .field("access", &self.access)
             .field("health", &self.health)
-            .field("busy", &self.busy())
+            .field("in_use", &self.in_use())
             .finish_non_exhaustive()
     }
 }

@@ -2,8 +2,10 @@
 //! its state. sqlx pings connections before it hands them out, and closes old ones.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocket::tokio;
+use sqlx::ConnectOptions;
 use sqlx::pool::PoolOptions;
 
 use super::Pool;
@@ -15,6 +17,14 @@ use crate::sync::MutexGuard;
 /// True if sqlx may hand out a connection: not for writes where this crate would not write either.
 fn may_serve(health: &Health, access: Access) -> bool {
     !access.writes() || health.takes_writes()
+}
+
+/// Switches sqlx's own warnings about slow statements on: nothing else measures the statements of these pools.
+fn loud<O: ConnectOptions>(options: O, slow_statement: Option<Duration>) -> O {
+    match slow_statement {
+        Some(slow) => options.log_slow_statements(log::LevelFilter::Warn, slow),
+        None => options,
+    }
 }
 
 impl<DB: Driver> Pool<DB> {
@@ -54,7 +64,7 @@ impl<DB: Driver> Pool<DB> {
     /// Makes sqlx's pool, if there is one, open connections without the option that a proxy refuses.
     pub(super) fn relax_plain(&self) {
         if let (Some(plain), Some(read_only)) = (&*self.lock_plain(), &self.read_only) {
-            plain.set_connect_options(read_only.plain());
+            plain.set_connect_options(loud(read_only.plain(), self.slow_statement));
         }
     }
 
@@ -66,13 +76,15 @@ impl<DB: Driver> Pool<DB> {
             Some(read_only) if self.health.refuses_options() => read_only.plain(),
             _ => self.options.clone(),
         };
-        let address = options.clone();
+        let options = loud(options, self.slow_statement);
+        let (address, hook) = (options.clone(), self.hook.clone());
         PoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(self.timeout)
             .idle_timeout(self.idle_timeout)
             .after_connect(move |conn, _| {
                 let (may_serve, health) = (may_serve(&opened, access), opened.clone());
+                let hook = hook.clone();
                 keep_alive::<DB>(&address);
                 Box::pin(async move {
                     if is_checked
@@ -85,7 +97,12 @@ impl<DB: Driver> Pool<DB> {
                         let refused = "writes are not possible at this server now";
                         return Err(sqlx::Error::Configuration(refused.into()));
                     }
-                    DB::set_up(conn, access).await?.accept(access)
+                    let info = DB::set_up(conn, access).await?;
+                    info.accept(access)?;
+                    match hook {
+                        Some(hook) => hook.run(conn, info).await.map(drop),
+                        None => Ok(()),
+                    }
                 })
             })
             .before_acquire(move |_, _| {

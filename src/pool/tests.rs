@@ -45,6 +45,7 @@ fn pool(connect_timeout: Duration) -> (File, Arc<Pool<Sqlite>>) {
         extensions: Vec::new(),
         enforce_read_only: true,
         prepared_statements: true,
+        slow_statement: None,
     };
     let pool = Pool::new(PoolOptions {
         database: "notes",
@@ -60,6 +61,7 @@ fn pool(connect_timeout: Duration) -> (File, Arc<Pool<Sqlite>>) {
             SlaveLog::Masters,
             mastership,
         ),
+        after_connect: None,
     });
     (File(file), pool.unwrap())
 }
@@ -70,7 +72,7 @@ async fn checkout(pool: &Arc<Pool<Sqlite>>) -> Checkout<Sqlite> {
 
 async fn all_are_free(pool: &Arc<Pool<Sqlite>>) {
     timeout(SOON, async {
-        while pool.busy() > 0 {
+        while pool.in_use() > 0 {
             pool.reap();
             tokio::task::yield_now().await;
         }
@@ -141,8 +143,8 @@ async fn a_permit_comes_back_once_whatever_happens() {
             };
             let is_dead = state.upgrade().is_some_and(|state| state.ended() == Some(Ended::Dead));
             let is_held = matches!(has, Has::Held(_) | Has::Lent { .. });
-            assert!(!(is_dead && is_held) || pool.busy() == 0, "{steps:?}: whoever holds it has no place");
-            assert!(pool.busy() <= 1, "{steps:?}");
+            assert!(!(is_dead && is_held) || pool.in_use() == 0, "{steps:?}: whoever holds it has no place");
+            assert!(pool.in_use() <= 1, "{steps:?}");
         }
         drop(has);
         all_are_free(&pool).await;
@@ -159,7 +161,7 @@ async fn who_waits_gets_the_place_of_one_that_was_held_and_died() {
     states[0].end(Ended::Dead);
     let checkout = timeout(SOON, waiting).await.expect("a place").unwrap();
     assert!(!Arc::ptr_eq(checkout.state(), &states[0]), "a new connection");
-    assert_eq!(pool.busy(), MAX);
+    assert_eq!(pool.in_use(), MAX);
     drop((checkout, held));
     all_are_free(&pool).await;
 }
@@ -252,5 +254,5 @@ fn one_that_is_old_may_come_back_outside_of_a_runtime() {
         old
     });
     old.put_back();
-    assert_eq!(pool.busy(), 0);
+    assert_eq!(pool.in_use(), 0);
 }

@@ -138,7 +138,7 @@ impl<DB: Driver> Pool<DB> {
         for conn in idle {
             tokio::spawn(tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Left)));
         }
-        self.busy()
+        self.in_use()
     }
 
     /// Stops keeping connections, and closes those that are not in use. Completes once all have come back. A checkout

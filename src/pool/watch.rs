@@ -40,8 +40,8 @@ impl From<StatementError> for sqlx::Error {
 /// Ends what runs on a connection when its server is found to be down, or the connection to be dead. A write is given
 /// up only if the connection is dead. Its outcome is unknown then.
 ///
-/// Dropped, it warns of a statement that took long. sqlx would warn, too, but knows neither the database nor the
-/// handler.
+/// Dropped, it warns of a statement that took as long as `slow_statement`. sqlx would warn, too, but knows neither the
+/// database nor the handler.
 pub(crate) struct Watch<'a, DB: Driver> {
     pool: &'a Pool<DB>,
     state: &'a ConnectionState<DB>,
@@ -154,7 +154,10 @@ impl<'a, DB: Driver> Watch<'a, DB> {
 
 impl<DB: Driver> Drop for Watch<'_, DB> {
     fn drop(&mut self) {
-        if let Some(sql) = self.sql.filter(|_| self.took >= SLOW) {
+        let is_slow = || self.pool.slow_statement.is_some_and(|slow| self.took >= slow);
+        if let Some(sql) = self.sql
+            && is_slow()
+        {
             self.warn_of_slow(sql);
         }
     }
@@ -186,9 +189,6 @@ impl<DB: Driver> Drop for Wait<'_, '_, DB> {
         }
     }
 }
-
-/// A statement that takes longer is warned of.
-const SLOW: Duration = Duration::from_secs(1);
 
 /// A logged statement is cut to this length, because it may hold a thousand rows.
 const MAX_SHOWN: usize = 500;

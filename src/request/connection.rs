@@ -19,27 +19,53 @@ use crate::pool::{Checkout, ConnectionState, Held, Lending, Pool, StatementError
 
 /// A connection of one's own, from [`ReplicatedDb::get`](crate::ReplicatedDb::get).
 ///
-/// `&mut *connection` is a [`sqlx::Executor`], as with sqlx's [`PoolConnection`]. Dropped, it goes back to its pool. A
-/// transaction that was begun by hand and left open is rolled back then.
+/// `&mut *connection` is a [`sqlx::Executor`], as with sqlx's [`PoolConnection`]. Dropped, the connection goes back to
+/// its pool. A transaction that was begun by hand and left open is rolled back then.
+///
+/// No statement on it waits for ever. It ends with an error once its connection is known to be dead. A read also ends
+/// when its server is found to be down.
+///
+/// Where a function asks for the driver's connection, `&mut *connection` coerces to that. Statements there are not
+/// watched, and are not logged when they are slow. They wait until the operating system gives the connection up. Linux
+/// does so once the other side has been silent for 25 s.
 pub struct Connection<DB: Driver> {
     watched: Watched<DB, Held<DB>>,
 }
 
 /// A transaction, from [`ReplicatedDb::begin`](crate::ReplicatedDb::begin).
 ///
-/// `&mut *transaction` is a [`sqlx::Executor`], as with sqlx's own [`Transaction`](sqlx::Transaction). Dropped
-/// without a [`commit`](Self::commit), it is rolled back.
+/// `&mut *transaction` is a [`sqlx::Executor`], as with sqlx's own [`Transaction`](sqlx::Transaction), and
+/// coerces to the driver's connection. Statements are watched as those of a [`Connection`]. Dropped without a
+/// [`commit`](Self::commit), the transaction is rolled back.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod transfers {
+/// use rocket::post;
+/// use rocket_replicated::Error;
+/// use rocket_replicated::sqlite::ReplicatedDb;
+///
+/// #[post("/transfer/<from>/<to>")]
+/// async fn transfer(from: i64, to: i64, db: ReplicatedDb) -> Result<(), Error> {
+///     let mut transaction = db.begin().await?;
+///     for (change, account) in [(-1, from), (1, to)] {
+///         sqlx::query("UPDATE accounts SET balance = balance + ? WHERE id = ?")
+///             .bind(change)
+///             .bind(account)
+///             .execute(&mut *transaction)
+///             .await?;
+///     }
+///     // A `?` above rolls both changes back.
+///     Ok(transaction.commit().await?)
+/// }
+/// # }
+/// ```
 pub struct Transaction<DB: Driver> {
     watched: Watched<DB, sqlx::Transaction<'static, DB>>,
     /// Tells the session of the commit.
     writer: Writer<DB>,
 }
 
-/// A connection on which no statement waits for ever. A statement ends with an error once its connection is known to
-/// be dead. A read also ends when its server is found to be down.
-///
-/// Dereferences to the driver's connection, for functions that ask for one. Statements there are not watched: they wait
-/// until the operating system gives the connection up. Linux does so once the other side has been silent for 25 s.
+/// A connection, or a transaction, whose statements are watched. `Connection` and `Transaction` dereference to it.
 pub struct Watched<DB: Driver, C> {
     conn: C,
     pool: Arc<Pool<DB>>,
@@ -78,8 +104,8 @@ impl<DB: Driver> Transaction<DB> {
     ///
     /// # Errors
     ///
-    /// Those of the database. If the connection dies before it has answered, the error says that the outcome is
-    /// unknown.
+    /// Those of the database. If the connection dies before the answer comes, the outcome is unknown:
+    /// [`Error::is_outcome_unknown`](crate::Error::is_outcome_unknown) is true of the error.
     pub async fn commit(self) -> Result<(), Error> {
         let Self { watched: Watched { conn, pool, state, .. }, writer } = self;
         state.lend_for(Lending::EndingTransaction);

@@ -32,8 +32,10 @@ pub enum RetryCause {
     ///
     /// Give each server an entry of its own.
     Moved,
-    /// Another server had become the master meanwhile.
-    Succeeded,
+    /// Another server became the master while the query waited for a connection.
+    ///
+    /// A failover brings a few, once.
+    MasterChanged,
 }
 
 impl RetryCause {
@@ -44,7 +46,7 @@ impl RetryCause {
         Self::Conflict,
         Self::Behind,
         Self::Moved,
-        Self::Succeeded,
+        Self::MasterChanged,
     ];
 
     /// Its name in metrics and on pages. It never changes.
@@ -56,7 +58,7 @@ impl RetryCause {
             Self::Conflict => "conflict",
             Self::Behind => "behind",
             Self::Moved => "moved",
-            Self::Succeeded => "succeeded",
+            Self::MasterChanged => "master changed",
         }
     }
 }

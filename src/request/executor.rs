@@ -15,7 +15,7 @@ use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, SqlStr, Transact
 use super::handle::ReplicatedDb;
 use super::query::{Frame, Query};
 use super::retry::{Attempts, Repeatable};
-use crate::backend::{Backend, Conn, Driver, Left, Opens, Rest};
+use crate::backend::{Backend, Conn, Driver, Engine, Left, Opens, Rest};
 use crate::cluster::Db;
 use crate::pool::{Checkout, CloseCause, Pool, StatementError};
 

@@ -51,18 +51,56 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
         Self { session }
     }
 
-    /// Checks out a connection of the request's node.
+    /// Checks out a connection of the request's node, for what needs one session, or the driver's own connection.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "postgres")] mod guard {
+    /// use rocket::post;
+    /// use rocket_replicated::Error;
+    /// use rocket_replicated::postgres::ReplicatedDb;
+    ///
+    /// #[post("/visits", data = "<pages>")]
+    /// async fn import(pages: String, db: ReplicatedDb) -> Result<(), Error> {
+    ///     let mut connection = db.get().await?;
+    ///     let mut copy = connection.copy_in_raw("COPY visits (page) FROM STDIN").await?;
+    ///     copy.send(pages.as_bytes()).await?;
+    ///     copy.finish().await?;
+    ///     Ok(())
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// If no node could give one within its time: the master's `connect_timeout`, each slave's
-    /// `slave_timeout`.
+    /// * [`sqlx::Error::Io`] of kind [`TimedOut`](std::io::ErrorKind::TimedOut) if no connection became free within the
+    ///   time for it: `connect_timeout` at the master, `slave_timeout` at each slave. The message says how many are in
+    ///   use, and which handler has had one for longest.
+    /// * [`sqlx::Error::Io`] of another kind if no server could be reached.
     pub async fn get(&self) -> Result<Connection<Db<D>>, sqlx::Error> {
         let (checkout, under_way) = self.session.check_out().await?;
         Ok(Connection::new(checkout, self.session.writer(under_way.decision)))
     }
 
-    /// Begins a transaction at the request's node: on a read, a read-only one.
+    /// Begins a transaction at the request's node: on a read, a read-only one. [`Transaction`] has an example that
+    /// writes.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "postgres")] mod guard {
+    /// use rocket::get;
+    /// use rocket_replicated::Error;
+    /// use rocket_replicated::postgres::ReplicatedDb;
+    ///
+    /// /// Both numbers are of the same moment.
+    /// #[get("/report")]
+    /// async fn report(db: ReplicatedDb) -> Result<String, Error> {
+    ///     let mut snapshot = db.begin().await?;
+    ///     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *snapshot).await?;
+    ///     let orders: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(&mut *snapshot).await?;
+    ///     let paid: i64 = sqlx::query_scalar("SELECT count(*) FROM payments").fetch_one(&mut *snapshot).await?;
+    ///     Ok(format!("{paid} of {orders} orders are paid"))
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -80,19 +118,76 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     }
 
     /// Switches the rest of the request to the master, as a [`ChangesDatabase`](crate::ChangesDatabase) guard would.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod guard {
+    /// use rocket::get;
+    /// use rocket_replicated::Error;
+    /// use rocket_replicated::sqlite::ReplicatedDb;
+    ///
+    /// /// Writes only where nobody has rendered the page yet.
+    /// #[get("/pages/<id>")]
+    /// async fn page(id: i64, db: ReplicatedDb) -> Result<String, Error> {
+    ///     let cached = sqlx::query_scalar("SELECT html FROM cache WHERE id = ?").bind(id);
+    ///     if let Some(html) = cached.fetch_optional(&db).await? {
+    ///         return Ok(html);
+    ///     }
+    ///     db.changes_database();
+    ///     let html = format!("<h1>{id}</h1>");
+    ///     let keep = sqlx::query("INSERT OR IGNORE INTO cache (id, html) VALUES (?, ?)").bind(id).bind(&html);
+    ///     keep.execute(&db).await?;
+    ///     Ok(html)
+    /// }
+    /// # }
+    /// ```
     pub fn changes_database(&self) {
         self.session.declare(Declared::Changes);
     }
 
-    /// The node that serves this request, and why; `None` until the first query.
+    /// The node that serves this request, and why. `None` until the first query.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod guard {
+    /// use rocket::get;
+    /// use rocket_replicated::Error;
+    /// use rocket_replicated::sqlite::ReplicatedDb;
+    ///
+    /// /// Answers, for example: 7 posts, from db-2 (read method)
+    /// #[get("/posts/count")]
+    /// async fn count(db: ReplicatedDb) -> Result<String, Error> {
+    ///     let posts: i64 = sqlx::query_scalar("SELECT count(*) FROM posts").fetch_one(&db).await?;
+    ///     let choice = db.choice().map(|choice| choice.to_string());
+    ///     Ok(format!("{posts} posts, from {}", choice.unwrap_or_default()))
+    /// }
+    /// # }
+    /// ```
     pub fn choice(&self) -> Option<Choice> {
         self.session.choice()
     }
 
-    /// The pin that the writes of this request leave, for clients and jobs that carry no cookies;
-    /// `None` while it has not written, without slaves, and with `lag_window = 0`.
+    /// The pin that the writes of this request leave, for clients and jobs that carry no cookies. `None` while it has
+    /// not written, without slaves, and with `lag_window = 0`.
     ///
     /// A job hands the pin to [`Cluster::read`]. The pin covers what has been committed when it is asked for.
+    ///
+    /// With `consistency = "position"`, this waits up to 20 ms until the master has told its position. After that, the
+    /// pin carries only the time. In window mode, it does not wait.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod guard {
+    /// use rocket::{State, post, tokio::sync::mpsc::Sender};
+    /// use rocket_replicated::Error;
+    /// use rocket_replicated::sqlite::ReplicatedDb;
+    ///
+    /// /// The job that receives the pin reads over `cluster.read(pin.as_deref())`.
+    /// #[post("/orders")]
+    /// async fn order(db: ReplicatedDb, invoices: &State<Sender<Option<String>>>) -> Result<(), Error> {
+    ///     sqlx::query("INSERT INTO orders DEFAULT VALUES").execute(&db).await?;
+    ///     let _ = invoices.send(db.pin().await).await;
+    ///     Ok(())
+    /// }
+    /// # }
+    /// ```
     pub async fn pin(&self) -> Option<String> {
         self.session.pin().await
     }
@@ -141,6 +236,18 @@ impl<D: Database<Pool: Backend>> Cluster<D> {
     /// [`ReplicatedDb::pin`]) says that the work it belongs to has written within the lag window.
     ///
     /// A pin that is not valid is ignored. The handle's node is chosen at its first query and kept.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod jobs {
+    /// use rocket_replicated::Cluster;
+    /// use rocket_replicated::sqlite::Database;
+    ///
+    /// async fn unpaid(cluster: &Cluster<Database>, pin: Option<&str>) -> Result<i64, sqlx::Error> {
+    ///     let db = cluster.read(pin);
+    ///     sqlx::query_scalar("SELECT count(*) FROM orders WHERE NOT paid").fetch_one(&db).await
+    /// }
+    /// # }
+    /// ```
     pub fn read(&self, pin: Option<&str>) -> ReplicatedDb<D> {
         let pin = pin.and_then(|token| self.0.read_pin(token));
         self.handle(MethodKind::Read, Declared::Reads, pin)

@@ -12,7 +12,7 @@ mod query;
 mod retry;
 mod session;
 
-pub use connection::{Connection, Transaction, Watched};
+pub use connection::{Connection, Transaction};
 pub use counts::RetryCause;
 pub use handle::ReplicatedDb;
 pub(crate) use session::{Session, TARGET};

@@ -233,7 +233,7 @@ impl<DB: Driver> Session<DB> {
             if !decision.is_current(self.cluster.mastership.term()) {
                 // Another server has become the master while this one kept us waiting.
                 checkout.put_back();
-                retries.add(RetryCause::Succeeded);
+                retries.add(RetryCause::MasterChanged);
                 continue;
             }
             match self.has_own_writes(decision, &mut checkout).await {

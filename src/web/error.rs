@@ -25,15 +25,45 @@ use crate::pool::OutcomeUnknown;
 ///
 /// The body is that of the application's catcher for the status: the database's own words, which
 /// may quote data, go to the log alone.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod posts {
+/// use rocket::http::Status;
+/// use rocket::{get, put};
+/// use rocket_replicated::Error;
+/// use rocket_replicated::sqlite::ReplicatedDb;
+///
+/// /// `?` is enough: 404 if there is no such post.
+/// #[get("/posts/<id>")]
+/// async fn title(id: i64, db: ReplicatedDb) -> Result<String, Error> {
+///     Ok(sqlx::query_scalar("SELECT title FROM posts WHERE id = ?").bind(id).fetch_one(&db).await?)
+/// }
+///
+/// /// Gives one error a reply of its own: 409 if the name is taken.
+/// #[put("/users/<name>")]
+/// async fn register(name: &str, db: ReplicatedDb) -> Result<Status, Error> {
+///     match sqlx::query("INSERT INTO users (name) VALUES (?)").bind(name).execute(&db).await {
+///         Ok(_) => Ok(Status::Created),
+///         Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Ok(Status::Conflict),
+///         Err(error) => Err(error.into()),
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The row that was asked for does not exist.
     NotFound,
     /// No node can be reached, or all connections are in use.
+    ///
+    /// [`sqlx::Error::Io`] of kind [`TimedOut`](std::io::ErrorKind::TimedOut) is a wait for a connection that timed
+    /// out. Its message says how many are in use. Other kinds tell that a server cannot be reached, or that a connection
+    /// failed.
     Unavailable(sqlx::Error),
     /// A write was sent, and its connection broke before the answer came. The write may have been carried out or not.
-    /// It was not run again, and the reply does not tell the client to try again.
+    /// It was not run again, and the reply does not tell the client to try again. Of sqlx's own error,
+    /// [`is_outcome_unknown`](Self::is_outcome_unknown) is true.
     OutcomeUnknown(sqlx::Error),
     /// Anything else: the application or its database is at fault.
     Database(sqlx::Error),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use log::{debug, error, info, warn};
 use rocket::fairing::{self, Fairing, Info, Kind};
+use rocket::futures::future::BoxFuture;
 use rocket::http::Status;
 #[cfg(feature = "metrics")]
 use rocket::tokio;
@@ -17,20 +18,21 @@ use rocket_db_pools::Database;
 
 use super::error::RetryLater;
 use super::guards::{Attached, FailedFairing, attached, existing_session};
-use crate::backend::{Access, Backend, Driver};
+use crate::backend::{Access, Backend, Engine};
 use crate::cluster::{Cluster, Db, Inner, PositionBudget, Resolver};
 use crate::config::{
     Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, ServerTiming, SlaveConfig,
     SlaveLog, UnknownLag,
 };
 use crate::pin::PinConfig;
+use crate::pool::{AfterConnect, PoolUse};
 use crate::request::TARGET;
 use crate::routing::Choice;
 
 /// The fairing: replication for the database `D`.
 ///
 /// Reads the section `[<profile>.databases.<name>]`, where the name is that of `D`. Attaching the fairing twice is
-/// harmless. `D` itself is not managed by Rocket: a `rocket_db_pools::Connection<D>` would bypass all of this.
+/// harmless: the one that is attached last counts. `D` itself is not managed by Rocket: a `rocket_db_pools::Connection<D>` would bypass all of this.
 ///
 /// ```rust,no_run
 /// # #[cfg(feature = "sqlite")] {
@@ -43,16 +45,100 @@ use crate::routing::Choice;
 /// # Errors
 ///
 /// A wrong configuration aborts launch. A server that is down does not: connections are opened when they are needed.
-pub struct Replicated<D: Database<Pool: Backend>>(PhantomData<fn() -> D>);
+pub struct Replicated<D: Database<Pool: Backend>> {
+    after_connect: Option<AfterConnect<Db<D>>>,
+    database: PhantomData<fn() -> D>,
+}
 
 impl<D: Database<Pool: Backend>> Replicated<D> {
     /// The fairing to attach.
     pub fn fairing() -> Self {
-        Self(PhantomData)
+        Self { after_connect: None, database: PhantomData }
+    }
+
+    /// Runs `hook` on each new connection before its first statement, for settings of a session that neither URL nor
+    /// section has. A second call replaces the hook of the first one.
+    ///
+    /// The hook gets the driver's connection, and what the connection is for. It has the shape of the hook of
+    /// [`sqlx::pool::PoolOptions::after_connect`], so that one of sqlx's need not be rewritten.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "postgres")] {
+    /// use rocket_replicated::PoolUse;
+    /// use rocket_replicated::postgres::Replicated;
+    /// use sqlx::Executor;
+    ///
+    /// let replicated = Replicated::fairing().after_connect(|connection, used_for| {
+    ///     Box::pin(async move {
+    ///         let limit = match used_for {
+    ///             PoolUse::Writes => "SET statement_timeout = '30s'",
+    ///             _ => "SET statement_timeout = '5s'",
+    ///         };
+    ///         connection.execute(limit).await?;
+    ///         Ok(())
+    ///     })
+    /// });
+    /// let rocket = rocket::build().attach(replicated);
+    /// # }
+    /// ```
+    ///
+    /// It runs on the connections to master and slaves that handlers, jobs and the pools of [`Cluster::pool`] use. It
+    /// does not run on the monitor's connections, nor on those that copy a SQLite slave.
+    ///
+    /// A hook must not:
+    ///
+    /// * write. A write in a hook leaves no pin, and fails on a connection for reads.
+    /// * set what a statement reads differently on each server. A read may be run again on another server, and expects
+    ///   the same settings there.
+    /// * keep what has to last: temporary tables, advisory locks, `LISTEN`. Any connection may be replaced by a new one
+    ///   at any time.
+    /// * set anything behind a pooler that gives each transaction another connection. There, a setting is lost or meets
+    ///   another client's statements.
+    ///
+    /// # Errors
+    ///
+    /// A connection whose hook fails is closed, and counts as a failed connection. A read goes to another server. A
+    /// write, or a read that finds no other server, fails with [`sqlx::Error::Io`], which becomes
+    /// [`Error::Unavailable`](crate::Error::Unavailable). The error names hook and server, and is logged, once in 10 s
+    /// for each pool. The same holds for a hook that leaves a transaction open, makes a connection for reads writable,
+    /// or makes one for writes read-only.
+    ///
+    /// Opening a connection, with its hook, is given up after 10 s, or after the longest time that a request waits if
+    /// that is longer. Beside its own statements, a hook costs two or three round trips for each new connection, which
+    /// look at what it has left.
+    pub fn after_connect<F>(self, hook: F) -> Self
+    where
+        F: for<'c> Fn(
+                &'c mut <Db<D> as sqlx::Database>::Connection,
+                PoolUse,
+            ) -> BoxFuture<'c, Result<(), sqlx::Error>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        Self { after_connect: Some(Arc::new(hook)), ..self }
     }
 
     /// The cluster, for migrations and jobs. Available to ignite fairings that are attached after this one, and from
     /// then on. Without this fairing, returns `None` and logs an error.
+    ///
+    /// ```rust,no_run
+    /// # #[cfg(feature = "sqlite")] mod jobs {
+    /// use rocket::{Build, Rocket, fairing::AdHoc, tokio};
+    /// use rocket_replicated::sqlite::Replicated;
+    ///
+    /// fn rocket() -> Rocket<Build> {
+    ///     let nightly = AdHoc::on_liftoff("Reports", |rocket| Box::pin(async move {
+    ///         let Some(cluster) = Replicated::fetch(rocket).cloned() else { return };
+    ///         tokio::spawn(async move {
+    ///             let posts = sqlx::query_scalar("SELECT count(*) FROM posts").fetch_one(&cluster.read(None)).await;
+    ///             posts.map_or_else(|error| eprintln!("{error}"), |posts: i64| println!("{posts} posts"));
+    ///         });
+    ///     }));
+    ///     rocket::build().attach(Replicated::fairing()).attach(nightly)
+    /// }
+    /// # }
+    /// ```
     pub fn fetch<P: Phase>(rocket: &Rocket<P>) -> Option<&Cluster<D>> {
         attached(rocket)
     }
@@ -90,7 +176,7 @@ impl<D: Database<Pool: Backend>> Fairing for Replicated<D> {
         }
         let resolver = rocket.state::<Resolver>().cloned().unwrap_or_default();
         let budget = rocket.state::<PositionBudget>().copied().unwrap_or_default();
-        match Inner::open(D::NAME, config, resolver, budget) {
+        match Inner::open(D::NAME, config, resolver, budget, self.after_connect.clone()) {
             Ok(inner) => {
                 let cluster = Cluster::<D>(Arc::new(inner));
                 cluster.0.ignite().await;

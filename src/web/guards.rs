@@ -180,27 +180,37 @@ fn asked_for<D: Database<Pool: Backend>>(request: &Request<'_>) -> Option<Reason
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Every {}
 
-/// The scope of a [`ChangesDatabase`] or [`ReadsDatabase`]: one database, or [`Every`].
+/// The scope of a [`ChangesDatabase`] or [`ReadsDatabase`]: one database, or [`Every`]. Sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a database of rocket_replicated",
     label = "a guard speaks of one database, or without a parameter of all",
     note = "name the struct that has `#[derive(Database)]`, over a pool of this crate"
 )]
-pub trait Scope: Send + Sync + 'static {
-    #[doc(hidden)]
-    fn declare(request: &Request<'_>, declared: Declaration) -> bool;
+pub trait Scope: sealed::Scope {}
 
-    #[doc(hidden)]
-    fn is_attached(rocket: &Rocket<Ignite>) -> bool;
+#[diagnostic::do_not_recommend]
+impl<D: Database<Pool: Backend>> Scope for D {}
+
+impl Scope for Every {}
+
+mod sealed {
+    use super::{Declaration, Ignite, Request, Rocket};
+
+    /// What a guard does for the databases that it speaks of.
+    #[allow(unnameable_types)]
+    pub trait Scope: Send + Sync + 'static {
+        fn declare(request: &Request<'_>, declared: Declaration) -> bool;
+
+        fn is_attached(rocket: &Rocket<Ignite>) -> bool;
+    }
 }
 
 /// The declaration that a guard makes.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
-pub struct Declaration(pub(crate) Declared);
+pub struct Declaration(Declared);
 
 #[diagnostic::do_not_recommend]
-impl<D: Database<Pool: Backend>> Scope for D {
+impl<D: Database<Pool: Backend>> sealed::Scope for D {
     fn declare(request: &Request<'_>, declared: Declaration) -> bool {
         declare::<D>(request, declared.0)
     }
@@ -299,7 +309,7 @@ impl Attached {
     }
 }
 
-impl Scope for Every {
+impl sealed::Scope for Every {
     fn declare(request: &Request<'_>, declared: Declaration) -> bool {
         let attached = request.rocket().state::<Attached>();
         attached.is_some_and(|attached| attached.declare(request, declared.0))
@@ -344,6 +354,22 @@ pub struct ChangesDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 ///
 /// `ReadsDatabase` concerns all databases, `ReadsDatabase<Blog>` one. [`ChangesDatabase`] outranks it. Where
 /// `read_from_slaves` does not send all reads to slaves, this guard asks for a slave.
+///
+/// ```rust
+/// # #[cfg(feature = "sqlite")] mod guard {
+/// use rocket::form::Form;
+/// use rocket::post;
+/// use rocket_replicated::sqlite::ReplicatedDb;
+/// use rocket_replicated::{Error, ReadsDatabase};
+///
+/// #[post("/search", data = "<word>")]
+/// async fn search(word: Form<String>, _reads: ReadsDatabase, db: ReplicatedDb) -> Result<String, Error> {
+///     let titles = sqlx::query_scalar("SELECT title FROM posts WHERE instr(title, ?) > 0").bind(&*word);
+///     let titles: Vec<String> = titles.fetch_all(&db).await?;
+///     Ok(titles.join("\n"))
+/// }
+/// # }
+/// ```
 pub struct ReadsDatabase<S: Scope = Every>(PhantomData<fn() -> S>);
 
 macro_rules! declaring_guard {

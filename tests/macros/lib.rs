@@ -20,7 +20,11 @@ pub fn async_test(_: TokenStream, test: TokenStream) -> TokenStream {
     let future = code("async move").into_iter().chain([TokenTree::Group(body)]);
     let boxed = code("::std::boxed::Box::pin").into_iter().chain(group(Delimiter::Parenthesis, future));
     let run = code("::support::run_test").into_iter().chain(group(Delimiter::Parenthesis, boxed));
-    code("#[::core::prelude::v1::test]").into_iter().chain(tokens).chain(group(Delimiter::Brace, run)).collect()
+    code("#[::core::prelude::v1::test]")
+        .into_iter()
+        .chain(tokens)
+        .chain(group(Delimiter::Brace, run))
+        .collect()
 }
 
 fn code(source: &str) -> TokenStream {

@@ -14,8 +14,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use rocket_replicated::backend::{Access, Observation, ReportedRole};
-use rocket_replicated::internals::{LetDown, Pin, Position, Process, Route, instance};
+use rocket_replicated::internals::{
+    Access, LetDown, Observation, Pin, Position, Process, ReportedRole, Route, instance,
+};
 use rocket_replicated::{NodeState, Reason};
 
 use crate::search::{Fold, Model};

@@ -26,6 +26,7 @@ fn settings(url: &str) -> Settings {
         extensions: Vec::new(),
         enforce_read_only: true,
         prepared_statements: true,
+        slow_statement: None,
     }
 }
 

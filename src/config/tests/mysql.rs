@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::{Access, Driver};
+use crate::backend::{Access, Engine};
 
 fn read(slave: &str) -> Result<Config, String> {
     let toml = format!("[debug.databases.blog]\nurl = \"mysql://app:hunter2@db-1/blog\"\nslaves = [{slave}]");
@@ -26,7 +26,7 @@ fn a_server_that_is_discovered_is_connected_to_by_its_address() {
     let config = read("{ url = \"mysql://app@readers.internal:3307/blog\", discover = \"dns\" }").unwrap();
     for (address, host) in [("10.0.0.2", "10.0.0.2"), ("2001:db8::2", "2001:db8::2")] {
         let at = config.slaves[0].at(address.parse().unwrap());
-        let options = <sqlx::MySql as Driver>::options(&at.settings, Access::SlaveReads).unwrap();
+        let options = <sqlx::MySql as Engine>::options(&at.settings, Access::SlaveReads).unwrap();
         let told = (options.get_host(), options.get_port(), options.get_username());
         assert_eq!(told, (host, 3307, "app"));
     }

@@ -24,6 +24,7 @@ fn the_defaults() {
     assert_eq!(config.read_methods, ReadMethods::default());
     assert_eq!(config.pinned_without_master, PinnedWithoutMaster::Stale);
     assert_eq!(config.refused_write, RefusedWrite::Error);
+    assert_eq!(config.master.settings.slow_statement, Some(Duration::from_secs(1)));
     let pin = config.pin.unwrap();
     assert_eq!(pin.lag_window, Duration::from_secs(5));
     assert_eq!(pin.cookie.name, "blog_pin");
@@ -46,6 +47,25 @@ fn a_quarter_of_the_reads_at_the_master_is_reserved() {
             read(&format!("slaves = [\"postgres://db-2/blog\"]\nmaster_read_connections = {connections}"));
         assert_eq!(config.unwrap().reserve, reserve, "{connections}");
     }
+}
+
+#[test]
+fn statements_are_slow_from_a_time_on_or_never() {
+    for (value, slow) in
+        [("0.2", Some(Duration::from_millis(200))), ("0", Some(Duration::ZERO)), ("false", None)]
+    {
+        let config = read(&format!("slow_statement = {value}\nslaves = [\"postgres://db-2/blog\"]")).unwrap();
+        for server in [&config.master, &config.master_reads, &config.slaves[0].server] {
+            assert_eq!(server.settings.slow_statement, slow, "{value}");
+        }
+    }
+    for value in ["true", "\"auto\""] {
+        let found = if value == "true" { "a boolean" } else { "a string" };
+        let message = format!("slow_statement`: expected seconds or `false`, found {found}");
+        refuses(&format!("slow_statement = {value}"), &message);
+    }
+    refuses("slow_statement = -1", "slow_statement`: expected seconds, from 0 to 86400, found -1");
+    refuses("log_slow_statements = 1", "log_slow_statements`: unknown key: did you mean `slow_statement`?");
 }
 
 #[test]

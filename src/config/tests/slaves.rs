@@ -105,7 +105,7 @@ fn the_addresses_of_a_name_are_servers_named_after_it() {
     let names = ["10.0.0.2", "2001:db8::2"].map(|address| entry.at(address.parse().unwrap()).name);
     assert_eq!(names, ["readers.internal-10.0.0.2", "readers.internal-2001-db8--2"]);
     let at = entry.at("10.0.0.2".parse().unwrap());
-    let options = <Driver as crate::backend::Driver>::options(&at.settings, Access::SlaveReads).unwrap();
+    let options = <Driver as crate::backend::Engine>::options(&at.settings, Access::SlaveReads).unwrap();
     assert_eq!((options.get_host(), options.get_port(), options.get_username()), ("10.0.0.2", 5432, "app"));
     assert_eq!(at.address.to_string(), "10.0.0.2:5432");
     let config = read(&discover("postgres://readers/blog", ", name = \"r\"")).unwrap();

@@ -76,6 +76,7 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
         },
     );
     add("connect_timeout", &seconds(master.settings.connect_timeout));
+    add("slow_statement", &master.settings.slow_statement.map_or_else(|| "false".into(), seconds));
     add("check_interval", &seconds(*interval));
     add("check_timeout", &seconds(*timeout));
     add("read_methods", read_methods);
