@@ -5,6 +5,7 @@
 //! | PostgreSQL | an LSN                                                    | the timeline     |
 //! | MariaDB    | in each domain the latest transaction's number            | the writing server |
 //! | MySQL      | a set of transactions                                     | in the set       |
+//! | Galera     | the number of the latest transaction in the cluster       | the cluster      |
 //! | SQLite     | the time at which a copy began                            | the master's file |
 
 use std::collections::VecDeque;
@@ -25,6 +26,11 @@ pub enum Position {
     /// One transaction for each domain.
     Gtids(Vec<Gtid>),
     GtidSet(GtidSet),
+    /// The number that all nodes of a Galera cluster give a transaction. The cluster has a UUID.
+    Seqno {
+        cluster: u128,
+        seqno: u64,
+    },
     /// Milliseconds since 1970.
     Time(u64),
 }
@@ -44,7 +50,7 @@ impl Position {
         match self {
             Self::Gtids(gtids) => gtids.is_empty(),
             Self::GtidSet(set) => set.is_empty(),
-            Self::Lsn { .. } | Self::Time(_) => false,
+            Self::Lsn { .. } | Self::Seqno { .. } | Self::Time(_) => false,
         }
     }
 
@@ -69,6 +75,16 @@ impl Position {
         GtidSet::parse(text).map(Self::GtidSet)
     }
 
+    /// Parses the notation of a Galera cluster: `3e11fa47-71ca-11e1-9e33-c80aa9429562:5`. `None` for a server that is
+    /// in no cluster, whose number is -1.
+    #[cfg(any(feature = "mysql", test))]
+    pub(crate) fn parse_seqno(text: &str) -> Option<Self> {
+        let (cluster, seqno) = text.rsplit_once(':')?;
+        let cluster = u128::from_str_radix(&cluster.replace('-', ""), 16).ok()?;
+        let seqno = u64::try_from(seqno.parse::<i64>().ok()?).ok()?;
+        Some(Self::Seqno { cluster, seqno })
+    }
+
     /// True if both positions belong to one history, as far as can be told. After a promotion, the same number may
     /// stand for another transaction.
     pub(crate) fn shares_history(&self, other: &Self) -> bool {
@@ -81,6 +97,7 @@ impl Position {
             }
             // A transaction keeps its name on every server that replays it.
             (Self::GtidSet(_), Self::GtidSet(_)) | (Self::Time(_), Self::Time(_)) => true,
+            (Self::Seqno { cluster: ours, .. }, Self::Seqno { cluster: theirs, .. }) => ours == theirs,
             _ => false,
         }
     }
@@ -93,6 +110,7 @@ impl Position {
                 theirs.iter().all(|b| ours.iter().any(|a| a.domain == b.domain && a.sequence >= b.sequence))
             }
             (Self::GtidSet(ours), Self::GtidSet(theirs)) => ours.includes(theirs),
+            (Self::Seqno { seqno: ours, .. }, Self::Seqno { seqno: theirs, .. }) => ours >= theirs,
             (Self::Time(ours), Self::Time(theirs)) => ours >= theirs,
             _ => false,
         }
@@ -119,7 +137,7 @@ impl Position {
     /// True if a server that has everything up to this position lacks a part of `replayed`, which another server told
     /// earlier. Then the two have different histories. Transactions of a source that this MariaDB or MySQL server has
     /// never heard of are no proof of that. The other server may have written them itself, or their domain may not be
-    /// replicated.
+    /// replicated. A node that is ahead in its Galera cluster is on the same history: any node may be the first.
     pub(crate) fn lacks(&self, replayed: &Self) -> bool {
         match (self, replayed) {
             (Self::Lsn { lsn: ours, .. }, Self::Lsn { lsn: theirs, .. }) => ours < theirs,
@@ -181,7 +199,9 @@ impl Position {
     /// be a server's own.
     pub(crate) fn of_sources_of(&self, known: &Self) -> Option<Self> {
         match (self, known) {
-            (Self::Lsn { .. }, Self::Lsn { .. }) => self.shares_history(known).then(|| self.clone()),
+            (Self::Lsn { .. }, Self::Lsn { .. }) | (Self::Seqno { .. }, Self::Seqno { .. }) => {
+                self.shares_history(known).then(|| self.clone())
+            }
             (Self::Gtids(ours), Self::Gtids(theirs)) => {
                 let is_known =
                     |a: &&Gtid| theirs.iter().any(|b| (a.domain, a.server) == (b.domain, b.server));
@@ -230,6 +250,11 @@ impl Position {
                 bytes.push(b'S');
                 set.encode(bytes);
             }
+            Self::Seqno { cluster, seqno } => {
+                bytes.push(b'C');
+                bytes.extend(cluster.to_be_bytes());
+                bytes.extend(seqno.to_be_bytes());
+            }
             Self::Time(ms) => {
                 bytes.push(b'T');
                 bytes.extend(ms.to_be_bytes());
@@ -251,6 +276,10 @@ impl Position {
                 rest.chunks(16).map(gtid).collect::<Option<_>>().map(Self::Gtids)
             }
             (b'S', _) => GtidSet::decode(rest).map(Self::GtidSet),
+            (b'C', 24) => {
+                let cluster = u128::from_be_bytes(*rest.first_chunk()?);
+                Some(Self::Seqno { cluster, seqno: u64_at(rest, 16)? })
+            }
             (b'T', 8) => Some(Self::Time(u64_at(rest, 0)?)),
             _ => None,
         }

@@ -1,12 +1,14 @@
-//! A node of a Galera cluster, which refuses all statements while it is cut off from the others.
+//! Nodes of a Galera cluster: all of them take writes, and any of them may be cut off from the others.
 
+use std::fmt::Display;
 use std::net::TcpListener;
+use std::thread;
 
 use rocket::http::Status;
 use rocket::local::asynchronous::Client;
 use rocket::{get, post, routes, tokio};
 use rocket_replicated::mysql::{Replicated, ReplicatedDb};
-use rocket_replicated::{Error, NodeState};
+use rocket_replicated::{Error, NodeState, Reason};
 use rocket_replicated_testing::Servers;
 use rocket_replicated_testing::mysql::MySql;
 use sqlx::mysql::MySqlConnection;
@@ -29,23 +31,146 @@ async fn write(db: ReplicatedDb) -> Result<(), Error> {
     Ok(())
 }
 
+/// The number of rows, and why the server was chosen.
+#[get("/why")]
+async fn read_and_tell(db: ReplicatedDb) -> Result<String, Error> {
+    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM written").fetch_one(&db).await?;
+    Ok(format!("{count} {:?}", db.choice().unwrap().reason()))
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A cluster of one.
-fn node() -> Servers<MySql> {
-    let servers = Servers::start(MySql::mariadb(), 0);
-    servers.master.sql("CREATE TABLE written (id INTEGER PRIMARY KEY AUTO_INCREMENT)");
+/// Makes the server a node of the cluster that these addresses lead to, or of a new one. Returns its own address.
+fn join(servers: &Servers<MySql>, cluster: impl Display) -> String {
     let (own, transfers) = (free_port(), free_port());
     servers.master.restart_with(&format!(
         "binlog_format = ROW\ninnodb_autoinc_lock_mode = 2\nwsrep_on = ON\nwsrep_provider = {LIBRARY}\n\
-         wsrep_cluster_name = lab\nwsrep_cluster_address = gcomm://\nwsrep_node_address = 127.0.0.1\n\
+         wsrep_cluster_name = lab\nwsrep_cluster_address = gcomm://{cluster}\nwsrep_node_address = 127.0.0.1\n\
          wsrep_sst_method = skip\n\
          wsrep_provider_options = \"base_port={own};gmcast.listen_addr=tcp://127.0.0.1:{own};\
          ist.recv_addr=127.0.0.1:{transfers};pc.wait_prim=FALSE\""
     ));
+    format!("127.0.0.1:{own}")
+}
+
+const TABLE: &str = "CREATE TABLE written (id INTEGER PRIMARY KEY AUTO_INCREMENT)";
+
+/// A cluster of one.
+fn node() -> Servers<MySql> {
+    let servers = Servers::start(MySql::mariadb(), 0);
+    servers.master.sql(TABLE);
+    join(&servers, "");
     servers
+}
+
+/// A cluster of three, each of which begins with the same data.
+fn nodes() -> Vec<Servers<MySql>> {
+    let nodes: Vec<_> = thread::scope(|scope| {
+        let starts = [(); 3].map(|()| scope.spawn(|| Servers::start(MySql::mariadb(), 0)));
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    let first = join(&nodes[0], "");
+    for node in &nodes[1..] {
+        join(node, &first);
+    }
+    nodes[0].master.sql(TABLE);
+    nodes
+}
+
+/// The section of an application that writes to the first node and reads from the others.
+fn section(nodes: &[Servers<MySql>], keys: &str) -> String {
+    let slave = |node: &Servers<MySql>| format!("\"{}\"", node.master.url());
+    let slaves: Vec<_> = nodes[1..].iter().map(slave).collect();
+    format!("url = \"{}\"\nslaves = [{}]\n{keys}\n", nodes[0].master.url(), slaves.join(", "))
+}
+
+async fn launch(section: &str) -> Client {
+    let rocket = rocket_over(section).attach(Replicated::fairing());
+    Client::untracked(rocket.mount("/", routes![read, read_and_tell, write])).await.unwrap()
+}
+
+fn states(client: &Client) -> Vec<NodeState> {
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    cluster.status().iter().map(|node| node.state).collect()
+}
+
+#[support::async_test]
+async fn clients_read_their_own_writes_from_other_nodes() {
+    let nodes = tokio::task::spawn_blocking(nodes).await.unwrap();
+    let keys = "consistency = \"position\"\nmax_lag = 10\nunknown_lag = \"leave_out\"\ncheck_interval = 0.1";
+    let client = launch(&section(&nodes, keys)).await;
+    eventually("all nodes", async || states(&client) == [NodeState::Up; 3]).await;
+
+    let mut by_slaves = 0;
+    for count in 1..=200 {
+        let response = client.post("/").dispatch().await;
+        assert_eq!(response.status(), Status::Ok);
+        let pin = response.cookies().get("replicated_pin").unwrap().clone();
+        let seen = client.get("/why").cookie(pin).dispatch().await.into_string().await.unwrap();
+        match seen.split_once(' ') {
+            Some((rows, reason)) => {
+                assert_eq!(rows, count.to_string(), "a client misses its own write ({reason})");
+                by_slaves += usize::from(reason == format!("{:?}", Reason::CaughtUp));
+            }
+            None => panic!("{seen}"),
+        }
+    }
+    assert!(by_slaves > 100, "only {by_slaves} of 200 from another node");
+    let seen = client.get("/why").dispatch().await.into_string().await.unwrap();
+    assert!(seen.ends_with(&format!(" {:?}", Reason::ReadMethod)), "{seen}");
+    assert_eq!(logbook::lines(&["WARN", "lag"]), [""; 0]);
+    assert_eq!(logbook::lines(&["second master"]), [""; 0]);
+}
+
+/// The others do not wait until it has applied their writes, so that it may be behind without limit.
+#[support::async_test]
+async fn a_node_that_is_desynchronised_is_left_out() {
+    let nodes = tokio::task::spawn_blocking(nodes).await.unwrap();
+    let client = launch(&section(&nodes, "check_interval = 0.1")).await;
+    eventually("all nodes", async || states(&client) == [NodeState::Up; 3]).await;
+
+    nodes[1].master.sql("SET GLOBAL wsrep_desync = ON");
+    eventually("its state", async || states(&client) == [NodeState::Up, NodeState::Down, NodeState::Up])
+        .await;
+    assert_eq!(logbook::lines(&["WARN", "slave", "donor or desynchronised"]).len(), 1);
+    for _ in 0..20 {
+        assert_eq!(client.get("/").dispatch().await.status(), Status::Ok);
+    }
+    nodes[1].master.sql("SET GLOBAL wsrep_desync = OFF");
+    eventually("its return", async || states(&client) == [NodeState::Up; 3]).await;
+    // The node that is written to serves on.
+    nodes[0].master.sql("SET GLOBAL wsrep_desync = ON");
+    for _ in 0..10 {
+        assert_eq!(client.post("/").dispatch().await.status(), Status::Ok);
+    }
+}
+
+/// Such a slave tells a place in the node's own log.
+#[support::async_test]
+async fn a_slave_of_a_node_that_is_no_node_is_compared_by_the_nodes_log() {
+    let servers = tokio::task::spawn_blocking(|| {
+        let servers = Servers::start(MySql::mariadb(), 1);
+        servers.master.sql(TABLE);
+        join(&servers, "");
+        servers.wait_caught_up();
+        servers
+    });
+    let servers = servers.await.unwrap();
+    let keys = "consistency = \"position\"\nunknown_lag = \"leave_out\"\ncheck_interval = 0.1";
+    let section =
+        format!("url = \"{}\"\nslaves = [\"{}\"]\n{keys}", servers.master.url(), servers.slaves[0].url());
+    let client = launch(&section).await;
+    eventually("the slave", async || states(&client) == [NodeState::Up; 2]).await;
+    let caught_up = async || {
+        let response = client.post("/").dispatch().await;
+        let pin = response.cookies().get("replicated_pin").unwrap().clone();
+        servers.wait_caught_up();
+        let seen = client.get("/why").cookie(pin).dispatch().await.into_string().await.unwrap();
+        seen.ends_with(&format!("{:?}", Reason::CaughtUp))
+    };
+    eventually("a read of what was written, from the slave", caught_up).await;
 }
 
 #[support::async_test]
@@ -56,9 +181,7 @@ async fn a_node_that_is_cut_off_is_an_outage() {
         let address = AssertSqlSafe(format!("SET GLOBAL wsrep_cluster_address = 'gcomm://{others}'"));
         sqlx::raw_sql(address).execute(&mut admin).await.unwrap();
     };
-    let section = format!("url = \"{}\"\nconnect_timeout = 2", servers.master.url());
-    let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![read, write]);
-    let client = Client::untracked(rocket).await.unwrap();
+    let client = launch(&format!("url = \"{}\"\nconnect_timeout = 2", servers.master.url())).await;
     assert_eq!(client.post("/").dispatch().await.status(), Status::Ok);
 
     looks_for(&format!("127.0.0.1:{}", free_port())).await;

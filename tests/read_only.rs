@@ -104,6 +104,15 @@ crate::on_every_database! {
     }
 
     #[test]
+    fn without_enforcement_a_get_writes_at_the_master() {
+        let lab = Lab::new();
+        let client = Client::untracked(app(format!("{}enforce_read_only = false", lab.section_alone()))).unwrap();
+        let response = client.get("/returned").dispatch();
+        assert_eq!((response.status(), pin_of(&response)), (Status::Ok, None));
+        assert_eq!(lab.notes(), ["written"]);
+    }
+
+    #[test]
     fn connections_that_are_read_only_are_not_complained_of() {
         let lab = Lab::new();
         let client = Client::untracked(app(lab.section())).unwrap();

@@ -20,20 +20,46 @@ impl Reader for rocket_replicated_testing::postgres::Postgres {
 
 crate::on_servers! {
     use rocket::local::asynchronous::Client;
-    use support::{logbook, rocket_over};
+    use rocket_replicated::NodeState;
+    use support::{eventually, logbook, rocket_over};
 
     use super::Reader;
+
+    /// The master's URL for a role that reads.
+    fn url_of_reader(lab: &Lab) -> String {
+        for statement in <Dbms as Reader>::CREATE.split("; ") {
+            lab.master().sql(statement);
+        }
+        lab.master_url().replace("//app:", "//reader:")
+    }
+
+    /// A proxy may send one user to the master and the other to slaves: only the server can tell.
+    #[support::async_test]
+    async fn a_slave_that_is_the_master_under_another_user_is_recognised() {
+        let lab = Lab::new();
+        let section = format!(
+            "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"other-user\" }}]\n",
+            lab.master_url(),
+            url_of_reader(&lab),
+        );
+        let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let state = || cluster.status().into_iter().find(|node| node.name == "other-user").unwrap().state;
+        eventually("its state", async || state() == NodeState::MasterItself).await;
+        let insert = sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'note')");
+        insert.execute(&cluster.write()).await.unwrap();
+        let read = cluster.read(None);
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&read).await.unwrap();
+        assert_eq!(count, 1);
+    }
 
     #[support::async_test]
     async fn its_statements_are_not_ended_for_taking_long() {
         let lab = Lab::new();
-        for statement in <Dbms as Reader>::CREATE.split("; ") {
-            lab.master().sql(statement);
-        }
         let section = format!(
             "{}read_url = \"{}\"\ncheck_interval = 0.1\ncheck_timeout = 2\n",
             lab.section_alone(),
-            lab.master_url().replace("//app:", "//reader:"),
+            url_of_reader(&lab),
         );
         let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap();

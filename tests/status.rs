@@ -458,7 +458,7 @@ crate::on_postgres! {
             let page = text(&with_slave, "/status").await;
             assert!(page.contains("read_url: down") && page.contains("1 of 2 servers are up"), "{page}");
 
-            let named = ["WARN", "The master's `read_url` of database `replicated` cannot be used"];
+            let named = ["WARN", "The master's `read_url` of database `replicated` cannot be used", "Connection refused"];
             assert_eq!(logbook::lines(&named).len(), 2, "{:?}", logbook::lines(&["cannot be used"]));
             assert_eq!(logbook::lines(&["slave `first`"]), [""; 0]);
         }

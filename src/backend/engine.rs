@@ -111,8 +111,13 @@ pub trait Engine: Database<Arguments: Clone> {
     }
 
     /// Prepares a new connection for its use and asks which server it leads to. This takes one round trip, unless the
-    /// server refuses a setting that is not needed.
-    fn set_up(conn: &mut Conn<Self>, access: Access) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>>;
+    /// server refuses a setting that is not needed. With `read_only`, the session is made read-only where
+    /// [`options`](Self::options) cannot ask for that.
+    fn set_up(
+        conn: &mut Conn<Self>,
+        access: Access,
+        read_only: bool,
+    ) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>>;
 
     /// Judges the error of a statement.
     fn judge(error: &sqlx::Error) -> Judgement;
@@ -337,6 +342,8 @@ pub struct Observation {
     /// The part of a master's log that slaves can have replayed, where the master's position is beyond that
     /// (PostgreSQL).
     pub flushed: Option<Position>,
+    /// The position of a master in its Galera cluster, beside the one in its own log.
+    pub in_cluster: Option<Position>,
 }
 
 impl Observation {

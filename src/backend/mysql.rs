@@ -64,10 +64,11 @@ impl Engine for MySql {
 
     fn set_up(
         conn: &mut MySqlConnection,
-        access: Access,
+        _access: Access,
+        read_only: bool,
     ) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
         Box::pin(async move {
-            let sql = if access.writes() { IDENTITY } else { READER };
+            let sql = if read_only { READER } else { IDENTITY };
             let row = sqlx::raw_sql(sql).fetch_one(&mut *conn).await?;
             let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
             let software = if text(1) == "MariaDB" { Software::MariaDb } else { Software::MySql };
@@ -94,9 +95,22 @@ impl Engine for MySql {
     ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
             let logs = Logs::of(&mut *conn).await?;
-            if logs.flavour == Flavour::MariaDb {
-                refuse_cut_off(&mut *conn, memory).await?;
-            }
+            let node = match logs.flavour {
+                Flavour::MariaDb => Node::of(&mut *conn, memory).await?,
+                Flavour::MySql => None,
+            };
+            let in_cluster = match node {
+                Some(node) => {
+                    node.accept(access)?;
+                    if access == Access::SlaveReads {
+                        // It takes writes, and replays those of all others.
+                        let (role, position) = (ReportedRole::Slave, node.position);
+                        return Ok(Observation { role, position, ..Observation::default() });
+                    }
+                    node.position
+                }
+                None => None,
+            };
             let role = match (access, logs.flavour, logs.role) {
                 // A MySQL does not tell an ordinary user whether it replicates.
                 (Access::SlaveReads, Flavour::MariaDb, ReportedRole::Unknown) => {
@@ -116,15 +130,19 @@ impl Engine for MySql {
                 (Access::SlaveReads, _) => logs.contents(),
                 (Access::Writes | Access::MasterReads, _) => position.as_ref().and(logs.contents()),
             };
-            Ok(Observation { role, system: None, position, contents, flushed: None })
+            Ok(Observation { role, position, contents, in_cluster, ..Observation::default() })
         })
     }
 
     fn replayed<'a>(
         conn: &'a mut MySqlConnection,
-        _known: Option<&'a Position>,
+        known: Option<&'a Position>,
     ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
         Box::pin(async move {
+            if let Some(Position::Seqno { .. }) = known {
+                let row = sqlx::raw_sql("SELECT WSREP_LAST_SEEN_GTID()").fetch_one(conn).await?;
+                return Ok(Position::parse_seqno(row.try_get(0)?));
+            }
             let logs = Logs::of(&mut *conn).await?;
             logs.position(conn, Access::SlaveReads).await
         })
@@ -395,23 +413,56 @@ pub struct Memory {
     is_galera: Option<bool>,
 }
 
-/// Fails for a node that is cut off from its Galera cluster. Such a node refuses statements, but not these:
+/// What a node of a Galera cluster tells of itself, to any user and whatever its state:
 /// <https://mariadb.com/docs/galera-cluster/reference/galera-cluster-status-variables>
-async fn refuse_cut_off(conn: &mut MySqlConnection, memory: &mut Memory) -> Result<(), sqlx::Error> {
-    let is_galera = match memory.is_galera {
-        Some(is_galera) => is_galera,
-        None => shown(&mut *conn, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'")
-            .await?
-            .is_some_and(|value| is_on(&value)),
-    };
-    memory.is_galera = Some(is_galera);
-    if is_galera
-        && shown(conn, "SHOW GLOBAL STATUS LIKE 'wsrep_ready'").await?.is_some_and(|value| !is_on(&value))
-    {
-        let message = "the node is cut off from its Galera cluster (`wsrep_ready` is OFF)";
-        return Err(io::Error::new(io::ErrorKind::NotConnected, message).into());
+struct Node {
+    is_ready: bool,
+    /// False for a node that sends another one a copy of its data, or that an operator took out: others do not wait
+    /// until it has applied their writes.
+    is_synced: bool,
+    position: Option<Position>,
+}
+
+impl Node {
+    /// `None` for a server that is in no cluster.
+    async fn of(conn: &mut MySqlConnection, memory: &mut Memory) -> Result<Option<Self>, sqlx::Error> {
+        const STATUS: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state', \
+             'wsrep_cluster_state_uuid', 'wsrep_last_committed')";
+        const SYNCED: &str = "4";
+
+        if memory.is_galera.is_none() {
+            let on = shown(&mut *conn, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").await?;
+            memory.is_galera = Some(on.is_some_and(|value| is_on(&value)));
+        }
+        if memory.is_galera == Some(false) {
+            return Ok(None);
+        }
+        let rows = sqlx::raw_sql(STATUS).fetch_all(conn).await?;
+        let status = |name: &str| {
+            let named = |row: &&MySqlRow| row.try_get::<&str, _>(0).is_ok_and(|is| is == name);
+            rows.iter().find(named).and_then(|row| row.try_get::<&str, _>(1).ok()).unwrap_or_default()
+        };
+        let [cluster, seqno] = ["wsrep_cluster_state_uuid", "wsrep_last_committed"].map(status);
+        Ok(Some(Self {
+            is_ready: is_on(status("wsrep_ready")),
+            is_synced: status("wsrep_local_state") == SYNCED,
+            position: Position::parse_seqno(&format!("{cluster}:{seqno}")),
+        }))
     }
-    Ok(())
+
+    /// Refuses a node that is cut off from its cluster, as it refuses all statements, and for reads at a slave one that
+    /// may be behind without limit.
+    fn accept(&self, access: Access) -> Result<(), sqlx::Error> {
+        let message = match (self.is_ready, self.is_synced, access) {
+            (false, ..) => "the node is cut off from its Galera cluster (`wsrep_ready` is OFF)",
+            (true, false, Access::SlaveReads) => {
+                "the node is a donor or desynchronised: its Galera cluster does not wait for it (`wsrep_local_state` \
+                 is not 4)"
+            }
+            (true, ..) => return Ok(()),
+        };
+        Err(io::Error::new(io::ErrorKind::NotConnected, message).into())
+    }
 }
 
 /// The statement that waits for a position, with text made of numbers alone.
@@ -426,7 +477,8 @@ fn wait_for(position: &Position, patience: Duration) -> Option<String> {
             Some(format!("SELECT MASTER_GTID_WAIT('{}', {limit})", gtids.join(",")))
         }
         Position::GtidSet(set) => Some(format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{set}', {limit})")),
-        Position::Lsn { .. } | Position::Time(_) => None,
+        // A node applies what others write within milliseconds, or waits for something else.
+        Position::Lsn { .. } | Position::Seqno { .. } | Position::Time(_) => None,
     }
 }
 

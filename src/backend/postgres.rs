@@ -98,7 +98,11 @@ impl Engine for Postgres {
 
     /// For readers, lets the server notice within half a second that the client has left, so that abandoned reads do
     /// not pile up there. Servers on operating systems that cannot tell refuse this setting. They are used without it.
-    fn set_up(conn: &mut PgConnection, access: Access) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
+    fn set_up(
+        conn: &mut PgConnection,
+        access: Access,
+        _read_only: bool,
+    ) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
         Box::pin(async move {
             // The server has told its version while connecting.
             if let Some(version) = conn.server_version_num() {
@@ -486,7 +490,7 @@ fn observation(row: &PgRow, log: &Log) -> Observation {
         ReportedRole::Slave => (slaves(), None),
         ReportedRole::Master | ReportedRole::Unknown => masters().unzip(),
     };
-    Observation { role, system: log.system, position, contents: None, flushed }
+    Observation { role, system: log.system, position, flushed, ..Observation::default() }
 }
 
 /// Parses two hexadecimal numbers of 32 bits each: <https://www.postgresql.org/docs/current/datatype-pg-lsn.html>

@@ -81,6 +81,7 @@ impl Engine for Sqlite {
     fn set_up(
         conn: &mut SqliteConnection,
         access: Access,
+        _read_only: bool,
     ) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
         Box::pin(async move {
             let read_only = match access {

@@ -431,7 +431,8 @@ impl<DB: Driver> Watch<DB> {
             let mut sessions = [known.session.map(|session| (known.instance, session)), None];
             for turn in TURNS {
                 let conn = if turn == 0 { &mut known.conn } else { &mut other };
-                let ConnectionInfo { instance, session, .. } = DB::set_up(conn, access(server)).await?;
+                let ConnectionInfo { instance, session, .. } =
+                    DB::set_up(conn, access(server), false).await?;
                 let session = session.map(|session| (instance, session));
                 let changed = sessions[turn].is_some_and(|before| session != Some(before));
                 sessions[turn] = session;
@@ -527,7 +528,8 @@ impl<DB: Driver> Watch<DB> {
     ) -> Reached {
         let asked = timeout(self.checks.timeout, async {
             let mut conn = server.prober.options.connect().await?;
-            let ConnectionInfo { instance, session, .. } = DB::set_up(&mut conn, access(server)).await?;
+            let ConnectionInfo { instance, session, .. } =
+                DB::set_up(&mut conn, access(server), false).await?;
             let theirs: Vec<_> =
                 sessions.iter().filter(|session| Some(session.instance) == instance).collect();
             let reached = if theirs.is_empty() { Reached::Another } else { Reached::One };
@@ -575,7 +577,7 @@ impl<DB: Driver> Watch<DB> {
                     let seen = observed
                         .ok()
                         .filter(|observed| observed.role != ReportedRole::Slave)
-                        .and_then(|observed| observed.position)
+                        .and_then(|mut observed| self.verdicts().position_for_slaves(&mut observed))
                         // Every slave includes the position of an empty log, so that a pin with it would not lead to
                         // the write.
                         .filter(|position| !position.is_empty())
@@ -601,7 +603,8 @@ impl<DB: Driver> Watch<DB> {
         let finding = match observed {
             Ok(_) if health.is_follower() && health.copied().is_none() => Finding::NotCopied,
             Ok(mut observed) => {
-                observed.position = observed.position.or_else(|| health.copied());
+                let told = verdicts.position_for_slaves(&mut observed);
+                observed.position = told.or_else(|| health.copied());
                 Finding::Observed(observed)
             }
             Err(error) if DB::judge(&error).fault == Fault::Full => Finding::Full,

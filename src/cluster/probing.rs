@@ -128,7 +128,7 @@ async fn open<DB: Driver>(
     let mut conn = options.connect().await?;
     keep_alive::<DB>(options);
     let opened = Instant::now();
-    let ConnectionInfo { instance, session, .. } = DB::set_up(&mut conn, access).await?;
+    let ConnectionInfo { instance, session, .. } = DB::set_up(&mut conn, access, false).await?;
     let instance = instance.filter(|_| !health.is_pooled());
     let mut memory = DB::Memory::default();
     let observation = DB::observe(&mut conn, access, &mut memory, depth).await?;

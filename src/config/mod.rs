@@ -80,6 +80,8 @@ pub(crate) struct ServerConfig {
     pub(crate) address: Address,
     /// The database at that address, where a server can have several.
     database: Option<String>,
+    /// The user, where the database has logins.
+    user: Option<String>,
     pub(crate) settings: Settings,
 }
 
@@ -100,12 +102,12 @@ pub(crate) struct SlaveConfig {
 impl SlaveConfig {
     /// The server at one of the addresses that the entry's host has.
     pub(crate) fn at(&self, address: IpAddr) -> ServerConfig {
-        let ServerConfig { name, address: entry, database, settings } = self.server.clone();
+        let entry = self.server.clone();
         ServerConfig {
-            name: slaves::name_at(&name, address),
-            address: Address { host: address.to_string(), ..entry },
-            database,
-            settings: Settings { connect_to: Some(address), ..settings },
+            name: slaves::name_at(&entry.name, address),
+            address: Address { host: address.to_string(), ..entry.address },
+            settings: Settings { connect_to: Some(address), ..entry.settings },
+            ..entry
         }
     }
 }

@@ -65,8 +65,9 @@ impl ServerConfig {
         access: Access,
     ) -> Result<Self, ConfigError> {
         let options = DB::options(&settings, access).map_err(|problem| place.error(url_key, problem))?;
-        let database = DB::database(&options).map(str::to_owned);
-        Ok(Self { name: String::new(), address: DB::address(&options), database, settings })
+        let [database, user] =
+            [DB::database(&options), DB::user(&options)].map(|part| part.map(str::to_owned));
+        Ok(Self { name: String::new(), address: DB::address(&options), database, user, settings })
     }
 
     /// True if both URLs lead to the same database of the same server. Host names are not resolved: their addresses may
@@ -76,5 +77,11 @@ impl ServerConfig {
         let is_path = ours.host.contains('/');
         let same_host = ours.host == theirs.host || !is_path && ours.host.eq_ignore_ascii_case(&theirs.host);
         same_host && ours.port == theirs.port && self.database == other.database
+    }
+
+    /// True if both URLs lead to the same place as the same user. Proxies send some users to the master and others to
+    /// slaves (ProxySQL's `default_hostgroup`, PlanetScale's `|replica`). The monitor finds out where each leads.
+    pub(super) fn is_same_way(&self, other: &Self) -> bool {
+        self.is_same_place(other) && self.user == other.user
     }
 }

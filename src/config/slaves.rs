@@ -165,7 +165,7 @@ pub(super) fn check_places(
             }
         }
         for (url, of_master) in [("url", master), ("read_url", master_reads)] {
-            if server.is_same_place(of_master) {
+            if server.is_same_way(of_master) {
                 let problem = format!(
                     "leads to the master, as `{url}` does: name a server that replicates it, or remove the slave"
                 );

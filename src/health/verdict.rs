@@ -164,6 +164,8 @@ struct Record {
     looked: Option<Instant>,
     /// The latest role that the server told. It is kept when the server fails.
     role: ReportedRole,
+    /// True if the latest position that the server told is one in a Galera cluster. Kept when the server fails.
+    is_node: Option<bool>,
     /// When the server first took writes after it had been a slave. `None` for the present master.
     promoted: Option<Instant>,
 }
@@ -192,7 +194,7 @@ impl Diverged {
     fn looks(position: &Position) -> u32 {
         match position {
             Position::GtidSet(_) => 15,
-            Position::Lsn { .. } | Position::Gtids(_) | Position::Time(_) => 1,
+            Position::Lsn { .. } | Position::Gtids(_) | Position::Seqno { .. } | Position::Time(_) => 1,
         }
     }
 
@@ -239,6 +241,9 @@ impl Record {
         self.seen_in_recovery |= observed.role == ReportedRole::Slave;
         self.was_master &= observed.role != ReportedRole::Slave;
         self.system = observed.system.or(self.system);
+        if let Some(position) = &observed.position {
+            self.is_node = Some(matches!(position, Position::Seqno { .. }));
+        }
         self.latest = Some(observed.clone());
     }
 
@@ -319,6 +324,7 @@ impl Verdicts {
                 judged,
                 looked: _,
                 role,
+                is_node,
                 promoted,
             } = record;
             let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
@@ -326,7 +332,7 @@ impl Verdicts {
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
             let compared = compared_with.map(|with| with == self.number);
             (was_master, as_master, latest, ahead, compared, diverged, errant).hash(hasher);
-            (judged.map(|judged| judged as u8), role, promoted.is_some()).hash(hasher);
+            (judged.map(|judged| judged as u8), role, is_node, promoted.is_some()).hash(hasher);
             place.hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
@@ -382,6 +388,18 @@ impl Verdicts {
     /// The latest position that the master is known to have had before `time`.
     pub(crate) fn stood_before(&self, time: Instant) -> Option<Position> {
         self.history.before(time).cloned()
+    }
+
+    /// The master's position as its slaves tell theirs. A node of a Galera cluster has one position among the nodes, and
+    /// one in its own log for slaves that are no nodes. Where there are both kinds, it is that of the nodes.
+    pub(crate) fn position_for_slaves(&self, observed: &mut Observation) -> Option<Position> {
+        let slaves = || self.servers.iter().filter(|(id, _)| **id != self.master).map(|(_, slave)| slave);
+        let slaves_are_nodes = slaves().any(|slave| slave.is_node == Some(true))
+            || slaves().all(|slave| slave.is_node.is_none());
+        match observed.in_cluster.take() {
+            in_cluster @ Some(_) if slaves_are_nodes => in_cluster,
+            _ => observed.position.take(),
+        }
     }
 
     /// Judges what a look at a server found. `log` is the log that the server replays as a slave.

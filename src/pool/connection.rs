@@ -128,7 +128,7 @@ impl<DB: Driver> Connection<DB> {
         if told == Told::ToBeReadOnly {
             DB::make_read_only(&mut conn).await?;
         }
-        let mut info = DB::set_up(&mut conn, pool.access()).await?;
+        let mut info = DB::set_up(&mut conn, pool.access(), pool.read_only.is_some()).await?;
         info.accept(pool.access())?;
         if let Some(hook) = &pool.hook {
             info = hook.run(&mut conn, info).await?;

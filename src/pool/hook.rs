@@ -23,14 +23,15 @@ pub(crate) type AfterConnect<DB> =
 pub(super) struct Hook<DB: Driver> {
     run: AfterConnect<DB>,
     access: Access,
+    read_only: bool,
     health: Arc<Health>,
     /// Limits the warnings about connections on which the hook failed.
     warnings: Throttle,
 }
 
 impl<DB: Driver> Hook<DB> {
-    pub(super) fn new(run: AfterConnect<DB>, access: Access, health: Arc<Health>) -> Self {
-        Self { run, access, health, warnings: Throttle::new(BETWEEN_WARNINGS) }
+    pub(super) fn new(run: AfterConnect<DB>, access: Access, read_only: bool, health: Arc<Health>) -> Self {
+        Self { run, access, read_only, health, warnings: Throttle::new(BETWEEN_WARNINGS) }
     }
 
     /// Runs the hook on a connection, and asks the server once more what the connection is.
@@ -51,7 +52,7 @@ impl<DB: Driver> Hook<DB> {
             }
             Err(error) => return Err(error),
         }
-        let after = DB::set_up(conn, self.access).await?;
+        let after = DB::set_up(conn, self.access, self.read_only).await?;
         after.accept(self.access)?;
         match (before.read_only, after.read_only) {
             (true, false) if !self.access.writes() => Err(self.failed(Why::Writable)),

@@ -184,7 +184,10 @@ impl<DB: Driver> Pool<DB> {
             let plain = quiet(DB::plain_options(settings, access)?);
             Ok::<_, String>(ReadOnlyCheck::new(database, health.name().clone(), plain))
         });
+        let read_only = read_only.transpose()?;
+        let hook = |run| Arc::new(Hook::new(run, access, read_only.is_some(), health.clone()));
         Ok(Arc::new(Self {
+            hook: after_connect.map(hook),
             access,
             options: quiet(DB::options(settings, access)?),
             prepared_statements: settings.prepared_statements,
@@ -195,8 +198,7 @@ impl<DB: Driver> Pool<DB> {
             max_lifetime: MAX_LIFETIME,
             min_connections: settings.min_connections,
             max_connections: settings.max_connections,
-            read_only: read_only.transpose()?,
-            hook: after_connect.map(|run| Arc::new(Hook::new(run, access, health.clone()))),
+            read_only,
             queue: Queue::new(settings.max_connections),
             connecting: AtomicU32::new(0),
             open: Mutex::default(),

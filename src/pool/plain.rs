@@ -97,7 +97,7 @@ impl<DB: Driver> Pool<DB> {
                         let refused = "writes are not possible at this server now";
                         return Err(sqlx::Error::Configuration(refused.into()));
                     }
-                    let info = DB::set_up(conn, access).await?;
+                    let info = DB::set_up(conn, access, is_checked).await?;
                     info.accept(access)?;
                     match hook {
                         Some(hook) => hook.run(conn, info).await.map(drop),

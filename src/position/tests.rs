@@ -6,6 +6,10 @@ fn lsn(timeline: u32, lsn: u64) -> Position {
     Position::Lsn { timeline, lsn }
 }
 
+fn seqno(cluster: u128, seqno: u64) -> Position {
+    Position::Seqno { cluster, seqno }
+}
+
 fn gtids(text: &str) -> Position {
     Position::parse_gtids(text).unwrap()
 }
@@ -73,6 +77,8 @@ fn what_lacks_what() {
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-10")), true),
         // A transaction that the slave wrote itself.
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-9,{B}:1")), false),
+        // A node that is ahead in its cluster.
+        (seqno(1, 4), seqno(1, 5), false),
         (Position::Time(4), Position::Time(5), false),
         (lsn(1, 10), Position::Time(5), false),
     ];
@@ -88,6 +94,7 @@ fn what_is_merged_includes_both_of_one_history() {
         (gtids("0-10-8"), gtids("1-10-3")),
         (gtids("0-10-8,1-10-1"), gtids("0-10-7,1-10-3")),
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-10"))),
+        (seqno(1, 4), seqno(1, 5)),
         (Position::Time(4), Position::Time(5)),
     ] {
         for (a, b) in [(&a, &b), (&b, &a)] {
@@ -97,6 +104,18 @@ fn what_is_merged_includes_both_of_one_history() {
     }
     assert_eq!(lsn(2, 10).merge(lsn(1, 99)), lsn(2, 10), "the later claim");
     assert_eq!(gtids("0-20-5").merge(gtids("0-10-9")), gtids("0-20-5"), "the later claim");
+}
+
+#[test]
+fn the_place_of_a_node_in_its_cluster() {
+    let parsed = Position::parse_seqno("00000000-0000-0000-0000-00000000000a:5");
+    assert_eq!(parsed, Some(seqno(10, 5)));
+    // A server that is in no cluster, and one that does not know its place yet.
+    for text in ["00000000-0000-0000-0000-000000000000:-1", ":5", "a:18446744073709551615", "5", ""] {
+        assert_eq!(Position::parse_seqno(text), None, "{text}");
+    }
+    assert!(seqno(10, 5).includes(&seqno(10, 5)) && !seqno(10, 4).includes(&seqno(10, 5)));
+    assert!(!seqno(11, 6).includes(&seqno(10, 5)), "another cluster");
 }
 
 #[test]
@@ -116,6 +135,7 @@ fn any_position() -> impl Strategy<Value = Position> {
         any::<(u32, u64)>().prop_map(|(timeline, lsn)| Position::Lsn { timeline, lsn }),
         prop::collection::vec(gtid, 0..5).prop_map(Position::Gtids),
         gtid_set::tests::any_set().prop_map(Position::GtidSet),
+        any::<(u128, u64)>().prop_map(|(cluster, number)| seqno(cluster, number)),
         any::<u64>().prop_map(Position::Time),
     ]
 }

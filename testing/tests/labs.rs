@@ -182,7 +182,7 @@ fn an_assertion_that_fails_says_who_served() {
 }
 
 #[test]
-#[should_panic(expected = "`lab.beside()` is another one")]
+#[should_panic(expected = "`lab.beside()` for another database there")]
 fn a_second_lab_of_one_test_does_not_wait_for_the_first() {
     let _lab = Lab::postgres();
     Lab::postgres();

@@ -29,6 +29,7 @@ impl PgBouncer {
         let users = folder.path().join("users");
         // The plain password serves for clients, and for PostgreSQL.
         fs::write(&users, "\"app\" \"secret\"\n").unwrap();
+        // By default, no connection is opened for 15 s after PostgreSQL has refused one, as it may on a busy machine.
         let ini = format!(
             "[databases]\n\
              * = host=127.0.0.1 port={}\n\
@@ -38,6 +39,7 @@ impl PgBouncer {
              auth_type = scram-sha-256\n\
              auth_file = {}\n\
              pool_mode = {}\n\
+             server_login_retry = 0.2\n\
              {lines}\n",
             postgres.port(),
             users.display(),

@@ -69,9 +69,8 @@ fn a_slave_is_not_the_master() {
 
     for url in [
         "postgres://app:hunter2@db-1/blog",
-        "postgres://other@DB-1:5432/blog?sslmode=disable",
-        "postgres://blog@db-1",
-        "postgresql:///blog?host=db-1",
+        "postgres://app@DB-1:5432/blog?sslmode=disable",
+        "postgresql:///blog?host=db-1&user=app",
     ] {
         refuses(
             &format!("slaves = [{{ url = \"{url}\", name = \"copy\" }}]"),
@@ -79,16 +78,20 @@ fn a_slave_is_not_the_master() {
         );
     }
     refuses(
-        "slaves = [\"postgres://db-2/blog\", \"postgres://db-1/blog\"]",
+        "slaves = [\"postgres://db-2/blog\", \"postgres://app@db-1/blog\"]",
         &format!("slaves[1]`: leads to the master, as `url` {PROBLEM}"),
     );
     refuses(
-        "read_url = \"postgres://reader@db-1:6432/blog\"\nslaves = [\"postgres://db-1:6432/blog\"]",
+        "read_url = \"postgres://reader@db-1:6432/blog\"\nslaves = [\"postgres://reader@db-1:6432/blog\"]",
         &format!("slaves[0]`: leads to the master, as `read_url` {PROBLEM}"),
     );
-    // A pooler selects the server behind it by the name of the database.
-    for url in ["postgres://db-1/blog_copy", "postgres://db-1:5433/blog", "postgres://db-1.example.org/blog"]
-    {
+    // A proxy selects the server behind it by the name of the database, or by the user.
+    for url in [
+        "postgres://app%7Creplica:hunter2@db-1/blog",
+        "postgres://app@db-1/blog_copy",
+        "postgres://app@db-1:5433/blog",
+        "postgres://app@db-1.example.org/blog",
+    ] {
         assert!(read(&format!("slaves = [{{ url = \"{url}\", name = \"copy\" }}]")).is_ok(), "{url}");
     }
     let twice = "[{ url = \"postgres://db-2/blog\", name = \"a\" }, { url = \"postgres://db-2/blog\", name = \"b\" }]";
