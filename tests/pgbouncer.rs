@@ -99,12 +99,12 @@ async fn all_holds(mode: PoolMode, lines: &str, keys: &str) {
 }
 
 #[support::async_test]
-async fn all_holds_in_session_mode() {
+async fn reads_writes_and_pins_work_in_session_mode() {
     all_holds(PoolMode::Session, "", "").await;
 }
 
 #[support::async_test]
-async fn all_holds_in_transaction_mode() {
+async fn reads_writes_and_pins_work_in_transaction_mode() {
     all_holds(PoolMode::Transaction, "", "prepared_statements = false").await;
     if pgbouncer::keeps_prepared_statements() {
         all_holds(PoolMode::Transaction, "max_prepared_statements = 50", "").await;

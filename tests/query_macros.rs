@@ -13,7 +13,7 @@ struct Note {
 }
 
 #[support::async_test]
-async fn they_take_it_for_a_pool() {
+async fn the_macros_take_a_handle_for_a_pool() {
     let lab = Lab::new();
     let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
     let cluster = Replicated::fetch(client.rocket()).unwrap();
