@@ -1,4 +1,4 @@
-//! sqlx's checked macros, over `&ReplicatedDb`. What they know of the table is in `.sqlx`.
+//! sqlx's checked macros, over `&ReplicatedDb`. The folder `.sqlx` has what they need to know of the table.
 
 use rocket::local::asynchronous::Client;
 use rocket_replicated::sqlite::Replicated;

@@ -1,17 +1,17 @@
-//! The pure rules, driven through all interleavings of small worlds: which server serves, what probes mean, which term it
-//! is, and what a pin proves. `world` defines what can happen and what must not, and `search` goes through all of it.
+//! The pure rules, driven through all interleavings of small worlds: which server serves, what probes mean, which term
+//! it is, and what a pin proves. `world` defines what can happen and what must not. `search` goes through all of it.
 //!
 //! 1. No write is executed on a connection of an earlier term.
 //! 2. In position mode, no read misses an acknowledged write of its own client. A slave that is read from as caught up
 //!    has all that the pin stands for. Writes that the master in office has are never missed. A write that died with a
 //!    master is lost by the database, and all reads miss it.
-//! 3. A process writes only to the server in office, and to none that was replaced. While two servers of one system have
-//!    taken writes since its launch, it writes to neither.
+//! 3. A process writes only to the server in office, and to none that was replaced. While two servers of one system
+//!    have taken writes since its launch, it writes to neither.
 //! 4. As soon as the only server that takes writes can be reached, and is in office or can prove its succession,
 //!    writes succeed after some probes.
 //!
-//! Each search is bounded by its number of steps and of faults. Further tests leave a rule out, and expect that the search
-//! finds the violation.
+//! Each search is bounded by its number of steps and of faults. Further tests leave a rule out, and expect that the
+//! search finds the violation.
 
 mod search;
 mod world;
