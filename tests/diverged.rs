@@ -68,7 +68,7 @@ crate::on_servers! {
         }
     }
 
-    /// The slave may have writes that the master had not done yet when it was probed.
+    /// The slave may have writes that the master had not done yet when the master was probed.
     #[support::async_test]
     async fn a_slave_that_keeps_up_with_a_busy_master_serves() {
         let servers = Servers::<Dbms>::start(Default::default(), 1);

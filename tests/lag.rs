@@ -469,7 +469,7 @@ mod postgresql {
 
     /// Some readers have no log of their own.
     #[support::async_test]
-    async fn a_slave_that_hides_its_log_serves_where_lags_do_not_guard_the_window_or_it_is_told_to() {
+    async fn a_slave_that_hides_its_log_serves_where_lag_does_not_guard_the_window_or_as_configured() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");

@@ -486,7 +486,7 @@ crate::on_servers! {
             wire.silence(running(master, FORGOTTEN)[0]);
             Instant::now()
         };
-        // This write has a task of its own: the look for it below blocks, and would hold up what is polled beside it.
+        // This write has a task of its own: the look for it below blocks, and would hold up anything polled beside it.
         let remembered = tokio::spawn(async move { insert(&remembered, 2, REMEMBERED).await });
         let ((told, ended), silent) = tokio::join!(forgotten, forget);
         remembered.await.unwrap().unwrap();

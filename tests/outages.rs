@@ -1,4 +1,4 @@
-//! Nodes that refuse, hang, die and come back; pools that are full; queries that are given up.
+//! Nodes that refuse, hang, die and come back, pools that are full, and queries that are given up.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};

@@ -85,7 +85,7 @@ async fn in_session_mode_prepared_statements_may_be_on() {
 }
 
 /// One pooler for the master, one for the slave.
-async fn all_holds(mode: PoolMode, lines: &str, keys: &str) {
+async fn reads_writes_and_pins_work(mode: PoolMode, lines: &str, keys: &str) {
     let servers = proxied::servers(1);
     let lines = format!("{}\nserver_login_retry = 0.5\n{lines}", ignore());
     let poolers = [&servers.master, &servers.slaves[0]].map(|server| PgBouncer::start(server, mode, &lines));
@@ -100,14 +100,14 @@ async fn all_holds(mode: PoolMode, lines: &str, keys: &str) {
 
 #[support::async_test]
 async fn reads_writes_and_pins_work_in_session_mode() {
-    all_holds(PoolMode::Session, "", "").await;
+    reads_writes_and_pins_work(PoolMode::Session, "", "").await;
 }
 
 #[support::async_test]
 async fn reads_writes_and_pins_work_in_transaction_mode() {
-    all_holds(PoolMode::Transaction, "", "prepared_statements = false").await;
+    reads_writes_and_pins_work(PoolMode::Transaction, "", "prepared_statements = false").await;
     if pgbouncer::keeps_prepared_statements() {
-        all_holds(PoolMode::Transaction, "max_prepared_statements = 50", "").await;
+        reads_writes_and_pins_work(PoolMode::Transaction, "max_prepared_statements = 50", "").await;
     }
 }
 
@@ -126,7 +126,7 @@ fn code(error: &sqlx::Error) -> Option<String> {
 }
 
 /// One pooler for the master and one for the slave. Their configuration says nothing of startup parameters.
-async fn serves_as_it_comes(mode: PoolMode, keys: &str) {
+async fn serves_unconfigured(mode: PoolMode, keys: &str) {
     let servers = proxied::servers(1);
     let poolers = [&servers.master, &servers.slaves[0]].map(|server| PgBouncer::start(server, mode, ""));
     for consistency in ["window", "position"] {
@@ -141,12 +141,12 @@ async fn serves_as_it_comes(mode: PoolMode, keys: &str) {
 
 #[support::async_test]
 async fn an_unconfigured_pooler_serves_in_session_mode() {
-    serves_as_it_comes(PoolMode::Session, "").await;
+    serves_unconfigured(PoolMode::Session, "").await;
 }
 
 #[support::async_test]
 async fn an_unconfigured_pooler_serves_in_transaction_mode() {
-    serves_as_it_comes(PoolMode::Transaction, "prepared_statements = false").await;
+    serves_unconfigured(PoolMode::Transaction, "prepared_statements = false").await;
 }
 
 #[support::async_test]

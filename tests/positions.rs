@@ -397,7 +397,7 @@ mod many_sources_on_mysql {
 
     /// As on a cluster that has had a hundred masters.
     #[support::async_test]
-    async fn a_pin_carries_what_was_written_lately() {
+    async fn a_pin_carries_the_latest_writes_of_many_sources() {
         let servers = Servers::start(MySql::default(), 1);
         servers.master.sql("CREATE TABLE notes (id INTEGER)");
         servers.master.write_from_many_sources();

@@ -226,7 +226,7 @@ async fn reads_go_on_while_the_only_slave_is_promoted() {
             eventually("the loss", async || states(&nodes) == alone).await;
             sqlx::query("SELECT 1").execute(&nodes.read(None)).await.unwrap_err();
         } else {
-            // It is still the master of this application. The promoted slave never gets its writes.
+            // The old master is still the master of this application. The promoted slave never gets its writes.
             let second = [NodeState::Up, NodeState::SecondMaster];
             eventually("the master", async || states(&nodes) == second).await;
         }

@@ -216,7 +216,7 @@ mod by_read_only {
     }
 
     #[support::async_test]
-    async fn a_master_that_becomes_read_only_is_not_written_to_until_it_is_no_more() {
+    async fn a_read_only_master_is_not_written_to_until_it_is_writable_again() {
         let servers = start();
         let (master, slave) = (&servers.master, &servers.slaves[0]);
         let client = launch(&format!(
@@ -297,7 +297,7 @@ mod by_read_only {
         switch_over("position").await;
     }
 
-    /// Its rows may be lost ones, whatever position its own later writes have reached.
+    /// Rows of the former master may be lost ones, whatever position its own later writes have reached.
     #[support::async_test]
     async fn a_former_master_that_takes_writes_of_others_is_not_followed_again() {
         let servers = start();

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_in_the_end() {
+    fn violations_of_the_final_log_are_found() {
         let history = [written(0, 1), written(10, 2), failed(20, Work::Write(3), 500)];
         let write = |value| Write { register: 1, value };
         assert_eq!(check_end(&history, &[write(1), write(2)]), []);
