@@ -1,7 +1,7 @@
-//! Requests per second over HTTP, beside what an application would use instead: `./scripts/bench`.
+//! Requests per second over HTTP, compared with the pools that an application would use instead: `./scripts/bench`.
 //!
-//! A real PostgreSQL pair; one server at a time under `wrk`, each for a second in turn, so that what else the machine
-//! does falls on all alike. Prints the tables of `docs/benchmarks.md`.
+//! The servers run over a real PostgreSQL pair. `wrk` measures one server at a time, each for a second in turn, so that
+//! other load on the machine affects all of them alike. Prints the tables of `docs/benchmarks.md`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,21 +14,21 @@ use spread::Spread;
 
 const CONNECTIONS: &str = "32";
 
-/// For `wrk`: a form like that of a browser.
+/// A script for `wrk`: it posts a form like that of a browser.
 const FORM: &str = r#"
 wrk.method = "POST"
 wrk.body = "body=A+message+of+a+few+words%2C+as+somebody+might+write+it."
 wrk.headers["Content-Type"] = "application/x-www-form-urlencoded"
 "#;
 
-/// What is measured of which servers.
+/// A table of the report: what is measured, and of which servers.
 struct Table {
     title: &'static str,
     path: &'static str,
     what: What,
     /// The letters of their rows.
     rivals: &'static str,
-    /// The letters of those that all are compared with.
+    /// The letters of the rows that all others are compared with.
     beside: &'static str,
 }
 
@@ -39,7 +39,7 @@ enum What {
     Write(Mode),
 }
 
-/// What replies to writes pin their clients by: `consistency`, which only this crate has.
+/// The `consistency` of pins after writes. Only this crate's servers have it.
 #[derive(Clone, Copy)]
 enum Mode {
     Window,
@@ -100,7 +100,7 @@ const TABLES: [Table; 5] = [
     },
 ];
 
-/// A server of `benches/http/`, and what it is given.
+/// A server of `benches/http/`, and its configuration.
 struct Rival {
     name: &'static str,
     program: &'static str,
@@ -122,7 +122,7 @@ impl Rival {
     fn start(&self, folder: &Path, what: What) -> Running {
         let keys = if self.is_ours() { what.keys() } else { "" };
         let mut child = Command::new(folder.join(self.program))
-            // Where no other Rocket.toml is.
+            // A folder without another `Rocket.toml`.
             .current_dir("/")
             .env("SERVER", self.server)
             .env("ROCKET_PROFILE", "release")
@@ -141,7 +141,7 @@ impl Rival {
             Some(line.split("launched from ").nth(1)?.trim().to_owned())
         });
         let address = address.unwrap_or_else(|| panic!("{}: {said:#?}", self.name));
-        // Read on: a server whose output nobody reads is one that waits.
+        // Keep reading: a server whose output is not read blocks once the pipe is full.
         std::thread::spawn(move || output.for_each(drop));
         Running(child, address)
     }
@@ -155,8 +155,8 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// How many microseconds of processors its threads have had: the first number of each one's `schedstat`, see
-    /// <https://docs.kernel.org/scheduler/sched-stats.html>.
+    /// The processor time of all threads of the server, in microseconds: the sum of the first numbers of their
+    /// `schedstat`, see <https://docs.kernel.org/scheduler/sched-stats.html>.
     fn processor_time(&self) -> f64 {
         let threads = fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
         let nanoseconds = |thread: fs::DirEntry| -> u64 {
@@ -167,12 +167,12 @@ impl Running {
     }
 }
 
-/// What `wrk` tells, and the server's process.
+/// The figures that `wrk` prints, and the processor time of the server.
 #[derive(Clone, Copy)]
 struct Measured {
     requests_per_second: f64,
     p99: f64,
-    /// Of the server, for each request, in microseconds.
+    /// The server's processor time for each request, in microseconds.
     processor_time: f64,
 }
 
@@ -190,7 +190,7 @@ impl Measured {
 const REQUESTS: fn(&Measured) -> f64 = |measured| measured.requests_per_second;
 const PROCESSOR_TIME: fn(&Measured) -> f64 = |measured| measured.processor_time;
 
-/// For a second.
+/// Measures one server for a second.
 fn measure(server: &Running, path: &str, form: Option<&Path>) -> Measured {
     let script = form.map(|form| [Path::new("-s"), form]);
     let before = server.processor_time();
@@ -332,7 +332,7 @@ fn main() {
                     order.reverse();
                 }
                 for index in order {
-                    // A table that grows would be slower for whoever comes later.
+                    // The table is emptied, because its growth would slow the servers that are measured later.
                     cluster.master.sql("TRUNCATE notes");
                     let result = measure(&servers[index], path, form);
                     // The first second warms caches.

@@ -1,8 +1,8 @@
-//! What a lag does to clients that write and then read: `./scripts/bench lag`.
+//! The effect of replication lag on clients that write and then read: `./scripts/bench lag`.
 //!
-//! A real PostgreSQL master and two slaves that replay late; the registers example over them, in each
-//! mode; clients that read at once, as by following a redirect, and again and again until they have all
-//! but left. Prints the tables of `docs/benchmarks.md` and draws `docs/lag.svg`.
+//! The registers example runs in each mode over a real PostgreSQL master and two slaves that replay late. Clients read
+//! at once, as after a redirect, and then at growing intervals. Prints the tables of `docs/benchmarks.md` and draws
+//! `docs/lag.svg`.
 
 use std::error::Error;
 use std::path::Path;
@@ -22,7 +22,7 @@ use support::program::{Website, repository};
 
 const CLIENTS: usize = 16;
 
-/// Between a write and the reads after it.
+/// The times between a write and the reads after it.
 const PAUSES: [Duration; 6] = [
     Duration::ZERO,
     Duration::from_millis(10),
@@ -40,14 +40,14 @@ const LAGS: [Duration; 5] = [
     Duration::from_secs(10),
 ];
 
-/// Slaves stay in use however far they are behind: else the longer lags would show nothing.
+/// The consistency modes and their keys. `max_lag` is off: otherwise the slaves would be left out at the longer lags.
 const MODES: [(&str, &str); 3] = [
     ("window", "lag_window=5,max_lag=false"),
     ("position", "lag_window=5,max_lag=false,consistency=\"position\""),
     ("none", "lag_window=0,max_lag=false"),
 ];
 
-/// In none of them do slaves lag by more than it takes to send and to replay.
+/// The loads by other writers. In none of them do slaves lag by more than the time to send and to replay.
 const OTHERS: [Others; 4] = [
     Others { name: "nobody", script: "", options: &[], wal_writer_delay: "200ms" },
     Others {
@@ -74,18 +74,18 @@ const LONG: &str = "DO $$ BEGIN FOR i IN 1..200 LOOP
         INSERT INTO noise VALUES (repeat('x', 200)); PERFORM pg_sleep(0.005);
     END LOOP; END $$";
 
-/// Who else writes to the master: they move the position at which it inserts, which a pin takes, past what its
-/// client wrote.
+/// Other clients that write to the same master. They move its insert position, which a pin takes, past the client's own
+/// write.
 struct Others {
     name: &'static str,
     script: &'static str,
-    /// Of `pgbench`.
+    /// Options of `pgbench`.
     options: &'static [&'static str],
-    /// How often the master flushes what nobody waits for.
+    /// How often the master flushes WAL that no commit waits for.
     wal_writer_delay: &'static str,
 }
 
-/// They write until this is dropped.
+/// A running load of other writers. Dropping it ends the load.
 struct Writing(Child);
 
 impl Drop for Writing {
@@ -110,7 +110,7 @@ impl Others {
 
 const COLOURS: [RGBColor; 3] = [RGBColor(214, 120, 30), RGBColor(40, 130, 190), RGBColor(150, 150, 150)];
 
-/// One query of a read, as the example tells of it.
+/// One query of a read, as the example reports it.
 #[derive(Deserialize)]
 struct Answer {
     value: i64,
@@ -124,7 +124,7 @@ struct Measured {
 }
 
 struct Read {
-    /// Which of [`PAUSES`] came before it.
+    /// The index of the pause before this read, in [`PAUSES`].
     pause: usize,
     took: Duration,
     by_slave: bool,
@@ -165,7 +165,7 @@ fn quantile(times: &mut [Duration], q: f64) -> Duration {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // `cargo test` runs benches as well, and `cargo bench` says so.
+    // `cargo test` runs benches as well. Only `cargo bench` passes `--bench`.
     if !env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
@@ -193,7 +193,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// For each lag, for each mode.
+/// Measures each mode at each lag.
 async fn measure_all(cluster: &Servers<Postgres>, lasts: Duration) -> Vec<[Measured; 3]> {
     println!("\n### Slaves that replay late\n");
     println!("| lag | mode | {SHARES_AND_TIMES} |");
@@ -213,7 +213,7 @@ async fn measure_all(cluster: &Servers<Postgres>, lasts: Duration) -> Vec<[Measu
     all
 }
 
-/// In position mode, beside others that write to the same master.
+/// Measures position mode beside other clients that write to the same master.
 async fn measure_beside_others(cluster: &Servers<Postgres>, lasts: Duration) {
     println!("\n### Others that write\n");
     println!("| others | {SHARES_AND_TIMES} |");
@@ -232,7 +232,7 @@ async fn measure_beside_others(cluster: &Servers<Postgres>, lasts: Duration) {
         drop(writing);
         println!("| {} | {} |", others.name, measured.shares_and_times());
         all.push(measured);
-        // What the others have left is not for the next ones to wait for.
+        // The next measurement must not wait for the replay of this load.
         cluster.wait_caught_up();
     }
     say_how_many(all.iter());
@@ -282,9 +282,9 @@ async fn work(url: &str, end: Instant) -> Result<Measured, reqwest::Error> {
     let http = reqwest::Client::builder().cookie_store(true).build()?;
     let answers = async || http.get(url).send().await?.error_for_status()?.json::<Vec<Answer>>().await;
     let mut measured = Measured::default();
-    // Not all at once.
+    // Clients start at different times.
     sleep(Duration::from_millis(fastrand::u64(0..1000))).await;
-    // What another mode has left there may not be replayed yet.
+    // The value that another mode has left may not be replayed yet.
     let begin = http.get(url).send().await?.json::<Vec<Answer>>().await?[0].value;
     let mut value = begin.max(time_in_ms());
     while Instant::now() < end {
@@ -305,13 +305,13 @@ async fn work(url: &str, end: Instant) -> Result<Measured, reqwest::Error> {
     Ok(measured)
 }
 
-/// Larger than whatever was written before.
+/// The current time in milliseconds, larger than all values written before.
 fn time_in_ms() -> i64 {
     i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
 }
 
 fn draw(measured: &[[Measured; 3]]) -> Result<(), Box<dyn Error>> {
-    // Readable on white and on black.
+    // Readable on white and on black backgrounds.
     const GREY: RGBColor = RGBColor(128, 128, 128);
 
     let path = repository().join("docs/lag.svg");

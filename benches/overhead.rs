@@ -1,4 +1,4 @@
-//! What replication adds to a request: choosing a server, signing and reading a pin.
+//! The cost that replication adds to a request: choosing a server, signing and reading a pin.
 //!
 //! `cargo bench -p rocket_replicated_benches --bench overhead`
 
@@ -12,7 +12,7 @@ use rocket_replicated::sqlite::Replicated;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-/// A Rocket over a master and so many slaves.
+/// A Rocket over a master and this many slaves.
 fn launch(runtime: &Runtime, slaves: usize, sticky: bool) -> (Client, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let url = |name: &str| {
@@ -24,7 +24,7 @@ fn launch(runtime: &Runtime, slaves: usize, sticky: bool) -> (Client, TempDir) {
         format!("sqlite://{}", file.display())
     };
     let slaves: Vec<_> = (1..=slaves).map(|number| url(&format!("slave-{number}"))).collect();
-    // Probes would be measured as well.
+    // A long `check_interval`: probes would be measured as well.
     let section = serde_json::json!({
         "url": url("master"), "slaves": slaves, "lag_window": 3600, "max_lag": false, "check_interval": 3600,
         "sticky": sticky,

@@ -1,8 +1,7 @@
-//! What a look at a server costs it, beside a row by primary key: `./scripts/bench probes`.
+//! The cost of a probe for the server, compared with reading a row by primary key: `./scripts/bench probes`.
 //!
-//! The statements of this crate, run by `pgbench` over two connections on a real PostgreSQL pair; rounds
-//! interleaved, so that what else the machine does falls on all alike. Prints the table of
-//! `docs/benchmarks.md`.
+//! `pgbench` runs the statements of this crate over two connections on a real PostgreSQL pair. Rounds are interleaved,
+//! so that other load on the machine affects all statements alike. Prints the table of `docs/benchmarks.md`.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -35,7 +34,7 @@ struct Measured<'a> {
 }
 
 fn main() {
-    // `cargo test` runs benches as well, and `cargo bench` says so.
+    // `cargo test` runs benches as well. Only `cargo bench` passes `--bench`.
     if !env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -80,7 +79,7 @@ fn main() {
     }
 }
 
-/// As an ordinary role, by the simple protocol, as this crate asks.
+/// Runs the script as an ordinary role over the simple protocol, as this crate's probes do.
 fn measure(server: &Server<Postgres>, script: &Path, seconds: &str) -> f64 {
     let mut pgbench = client(server, "pgbench");
     pgbench.args(["--no-vacuum", "--client=2", "--time", seconds, "--username=app", "--protocol=simple"]);

@@ -1,4 +1,4 @@
-//! What several rounds found.
+//! The spread of a figure over several rounds.
 
 use std::fmt;
 

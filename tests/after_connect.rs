@@ -1,9 +1,9 @@
-//! The application's hook sets up each connection of its own, and weakens nothing.
+//! The `after_connect` hook runs on each new connection of the application, and cannot weaken its protection.
 
 trait Greets {
-    /// Sets something of the session.
+    /// Sets something in the session.
     const SET: &str;
-    /// Answers `hello` where that was set.
+    /// Selects `hello` in a session in which [`SET`](Self::SET) has run.
     const ASK: &str;
     /// Tries to let a connection for reads write.
     const LOOSEN: &str;
@@ -76,7 +76,7 @@ crate::on_every_database! {
     }
 
     #[rocket::async_test]
-    async fn it_runs_on_each_connection_of_the_application_and_on_no_other() {
+    async fn the_hook_runs_on_each_connection_of_the_application_and_on_no_other() {
         let lab = Lab::new();
         let uses: Arc<Mutex<Vec<PoolUse>>> = Arc::default();
         let noted = uses.clone();
@@ -133,7 +133,7 @@ crate::on_every_database! {
     }
 
     #[rocket::async_test]
-    async fn a_transaction_that_it_leaves_open_is_refused() {
+    async fn a_transaction_that_the_hook_leaves_open_is_refused() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section_alone(), on(PoolUse::Writes, "BEGIN")).await;
         let error = sqlx::query(INSERT).execute(&cluster.write()).await.unwrap_err();
@@ -144,12 +144,12 @@ crate::on_every_database! {
     }
 
     #[rocket::async_test]
-    async fn it_cannot_make_a_read_write() {
+    async fn the_hook_cannot_make_a_read_connection_writable() {
         let lab = Lab::new();
         let section = format!("connect_timeout = 1\n{}", lab.section_alone());
         let (_client, cluster) = launch(&section, on(PoolUse::MasterReads, Db::LOOSEN)).await;
         let error = sqlx::query(INSERT).execute(&cluster.read(None)).await.unwrap_err();
-        // A MySQL or MariaDB is told to be read-only once more.
+        // On MySQL and MariaDB, the connection is made read-only again after the hook.
         let is_refused = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(REFUSED));
         assert!(is_refused || error.to_string().contains("writable: leave it read-only"), "{error}");
         sqlx::query(INSERT).execute(&cluster.pool(Role::Slave)).await.unwrap_err();

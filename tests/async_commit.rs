@@ -1,4 +1,4 @@
-//! A commit that does not wait for the disk is waited for all the same by whoever reads what it wrote.
+//! A read of the client's own write waits for it even if the commit did not wait for the disk.
 
 use rocket::local::asynchronous::Client;
 use rocket_replicated::postgres::Replicated;
@@ -7,7 +7,7 @@ use support::lab::postgres::Lab;
 use support::rocket_over;
 
 #[support::async_test]
-async fn whoever_commits_asynchronously_reads_their_own_writes() {
+async fn clients_read_their_own_asynchronous_commits() {
     const ROUNDS: i64 = 60;
 
     let lab = Lab::new();

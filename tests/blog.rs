@@ -1,5 +1,5 @@
-//! The blog example, as its clients meet it: the built program, over HTTP, on servers whose slaves have
-//! stopped to replay.
+//! The blog example as its clients use it: the built program, over HTTP, on servers whose slaves have stopped
+//! replaying.
 
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::{Lab, OnServers};
 use support::program::{DEADLINE, PAUSE, Website};
 
-/// What the migrations give to Ada.
+/// Ada's token, from the migrations.
 const TOKEN: &str = "ada-s-token";
 
-/// Longer than any test: what is pinned stays so.
+/// Longer than any test, so that pins never expire.
 const NEVER: u32 = 3600;
 
 /// A blog with databases of its own. Both slaves have the tables, and replay nothing after them.
@@ -42,12 +42,12 @@ impl Blog {
         Self { website, posts, _stats: stats }
     }
 
-    /// Somebody whose client keeps no cookies, but the last pin of a header.
+    /// A client that keeps no cookies. It keeps only the latest pin header.
     fn client(&self) -> ApiClient {
         self.with(Client::builder())
     }
 
-    /// Somebody whose client keeps cookies, too.
+    /// A client that keeps cookies as well.
     fn browser(&self) -> ApiClient {
         self.with(Client::builder().cookie_store(true))
     }
@@ -57,7 +57,7 @@ impl Blog {
         ApiClient { client, url: self.website.url.clone(), token: None, pin: None }
     }
 
-    /// As the master has them.
+    /// The titles of all posts, as the master has them.
     fn titles(&self) -> String {
         self.posts.sql("SELECT title FROM posts ORDER BY id")
     }
@@ -102,7 +102,7 @@ impl ApiClient {
         self.send(Method::POST, path, Some(body)).await
     }
 
-    /// Posts, and returns where to.
+    /// Posts, and returns the `Location` of the new post.
     async fn publish(&mut self, title: &str, body: &str, tags: &[&str]) -> String {
         let reply = self.post("/posts", json!({ "title": title, "body": body, "tags": tags })).await;
         assert_eq!(reply.status(), StatusCode::CREATED);
@@ -172,7 +172,7 @@ async fn the_job_sees_the_post_though_the_slaves_lag() {
     let mut ada = blog.browser().with_token(TOKEN);
 
     let post = ada.publish("Lag", "one two  three\nfour", &[]).await;
-    // Pins Ada to the master of the counts, where the job writes to.
+    // Pins Ada to the master of the `stats` database, to which the job writes.
     assert_eq!(ada.get(&format!("{post}/text")).await.status(), StatusCode::OK);
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -186,7 +186,7 @@ async fn the_job_sees_the_post_though_the_slaves_lag() {
 }
 
 #[support::async_test]
-async fn a_search_is_served_by_a_slave_and_pins_nobody() {
+async fn a_search_is_served_by_a_slave_and_sets_no_pin() {
     let blog = Blog::open().await;
     let (mut ada, mut stranger) = (blog.client().with_token(TOKEN), blog.client());
 
@@ -264,7 +264,7 @@ async fn a_post_without_its_tags_is_not_kept() {
     let blog = Blog::open().await;
     let mut ada = blog.client().with_token(TOKEN);
 
-    // No text of PostgreSQL has this character.
+    // PostgreSQL's texts cannot contain this character.
     let reply = ada.post("/posts", json!({ "title": "Lag", "body": "", "tags": ["\0"] })).await;
     assert_eq!(reply.status(), StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(json(reply).await, json!({ "status": 500, "error": "Internal Server Error" }));

@@ -1,4 +1,4 @@
-//! The rows of the choice table, through a whole application.
+//! The rows of the choice table, tested through a whole application.
 
 crate::on_every_database! {
     use rocket::http::Cookie;
@@ -113,7 +113,7 @@ crate::on_every_database! {
         });
     }
 
-    /// The choices of a GET from so many addresses, one after the other.
+    /// The choices for GETs from this many addresses, one after the other.
     fn choices(client: &Client, path: &'static str, addresses: usize) -> Vec<String> {
         let ask = |number: usize| {
             let address = std::net::SocketAddr::from(([10, 0, (number >> 8) as u8, number as u8], 1));
@@ -194,7 +194,7 @@ crate::on_every_database! {
         cluster.put_back("slave-1").unwrap();
         assert_eq!(choices(&client, "/node", 100), before);
 
-        // Where no client is known, load decides.
+        // Without a known client address, the load decides.
         support::blocking_eventually("both slaves", || {
             let mut seen: Vec<_> =
                 (0..10).map(|_| client.get("/node").dispatch().into_string().unwrap()).collect();
@@ -221,7 +221,7 @@ crate::on_every_database! {
         let [first, second] = held.each_ref().map(Vec::len);
         assert!(first.abs_diff(30) <= 2 && second.abs_diff(10) <= 2, "{first} and {second}");
 
-        // One that does not get rid of its queries gets no more of them.
+        // A slave whose connections stay in use gets no more reads.
         let [slow, mut quick] = held;
         quick.clear();
         support::blocking_eventually("a quick slave at rest", || {

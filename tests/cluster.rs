@@ -1,4 +1,4 @@
-//! The cluster to try things on, as its users type: the built program, on its standard input and output.
+//! The `cluster` program as its users type to it: the built program, on its standard input and output.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -15,11 +15,11 @@ use tempfile::TempDir;
 use support::blocking_eventually;
 use support::program::{self, DEADLINE, PAUSE};
 
-/// What the servers of one kind are called.
+/// A kind of server, by its names in commands and URLs.
 struct Kind {
     name: &'static str,
     scheme: &'static str,
-    /// One cluster at a time, lest a small machine take too long for all.
+    /// Allows one cluster at a time, so that a small machine does not take too long for all.
     turn: Mutex<()>,
 }
 
@@ -27,9 +27,9 @@ struct Kind {
 struct Play<'a> {
     program: Child,
     lines: Receiver<String>,
-    /// Where it puts the data of its servers.
+    /// The folder in which the program puts the data of its servers.
     folder: TempDir,
-    /// For `Rocket.toml`.
+    /// The printed section for `Rocket.toml`.
     section: String,
     /// The value of `ROCKET_DATABASES`.
     variable: String,
@@ -50,11 +50,11 @@ impl<'a> Play<'a> {
         play
     }
 
-    /// Without its servers as yet.
+    /// Starts the program, whose servers do not run yet.
     fn spawn(kind: &'a Kind, databases: &[&str]) -> Self {
         let turn = kind.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().unwrap();
-        // Servers may run as another user.
+        // Servers may run as another user, who must be able to enter the folder.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
         let mut program = Command::new(program::path("cluster"))
             .arg(kind.name)
@@ -88,13 +88,13 @@ impl<'a> Play<'a> {
         writeln!(self.program.stdin.as_mut().unwrap(), "{command}").unwrap();
     }
 
-    /// The status after a command.
+    /// Runs a command and returns the status that it prints.
     fn after(&mut self, command: &str) -> String {
         self.say(command);
         self.lines_to("lag ").join("\n")
     }
 
-    /// What is wrong with a command.
+    /// Runs a wrong command and returns the complaint.
     fn complaint(&mut self, command: &str) -> String {
         self.say(command);
         self.line()
@@ -117,11 +117,11 @@ impl<'a> Play<'a> {
         [port(&section["url"]), port(&section["slaves"][0]["url"]), port(&section["slaves"][1]["url"])]
     }
 
-    /// The servers, and what they have forked.
+    /// The processes of the servers, with all that they have forked.
     fn servers(&self) -> Vec<u32> {
         let mut pids = vec![self.program.id()];
         let all = processes();
-        // Parents before their children, as often as there are generations.
+        // Three rounds, because processes are at most three generations deep.
         for _ in 0..3 {
             let children = all.iter().filter(|(pid, parent, _)| pids.contains(parent) && !pids.contains(pid));
             let children: Vec<_> = children.map(|(pid, ..)| *pid).collect();
@@ -134,14 +134,14 @@ impl<'a> Play<'a> {
         assert_eq!(unsafe { libc::kill(self.program.id() as i32, signal) }, 0);
     }
 
-    /// Tells it to end: it does, and takes everything along.
+    /// Tells the program to end. The program ends, its servers end, and the folder is empty.
     fn end(mut self, tell: impl FnOnce(&mut Self)) {
         let servers = self.servers();
         assert!(!servers.is_empty(), "nothing runs");
         tell(&mut self);
         let status = blocking_eventually("its end", || self.program.try_wait().unwrap());
         assert!(status.success(), "{status}");
-        // One of them waits for that end, and looks once more.
+        // Some server processes wait for the end of their parent and check for it only now and then.
         blocking_eventually("the end of its servers", || {
             let mut left = processes();
             left.retain(|(pid, _, state)| servers.contains(pid) && *state != 'Z');
@@ -151,7 +151,7 @@ impl<'a> Play<'a> {
     }
 }
 
-/// Ends what a failed test leaves: at the end of its input the program stops the servers.
+/// Ends what a failed test leaves: the program stops the servers at the end of its input.
 impl Drop for Play<'_> {
     fn drop(&mut self) {
         drop(self.program.stdin.take());
@@ -165,7 +165,7 @@ impl Drop for Play<'_> {
     }
 }
 
-/// Process id, parent and state of everything that runs on this machine.
+/// Process id, parent and state of every process on this machine.
 fn processes() -> Vec<(u32, u32, char)> {
     let list = Command::new("ps").args(["-A", "-o", "pid=", "-o", "ppid=", "-o", "stat="]).output().unwrap();
     let process = |line: &str| {
@@ -176,9 +176,9 @@ fn processes() -> Vec<(u32, u32, char)> {
     String::from_utf8(list.stdout).unwrap().lines().filter_map(process).collect()
 }
 
-/// Whether there is a server that says anything, within a second.
+/// True if a server answers on this port within a second.
 fn answers(port: u16) -> bool {
-    // A question to PostgreSQL, whether it does TLS; MariaDB speaks first.
+    // This asks PostgreSQL whether it supports TLS. MariaDB sends the first message itself.
     const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
@@ -186,7 +186,7 @@ fn answers(port: u16) -> bool {
     stream.write_all(&SSL_REQUEST).is_ok() && stream.read_exact(&mut [0]).is_ok()
 }
 
-fn it_prints_the_same_for_file_and_environment(kind: &Kind) {
+fn the_section_is_the_same_for_file_and_environment(kind: &Kind) {
     let play = Play::start(kind, &["blog", "stats"]);
     let databases = play.databases();
     let [master, slave1, slave2] = play.ports();
@@ -200,7 +200,7 @@ fn it_prints_the_same_for_file_and_environment(kind: &Kind) {
     };
     assert_eq!(databases, json!({ "blog": section("blog"), "stats": section("stats") }));
 
-    // As Rocket parses variables.
+    // Parses the variable as Rocket does.
     let variable: rocket::figment::value::Value = play.variable.parse().unwrap();
     assert_eq!(variable.deserialize::<Value>().unwrap(), databases);
     play.end(|play| drop(play.program.stdin.take()));
@@ -246,7 +246,7 @@ fn nodes_fail_and_come_back(kind: &Kind) {
 fn a_signal_at_the_start_leaves_nothing_behind(kind: &Kind) {
     for signal in [libc::SIGTERM, libc::SIGHUP] {
         let play = Play::spawn(kind, &[]);
-        // The data of the first slave, which comes after a running master.
+        // The data of the first slave is created once the master runs.
         blocking_eventually("half a cluster", || {
             let mut clusters = fs::read_dir(&play.folder).unwrap().flatten();
             clusters.any(|cluster| cluster.path().join("slave1").exists()).then_some(())
@@ -272,8 +272,8 @@ macro_rules! on {
             static KIND: Kind = Kind { name: $kind, scheme: stringify!($module), turn: Mutex::new(()) };
 
             #[test]
-            fn it_prints_the_same_for_file_and_environment() {
-                super::it_prints_the_same_for_file_and_environment(&KIND);
+            fn the_section_is_the_same_for_file_and_environment() {
+                super::the_section_is_the_same_for_file_and_environment(&KIND);
             }
 
             #[test]
@@ -299,7 +299,7 @@ macro_rules! on {
                 Ok(())
             }
 
-            /// An application with the printed section as it is.
+            /// An application with the printed section, unchanged.
             struct App(Client);
 
             impl App {
@@ -312,7 +312,7 @@ macro_rules! on {
                     assert_eq!(self.0.post("/").dispatch().status().code, 200);
                 }
 
-                /// What a stranger sees: how many notes, and from where.
+                /// The reply to a stranger: the number of notes, and the server that counted them.
                 fn read(&self) -> String {
                     self.0.get("/").dispatch().into_string().unwrap_or_default()
                 }
@@ -340,7 +340,7 @@ macro_rules! on {
                 let status = play.after("status");
                 assert_eq!(status.matches("behind").count(), 2, "{status}");
 
-                // A slave that starts is told again, after what it has missed.
+                // A slave that starts again is told to stay paused, once it has replayed what it missed.
                 play.after("kill slave2");
                 play.after("start slave2");
                 app.write();
@@ -360,7 +360,7 @@ macro_rules! on {
                 let status = play.after("lag 2");
                 assert!(status.ends_with("\nlag 2 s"), "{status}");
                 let mut notes = 3;
-                // A slave may hear of it a little later.
+                // A slave may learn of the new lag a little later.
                 blocking_eventually("a note that is 2 s late", || {
                     let written = Instant::now();
                     app.write();
@@ -378,7 +378,7 @@ on!("mariadb" mysql);
 on!("postgres" postgres);
 
 #[test]
-fn what_is_not_understood_is_said() {
+fn wrong_arguments_print_the_usage() {
     for args in [&[][..], &["sqlite"], &["postgres", "Blog"], &["postgres", "blog; DROP"]] {
         let output = Command::new(program::path("cluster")).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -1,4 +1,4 @@
-//! A request goes on with the connection that it has, unless others need it.
+//! A request keeps its connection between statements, unless other requests need it.
 
 crate::on_every_database! {
     use std::pin::pin;
@@ -24,7 +24,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn it_is_kept_for_as_long_as_there_is_a_handle() {
+    async fn a_connection_is_kept_for_as_long_as_there_is_a_handle() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "").await;
         let db = cluster.write();
@@ -45,7 +45,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn it_is_nobody_elses_meanwhile() {
+    async fn a_kept_connection_is_not_shared() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "").await;
         let requests = [cluster.read(None), cluster.read(None), cluster.read(None)];
@@ -60,7 +60,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn reading_and_then_writing_takes_one() {
+    async fn reading_and_then_writing_takes_one_connection() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "").await;
         let db = cluster.read(None);
@@ -74,7 +74,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn a_handler_that_dawdles_keeps_nobody_waiting() {
+    async fn an_idle_handler_keeps_no_other_request_waiting() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 60").await;
         let dawdling: Vec<_> = (0..3).map(|_| cluster.write()).collect();
@@ -82,11 +82,11 @@ crate::on_every_database! {
         for _ in 0..30 {
             for db in &dawdling {
                 sqlx::query("SELECT 1").execute(db).await.unwrap();
-                // A connection of one's own is taken from the same place.
+                // A checkout by the handler takes a connection from the same pool.
                 drop(cluster.write().get().await.unwrap());
             }
         }
-        // Nobody waited until those were given back that had been idle for long.
+        // No request waited until a connection was taken back because it had been idle for long.
         assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     }
 
@@ -121,7 +121,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn as_many_as_there_always_have_to_be_are_opened_and_stay() {
+    async fn min_connections_are_opened_and_stay() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "min_connections = 3").await;
         let writes = || {
@@ -137,7 +137,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn they_stay_though_no_statement_uses_them() {
+    async fn min_connections_outlive_the_idle_timeout() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "min_connections = 3\nidle_timeout = 0.2").await;
         let writes = || {
@@ -151,14 +151,14 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn who_gives_up_takes_no_place_along() {
+    async fn requests_that_give_up_free_their_places() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1").await;
         for _ in 0..10 {
             let held = cluster.write().get().await.unwrap();
             let give_up = |number| {
                 let db = cluster.write();
-                // Some do while they wait, some when they are about to have a connection, some while they use it.
+                // Some requests give up while they wait, some while they get a connection, some while they use it.
                 let patience = Duration::from_millis(number);
                 tokio::spawn(async move {
                     tokio::time::timeout(patience, sqlx::query("SELECT 1").execute(&db)).await.is_ok()
@@ -179,13 +179,13 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn waiting_ends_though_somebody_waited_without_a_runtime() {
+    async fn waiting_times_out_though_another_request_waited_without_a_runtime() {
         let lab = Lab::new();
         let (_client, cluster) = open(&lab, "max_connections = 1\nconnect_timeout = 2").await;
         let held = cluster.write().get().await.unwrap();
         let outsider = cluster.write();
         let outside = move || drop(pin!(outsider.get()).poll(&mut Context::from_waker(Waker::noop())));
-        // It panics, unless the pool knows a runtime already: that of the monitor.
+        // This poll panics, unless the pool knows a runtime already. The pool knows that of the monitor.
         let _ = std::thread::spawn(outside).join();
         let late = tokio::time::timeout(Duration::from_secs(20), cluster.write().get()).await;
         let error = late.expect("an answer").expect_err("all are in use").to_string();

@@ -1,4 +1,4 @@
-//! What a query through this crate allocates: nothing that could be saved.
+//! The allocations of a query through this crate: no more than needed.
 
 crate::on_postgres! {
     use rocket::futures::FutureExt;
@@ -17,7 +17,7 @@ crate::on_postgres! {
         let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
         let cluster = Replicated::fetch(client.rocket()).unwrap();
 
-        // The first use of the random generator and the like.
+        // A first choice initialises the random generator, which allocates.
         rocket_replicated::internals::choose(&cluster.read(None));
         let before = allocations();
         let db = cluster.read(None);
@@ -37,7 +37,7 @@ crate::on_postgres! {
         let query = || sqlx::query("SELECT 1 WHERE 1 = $1").bind(1);
 
         for (role, db) in [("slave", cluster.read(None)), ("master", cluster.write())] {
-            // At first, connections are opened and statements prepared.
+            // The first round opens connections and prepares statements. Only the second one counts.
             for is_warm in [false, true] {
                 macro_rules! costs_no_more {
                     ($run:ident) => {
@@ -55,7 +55,7 @@ crate::on_postgres! {
             }
         }
 
-        // A text that was built at run time is copied once, whatever becomes of it.
+        // A query text that was built at run time is copied once.
         let long =
             || sqlx::query(AssertSqlSafe(format!("SELECT 1 WHERE 1 = $1 --{}", "-".repeat(LARGE)))).bind(1);
         let db = cluster.read(None);
@@ -70,7 +70,7 @@ crate::on_postgres! {
 
         let _held = cluster.write().get().await.unwrap();
         let other = cluster.write();
-        // At first, tokio allocates what it needs for timers.
+        // The first wait makes tokio allocate its timers.
         assert!(query().fetch_one(&other).now_or_never().is_none());
         let before = large_allocations();
         assert!(query().fetch_one(&other).now_or_never().is_none());
@@ -120,7 +120,7 @@ crate::on_sqlite! {
             let cluster = Replicated::fetch(client.rocket()).unwrap();
             let read = || rocket_replicated::internals::read_from(cluster, [192, 0, 2, 1].into());
 
-            // The first use of the random generator and the like.
+            // A first choice initialises the random generator, which allocates.
             rocket_replicated::internals::choose(&read());
             let before = allocations();
             let db = read();

@@ -1,8 +1,8 @@
-//! What the compiler says to whoever comes from `rocket_db_pools` and has not changed everything yet.
+//! The compiler's messages for users of `rocket_db_pools` who have not changed everything yet.
 //!
-//! The programs in `tests/diagnostics` do not compile; each says in lines of `//~` what has to be in the compiler's
-//! messages. The compiler is asked itself, with what this test was built of: a crate for such tests would build all of
-//! it anew.
+//! The programs in `tests/diagnostics` do not compile. Lines of `//~` in each program say what the compiler's messages
+//! must contain. The test runs the compiler itself, with the libraries that it was built with: a crate for such tests
+//! would build all of them anew.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,15 +10,15 @@ use std::process::Command;
 use serde_json::Value;
 use support::program::repository;
 
-/// The libraries that this test was built with, as Cargo names them. Nothing is left to be built, unless the test was
-/// asked for by its package: then others have a say in features.
+/// The libraries that this test was built with, as Cargo names them. Cargo has nothing left to build, unless the test
+/// was run with `--package`: the features may then differ.
 fn libraries(names: &[&str]) -> Vec<(String, PathBuf)> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["test", "--no-run", "--locked", "--message-format", "json", "--test", "programs"]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
-    // What Cargo tells a test of its package: build scripts that look at it would run again.
+    // The variables that Cargo sets for the test's package. Build scripts that depend on them would run again.
     let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_PACKAGE"];
     let told = std::env::vars().map(|(name, _)| name);
     for name in told.filter(|name| of_package.iter().any(|prefix| name.starts_with(prefix))) {
@@ -37,7 +37,7 @@ fn libraries(names: &[&str]) -> Vec<(String, PathBuf)> {
     messages.filter_map(library).collect()
 }
 
-/// What the compiler says of a program.
+/// The compiler's messages for a program.
 fn messages(program: &Path, libraries: &[(String, PathBuf)]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
@@ -53,7 +53,7 @@ fn messages(program: &Path, libraries: &[(String, PathBuf)]) -> String {
     messages
 }
 
-/// Text without the ways in which it may be broken into lines.
+/// The text with all line breaks and spaces reduced to single spaces.
 fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

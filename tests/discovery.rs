@@ -1,4 +1,4 @@
-//! `discover = "dns"`: servers that a name leads to, and that come and go while it is read from them.
+//! `discover = "dns"`: the servers that a host name resolves to come and go while applications read from them.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,12 @@ use rocket_replicated_testing::{Dbms, Server, Servers};
 use support::dns::{Dns, loopback};
 use support::{eventually, rocket_over};
 
-/// What these tests ask of a database server besides what others do.
+/// SQL that these tests need besides that of other tests.
 trait Addressed: Dbms {
-    /// Each takes its time, and returns a number of the type BIGINT.
+    /// A statement that takes 20 ms and returns a BIGINT. The next one takes 9 s.
     const BRIEF: &str;
     const NINE_SECONDS: &str;
-    /// How many connections the application has, those of probes among them.
+    /// Selects the number of the application's connections, including those of probes.
     const CONNECTIONS: &str;
 }
 
@@ -32,13 +32,13 @@ impl Addressed for rocket_replicated_testing::postgres::Postgres {
     const CONNECTIONS: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
 }
 
-/// A master at 127.0.0.1, slaves at other addresses, all on one port, and a name server.
+/// A master at 127.0.0.1, slaves at other addresses on the same port, and a name server.
 struct Named<P: Addressed> {
-    // Before the cluster, in whose folder they live.
+    // Declared before the cluster, in whose folder the slaves live.
     slaves: BTreeMap<u8, Server<P>>,
     cluster: Servers<P>,
     dns: Dns,
-    /// Of its own, so that lines in the log can be told apart.
+    /// The host name. Each test has its own, so that lines in the log can be told apart.
     host: String,
 }
 
@@ -79,15 +79,15 @@ impl<P: Addressed> Named<P> {
         format!("{}-{}", self.name(), loopback(last))
     }
 
-    /// Connections of the application.
+    /// The number of the application's connections to a slave.
     fn connections(&self, last: u8) -> usize {
         self.slaves[&last].sql(P::CONNECTIONS).parse().unwrap()
     }
 
-    /// Until the name has been looked up again, since this call, and so that what was answered has had its effect.
+    /// Waits until the name has been looked up after this call, and the answer has had its effect.
     async fn looked_up(&self) {
         let before = self.dns.queries();
-        // The second one begins after the first one has had its effect.
+        // The second lookup begins after the first one has had its effect.
         eventually("two looks", async || (self.dns.queries() >= before + 2).then_some(())).await;
     }
 }
@@ -116,18 +116,18 @@ crate::on_servers! {
     use support::dns::{Answer, Dns};
     use support::{logbook, rocket_over};
 
-    /// But for those that its statements take long, as they are meant to.
+    /// Warnings about this node. Slow statements do not count, because these tests run slow statements on purpose.
     fn warnings_of(node: &str) -> Vec<String> {
         let lines = logbook::lines(&["WARN", node]);
         lines.into_iter().filter(|line| !line.contains("Slow statement")).collect()
     }
 
-    /// How many requests have been led to each node.
+    /// The number of requests that each node has served.
     type Reads = Arc<Mutex<BTreeMap<String, usize>>>;
 
     type Failures = Arc<Mutex<Vec<String>>>;
 
-    /// Readers that ask all the time, each with a handle of its own as a request has it.
+    /// Readers that ask all the time. They take a new handle for each read, as requests do.
     struct Load {
         ended: Arc<AtomicBool>,
         tasks: Vec<JoinHandle<()>>,
@@ -159,7 +159,7 @@ crate::on_servers! {
             Self { ended, tasks, reads, failures }
         }
 
-        /// How many requests have been led there.
+        /// The number of requests that this node has served.
         fn reads(&self, node: &str) -> usize {
             self.reads.lock().unwrap().get(node).copied().unwrap_or_default()
         }
@@ -178,7 +178,7 @@ crate::on_servers! {
     async fn servers_come_and_go_under_load() {
         let lab = Named::<Dbms>::new("come-and-go", &[2, 3], &[2]);
         let (two, three) = (lab.node(2), lab.node(3));
-        // So patient that a machine that is busy otherwise leads nobody to the master.
+        // The long time-outs keep reads away from the master on a busy machine.
         let (_client, cluster) = lab.launch::<Database>("check_timeout = 5\nslave_timeout = 5\nmax_lag = false").await;
         assert_eq!(states(&cluster), up([two.clone()]), "looked up before the first request");
         let each = format!("each address of {}:", lab.host);
@@ -299,7 +299,7 @@ crate::on_servers! {
         load.end().await;
     }
 
-    /// sqlx's own pool of a server goes with it.
+    /// `Cluster::slave_pool` of a server is closed when the server leaves.
     #[support::async_test]
     async fn the_pool_of_a_server_that_is_gone_is_closed() {
         let lab = Named::<Dbms>::new("pool", &[2, 3], &[2]);
@@ -312,9 +312,9 @@ crate::on_servers! {
         eventually("no connection", async || (lab.connections(2) == 0).then_some(())).await;
     }
 
-    /// A pod that is deleted is gone from the name, and soon after that it says nothing any more.
+    /// When a pod is deleted, its address leaves the name, and soon afterwards the pod no longer answers.
     #[support::async_test]
-    async fn a_server_that_freezes_as_it_leaves_keeps_nobody_waiting() {
+    async fn a_server_that_freezes_as_it_leaves_keeps_no_read_waiting() {
         let lab = Named::<Dbms>::new("freezes", &[2, 3], &[2]);
         let (_client, cluster) = lab.launch::<Database>("").await;
         let (db, statements) = (cluster.read(None), Arc::new(AtomicUsize::new(0)));
@@ -350,7 +350,7 @@ crate::on_servers! {
         eventually("reads", async || (load.reads(&two) > 30).then_some(())).await;
         assert_eq!(load.reads(&one), 0);
 
-        // Another process answers there, which either address may find first.
+        // Another server process answers there. The probe of either address may find it first.
         lab.cluster.master.stop();
         eventually("a master that is gone", async || (cluster.status()[0].state == NodeState::Down).then_some(()))
             .await;
@@ -366,7 +366,7 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn without_it_a_name_with_several_addresses_is_one_slave_and_that_is_said() {
+    async fn without_discovery_a_name_with_several_addresses_is_one_slave_and_is_warned_of() {
         let dns = Dns::start(&[2, 3]);
         let (scheme, host) = (Dbms::SCHEME, format!("several-{}.invalid", Dbms::SCHEME));
         let section = format!(
@@ -382,7 +382,7 @@ crate::on_servers! {
     }
 }
 
-/// A promotion that is proved.
+/// A promotion that the new master's timeline proves.
 mod promotion {
     use rocket_replicated::postgres::Database;
     use rocket_replicated::{NodeState, Role};
@@ -401,7 +401,7 @@ mod promotion {
         lab.slaves[&2].sql("SELECT pg_promote()");
         let master = || cluster.status().into_iter().find(|node| node.role == Role::Master).unwrap();
         eventually("another master", async || (master().name == two).then_some(())).await;
-        // As a name that only leads to standbys.
+        // The name now leads to standbys only.
         lab.dns.set(&[3]);
         lab.looked_up().await;
         assert_eq!((master().name, master().state), (two.clone(), NodeState::Up));
@@ -411,7 +411,7 @@ mod promotion {
     }
 }
 
-/// The machine's own resolver, in a process that has names of its own: <https://cwrap.org/nss_wrapper.html>. Nobody
+/// The machine's own resolver, in a process with host names of its own: <https://cwrap.org/nss_wrapper.html>. No server
 /// answers at their addresses.
 mod machine {
     use std::path::Path;
@@ -428,7 +428,8 @@ mod machine {
 
     const HOSTS: &str = "NSS_WRAPPER_HOSTS";
 
-    /// The file is read again when the second of its last change is another one.
+    /// Writes the hosts file with another modification time: the file is read again when the second of its last change
+    /// differs.
     fn write(hosts: &Path, day: u64, addresses: &[&str]) {
         let lines = addresses.iter().map(|address| format!("{address} machine.test\n"));
         fs::write(hosts, lines.collect::<String>()).unwrap();
@@ -446,7 +447,7 @@ mod machine {
         let hosts = folder.path().join("hosts");
         write(&hosts, 1, &["127.0.0.2", "::1", "127.0.0.3"]);
         let mut test = Command::new(env::current_exe().unwrap());
-        // Its thread has its name.
+        // A test's thread has the name of the test.
         test.args(["--exact", std::thread::current().name().unwrap(), "--nocapture"]);
         let done = test.env("LD_PRELOAD", "libnss_wrapper.so").env(HOSTS, &hosts).output().unwrap();
         let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();

@@ -1,4 +1,4 @@
-//! A slave that has replayed what its master does not have serves lost rows: it is left out.
+//! A slave that has replayed writes that its master does not have would serve lost rows. It is left out.
 
 crate::on_servers! {
     use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ crate::on_servers! {
 
     const SCHEME: &str = <Dbms as rocket_replicated_testing::Dbms>::SCHEME;
 
-    /// No limit to the lag: nothing else leaves the slave out.
+    /// The lag is not limited, so that only divergence leaves the slave out.
     const KEYS: &str = "check_interval = 0.1\ncheck_timeout = 2\nmax_lag = false\nunknown_lag = \"use\"\n";
 
     async fn launch(master: &Server<Dbms>, slave: &Server<Dbms>, name: &str) -> (Client, Cluster<Database>) {
@@ -32,7 +32,7 @@ crate::on_servers! {
         server.sql(&"INSERT INTO notes VALUES (1);".repeat(rows));
     }
 
-    /// The promoted slave is the master of an application whose other slave still follows the one before.
+    /// The application's master is a promoted slave. The other slave still follows the former master.
     #[support::async_test]
     async fn a_slave_that_followed_another_master_further_is_left_out_and_stays_so() {
         let servers = Servers::<Dbms>::start(Default::default(), 2);
@@ -56,7 +56,7 @@ crate::on_servers! {
         assert_eq!(logbook::lines(&["ERROR", &name, "asked afterwards, does not have", remedy]).len(), 1);
         drop((client, cluster));
 
-        // After a relaunch as well, and once the master has gone past the place where the slave stands.
+        // The same holds after a relaunch, and once the master has written past the slave's position.
         let (_client, cluster) = launch(master, slave, &name).await;
         assert_eq!(states(&cluster), [NodeState::Up, NodeState::Diverged]);
         former.kill();
@@ -68,7 +68,7 @@ crate::on_servers! {
         }
     }
 
-    /// It has what the master had not written yet when that was looked at.
+    /// The slave may have writes that the master had not done yet when the master was probed.
     #[support::async_test]
     async fn a_slave_that_keeps_up_with_a_busy_master_serves() {
         let servers = Servers::<Dbms>::start(Default::default(), 1);

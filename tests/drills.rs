@@ -1,4 +1,4 @@
-//! What an operator can do at run time, and see.
+//! The drills that an operator can run, and the status that shows them.
 
 crate::on_every_database! {
     use std::collections::BTreeSet;
@@ -73,7 +73,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn status_tells_who_there_is() {
+    async fn status_lists_all_servers() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
         let status = cluster.status();

@@ -1,4 +1,5 @@
-//! The master's address leads to a standby for a while, as that of a balancer between a promotion and its next checks.
+//! The master's address leads to a standby for a while, as a balancer's address does between a promotion and its next
+//! checks.
 
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::{Servers, Wire};
 use support::{eventually, rocket_over};
 
-/// For so long the address leads to the standby, while the monitor's connection stays where it is.
+/// The time for which the address leads to the standby. The monitor's connection still leads to the master.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// A standby that lacks the only note. No connection is open but the monitor's.
+/// A cluster over a standby that lacks the only note. Only the monitor's connection is open.
 async fn launch(servers: &Servers<Postgres>, keys: &str) -> (Client, Cluster<Database>, Wire) {
     let (master, standby) = (&servers.master, &servers.slaves[0]);
     master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
@@ -51,7 +52,7 @@ async fn reads_and_writes_wait_for_a_connection_to_the_master() {
 }
 
 #[support::async_test]
-async fn a_client_may_try_again_where_none_leads_to_the_master() {
+async fn a_request_without_a_connection_to_the_master_may_be_tried_again() {
     let servers = Servers::start(Postgres, 1);
     let (_client, cluster, _wire) = launch(&servers, "connect_timeout = 1\n").await;
     for error in [count(&cluster).await.unwrap_err(), write(&cluster).await.unwrap_err()] {

@@ -1,4 +1,4 @@
-//! Whatever sqlx does over `&Pool`, it does over `&ReplicatedDb`.
+//! Everything that sqlx does over `&Pool` works over `&ReplicatedDb`.
 
 crate::on_every_database! {
     use rocket::futures::{StreamExt, TryStreamExt};
@@ -154,7 +154,7 @@ crate::on_every_database! {
         assert_eq!(bodies.await.unwrap().unwrap(), ["note 1", "note 2", "note 3"]);
     }
 
-    /// As libraries take their databases.
+    /// A function of a library that takes an executor.
     async fn through_executor<'e>(db: impl Executor<'e, Database = Db>) -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(db).await.unwrap()
     }
@@ -165,7 +165,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn libraries_take_it_for_a_pool() {
+    async fn libraries_take_a_handle_for_a_pool() {
         let lab = Lab::new();
         let (_client, cluster) = cluster(&lab).await;
         let db = cluster.read(None);
@@ -261,7 +261,7 @@ crate::on_every_database! {
 }
 
 crate::on_postgres! {
-    /// As of `dblink` or `postgres_fdw`: it is the statement that has failed, and the connection goes on.
+    /// An error as of `dblink` or `postgres_fdw`: the statement has failed, and the connection stays usable.
     #[support::async_test]
     async fn a_statement_that_loses_its_way_to_another_database_has_changed_nothing() {
         use rocket::local::asynchronous::Client;
@@ -284,7 +284,7 @@ crate::on_postgres! {
         assert_eq!(cluster.statistics().outcomes_unknown, 0);
     }
 
-    /// A path may hold a token, and a message what a client has sent.
+    /// A path may contain a token, and an error message may contain a client's input.
     #[support::async_test]
     async fn a_line_of_the_log_is_one_line_and_names_the_route() {
         use rocket::local::asynchronous::Client;
@@ -351,7 +351,7 @@ crate::on_postgres! {
 }
 
 crate::on_sqlite! {
-    /// It is checked when the transaction commits: after the last row.
+    /// The foreign key is checked when the transaction commits, after the last row.
     #[support::async_test]
     async fn a_write_that_returns_a_row_and_cannot_be_committed_has_failed() {
         use rocket::local::asynchronous::Client;
@@ -371,9 +371,9 @@ crate::on_sqlite! {
         assert_eq!(sqlx::query_scalar::<_, i64>(reply).bind(99).fetch_one(&db).await.unwrap(), 99);
     }
 
-    /// There is no end of them.
+    /// The query never runs out of rows.
     #[support::async_test]
-    async fn the_first_row_of_many_is_had_at_once() {
+    async fn the_first_row_of_an_endless_query_is_returned_at_once() {
         use rocket::local::asynchronous::Client;
         use rocket_replicated::sqlite::Replicated;
 

@@ -1,4 +1,4 @@
-//! The guards: any order, anywhere in a request, and what they refuse.
+//! The guards: in any order, anywhere in a request, and what they refuse.
 
 crate::on_every_database! {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ crate::on_every_database! {
 
     use support::{blocking_eventually, logbook, pin_of, rocket_over};
 
-    /// Asks the database something, and tells who answered.
+    /// Queries the database and returns the reason of the choice.
     async fn ask(db: &ReplicatedDb) -> Result<String, Error> {
         sqlx::query("SELECT id FROM notes").fetch_all(db).await?;
         Ok(format!("{:?}", db.choice().unwrap().reason()))
@@ -72,7 +72,7 @@ crate::on_every_database! {
         ask(&db).await
     }
 
-    /// A guard that asks the database itself, as one for logins would.
+    /// A guard that queries the database itself, as a guard for logins would.
     struct User(String);
 
     #[rocket::async_trait]
@@ -216,7 +216,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn a_post_that_reads_asks_a_slave_and_pins_nobody() {
+    fn a_post_that_reads_asks_a_slave_and_sets_no_pin() {
         let lab = Lab::new();
         let client = Client::untracked(app(&lab)).unwrap();
         let response = client.post("/search").dispatch();
@@ -245,7 +245,7 @@ crate::on_every_database! {
             assert!(pin_of(&response).is_some(), "{method}");
             assert_eq!(response.into_string().unwrap(), answer);
         }
-        // Nothing but GET routes can be reached so, and by a read.
+        // With `_method=get`, a POST reaches only GET routes, and only as a read.
         let response = client.post("/read").header(ContentType::Form).body("_method=get").dispatch();
         assert_eq!(pin_of(&response), None);
         assert_eq!(response.into_string().unwrap(), "ReadMethod");
@@ -278,7 +278,7 @@ crate::on_every_database! {
         "later"
     }
 
-    /// What a guard has read from the master, a slave may not have yet.
+    /// A slave may not have yet what a guard has read from the master.
     #[test]
     fn a_request_that_has_asked_the_master_as_a_writer_stays_one() {
         let lab = Lab::new();

@@ -1,4 +1,4 @@
-//! The guestbook example, as its visitors meet it: the built program, over HTTP.
+//! The guestbook example as its visitors use it: the built program, over HTTP.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use rocket::tokio::time::sleep;
 
 use support::program::{DEADLINE, PAUSE, Website};
 
-/// Longer than any test: of two states, the earlier one is the one that is seen.
+/// Longer than any test: the slave is not copied again, or the pin does not end.
 const NEVER: u32 = 3600;
 
-/// A guestbook of its own, in a folder of its own.
+/// A guestbook that runs in a folder of its own.
 struct Guestbook(Website);
 
 impl Guestbook {
-    /// As `Rocket.toml` has it.
+    /// Launches the guestbook with `Rocket.toml`.
     async fn open() -> Self {
         Self(Website::launch("guestbook", "Rocket.toml", &[]).await)
     }
 
-    /// With other times than those of `Rocket.toml`, in seconds.
+    /// Launches the guestbook with other values of `follow` and `lag_window`, in seconds.
     async fn with(follow: impl ToString, lag_window: impl ToString) -> Self {
         let (follow, lag_window) = (follow.to_string(), lag_window.to_string());
         let slave = format!(r#"{{url="sqlite://guestbook-slave.db",follow={follow}}}"#);
@@ -28,7 +28,7 @@ impl Guestbook {
         Self(Website::launch("guestbook", "Rocket.toml", &[("ROCKET_DATABASES", &databases)]).await)
     }
 
-    /// Somebody with a browser: it keeps cookies. Redirects are left to the tests.
+    /// A visitor whose browser keeps cookies. Redirects are left to the tests.
     fn visitor(&self) -> Visitor {
         let client = Client::builder().cookie_store(true).redirect(redirect::Policy::none()).no_proxy();
         Visitor { client: client.build().unwrap(), url: self.0.url.clone() }
@@ -50,7 +50,7 @@ impl Visitor {
         self.client.post(format!("{}/entries", self.url)).form(&form).send().await.unwrap()
     }
 
-    /// Posts an entry and goes where the reply says; that page.
+    /// Posts an entry, follows the redirect and returns that page.
     async fn sign(&self, message: &str) -> String {
         let reply = self.post("Ada", message).await;
         assert_eq!(reply.status(), StatusCode::SEE_OTHER);
@@ -65,7 +65,7 @@ impl Visitor {
         View(reply.text().await.unwrap())
     }
 
-    /// Looks until it is so.
+    /// Looks until the view is as wanted.
     async fn look_until(&self, what: &str, is_so: impl Fn(&View) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -79,7 +79,7 @@ impl Visitor {
     }
 }
 
-/// What a visitor sees of the entries, and who served it.
+/// The entries as a visitor sees them, with the server that they came from.
 struct View(String);
 
 impl View {

@@ -11,7 +11,7 @@ use support::proxied::{self, Site};
 use support::rocket_over;
 
 #[support::async_test]
-async fn all_holds_behind_haproxy() {
+async fn reads_writes_and_pins_work_behind_haproxy() {
     let servers = proxied::servers(2);
     let master = HaProxy::start(&[&servers.master]);
     let readers = HaProxy::start(&[&servers.slaves[0], &servers.slaves[1]]);
@@ -20,7 +20,7 @@ async fn all_holds_behind_haproxy() {
     let mut site = Site::launch(&master.url(), &readers.url(), "position", "").await;
     site.reads_its_own_writes(30).await;
     site.refuses_writes_on_reads().await;
-    // Whichever it is that probes look at.
+    // Each slave is paused in turn, because probes may look at either.
     for slave in &servers.slaves {
         slave.pause_replay();
         site.misses_no_own_write(30).await;
@@ -34,7 +34,7 @@ async fn all_holds_behind_haproxy() {
 async fn a_balancer_without_a_server_is_an_outage() {
     let servers = proxied::servers(0);
     let proxy = HaProxy::start(&[&servers.master]);
-    // The monitor has yet to notice: each write finds out for itself.
+    // The monitor does not probe in time, so each write meets the outage itself.
     let section = format!("url = \"{}\"\nmax_connections = 8\ncheck_interval = 60", proxy.url());
     let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![proxied::write]);
     let client = Client::untracked(rocket).await.unwrap();

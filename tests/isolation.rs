@@ -1,4 +1,4 @@
-//! What tests of one program share keeps them apart: each has a log of its own.
+//! Each test has a log of its own, although the tests of a program share its logger.
 
 use std::sync::Barrier;
 use std::thread;
@@ -6,7 +6,7 @@ use std::thread;
 use rocket::tokio;
 use support::logbook;
 
-/// On the thread of a test, on a worker of its runtime, and on a thread that may block.
+/// Logs on the thread of the test, on a worker of its runtime, and on a thread for blocking work.
 async fn warn(test: &'static str) {
     log::warn!(target: "rocket_replicated", "{test}: at first");
     let worker = tokio::spawn(async move { log::warn!(target: "rocket_replicated", "{test}: in a task") });

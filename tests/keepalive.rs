@@ -1,4 +1,4 @@
-//! What the operating system does for connections that handlers wait on without this crate.
+//! The kernel watches connections on which handlers wait without this crate.
 
 crate::on_servers! {
     use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ crate::on_servers! {
         descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok()).filter_map(socket).collect()
     }
 
-    /// Of each of its connections to this port, which timer runs: <https://docs.kernel.org/networking/proc_net_tcp.html>
+    /// The kernel's timer of each connection to this port: <https://docs.kernel.org/networking/proc_net_tcp.html>
     fn timers(port: u16) -> Vec<u8> {
         let ours = own_sockets();
         let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
@@ -30,11 +30,11 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn a_connection_that_falls_silent_is_ended() {
+    async fn each_connection_has_a_kernel_timer() {
         const NONE: u8 = 0;
 
         let lab = Lab::new();
-        // Its port is no other test's.
+        // No other test uses this port.
         let wire = rocket_replicated_testing::Wire::to(lab.servers().master.port());
         let section = format!("url = \"{}\"\n", wire.url(lab.master_url()));
         let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();

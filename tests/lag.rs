@@ -31,7 +31,7 @@ impl Limits for rocket_replicated_testing::postgres::Postgres {
                           CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 1";
 }
 
-/// Long enough for many probes, and for `max_lag` to be over.
+/// Long enough for many probes, and longer than `max_lag`.
 const A_WHILE: Duration = Duration::from_millis(1500);
 
 const KEYS: &str = "lag_window = 3\ncheck_interval = 0.1\ncheck_timeout = 2\nmax_lag = 0.5\n";
@@ -70,7 +70,7 @@ crate::on_servers! {
     #[support::async_test]
     async fn a_slave_too_far_behind_is_left_out_until_it_has_caught_up() {
         let lab = Lab::new();
-        // A name that the log of other tests does not have.
+        // A name that is in no other test's log lines.
         let name = format!("late-{}", <Dbms as rocket_replicated_testing::Dbms>::SCHEME);
         let (_client, cluster) = launch(&lab.section().replace("slave-1", &name)).await;
         let late = &lab.servers().slaves[0];
@@ -84,7 +84,7 @@ crate::on_servers! {
         })
         .await;
         let status = status_of(&cluster, &name);
-        // Known in whole milliseconds.
+        // The lag is known in whole milliseconds.
         assert!(status.lag.unwrap() >= std::time::Duration::from_millis(500), "{status:?}");
         for _ in 0..20 {
             assert_eq!(reader(&cluster).await, "slave-2 (reads database)");
@@ -99,7 +99,7 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn nobody_falls_behind_a_master_that_does_nothing() {
+    async fn no_slave_falls_behind_an_idle_master() {
         let lab = Lab::new();
         write(&lab, 0);
         let (_client, cluster) = launch(&lab.section()).await;
@@ -111,7 +111,7 @@ crate::on_servers! {
         }
     }
 
-    /// All that is known of the master then is where it stands now, which the slaves have yet to reach.
+    /// At launch, only the master's current position is known. The slaves have yet to reach it.
     #[support::async_test]
     async fn a_launch_waits_for_slaves_that_are_a_moment_behind() {
         let lab = Lab::new();
@@ -132,9 +132,9 @@ crate::on_servers! {
         assert_eq!(logbook::lines(&["WARN", &name]), Vec::<String>::new());
     }
 
-    /// As at a deployment, when the processes of before are still there.
+    /// As at a deployment, while the former processes still have their connections.
     #[support::async_test]
-    async fn a_slave_that_is_full_at_launch_is_no_unguarded_one() {
+    async fn a_slave_that_is_full_at_launch_is_left_out_until_its_lag_is_known() {
         let lab = Lab::new();
         <Dbms as Limits>::CREATE.split("; ").for_each(|sql| drop(lab.master().sql(sql)));
         lab.catch_up().await;
@@ -151,7 +151,7 @@ crate::on_servers! {
         assert_eq!(states(&cluster), [NodeState::Up, NodeState::LagUnknown]);
         assert!(reader(&cluster).await.ends_with("(slaves unavailable)"));
         assert_eq!(logbook::lines(&["WARN", &name, "no connection to spare", "`max_connections`"]).len(), 1);
-        // It has room, and is late; and then it is not.
+        // The slave has room for a connection now. It is behind at first, and later no more.
         before.close().await.unwrap();
         eventually("word of its lag", async || states(&cluster)[1] == NodeState::Behind).await;
         lab.resume();
@@ -172,7 +172,7 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn without_a_master_nobody_is_behind() {
+    async fn without_a_master_no_slave_is_behind() {
         let cluster = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 1);
         let section = format!(
             "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"slave-1\" }}]\n",
@@ -189,9 +189,9 @@ crate::on_servers! {
         }
     }
 
-    /// The application does not reach the master, which writes on.
+    /// The application cannot reach the master, which takes further writes.
     #[support::async_test]
-    async fn what_one_slave_has_of_an_absent_master_the_other_lacks() {
+    async fn without_the_master_a_slave_that_lacks_what_another_has_is_left_out() {
         let servers = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 2);
         servers.master.sql("CREATE TABLE counts (count INTEGER NOT NULL)");
         servers.wait_caught_up();
@@ -219,10 +219,10 @@ crate::on_servers! {
         eventually("its return", async || states(&nodes) == back).await;
     }
 
-    /// The application loses its way to the master for a while. What the slave lacks was written in that time, or just
-    /// now: only the former would be late.
+    /// The application cannot reach the master for a while. The writes that the slave lacks may be of that time or of
+    /// just now. Only in the former case would the slave be late.
     #[support::async_test]
-    async fn a_time_in_which_the_master_was_not_looked_at_makes_no_slave_late() {
+    async fn a_gap_in_probes_of_the_master_makes_no_slave_late() {
         const GAP: Duration = Duration::from_secs(4);
 
         let lab = Lab::new();
@@ -261,7 +261,7 @@ crate::on_servers! {
         }
         assert_eq!(logbook::lines(&["WARN", &name]), Vec::<String>::new());
 
-        // One that replays nothing more is late all the same.
+        // A slave that replays nothing more is late all the same.
         wire.refuse();
         wire.cut();
         eventually("the loss", async || states(cluster)[0] == NodeState::Down).await;
@@ -276,7 +276,7 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn where_nobody_else_is_left_a_slave_that_is_behind_serves_if_stale_will_do() {
+    async fn the_last_server_serves_though_behind_if_stale_reads_are_allowed() {
         let cluster = rocket_replicated_testing::Servers::<Dbms>::start(Default::default(), 1);
         cluster.master.sql("CREATE TABLE counts (count INTEGER NOT NULL)");
         cluster.wait_caught_up();
@@ -336,9 +336,9 @@ mod postgresql {
         )
     }
 
-    /// A server that may not be asked is not asked again for a minute.
+    /// A statement that the role may not run is not tried again for a minute. Other errors must not have that effect.
     #[support::async_test]
-    async fn a_look_that_fails_once_does_not_blind_the_next_one() {
+    async fn a_probe_that_fails_once_does_not_blind_the_next_one() {
         use rocket_replicated::internals::{Access, Depth, Engine};
         use sqlx::{Connection, PgConnection};
 
@@ -354,7 +354,7 @@ mod postgresql {
         assert!(look.unwrap().position.is_some());
     }
 
-    /// Replayed is all that was received, but received is nothing any more.
+    /// The slave has replayed all that it received, but it receives nothing any more.
     #[support::async_test]
     async fn a_slave_that_receives_nothing_is_behind() {
         let cluster = Servers::start(Postgres, 1);
@@ -381,8 +381,8 @@ mod postgresql {
         assert!(db.choice().unwrap().to_string().ends_with("(slaves unavailable)"));
     }
 
-    /// What it has written is sent to no slave before it is flushed. Of a large one whole pages are, which end in the middle of
-    /// a record that no slave can replay yet.
+    /// Writes of an open transaction are sent to slaves only once they are flushed. Of a large transaction, whole pages
+    /// are flushed. Their last record is incomplete, and no slave can replay it yet.
     #[support::async_test]
     async fn a_transaction_that_stays_open_makes_no_slave_late() {
         use sqlx::{Connection, PgConnection};
@@ -412,13 +412,14 @@ mod postgresql {
             sqlx::raw_sql("COMMIT").execute(&mut conn).await.unwrap();
             cluster.wait_caught_up();
         }
-        // A commit counts.
+        // Committed writes count.
         slave.pause_replay();
         master.sql("INSERT INTO notes VALUES ('late')");
         eventually("its absence", async || states(&nodes) == [NodeState::Up, NodeState::Behind]).await;
     }
 
-    /// A lag about the limit, under writes: the slave is left out once, and stays out until it is well below.
+    /// Under writes, the lag hovers about the limit. The slave is left out once, and stays out until its lag is well
+    /// below the limit.
     #[support::async_test]
     async fn a_slave_whose_lag_hovers_about_the_limit_does_not_flap() {
         let cluster = Servers::start(Postgres, 1);
@@ -444,7 +445,7 @@ mod postgresql {
             slave.sql("SELECT pg_reload_conf()");
         };
 
-        // What probes find of it is above `max_lag` now and then, and below three quarters never.
+        // Probes find a lag that is sometimes above `max_lag`, and never below three quarters of it.
         delay("1950ms");
         let (mut changes, mut steps_back, mut before, mut seen) = (0, 0, NodeState::Up, 0);
         let begun = Instant::now();
@@ -466,9 +467,9 @@ mod postgresql {
         writer.abort();
     }
 
-    /// As readers are that have no log of their own.
+    /// Some readers have no log of their own.
     #[support::async_test]
-    async fn a_slave_that_hides_its_log_serves_where_lags_do_not_guard_the_window_or_it_is_told_to() {
+    async fn a_slave_that_hides_its_log_serves_where_lag_does_not_guard_the_window_or_as_configured() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
@@ -508,7 +509,7 @@ mod postgresql {
         eventually("its lag", async || states(&nodes) == [NodeState::Up, NodeState::Up]).await;
     }
 
-    /// Nobody is left out because nothing is known of a master that is gone.
+    /// No slave is left out for an unknown lag while the master is gone.
     #[support::async_test]
     async fn a_slave_of_unknown_lag_serves_while_the_master_is_gone() {
         let cluster = Servers::start(Postgres, 1);
@@ -525,7 +526,7 @@ mod postgresql {
     }
 
     #[support::async_test]
-    async fn of_a_slave_that_hides_its_log_the_role_is_known() {
+    async fn the_role_of_a_slave_that_hides_its_log_is_known() {
         let cluster = Servers::start(Postgres, 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         master.sql("REVOKE EXECUTE ON FUNCTION pg_last_wal_replay_lsn() FROM PUBLIC");
@@ -555,7 +556,7 @@ mod postgresql {
     }
 }
 
-/// Of servers that have logged nothing: MariaDB or MySQL.
+/// MariaDB or MySQL servers whose logs are empty.
 mod fresh_mysql {
     use std::time::{Duration, Instant};
 
@@ -593,7 +594,7 @@ mod fresh_mysql {
     }
 
     #[support::async_test]
-    async fn a_slave_that_has_replayed_nothing_of_nothing_serves() {
+    async fn a_slave_of_a_master_without_writes_serves() {
         let cluster = Servers::start(MySql::default(), 1);
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         cluster.forget_logs();
@@ -603,7 +604,7 @@ mod fresh_mysql {
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         assert_eq!(db.choice().unwrap().reason(), Reason::ReadsDatabase);
 
-        // Its lag is known from the first write on.
+        // The lag is known from the first write on.
         MySql::replay(slave, Replay { lag: Duration::from_secs(60), paused: false }).unwrap();
         eventually("the slave", async || states(&nodes) == [NodeState::Up; 2]).await;
         master.sql("CREATE TABLE notes (id INTEGER)");
@@ -612,7 +613,7 @@ mod fresh_mysql {
         eventually("its return", async || states(&nodes) == [NodeState::Up; 2]).await;
     }
 
-    /// A pin by an empty log would lead to any slave.
+    /// A pin with an empty position would lead to any slave.
     #[support::async_test]
     async fn a_write_that_is_not_logged_pins_to_the_master() {
         let cluster = Servers::start(MySql::default(), 1);
@@ -626,12 +627,12 @@ mod fresh_mysql {
         assert_eq!(reader.choice().unwrap().reason(), Reason::Pinned);
     }
 
-    /// Its position is empty as well, whatever it writes.
+    /// The position of such a master stays empty, whatever it writes.
     #[support::async_test]
     async fn a_master_that_logs_nothing_tells_no_lag() {
         let (ours, theirs) = (Servers::start(MySql::default(), 0), Servers::start(MySql::default(), 1));
         ours.master.restart_with("skip_log_bin");
-        // A slave of another one, so that it replicates.
+        // The slave replicates another master, so that it counts as a slave.
         theirs.forget_logs();
         let (_client, nodes) = launch(&ours.master, &theirs.slaves[0], "").await;
         assert_eq!(states(&nodes), [NodeState::Up, NodeState::LagUnknown]);
@@ -639,7 +640,7 @@ mod fresh_mysql {
         stays(&nodes, [NodeState::Up, NodeState::LagUnknown]).await;
     }
 
-    /// What it writes then, the slave lacks.
+    /// The slave lacks the writes that the master does not log.
     #[support::async_test]
     async fn a_master_that_ceases_to_log_tells_no_lag() {
         let cluster = Servers::start(MySql::default(), 1);
@@ -673,7 +674,8 @@ mod fresh_mysql {
         stays(&nodes, [NodeState::Up, NodeState::LagUnknown]).await;
     }
 
-    /// As by an `ANALYZE TABLE` of an operator. In MariaDB's log it would be one more transaction of the master's domain.
+    /// The slave has a write of its own, as by an operator's `ANALYZE TABLE`. On MariaDB that write is not logged: in
+    /// the log it would be one more transaction of the master's domain.
     #[support::async_test]
     async fn a_slave_that_has_written_for_itself_serves() {
         let cluster = Servers::start(MySql::default(), 1);
@@ -703,7 +705,7 @@ mod fresh_mysql {
         }
     }
 
-    /// What the log had before it was reset, the slave may lack.
+    /// The slave may lack writes that were in the log before the reset.
     #[support::async_test]
     async fn a_master_whose_log_was_reset_tells_no_lag() {
         let cluster = Servers::start(MySql::default(), 1);
@@ -743,9 +745,9 @@ mod mariadb {
         eventually("its absence", async || states(nodes) == [NodeState::Up, NodeState::SecondMaster]).await;
     }
 
-    /// It has replayed nothing, as a server that has nothing to do with the master.
+    /// The slave has replayed nothing, as a server that has nothing to do with the master.
     #[support::async_test]
-    async fn a_slave_that_replicates_nobody_has_no_position() {
+    async fn a_slave_that_has_stopped_replicating_has_no_position() {
         let cluster = Servers::start(MySql::default(), 1);
         let slave = &cluster.slaves[0];
         cluster.forget_logs();

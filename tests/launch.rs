@@ -1,4 +1,4 @@
-//! From ignition to shutdown: what aborts launch, what is said at lift-off, and how it all ends.
+//! Ignition, lift-off and shutdown: what aborts launch, what the log says at lift-off, and how shutdown ends.
 
 crate::on_every_database! {
     use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn a_wrong_configuration_aborts_it_and_the_log_says_where() {
+    async fn a_wrong_configuration_aborts_launch_and_the_log_says_where() {
         let lab = Lab::new();
         let rocket = rocket_over(&format!("{}slavs = []", lab.section_alone())).attach(Replicated::fairing());
         aborts(rocket).await;
@@ -28,7 +28,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn a_missing_section_aborts_it() {
+    async fn a_missing_section_aborts_launch() {
         aborts(rocket("").attach(Replicated::fairing())).await;
         assert!(!logbook::lines(&["ERROR", "missing: add to Rocket.toml", "[default.databases.replicated]"]).is_empty());
     }
@@ -77,7 +77,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn two_databases_with_one_pin_abort_it() {
+    async fn two_databases_with_one_pin_abort_launch() {
         use rocket_replicated::Replicated;
 
         let lab = Lab::new();
@@ -109,7 +109,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn a_slave_that_is_the_master_aborts_it() {
+    async fn a_slave_that_is_the_master_aborts_launch() {
         let lab = Lab::new();
         let section = lab.section_alone();
         let url = section.strip_prefix("url = ").unwrap().trim();
@@ -135,7 +135,7 @@ crate::on_every_database! {
     async fn lift_off_says_what_is_in_force() {
         let lab = Lab::new();
         let section = format!("{}lag_window = 7.25\nmax_connections = 23\n", lab.section());
-        // By itself, with all defaults.
+        // The section as it is, with all defaults.
         let rocket = rocket(&format!("[debug.databases.replicated]\n{section}"));
         let _client = Client::untracked(rocket.attach(Replicated::fairing())).await.unwrap();
         for line in [
@@ -188,7 +188,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn shutdown_ends_though_a_connection_is_out() {
+    async fn shutdown_ends_though_a_connection_is_in_use() {
         let lab = Lab::new();
         let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
         let db = Replicated::fetch(client.rocket()).unwrap().read(None);
@@ -202,14 +202,14 @@ crate::on_every_database! {
         drop(rocket);
     }
 
-    /// They run at the same time as this crate's own.
+    /// All shutdown fairings run at the same time.
     #[support::async_test]
     async fn other_shutdown_fairings_can_still_query() {
         static ASKED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
         let lab = Lab::new();
         let farewell = AdHoc::on_shutdown("farewell", |rocket| Box::pin(async move {
-            // Until this crate has nothing left to wait for.
+            // After that time, this crate's fairing has nothing left to wait for.
             rocket::tokio::time::sleep(Duration::from_millis(300)).await;
             let db = Replicated::fetch(rocket).unwrap().write();
             let insert = sqlx::query("INSERT INTO notes (id, body) VALUES (1, 'farewell')");
@@ -232,7 +232,7 @@ crate::on_every_database! {
         let request = async move {
             shutdown.clone().notify();
             shutdown.await;
-            // Shutdown is under way: the pools stay open for whoever is at them.
+            // Shutdown is under way. The pools stay open for requests that still use them.
             for _ in 0..10 {
                 sqlx::query("SELECT id FROM notes").fetch_all(&db).await.unwrap();
                 rocket::tokio::time::sleep(Duration::from_millis(5)).await;
@@ -254,7 +254,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn ignite_fairings_after_it_find_the_cluster() {
+    async fn later_ignite_fairings_find_the_cluster() {
         let lab = Lab::new();
         let seed = AdHoc::try_on_ignite("seed", |rocket| async {
             let Some(cluster) = Replicated::fetch(&rocket) else { return Err(rocket) };
@@ -272,7 +272,7 @@ crate::on_every_database! {
 
 crate::on_sqlite! {
     #[support::async_test]
-    async fn a_sqlite_slave_that_nobody_fills_is_pointed_out() {
+    async fn a_sqlite_slave_that_is_never_filled_is_warned_of() {
         use rocket::local::asynchronous::Client;
         use rocket_replicated::sqlite::Replicated;
         use support::{logbook, rocket_over};

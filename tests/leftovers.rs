@@ -1,6 +1,6 @@
-//! No request meets what another one left behind on a connection: rows, errors, transactions, dead sessions.
+//! Leftovers of a request on its connection do not reach another request: rows, errors, transactions, dead sessions.
 
-/// SQL that all databases have, each in its own words. Each answers with integers.
+/// The same SQL for each kind of database. All queries return integers.
 trait Sql {
     const FEW_ROWS: &str;
     const MANY_ROWS: &str;
@@ -47,7 +47,7 @@ impl Sql for rocket_replicated::sqlite::Database {
         "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 5) SELECT n FROM g";
     const MANY_ROWS: &str =
         "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 100000) SELECT n FROM g";
-    // An overflow.
+    // An integer overflow.
     const BAD_LATER_ROW: &str = "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 5) \
          SELECT CASE n WHEN 3 THEN abs(-9223372036854775807 - 1) ELSE n END FROM g";
 }
@@ -66,8 +66,8 @@ crate::on_every_database! {
 
     use super::Sql;
 
-    /// A pool with one connection for reads, and one for writes: what comes next gets the same one, if it is
-    /// passed on at all.
+    /// A cluster with one connection for reads and one for writes. The next request gets the same connection, unless it
+    /// was closed.
     async fn launch(lab: &Lab) -> (Client, Cluster<Database>) {
         let section = format!("{}max_connections = 1\n", lab.section_alone());
         let rocket = support::rocket_over(&section).attach(Replicated::fairing());
@@ -80,7 +80,7 @@ crate::on_every_database! {
         tokio::time::timeout(Duration::from_secs(30), what).await.expect("an answer within 30 s")
     }
 
-    /// Asks, and is answered that.
+    /// Asks a question and checks the answer.
     async fn asks(db: &ReplicatedDb, question: i64) {
         let query = sqlx::query_scalar::<_, i64>(sql("SELECT $1")).bind(question);
         assert_eq!(soon(query.fetch_one(db)).await.unwrap(), question);
@@ -103,7 +103,7 @@ crate::on_every_database! {
         <Database as Sql>::MANY_ROWS,
     ];
 
-    /// The same request goes on, and others follow.
+    /// Checks that the same request can go on, and that the next ones get their own answers.
     async fn nothing_is_left(cluster: &Cluster<Database>, db: ReplicatedDb, question: i64) {
         asks(&db, question).await;
         drop(db);
@@ -120,7 +120,7 @@ crate::on_every_database! {
             let rounds = if query == <Database as Sql>::MANY_ROWS { 1 } else { 20 };
             for round in 0..rounds {
                 for db in handles(&cluster) {
-                    // Whether a later row is bad is the database's to say, but to this query.
+                    // The database may report the bad later row, but only to this query.
                     match sqlx::query_scalar::<_, i64>(query).fetch_one(&db).await {
                         Ok(row) => assert_eq!(row, first(query)),
                         Err(error) => assert!(query == <Database as Sql>::BAD_LATER_ROW, "{error}"),
@@ -136,7 +136,7 @@ crate::on_every_database! {
     }
 
     fn first(query: &str) -> i64 {
-        // One half, as an integer.
+        // PostgreSQL divides 1 by 2 as integers.
         let halved = query == <Database as Sql>::BAD_LATER_ROW && query.contains("1 / (3 - g)");
         if halved { 0 } else { 1 }
     }
@@ -215,12 +215,12 @@ crate::on_every_database! {
         }
     }
 
-    /// Wherever it was when it was cancelled.
+    /// The query is cancelled at various points.
     #[support::async_test]
     async fn of_a_query_that_is_cancelled() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
-        // Three are enough to have it all, and that takes time.
+        // With `MANY_ROWS`, three polls are enough to receive all rows. That takes time.
         for (query, most) in [(<Database as Sql>::FEW_ROWS, 8), (<Database as Sql>::MANY_ROWS, 3)] {
             for polls in 1..=most {
                 for db in handles(&cluster) {
@@ -230,7 +230,7 @@ crate::on_every_database! {
                             if poll_fn(|context| Poll::Ready(rows.as_mut().poll(context))).await.is_ready() {
                                 break;
                             }
-                            // For something to come.
+                            // Lets some of the answer arrive.
                             tokio::time::sleep(Duration::from_millis(1)).await;
                         }
                     }
@@ -240,7 +240,8 @@ crate::on_every_database! {
         }
     }
 
-    /// Wherever it was when it was cancelled: until it has begun, sqlx does not know that it is to be rolled back.
+    /// The beginning is cancelled at various points. Before `BEGIN` is answered, sqlx does not know that it has to roll
+    /// back.
     #[support::async_test]
     async fn of_a_transaction_whose_beginning_is_cancelled() {
         let lab = Lab::new();
@@ -253,7 +254,7 @@ crate::on_every_database! {
                     if poll_fn(|context| Poll::Ready(begun.as_mut().poll(context))).await.is_ready() {
                         break;
                     }
-                    // For something to come.
+                    // Lets some of the answer arrive.
                     tokio::time::sleep(Duration::from_micros(200)).await;
                 }
             }
@@ -262,10 +263,11 @@ crate::on_every_database! {
         }
     }
 
-    /// A statement of a transaction that nobody but the database knows of.
+    /// A write in a transaction that only the database knows of.
     const LEFT: &str = "INSERT INTO notes (id, body) VALUES (1000, 'left open')";
 
-    /// The next request is in no transaction: what it writes is committed at once. Whatever was left is gone.
+    /// Checks that the next request is in no transaction: its write is committed at once. The write that was left is
+    /// gone.
     async fn no_transaction_is_left(lab: &Lab, cluster: &Cluster<Database>, round: i64) {
         let next = cluster.write();
         writes(&next, round, &format!("committed {round:02}")).await;
@@ -284,7 +286,7 @@ crate::on_every_database! {
         let (_client, cluster) = launch(&lab).await;
         for round in 1..=5 {
             let db = cluster.write();
-            // The next statement might run on another connection.
+            // `BEGIN` is refused, because the next statement might run on another connection.
             let refused = sqlx::raw_sql("BEGIN").execute(&db).await.unwrap_err();
             assert!(refused.to_string().contains("call `begin()`"), "{refused}");
             drop(db);
@@ -321,9 +323,9 @@ crate::on_every_database! {
         }
     }
 
-    /// Neither which function of sqlx begins it, nor whether somebody waits for its answer, makes a difference.
+    /// The transaction is begun on the driver's own connection, or by a statement that is cancelled.
     #[support::async_test]
-    async fn of_a_transaction_that_nobody_was_told_of_on_a_connection_of_ones_own() {
+    async fn of_a_transaction_that_only_the_server_knows_of_on_a_connection_of_ones_own() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab).await;
         for round in 1..=5 {
@@ -353,7 +355,7 @@ crate::on_every_database! {
         }
     }
 
-    /// A connection that cannot have anything left open on it is there for the next request at once.
+    /// A connection on which nothing can be left open is free for the next request at once.
     #[support::async_test]
     async fn of_a_connection_of_ones_own_costs_nothing_where_there_can_be_none() {
         fn in_use(cluster: &Cluster<Database>) -> u32 {
@@ -393,7 +395,7 @@ crate::on_every_database! {
         }
     }
 
-    /// Who were in it would see an old state.
+    /// Later reads in this transaction would see an old state.
     #[support::async_test]
     async fn of_a_transaction_that_a_read_has_left_open() {
         const COUNT: &str = "SELECT count(*) FROM notes";
@@ -416,7 +418,7 @@ crate::on_every_database! {
 }
 
 crate::on_postgres! {
-    /// The server may end a session for what it did, or did not do.
+    /// Sessions that the server ends, for instance because they are idle.
     mod a_session_that_the_server_ended {
         use std::time::{Duration, Instant};
 
@@ -448,7 +450,7 @@ crate::on_postgres! {
             }
         }
 
-        /// So many of some queries fail, and nobody waits.
+        /// The number of queries that fail. Checks that none of them waits long.
         async fn failures(cluster: &Cluster<Database>, first: ReplicatedDb) -> usize {
             let begun = Instant::now();
             let mut failures = usize::from(sqlx::query("SELECT 1").execute(&first).await.is_err());
@@ -463,7 +465,7 @@ crate::on_postgres! {
             failures
         }
 
-        /// 57P05.
+        /// SQLSTATE 57P05: `idle_session_timeout`.
         #[support::async_test]
         async fn for_being_idle_costs_one_write_and_no_read() {
             let lab = Lab::new();
@@ -480,7 +482,7 @@ crate::on_postgres! {
                 let failures = failures(&cluster, handle()).await;
                 assert!(failures <= at_most, "{failures} failed, {at_most} may");
 
-                // The same, while its request does something else.
+                // The same, while the request keeps its connection and does something else.
                 let db = handle();
                 let pid = self::pid(&db).await;
                 sqlx::query("SET idle_session_timeout = 200").execute(&db).await.unwrap();
@@ -490,9 +492,9 @@ crate::on_postgres! {
             }
         }
 
-        /// 25P03.
+        /// SQLSTATE 25P03: `idle_in_transaction_session_timeout`.
         #[support::async_test]
-        async fn for_being_idle_in_a_transaction_costs_nobody_else_anything() {
+        async fn for_being_idle_in_a_transaction_costs_no_other_request_anything() {
             let lab = Lab::new();
             let (_client, cluster) = launch(&lab).await;
             for db in [cluster.read(None), cluster.write()] {
@@ -501,7 +503,7 @@ crate::on_postgres! {
                 let set = "SET idle_in_transaction_session_timeout = 200";
                 sqlx::query(set).execute(&mut *transaction).await.unwrap();
                 ended(&lab, pid.unwrap()).await;
-                // Not used since by the handler, which leaves.
+                // The handler has not used the transaction since, and ends.
                 drop(transaction);
                 assert_eq!(failures(&cluster, db).await, 0);
             }
@@ -517,9 +519,9 @@ crate::on_postgres! {
             }
         }
 
-        /// 40001, with FATAL: not only a query that is to be run again.
+        /// SQLSTATE 40001 with the severity FATAL: the session ends, not only the query.
         #[support::async_test]
-        async fn for_being_in_the_way_of_replay_costs_nobody_else_anything() {
+        async fn for_being_in_the_way_of_replay_costs_no_other_request_anything() {
             let servers =
                 rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 1);
             let (master, slave) = (&servers.master, &servers.slaves[0]);
@@ -569,7 +571,7 @@ crate::on_postgres! {
         }
 
         #[support::async_test]
-        async fn for_being_idle_in_a_transaction_begun_by_hand_costs_nobody_else_anything() {
+        async fn for_being_idle_in_a_transaction_begun_by_hand_costs_no_other_request_anything() {
             let lab = Lab::new();
             let (_client, cluster) = launch(&lab).await;
             for db in [cluster.read(None), cluster.write()] {

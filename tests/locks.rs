@@ -1,4 +1,4 @@
-//! A SQLite master that somebody else has locked.
+//! A SQLite master that another connection has locked.
 
 use rocket::http::Status;
 use rocket::local::blocking::Client;
@@ -16,13 +16,13 @@ async fn write(db: ReplicatedDb) -> Result<(), Error> {
 }
 
 #[test]
-fn is_unavailable_for_a_while() {
+fn a_locked_master_is_unavailable_for_a_while() {
     let lab = Lab::new();
     let section = format!("{}connect_timeout = 0.2", lab.section());
     let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![write]);
     let client = Client::untracked(rocket).unwrap();
 
-    // The pool is warm, so that it is the statement which meets the lock.
+    // The pool has a connection already, so that the statement meets the lock.
     let cluster = Replicated::fetch(client.rocket()).unwrap().clone();
     rocket::tokio::runtime::Runtime::new().unwrap().block_on(async {
         sqlx::query("SELECT 1").execute(&cluster.write()).await.unwrap();

@@ -1,4 +1,4 @@
-//! `logical = true`: a PostgreSQL server that is kept by logical replication serves as a slave.
+//! `logical = true`: a PostgreSQL server with logical replication serves as a slave.
 
 use rocket::local::asynchronous::Client;
 use rocket_replicated::postgres::{Database, Replicated};
@@ -62,14 +62,14 @@ impl Pair {
     }
 }
 
-/// How many notes this reader sees, and who served it.
+/// The number of notes that a reader with this pin sees, and the reason of the choice.
 async fn read(cluster: &Cluster<Database>, pin: Option<&str>) -> (i64, Reason) {
     let db = cluster.read(pin);
     let count = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&db).await.unwrap();
     (count, db.choice().unwrap().reason())
 }
 
-/// A write, and its pin.
+/// Writes a note and returns the pin.
 async fn write(cluster: &Cluster<Database>, id: i32) -> String {
     let db = cluster.write();
     sqlx::query("INSERT INTO notes VALUES ($1, 'more')").bind(id).execute(&db).await.unwrap();
@@ -82,7 +82,7 @@ fn slave(cluster: &Cluster<Database>) -> (NodeState, Option<std::time::Duration>
 }
 
 #[support::async_test]
-async fn a_declared_one_serves_by_the_window() {
+async fn a_declared_logical_slave_serves_by_the_window() {
     let pair = Pair::start();
     let (_client, cluster) = pair.launch("declared", ", logical = true", "lag_window = 3\n").await;
     assert_eq!(slave(&cluster), (NodeState::Up, None));
@@ -97,7 +97,7 @@ async fn a_declared_one_serves_by_the_window() {
         assert!(std::time::Instant::now() < deadline, "the window never ends");
     }
 
-    // Of connections for reads, also this server takes no writes.
+    // Over connections for reads, this server takes no writes either.
     let refused = sqlx::query("INSERT INTO notes VALUES (9, 'lost')").execute(&cluster.read(None)).await;
     assert!(refused.unwrap_err().to_string().contains("read-only"));
     assert_eq!((cluster.status()[0].state, slave(&cluster).0), (NodeState::Up, NodeState::Up));
@@ -108,9 +108,9 @@ async fn a_declared_one_serves_by_the_window() {
 }
 
 #[support::async_test]
-async fn by_position_it_is_never_caught_up_and_serves_all_others() {
+async fn in_position_mode_a_logical_slave_serves_only_unpinned_reads() {
     let pair = Pair::start();
-    // Its own log is ahead of the master's: by that number alone, it would have everything.
+    // The slave's own log is ahead of the master's. By that position alone, the slave would count as caught up.
     pair.slave().sql("SELECT pg_logical_emit_message(true, 'test', repeat('x', 4000000))");
     let keys = "consistency = \"position\"\nlag_window = 0.2\npin.max_age = 60\n";
     let (_client, cluster) = pair.launch("logical", ", logical = true", keys).await;
@@ -119,7 +119,7 @@ async fn by_position_it_is_never_caught_up_and_serves_all_others() {
     pair.slave().sql("ALTER SUBSCRIPTION notes DISABLE");
     let pin = write(&cluster, 1).await;
     let begun = std::time::Instant::now();
-    // Also when the window is over.
+    // The same holds after the window.
     while begun.elapsed() < std::time::Duration::from_secs(1) {
         assert_eq!(read(&cluster, Some(&pin)).await, (2, Reason::Pinned));
         assert_eq!(read(&cluster, None).await, (1, Reason::ReadsDatabase));
@@ -131,7 +131,7 @@ async fn by_position_it_is_never_caught_up_and_serves_all_others() {
 }
 
 #[support::async_test]
-async fn one_that_is_not_declared_is_refused_and_told_the_remedy() {
+async fn an_undeclared_logical_slave_is_refused_and_the_log_has_the_remedy() {
     let pair = Pair::start();
     let (_client, cluster) = pair.launch("undeclared", "", "").await;
     assert_eq!(slave(&cluster).0, NodeState::Stranger);

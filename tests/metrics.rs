@@ -1,4 +1,4 @@
-//! The metrics, as a real exporter has them, and the dashboard that shows them.
+//! The metrics in a real exporter, and the dashboard that shows them.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -29,7 +29,7 @@ async fn write(_secret: &str, db: ReplicatedDb) -> Result<(), Error> {
     Ok(())
 }
 
-/// As the guide has it.
+/// Installs the exporter as the guide says. Returns its port.
 fn install() -> u16 {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     PrometheusBuilder::new()
@@ -46,7 +46,7 @@ async fn scrape(port: u16) -> Option<String> {
     reply.text().await.ok()
 }
 
-/// What there is once all of these samples are in it.
+/// The exporter's text, once it has all of these samples.
 async fn published(port: u16, awaited: &[&str]) -> String {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -95,7 +95,7 @@ async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
     ];
     published(port, &awaited).await;
 
-    // What was published once is not published again: this changes nothing but the number of refused pins.
+    // Counters are not published twice: the next publication changes only the number of refused pins.
     cluster.read(Some("forged"));
     let marker = "rocket_replicated_pins_refused_total{database=\"replicated\",cause=\"forged\"} 2";
     let text = published(port, &[marker]).await;
@@ -134,7 +134,7 @@ async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
         .sum();
     assert!((5..=7).contains(&reads), "{reads}");
 
-    // One source: each metric has its family, with the unit and the suffix that the naming adds.
+    // Each metric name has its family, with the unit and the suffix that the naming adds.
     let families = families(&text);
     for name in names() {
         let name = name.replace('.', "_");
@@ -146,7 +146,7 @@ async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
         families.iter().filter(|family| !ours.iter().any(|name| family.starts_with(&**name))).collect();
     assert_eq!(foreign, [&""; 0]);
 
-    // The labels are from fixed sets.
+    // The values of labels are from fixed sets.
     let samples = text.lines().filter(|line| line.contains('{'));
     for (label, value) in samples.flat_map(|line| labels_of(line).unwrap()) {
         let is_known = match label {
@@ -176,7 +176,7 @@ async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
                     ["_bucket", "_sum", "_count"].iter().find_map(|suffix| word.strip_suffix(suffix));
                 let exists =
                     families.contains(word) || family.is_some_and(|family| families.contains(family));
-                // No slave was asked here whether it has caught up.
+                // This test never asks a slave whether it has caught up.
                 let unasked = word.starts_with("rocket_replicated_catch_up_time_seconds_");
                 assert!(is_label || exists || unasked, "{word} in {expression}");
                 shown.insert(word.to_owned());
@@ -188,7 +188,7 @@ async fn a_real_exporter_has_every_metric_and_the_dashboard_no_other() {
     }
 }
 
-/// Whether a line is a sample of the same name, labels in whichever order, and value.
+/// True if the line is a sample with the same name, the same labels in any order, and the same value.
 fn same_series(line: &str, wanted: &str) -> bool {
     let parts = |line: &str| {
         let (name, rest) = line.split_once('{')?;

@@ -1,5 +1,5 @@
-//! An address that leads elsewhere from one moment to the next, while the connections to where it led before
-//! stay open and silent: a virtual IP that moved, a host that is gone, a router that forgets.
+//! An address leads elsewhere from one moment to the next, while the connections to its former server stay open and
+//! silent: a virtual IP that moved, a host that is gone, a router that forgets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -9,23 +9,22 @@ use rocket::tokio;
 use rocket_replicated_testing::Dbms;
 use rocket_replicated_testing::Server;
 
-/// So many connections, and more writers than that.
+/// The number of connections. There are more writers than connections.
 const CONNECTIONS: usize = 16;
 const WRITERS: i64 = 24;
 
-/// By then, whoever begins has nothing to do with what was.
+/// The time after which new requests do not notice the move any more.
 const RECOVERED: Duration = Duration::from_secs(10);
 
-/// What an error says of a write that may have been done.
+/// The words of the error of a write that may have been done.
 const UNKNOWN: &str = "outcome is unknown";
 
-/// A write in the table `writes`, with the port of the server that ran it: one that came by replication has
-/// that of the master.
+/// A write in the table `writes`, with the port of the server that ran it. A replicated row has the port of the master.
 type Row = (i64, u16);
 
-/// SQL that takes its time.
+/// SQL that takes a given time.
 trait Slow: Dbms {
-    /// Without a key: what is written twice is there twice.
+    /// The table has no key, so that a write that runs twice is there twice.
     const TABLE: &str;
 
     /// Writes the id that is its argument, and takes this long.
@@ -103,12 +102,12 @@ fn rows(lines: &str) -> Vec<Row> {
 
 const ROWS: &str = "SELECT id, port FROM writes";
 
-/// Until so much time is over since then: for what is a matter of time itself.
+/// Waits until this time has passed since then.
 async fn after(begun: Instant, time: Duration) {
     tokio::time::sleep_until((begun + time).into()).await;
 }
 
-/// One write of a load, and what its writer was told.
+/// A write of a load, and the answer that its writer got.
 #[derive(Debug)]
 struct Write {
     id: i64,
@@ -116,7 +115,7 @@ struct Write {
     told: Result<(), String>,
 }
 
-/// What must hold of a load during which the address moved, given what is there at each server in the end.
+/// Checks a load during which the address moved, given the rows of each server in the end.
 fn judge(writes: &[Write], moved: Instant, servers: &[Vec<Row>]) {
     let late = writes.iter().filter(|write| write.begun >= moved + RECOVERED);
     let (good, failed): (Vec<_>, Vec<_>) = late.partition(|write| write.told.is_ok());
@@ -147,7 +146,7 @@ fn judge(writes: &[Write], moved: Instant, servers: &[Vec<Row>]) {
     }
     let unknown = |write: &&Write| write.told.as_ref().is_err_and(|error| error.contains(UNKNOWN));
     let unknown = writes.iter().filter(unknown).count();
-    // Each had a connection when the address moved.
+    // Only writes that had a connection when the address moved may have an unknown outcome.
     assert!((1..=CONNECTIONS).contains(&unknown), "{unknown} writers were told that {UNKNOWN}");
 }
 
@@ -167,7 +166,7 @@ crate::on_servers! {
 
     type Driver = <Pool as rocket_replicated::backend::Backend>::Db;
 
-    /// What writes of a load take: long enough for all connections to be in use.
+    /// The time that writes of a load take: long enough for all connections to be in use.
     pub(super) const WRITE: f64 = 0.05;
 
     async fn launch(section: &str) -> (Client, Cluster<Database>) {
@@ -195,7 +194,7 @@ crate::on_servers! {
         sqlx::query(AssertSqlSafe(Dbms::select(seconds))).execute(db).await.map(drop)
     }
 
-    /// Writers that write on and on, each with a handle of its own for each write, as requests have.
+    /// Writers that write all the time. They take a new handle for each write, as requests do.
     pub(super) struct Load {
         stopped: Arc<AtomicBool>,
         writers: Vec<JoinHandle<Vec<Write>>>,
@@ -213,7 +212,7 @@ crate::on_servers! {
                         let begun = Instant::now();
                         let told = insert(&cluster.write(), id, WRITE).await.map_err(|error| error.to_string());
                         if told.is_err() {
-                            // As people do.
+                            // A writer pauses after an error, as people do.
                             tokio::time::sleep(Duration::from_millis(50)).await;
                         }
                         writes.push(Write { id, begun, told });
@@ -233,7 +232,7 @@ crate::on_servers! {
         }
     }
 
-    /// All connections can be had, at once.
+    /// Checks that all connections can be used at the same time.
     pub(super) async fn is_whole(cluster: &Cluster<Database>) {
         let handles: Vec<_> = (0..CONNECTIONS).map(|_| cluster.write()).collect();
         let all = join_all(handles.iter().map(|db| db.begin())).await;
@@ -260,11 +259,11 @@ crate::on_servers! {
         is_whole(&cluster).await;
     }
 
-    /// Idle for longer than a connection is trusted without a question.
+    /// Opens all connections, and lets them idle for longer than an idle connection is trusted.
     async fn asleep(cluster: &Cluster<Database>, handle: impl Fn() -> ReplicatedDb, wire: &Wire) {
         eventually("as many connections as there may be", async || {
             let handles: Vec<_> = (0..CONNECTIONS).map(|_| handle()).collect();
-            // On a machine that is busy, some may find none in time.
+            // On a busy machine, some selects may get no connection in time.
             join_all(handles.iter().map(|db| select(db, 0.5))).await;
             wire.open() >= CONNECTIONS
         })
@@ -274,7 +273,7 @@ crate::on_servers! {
         after(idle, Duration::from_secs(2)).await;
     }
 
-    /// In one of the ways in which a handle can be asked.
+    /// Asks a handle in one of several ways.
     async fn ask(number: usize, db: &ReplicatedDb) -> Result<(), sqlx::Error> {
         match number {
             0 => {
@@ -290,7 +289,7 @@ crate::on_servers! {
         }
     }
 
-    /// What four of them at once have to wait, with a connection that has died in its sleep for each.
+    /// Checks how long four requests at once have to wait, with a dead idle connection for each of them.
     async fn costs_no_request(handles: Vec<ReplicatedDb>) {
         const AT_MOST: Duration = Duration::from_secs(10);
 
@@ -315,7 +314,7 @@ crate::on_servers! {
         costs_no_request((0..4).map(|_| cluster.write()).collect()).await;
     }
 
-    /// The section of a lab whose first slave is behind a wire, and the only one.
+    /// A lab whose first slave is behind a wire, and the section with that slave alone.
     fn slave_behind_a_wire(keys: &str) -> (Lab, Wire, String) {
         let lab = Lab::new();
         let wire = Wire::to(lab.servers().slaves[0].port());
@@ -339,7 +338,7 @@ crate::on_servers! {
 
     #[support::async_test]
     async fn reads_under_way_at_a_slave_are_run_again() {
-        // Until all are there, on a machine that is busy.
+        // Long enough for all reads to be under way, on a busy machine.
         const READ: f64 = 10.25;
 
         let (lab, wire, section) = slave_behind_a_wire("slave_timeout = 15");
@@ -360,7 +359,7 @@ crate::on_servers! {
         }
     }
 
-    /// A write that takes longer than what happens in the meantime.
+    /// A write that takes longer than the disturbance.
     const LONG: f64 = 4.5;
     const MEANTIME: Duration = Duration::from_millis(1500);
 
@@ -379,7 +378,7 @@ crate::on_servers! {
         let (written, ()) = tokio::join!(write, meanwhile);
         written.unwrap();
         assert_eq!(count(), 1);
-        // On the connection that it had.
+        // The second write runs on the connection that the handle has.
         insert(&db, 2, 0.0).await.unwrap();
         assert_eq!(count(), 2);
     }
@@ -411,7 +410,8 @@ crate::on_servers! {
         .await;
     }
 
-    /// While a statement was being prepared: what is left of it would be waited for without a limit.
+    /// The transaction is given up while a statement is being prepared. Waiting for the rest of that statement would
+    /// have no limit.
     #[support::async_test]
     async fn a_transaction_that_is_given_up_leaves_no_connection_behind() {
         let (lab, wire, section) = behind_a_wire("max_connections = 4\n");
@@ -438,9 +438,9 @@ crate::on_servers! {
         eventually("the end of the others", async || open() == u64::from(pool().idle)).await;
     }
 
-    /// As functions of other crates do, which take the driver's own connection.
+    /// Some functions of other crates take the driver's own connection.
     #[support::async_test]
-    async fn who_waits_on_the_drivers_own_connection_takes_no_place_once_it_is_dead() {
+    async fn a_drivers_own_connection_takes_no_place_once_it_is_dead() {
         const FORGOTTEN: f64 = 3.25;
 
         let (lab, wire, section) = behind_a_wire("max_connections = 2\nconnect_timeout = 5\n");
@@ -458,7 +458,7 @@ crate::on_servers! {
         eventually("both", async || running(master, FORGOTTEN).len() == 2).await;
         wire.silence_open();
         assert!(insert(&cluster.write(), 1, 0.0).await.is_err(), "both places are taken");
-        // It knows nothing of them afterwards.
+        // After its restart, the server knows nothing of these sessions.
         master.kill();
         master.start();
         eventually("a write", async || insert(&cluster.write(), 2, 0.0).await.is_ok()).await;
@@ -486,7 +486,7 @@ crate::on_servers! {
             wire.silence(running(master, FORGOTTEN)[0]);
             Instant::now()
         };
-        // A task of its own: who looks for it below holds everything up that is polled beside it.
+        // This write has a task of its own: the look for it below blocks, and would hold up anything polled beside it.
         let remembered = tokio::spawn(async move { insert(&remembered, 2, REMEMBERED).await });
         let ((told, ended), silent) = tokio::join!(forgotten, forget);
         remembered.await.unwrap().unwrap();
@@ -498,9 +498,9 @@ crate::on_servers! {
         assert_eq!(ids, [1, 2]);
     }
 
-    /// Whatever asks for the rows of a write: none of these may tell its client to try again.
+    /// Whichever function asks for the rows of a write, its error must not tell the client to try again.
     #[support::async_test]
-    async fn a_write_is_not_to_be_tried_again_though_its_rows_were_asked_for() {
+    async fn a_write_whose_rows_were_asked_for_is_not_to_be_tried_again() {
         use rocket::futures::TryStreamExt;
 
         const FORGOTTEN: f64 = 2.75;
@@ -542,7 +542,7 @@ crate::on_servers! {
         let (_lab, wire, section) = behind_a_wire("max_connections = 1");
         let (_client, cluster) = launch(&section).await;
         let db = cluster.write();
-        // It keeps its connection, which is trusted.
+        // The handle keeps its connection, which is trusted.
         sqlx::query("SELECT 1").execute(&db).await.unwrap();
         wire.silence_open();
         wire.refuse();
@@ -574,9 +574,9 @@ crate::on_servers! {
         assert_eq!(cluster.statistics().outcomes_unknown, 0);
     }
 
-    /// The crate cannot take from a handler what it has handed out, but what has died is not counted.
+    /// The crate cannot take a connection back from a handler. Dead connections do not count towards the limit.
     #[support::async_test]
-    async fn connections_of_ones_own_that_died_keep_nobody_waiting() {
+    async fn dead_connections_that_handlers_hold_keep_no_request_waiting() {
         const HELD: f64 = 600.5;
         const SOON: Duration = Duration::from_secs(45);
 
@@ -603,12 +603,12 @@ crate::on_servers! {
         let moved = Instant::now();
         eventually("a write", async || insert(&cluster.write(), 1, 0.0).await.is_ok()).await;
         assert!(moved.elapsed() < SOON, "{:?}", moved.elapsed());
-        // One place for each of them.
+        // Both places are free again.
         let handles = [cluster.write(), cluster.write()];
         for transaction in join_all(handles.iter().map(|db| db.begin())).await {
             drop(transaction.unwrap());
         }
-        // Nor does their handler wait.
+        // The handlers of the dead connections do not wait either.
         for task in held {
             let held = tokio::time::timeout(SOON, task).await.expect("an answer").unwrap();
             assert!(held.unwrap_err().to_string().contains("outcome is unknown"));
@@ -669,7 +669,7 @@ mod to_a_promoted_standby {
 
         let load = postgres::Load::start(&cluster);
         eventually("the load", async || running(old, postgres::WRITE).len() > CONNECTIONS / 2).await;
-        // What is acknowledged is at both. From here on the old one is a host that is gone.
+        // From now on, acknowledged writes are on both servers. Then the old one becomes a host that is gone.
         old.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
         old.sql("SELECT pg_reload_conf()");
         let is_sync = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
@@ -683,7 +683,7 @@ mod to_a_promoted_standby {
 
         after(moved, 2 * RECOVERED + Duration::from_secs(2)).await;
         let writes = load.stop().await;
-        // Those that wait for a standby in vain are there nevertheless.
+        // Writes that wait for a standby in vain are on the old server nevertheless.
         let servers = [rows(&old.sql(ROWS)), rows(&new.sql(ROWS))];
         judge(&writes, moved, &servers);
         let ports: BTreeSet<_> = servers[1].iter().map(|(_, port)| *port).collect();

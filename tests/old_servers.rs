@@ -1,6 +1,6 @@
-//! A server that is older than what this crate works with is refused at its first connection.
+//! A server that is too old for this crate is refused at its first connection.
 
-/// MariaDB can be told to say that it is older than it is; of other servers, only the decision is tested.
+/// MariaDB can be told to report an older version. For other servers, only the decision is tested.
 mod mariadb {
     use rocket::http::Status;
     use rocket::local::blocking::Client;
@@ -26,7 +26,7 @@ mod mariadb {
     }
 
     #[test]
-    fn that_is_a_slave_serves_nobody_and_a_master_takes_no_writes() {
+    fn an_old_slave_serves_no_reads_and_an_old_master_takes_no_writes() {
         let servers = Servers::start(MySql::default(), 1);
         let (new, old) = (&servers.master, &servers.slaves[0]);
         old.restart_with("version = 10.4.34-MariaDB");

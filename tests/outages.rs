@@ -1,4 +1,4 @@
-//! Nodes that refuse, hang, die and come back; pools that are full; queries that are given up.
+//! Nodes that refuse, hang, die and come back, pools that are full, and queries that are given up.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -52,14 +52,14 @@ async fn pin(client: &Client) -> Cookie<'static> {
     response.cookies().get("replicated_pin").unwrap().clone()
 }
 
-/// Counts the queries that sleep, and so have all their locks.
+/// Counts the queries that sleep. They have all their locks by then.
 const SLEEPING: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
 
 fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The section of a lab's master, and of slaves: a bad one, and as many good ones as asked for.
+/// The section of a lab's master, with a bad slave and this many good ones.
 fn section_with_bad_slave(lab: &Lab, port: u16, good: usize) -> String {
     let good =
         lab.slave_urls().iter().take(good).map(|url| format!(", {{ url = \"{url}\", name = \"good\" }}"));
@@ -70,7 +70,7 @@ fn section_with_bad_slave(lab: &Lab, port: u16, good: usize) -> String {
     )
 }
 
-/// Reads on, while the first slave that is drawn cannot be reached: one read waits for it, at most.
+/// Reads on while the slave that is drawn first cannot be reached. At most one read waits for it.
 async fn one_read_pays(section: &str, answer: &str) {
     const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -109,7 +109,7 @@ async fn a_slave_that_says_nothing_costs_one_read() {
 }
 
 #[support::async_test]
-async fn what_a_server_says_begins_no_line_of_its_own_in_the_log() {
+async fn a_message_of_a_server_cannot_begin_a_line_of_the_log() {
     let lab = Lab::new();
     let url = lab.master_url();
     let (server, _) = url.rsplit_once('/').unwrap();
@@ -128,7 +128,7 @@ fn section_of(cluster: &Servers<Postgres>) -> String {
 }
 
 #[support::async_test]
-async fn a_slave_that_is_killed_is_not_noticed_and_comes_back() {
+async fn reads_do_not_fail_when_a_slave_is_killed_and_it_comes_back() {
     let cluster = Servers::start(Postgres, 2);
     let client = client(&section_of(&cluster)).await;
     eventually("reads from both", async || get(&client).await == "slave-1 (read method)").await;
@@ -153,8 +153,8 @@ async fn a_slave_that_is_killed_is_not_noticed_and_comes_back() {
 }
 
 #[support::async_test]
-async fn a_slave_that_dies_during_a_query_is_not_noticed() {
-    // Sleeps on the slave only: elsewhere the same statement returns at once.
+async fn a_query_runs_again_elsewhere_when_its_slave_dies() {
+    // Sleeps on the slave only. Elsewhere the same statement returns at once.
     #[get("/sleep")]
     async fn sleep(db: ReplicatedDb) -> Result<String, Error> {
         sqlx::query("SELECT pg_sleep(CASE WHEN pg_is_in_recovery() THEN 60 ELSE 0 END)")
@@ -205,7 +205,8 @@ async fn a_guard_that_answers_for_itself_tells_when_to_try_again() {
     assert_eq!(text(client.post("/visitor").dispatch().await).await, "503 Some(\"1\")");
 }
 
-/// What a frozen server costs at most, with some patience for a machine that is busy.
+/// Keys with long time-outs, except for probes. With them, a frozen server may cost [`AT_MOST`], which allows for a
+/// busy machine.
 const FROZEN: &str = "check_interval = 0.5\ncheck_timeout = 2\nslave_timeout = 30\nconnect_timeout = 30\n";
 const AT_MOST: Duration = Duration::from_secs(20);
 
@@ -303,7 +304,7 @@ fn is_timeout(error: &sqlx::Error) -> bool {
 }
 
 #[support::async_test]
-async fn a_pool_that_keeps_everybody_waiting_says_so() {
+async fn a_pool_without_a_free_connection_is_warned_of_once() {
     let lab = Lab::new();
     let section = format!("url = \"{}\"\nmax_connections = 1\nconnect_timeout = 2\n", lab.master_url());
     let client = client(&section).await;
@@ -337,9 +338,9 @@ async fn a_transaction_for_reads_that_cannot_begin_at_a_frozen_slave_begins_else
     slave.thaw();
 }
 
-/// Nothing else would tell: no read is under way there that would be given up, and the monitor's next look is far away.
+/// Only the waiting read can notice. No read is under way at the slave, and the monitor's next probe is far away.
 #[support::async_test]
-async fn who_waits_for_a_connection_to_a_frozen_slave_goes_elsewhere() {
+async fn a_read_that_waits_for_a_connection_to_a_frozen_slave_goes_elsewhere() {
     let cluster = Servers::start(Postgres, 1);
     let slave = &cluster.slaves[0];
     let keys = "max_connections = 1\nslave_timeout = 60\ncheck_interval = 60\ncheck_timeout = 0.5\nmax_lag = false\n";
@@ -368,7 +369,7 @@ async fn a_connection_that_breaks_breaks_no_other() {
     let cluster = Replicated::fetch(client.rocket()).unwrap();
 
     let streaming = cluster.read(None);
-    // So that it has its connection before the other one breaks: who waits for one then goes elsewhere.
+    // This request gets its connection before the other one breaks. A request that waits for one then goes elsewhere.
     sqlx::query("SELECT 1").execute(&streaming).await.unwrap();
     let mut rows = sqlx::query("SELECT g FROM generate_series(1, 50) g, pg_sleep(0.1)").fetch(&streaming);
     let first = rows.try_next();
@@ -397,7 +398,7 @@ async fn a_connection_that_breaks_breaks_no_other() {
 }
 
 #[support::async_test]
-async fn a_master_that_freezes_costs_writers_no_patience() {
+async fn writes_fail_fast_while_the_master_is_frozen() {
     let cluster = Servers::start(Postgres, 1);
     let client = client(&format!("{}{FROZEN}", section_of(&cluster))).await;
     let pinned = pin(&client).await;
@@ -419,7 +420,7 @@ async fn a_master_that_freezes_costs_writers_no_patience() {
 }
 
 #[support::async_test]
-async fn what_makes_sense_with_a_master_alone_is_forwarded_or_refused_without_one() {
+async fn a_writable_guard_without_a_master_forwards_or_refuses() {
     use rocket_replicated::Writable;
     use rocket_replicated::postgres::Database;
 
@@ -471,7 +472,7 @@ async fn the_master_dies_and_reads_go_on() {
         assert_eq!(pinned(&stale, &pins.0).await, "slave-1 (master unavailable)");
     }
     assert_eq!(pinned(&fail, &pins.1).await, "503 Some(\"1\")");
-    // The first finds an old connection broken, which may have written: an error, but not "later".
+    // The first write finds an old connection broken and may have been done. Its error does not say "later".
     let _ = text(stale.post("/").dispatch().await).await;
     let begun = Instant::now();
     assert_eq!(text(stale.post("/").dispatch().await).await, "503 Some(\"1\")");
@@ -487,14 +488,14 @@ async fn the_master_dies_and_reads_go_on() {
     eventually("pinned reads", async || pinned(&stale, &pins.0).await == master).await;
 }
 
-/// A pin with a position is good for longer than the window. While the only slave is on its way back, nobody knows yet
-/// what it has replayed.
+/// A pin with a position is good for longer than the window. While the only slave is on its way back, it is not known
+/// what the slave has replayed.
 #[support::async_test]
 async fn a_pinned_read_past_its_window_waits_for_proof_of_a_slave_on_its_way_back() {
     const WINDOW: Duration = Duration::from_secs(1);
 
     let cluster = Servers::start(Postgres, 1);
-    // Time to ask while the slave is on its way back: it takes two probes.
+    // A long interval leaves time to ask while the slave is on its way back, which takes two probes.
     let section = format!(
         "{}consistency = \"position\"\nlag_window = {}\ncheck_interval = 2\n",
         section_of(&cluster),
@@ -528,7 +529,7 @@ async fn a_pinned_read_past_its_window_waits_for_proof_of_a_slave_on_its_way_bac
             answers.last().is_some_and(|answer| answer == caught_up)
         })
         .await;
-        // As long as not even one probe has been answered.
+        // Reads are refused until the first probe has been answered.
         answers.retain(|answer| answer != refused);
         answers
     };
@@ -551,7 +552,7 @@ async fn a_server_that_is_down_at_launch_is_no_error() {
 }
 
 #[support::async_test]
-async fn a_busy_slave_is_not_dead() {
+async fn a_busy_slave_is_not_left_out() {
     let lab = Lab::new();
     let section = format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"busy\", max_connections = 1 }}]\nslave_timeout = 2\n",
@@ -560,7 +561,7 @@ async fn a_busy_slave_is_not_dead() {
     );
     let client = client(&section).await;
     let cluster = Replicated::fetch(client.rocket()).unwrap();
-    // However long it takes to open.
+    // Tried again, because the connection may take long to open.
     let held = eventually("its connection", async || {
         let holder = cluster.read(None);
         let held = holder.get().await.unwrap();
@@ -599,7 +600,7 @@ async fn a_query_that_is_given_up_frees_its_place_and_its_server() {
 }
 
 #[support::async_test]
-async fn a_crowd_without_slaves_cannot_lock_out_who_has_just_written() {
+async fn unpinned_reads_without_slaves_cannot_lock_out_pinned_reads() {
     let lab = Lab::new();
     let section = format!(
         "{}master_read_connections = 2\nconnect_timeout = 3\nslave_timeout = 0.2\nlag_window = 3600\n",
@@ -619,7 +620,7 @@ async fn a_crowd_without_slaves_cannot_lock_out_who_has_just_written() {
 }
 
 #[support::async_test]
-async fn who_has_just_written_waits_for_whichever_connection_is_free_first() {
+async fn a_pinned_read_waits_for_the_first_free_connection_reserved_or_not() {
     let lab = Lab::new();
     let section = format!(
         "{}master_read_connections = 2\nconnect_timeout = 30\nslave_timeout = 0.2\nlag_window = 3600\n",
@@ -659,7 +660,7 @@ async fn a_read_cancelled_by_recovery_runs_elsewhere() {
     let client = Client::untracked(app(&section_of(&cluster)).mount("/", routes![held])).await.unwrap();
     let conflict = async {
         eventually("the query", async || slave.sql(SLEEPING) == "1").await;
-        // Replaying the lock of a TRUNCATE cancels whoever reads the table.
+        // Replaying the lock of a TRUNCATE cancels the queries that read the table.
         master.sql("TRUNCATE notes");
     };
     let (response, ()) = tokio::join!(client.get("/held").dispatch(), conflict);
@@ -668,7 +669,7 @@ async fn a_read_cancelled_by_recovery_runs_elsewhere() {
     assert_eq!(logbook::lines(&["slave-1", "cancel"]), Vec::<String>::new());
 }
 
-/// A read waits for a lock that the replay holds, and the replay for one that the read holds.
+/// The read waits for a lock that the replay holds, and the replay waits for a lock that the read holds.
 #[support::async_test]
 async fn a_read_that_deadlocks_with_replay_runs_elsewhere() {
     use sqlx::Connection;
@@ -692,7 +693,7 @@ async fn a_read_that_deadlocks_with_replay_runs_elsewhere() {
     let mut locks = sqlx::PgConnection::connect(&master.admin_url()).await.unwrap();
     let mut lock = async |sql: &'static str| sqlx::raw_sql(sql).execute(&mut locks).await.map(drop).unwrap();
     lock("BEGIN; LOCK TABLE then_locked").await;
-    // What is not flushed is not sent.
+    // WAL is sent only once it is flushed.
     master.sql("SELECT pg_switch_wal()");
     let locked = "SELECT count(*) FROM pg_locks WHERE relation = 'then_locked'::regclass AND granted";
     eventually("the replayed lock", async || slave.sql(locked) == "1").await;
@@ -704,7 +705,7 @@ async fn a_read_that_deadlocks_with_replay_runs_elsewhere() {
         master.sql("SELECT pg_switch_wal()");
         let conflicts = "SELECT confl_deadlock FROM pg_stat_database_conflicts WHERE datname = 'app'";
         eventually("the deadlock", async || slave.sql(conflicts) == "1" || slave.sql(waiting) == "0").await;
-        // The read, which runs at the master now, waits for this lock.
+        // The read runs at the master now, and waits for this lock.
         lock("COMMIT").await;
     };
     let (response, ()) = tokio::join!(client.get("/both").dispatch(), deadlock);
@@ -720,7 +721,7 @@ fn only_slave(lab: &Lab, keys: &str) -> String {
 }
 
 #[support::async_test]
-async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
+async fn requests_that_wait_for_a_busy_slave_do_not_leave_it_out() {
     let lab = Lab::new();
     let section = format!("{}slave_timeout = 2\n", only_slave(&lab, "max_connections = 2"));
     let client = client(&section).await;
@@ -728,7 +729,7 @@ async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
     let sleep = || {
         let db = cluster.read(None);
         async move {
-            // Passes the connection on to the next waiter all the time.
+            // The connection goes on to the next waiting request all the time.
             let slept = sqlx::query("SELECT pg_sleep(0.5)").execute(&db).await.map(|_| ());
             (slept, db.choice().unwrap().node() == "only")
         }
@@ -742,7 +743,7 @@ async fn a_crowd_that_waits_for_a_busy_slave_does_not_take_it_out() {
 }
 
 #[support::async_test]
-async fn a_server_that_is_full_keeps_what_it_has() {
+async fn a_full_server_is_not_left_out() {
     let lab = Lab::new();
     lab.master()
         .sql("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN PASSWORD 'secret' CONNECTION LIMIT 3");
@@ -753,7 +754,7 @@ async fn a_server_that_is_full_keeps_what_it_has() {
     let held = (writer.get().await.unwrap(), writer.get().await.unwrap());
     assert!(is_timeout(&writer.get().await.unwrap_err()));
     drop(held);
-    // sqlx may try to connect while a connection is on its way back, and then insists.
+    // sqlx may try to connect while a connection is on its way back, and then keeps trying.
     eventually("a write", async || sqlx::query("SELECT 1").execute(&writer).await.is_ok()).await;
     assert_eq!(
         logbook::lines(&["WARN", "Leaving it alone", &format!("-{}`", lab.servers().master.port())]),
@@ -762,7 +763,7 @@ async fn a_server_that_is_full_keeps_what_it_has() {
 }
 
 #[support::async_test]
-async fn the_fault_of_a_query_is_no_fault_of_its_node() {
+async fn an_error_of_a_query_does_not_leave_its_slave_out() {
     #[get("/unbound")]
     async fn unbound(db: ReplicatedDb) -> Result<String, Error> {
         sqlx::query("SELECT $1::int").fetch_one(&db).await?;
@@ -810,7 +811,7 @@ async fn queries_at_the_same_time_never_ask_two_slaves() {
     let db = Replicated::fetch(client.rocket()).unwrap().read(None);
     let slow = sqlx::query("SELECT pg_sleep(1)").execute(&db);
     let quick = async {
-        // The second finds the only connection in use, and has to go elsewhere.
+        // The second query finds the only connection in use, and has to go elsewhere.
         eventually("the first", async || db.choice().is_some()).await;
         sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()").fetch_one(&db).await.unwrap()
     };
@@ -820,7 +821,7 @@ async fn queries_at_the_same_time_never_ask_two_slaves() {
 }
 
 #[support::async_test]
-async fn what_may_have_written_does_not_run_twice() {
+async fn a_read_that_may_have_written_does_not_run_twice() {
     let lab = Lab::new();
     let slave = &lab.servers().slaves[0];
     let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
@@ -861,7 +862,7 @@ async fn reads_at_the_master_cannot_take_the_connections_of_writers() {
 }
 
 #[support::async_test]
-async fn reads_at_the_master_take_a_way_of_their_own() {
+async fn reads_at_the_master_use_the_read_url() {
     let lab = Lab::new();
     lab.master().sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'secret'");
     let url = lab.master_url().replace("//app:", "//reader:");

@@ -1,4 +1,4 @@
-//! What leaves a process for its operators holds no password, no secret key and no pin.
+//! The outputs of a process for its operators contain no password, no secret key and no pin.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const PASSWORD: &str = "correct-horse-battery";
 const WRONG: &str = "incorrect-horse";
 const KEY: &str = "c0ffee11c0ffee22c0ffee33c0ffee44c0ffee55c0ffee66c0ffee77c0ffee88";
 
-/// Says all that can be said of a handle.
+/// Prints everything about a handle that can be printed.
 #[get("/read/<fails>")]
 async fn read(fails: bool, db: ReplicatedDb) -> Result<String, Error> {
     let sql = if fails { "SELECT missing FROM notes" } else { "SELECT 1" };
@@ -55,7 +55,7 @@ fn writable(writable: Writable<postgres::Database>) -> String {
     format!("{writable:#?}")
 }
 
-/// All that a reply says, but for the pin that it is there to carry.
+/// The text of a reply, without the pin that it carries.
 async fn said_by(response: LocalResponse<'_>) -> String {
     let headers =
         response.headers().iter().filter(|header| header.name() != "Set-Cookie" && header.name() != "X-Pin");
@@ -93,7 +93,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     let reply = client.post("/write").dispatch().await;
     let pin = reply.headers().get_one("X-Pin").unwrap().to_owned();
     said.push(said_by(reply).await);
-    // Believed, doubled, mangled; in the cookie and in the header.
+    // The pin as it is, twice, and mangled. It is sent as a cookie and as a header.
     let mangled = format!("{}x", &pin[..pin.len() - 1]);
     for path in ["/read/false", "/read/true", "/careless", "/writable"] {
         for pin in [&pin, &mangled] {
@@ -110,7 +110,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
         assert_eq!(reply.status(), Status::Ok, "{path}");
         said.push(said_by(reply).await);
     }
-    // An outage, with all that it makes everybody say.
+    // An outage, with all messages that it causes.
     servers.slaves[0].kill();
     let deadline = Instant::now() + Duration::from_secs(20);
     while cluster.status().iter().any(|node| node.name == "well" && node.state != NodeState::Down) {
@@ -127,7 +127,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
 
     said.push(format!("{cluster:#?} {:#?} {:#?}", cluster.status(), cluster.statistics()));
     said.push(format!("{:#?} {:#?}", Replicated::fairing(), cluster.read(Some(&pin))));
-    // Published once more.
+    // Waits until the metrics have been published once more.
     while !recorder.render().contains("outcomes_unknown") {
         assert!(Instant::now() < deadline + Duration::from_secs(20));
         sleep(Duration::from_millis(10)).await;
@@ -143,7 +143,7 @@ async fn nothing_says_a_password_a_secret_key_or_a_pin() {
     for text in &said {
         for secret in &parts {
             assert!(!text.contains(secret), "{secret} in {text}");
-            // Nor the half of one.
+            // Half of a secret must not be there either.
             assert!(!text.contains(&secret[..secret.len().min(24)]), "the beginning of {secret} in {text}");
         }
     }

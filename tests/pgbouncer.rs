@@ -1,4 +1,4 @@
-//! Behind a real pgbouncer: what the guide's page says.
+//! The statements of the guide's page about pgbouncer, on a real one.
 
 use rocket::local::asynchronous::Client;
 use rocket_replicated::postgres::{Database, Replicated};
@@ -20,7 +20,7 @@ async fn through(pooler: &PgBouncer, keys: &str) -> (Client, Cluster<Database>) 
     (client, cluster)
 }
 
-/// Has the pooler drop the startup option that makes a connection read-only, where it does not understand it.
+/// Has the pooler drop the startup option that makes a connection read-only, if it is too old to understand the option.
 fn ignore() -> &'static str {
     if pgbouncer::keeps_read_only() { "" } else { "ignore_startup_parameters = options" }
 }
@@ -42,7 +42,7 @@ async fn queries_at_once(cluster: &Cluster<Database>) -> Result<(), sqlx::Error>
 }
 
 #[support::async_test]
-async fn a_setting_that_is_dropped_without_a_word_is_noticed() {
+async fn a_silently_dropped_read_only_setting_is_noticed() {
     let lab = Lab::new();
     let dropped = usize::from(!pgbouncer::keeps_read_only());
     for mode in [PoolMode::Session, PoolMode::Transaction] {
@@ -60,7 +60,7 @@ async fn a_setting_that_is_dropped_without_a_word_is_noticed() {
 }
 
 #[support::async_test]
-async fn in_transaction_mode_old_ones_need_prepared_statements_to_be_off() {
+async fn in_transaction_mode_old_poolers_need_prepared_statements_to_be_off() {
     let lab = Lab::new();
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
     let (_client, cluster) = through(&pooler, "enforce_read_only = false").await;
@@ -77,7 +77,7 @@ async fn in_transaction_mode_old_ones_need_prepared_statements_to_be_off() {
 }
 
 #[support::async_test]
-async fn in_session_mode_they_may_be_on() {
+async fn in_session_mode_prepared_statements_may_be_on() {
     let lab = Lab::new();
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Session, ignore());
     let (_client, cluster) = through(&pooler, "enforce_read_only = false").await;
@@ -85,7 +85,7 @@ async fn in_session_mode_they_may_be_on() {
 }
 
 /// One pooler for the master, one for the slave.
-async fn all_holds(mode: PoolMode, lines: &str, keys: &str) {
+async fn reads_writes_and_pins_work(mode: PoolMode, lines: &str, keys: &str) {
     let servers = proxied::servers(1);
     let lines = format!("{}\nserver_login_retry = 0.5\n{lines}", ignore());
     let poolers = [&servers.master, &servers.slaves[0]].map(|server| PgBouncer::start(server, mode, &lines));
@@ -99,24 +99,24 @@ async fn all_holds(mode: PoolMode, lines: &str, keys: &str) {
 }
 
 #[support::async_test]
-async fn all_holds_in_session_mode() {
-    all_holds(PoolMode::Session, "", "").await;
+async fn reads_writes_and_pins_work_in_session_mode() {
+    reads_writes_and_pins_work(PoolMode::Session, "", "").await;
 }
 
 #[support::async_test]
-async fn all_holds_in_transaction_mode() {
-    all_holds(PoolMode::Transaction, "", "prepared_statements = false").await;
+async fn reads_writes_and_pins_work_in_transaction_mode() {
+    reads_writes_and_pins_work(PoolMode::Transaction, "", "prepared_statements = false").await;
     if pgbouncer::keeps_prepared_statements() {
-        all_holds(PoolMode::Transaction, "max_prepared_statements = 50", "").await;
+        reads_writes_and_pins_work(PoolMode::Transaction, "max_prepared_statements = 50", "").await;
     }
 }
 
-/// The warning about startup options that the pooler refuses, so often.
+/// The number of warnings about startup options that the pooler refuses.
 fn refusals() -> usize {
     logbook::lines(&["WARN", "refuses startup options", "`ignore_startup_parameters = options`"]).len()
 }
 
-/// How many clusters or servers are warned of, out of so many: newer poolers accept the option.
+/// The number of such warnings for this many clusters or servers. Newer poolers accept the option.
 fn refused(servers: usize) -> usize {
     if pgbouncer::keeps_read_only() { 0 } else { servers }
 }
@@ -126,7 +126,7 @@ fn code(error: &sqlx::Error) -> Option<String> {
 }
 
 /// One pooler for the master and one for the slave. Their configuration says nothing of startup parameters.
-async fn serves_as_it_comes(mode: PoolMode, keys: &str) {
+async fn serves_unconfigured(mode: PoolMode, keys: &str) {
     let servers = proxied::servers(1);
     let poolers = [&servers.master, &servers.slaves[0]].map(|server| PgBouncer::start(server, mode, ""));
     for consistency in ["window", "position"] {
@@ -140,13 +140,13 @@ async fn serves_as_it_comes(mode: PoolMode, keys: &str) {
 }
 
 #[support::async_test]
-async fn as_it_comes_it_serves_in_session_mode() {
-    serves_as_it_comes(PoolMode::Session, "").await;
+async fn an_unconfigured_pooler_serves_in_session_mode() {
+    serves_unconfigured(PoolMode::Session, "").await;
 }
 
 #[support::async_test]
-async fn as_it_comes_it_serves_in_transaction_mode() {
-    serves_as_it_comes(PoolMode::Transaction, "prepared_statements = false").await;
+async fn an_unconfigured_pooler_serves_in_transaction_mode() {
+    serves_unconfigured(PoolMode::Transaction, "prepared_statements = false").await;
 }
 
 #[support::async_test]
@@ -170,7 +170,7 @@ async fn in_session_mode_connections_are_made_read_only_once_they_are_open() {
     }
     assert_eq!((refusals(), complaints()), (refused(1), 0));
 
-    // A pool of sqlx's own opens its connections by itself. Here it is the first of its cluster that does.
+    // A pool of sqlx's own opens its connections itself. Here it is the first pool of its cluster to do so.
     let (_client, cluster) = through(&pooler, "").await;
     let plain = cluster.pool(Role::Slave);
     eventually("a connection", async || sqlx::query("SELECT 1").execute(&plain).await.is_ok()).await;
@@ -183,9 +183,9 @@ async fn in_session_mode_connections_are_made_read_only_once_they_are_open() {
     lab.servers().master.sql("DROP TABLE opened");
 }
 
-/// A `SET` there would be the next transaction's, which may be a write of another client.
+/// A `SET` would take effect in the next transaction, which may be a write of another client.
 #[support::async_test]
-async fn in_transaction_mode_nothing_that_reads_are_told_hits_writes() {
+async fn in_transaction_mode_settings_of_reads_do_not_affect_writes() {
     let lab = Lab::new();
     lab.servers().master.sql("CREATE TABLE shared (id INTEGER); GRANT ALL ON shared TO app");
     // The second cluster's configuration does not say that there is a pooler.
@@ -220,7 +220,7 @@ async fn in_transaction_mode_nothing_that_reads_are_told_hits_writes() {
     lab.servers().master.sql("DROP TABLE shared");
 }
 
-/// A cluster without slaves, over a pooler in transaction mode that has nothing of the read-only setting.
+/// A cluster without slaves, over a pooler in transaction mode, whose connections are not made read-only.
 async fn alone(lab: &Lab, keys: &str) -> (PgBouncer, Client, Cluster<Database>) {
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
     let keys = format!("prepared_statements = false\nenforce_read_only = false\n{keys}");
@@ -268,9 +268,9 @@ async fn in_transaction_mode_reads_run_once_more() {
     }
 }
 
-/// The pooler says so by an error of its own.
+/// The pooler reports this by an error of its own.
 #[support::async_test]
-async fn a_write_whose_server_dies_behind_it_may_have_been_done() {
+async fn a_write_whose_server_dies_behind_the_pooler_may_have_been_done() {
     let servers = rocket_replicated_testing::Servers::start(rocket_replicated_testing::postgres::Postgres, 0);
     let master = &servers.master;
     let pooler = PgBouncer::start(master, PoolMode::Session, ignore());
@@ -289,8 +289,8 @@ async fn a_write_whose_server_dies_behind_it_may_have_been_done() {
     assert!(!rocket_replicated::Error::is_outcome_unknown(&refused), "{refused}");
 }
 
-/// Nobody has said that there is a pooler. What it tells of the session that a connection once had says nothing of
-/// the write that is under way: that goes on in another one.
+/// The configuration does not say that there is a pooler. The pooler may tell of the session that the connection once
+/// had. That says nothing of the write under way, which runs in another session.
 #[support::async_test]
 async fn a_write_is_not_given_up_for_what_another_session_does() {
     const SLEEPING: &str =
@@ -300,7 +300,7 @@ async fn a_write_is_not_given_up_for_what_another_session_does() {
     let pooler = PgBouncer::start(&lab.servers().master, PoolMode::Transaction, ignore());
     let mut others = Vec::new();
     for _ in 0..3 {
-        // Without what sqlx asks for by itself, which the pooler refuses.
+        // This option, which sqlx sets by itself, is refused by the pooler.
         let options: PgConnectOptions = pooler.url().parse().unwrap();
         others.push(options.extra_float_digits(None).connect().await.unwrap());
     }
@@ -309,8 +309,8 @@ async fn a_write_is_not_given_up_for_what_another_session_does() {
         sqlx::raw_sql(sql).execute(conn).await.unwrap();
     };
 
-    // Free sessions are given out latest first. The monitor begins in one that stays its own, as the last to
-    // become free; the write begins in one that then waits for somebody else.
+    // Free sessions are given out latest first. The monitor begins in a session that stays its own, because it is the
+    // last to become free. The write begins in a session that then waits for another client.
     run(first, "BEGIN").await;
     let keys = "enforce_read_only = false\ncheck_interval = 0.1\ncheck_timeout = 2";
     let (_client, cluster) = through(&pooler, keys).await;

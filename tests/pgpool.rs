@@ -15,7 +15,7 @@ fn complaints() -> usize {
 }
 
 #[support::async_test]
-async fn what_sends_reads_elsewhere_is_refused_with_the_remedy() {
+async fn a_proxy_that_sends_reads_to_slaves_is_refused_with_the_remedy() {
     let servers = proxied::servers(1);
     let proxy = PgPool::start(&servers, "");
     let section = format!(
@@ -38,7 +38,7 @@ async fn what_sends_reads_elsewhere_is_refused_with_the_remedy() {
 }
 
 #[support::async_test]
-async fn what_sends_all_to_the_master_is_used() {
+async fn a_proxy_that_sends_everything_to_the_master_is_used() {
     let servers = proxied::servers(1);
     let by_setting = PgPool::start(&servers, "load_balance_mode = off");
     let by_name = PgPool::start(&servers, "app_name_redirect_preference_list = 'app:primary'");

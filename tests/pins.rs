@@ -1,4 +1,4 @@
-//! The pin: on every reply of a request that wrote, on no other, and believed only if it is ours.
+//! The pin is on every reply of a request that wrote and on no other, and it is believed only if it is ours.
 
 crate::on_every_database! {
     use rocket::http::{Cookie, CookieJar, Header, SameSite, Status};
@@ -117,7 +117,7 @@ crate::on_every_database! {
         mount(rocket_over(&format!("{}lag_window = 60\n{keys}", lab.section())))
     }
 
-    /// The reason of a read whose Cookie headers are these.
+    /// The reason of a read with these Cookie headers.
     fn reason(client: &Client, cookies: &[&Cookie<'static>]) -> String {
         let mut request = client.get("/read");
         for cookie in cookies {
@@ -161,7 +161,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn a_request_that_wrote_nothing_carries_none() {
+    fn a_reply_of_a_request_that_wrote_nothing_carries_no_pin() {
         let lab = lab();
         let client = client(&lab, "");
         for path in ["/untouched", "/search", "/nowhere"] {
@@ -230,7 +230,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn what_is_not_ours_is_no_pin() {
+    fn a_token_that_is_not_ours_is_no_pin() {
         let lab = lab();
         let client = client(&lab, "");
         let pin = a_pin(&client);
@@ -246,7 +246,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn a_pin_under_another_name_or_key_is_none_and_no_error() {
+    fn a_pin_under_another_name_or_key_is_ignored() {
         let lab = lab();
         let renamed = client(&lab, "pin = { name = \"other_pin\" }");
         let with_key = |key: &str| {
@@ -265,7 +265,8 @@ crate::on_every_database! {
         assert_eq!(reason(&new, &[&a_pin(&new)]), "Pinned", "after one window all is as before");
     }
 
-    /// In the two steps that cost no server of several a pin: all learn to believe the new key, then all sign with it.
+    /// The rotation has two steps, so that several servers lose no pin: first all believe the new key, then all sign
+    /// with it.
     #[test]
     fn a_key_is_rotated_without_losing_a_pin() {
         let lab = lab();
@@ -328,7 +329,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn without_being_asked_for_there_is_no_header() {
+    fn there_is_no_header_unless_it_is_configured() {
         let lab = lab();
         let client = client(&lab, "");
         let response = client.post("/ok").dispatch();
@@ -339,7 +340,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn without_slaves_nobody_is_pinned() {
+    fn without_slaves_no_reply_has_a_pin() {
         let lab = lab();
         let client = mount(rocket_over(&lab.section_alone()));
         assert_eq!(pin_of(&client.post("/ok").dispatch()), None);

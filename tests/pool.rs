@@ -20,7 +20,7 @@ crate::on_every_database! {
         (client, cluster)
     }
 
-    /// As a crate that knows nothing of this one.
+    /// A write by a crate that knows nothing of this one.
     async fn foreign_write(pool: &SqlxPool) -> Result<(), sqlx::Error> {
         sqlx::query(WRITE).execute(pool).await.map(drop)
     }
@@ -34,7 +34,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn the_masters_writes_and_pins_nobody() {
+    async fn the_masters_pool_writes_and_sets_no_pin() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
         let pool = cluster.pool(Role::Master);
@@ -51,7 +51,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn a_slaves_only_reads_what_has_been_replayed() {
+    async fn a_slaves_pool_only_reads_replayed_writes() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
         lab.pause();
@@ -68,7 +68,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn without_a_slave_to_ask_it_is_the_masters_for_reads() {
+    async fn without_a_slave_the_pool_for_reads_is_the_masters() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section_alone()).await;
         foreign_write(&cluster.pool(Role::Master)).await.unwrap();
@@ -85,7 +85,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn whoever_closes_one_is_given_another() {
+    async fn a_closed_pool_is_replaced() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
         cluster.pool(Role::Master).close().await;
@@ -93,7 +93,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn a_shutdown_closes_them() {
+    async fn a_shutdown_closes_the_pools() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab.section()).await;
         let pools = [cluster.pool(Role::Master), cluster.pool(Role::Slave)];

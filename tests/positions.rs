@@ -1,5 +1,5 @@
-//! `consistency = "position"`: whoever has written reads from a slave that has replayed it, and never
-//! from one that has not.
+//! `consistency = "position"`: a client that has written reads from a slave that has replayed the write, and never from
+//! one that has not.
 
 crate::on_servers! {
     use std::pin::pin;
@@ -14,7 +14,7 @@ crate::on_servers! {
 
     use support::{Seen, rocket_over};
 
-    /// The replay of all tests' slaves is held up at once.
+    /// There is no `max_lag`, because tests hold up the replay of all slaves at once.
     const KEYS: &str = "consistency = \"position\"\nmax_lag = false\ncheck_interval = 0.1\n";
 
     #[post("/<body>")]
@@ -54,7 +54,7 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn whoever_has_written_reads_it_from_a_slave() {
+    async fn clients_read_their_own_writes_from_a_slave() {
         let lab = Lab::new();
         let client = client(&lab, "catch_up_timeout = 10").await;
         for number in 0..30 {
@@ -66,7 +66,7 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn a_slave_that_has_not_replayed_it_is_not_asked_however_old_the_pin() {
+    async fn a_slave_that_has_not_replayed_the_write_is_not_asked_however_old_the_pin() {
         let lab = Lab::new();
         let client = client(&lab, "lag_window = 0.3\ncatch_up_timeout = 0.02").await;
         lab.pause();
@@ -155,14 +155,14 @@ mod postgresql {
         (client, cluster)
     }
 
-    /// The kind of evidence in a token: a position, or only a time.
+    /// True if the token has a position, and not only a time.
     fn has_position(token: &str) -> bool {
         URL_SAFE_NO_PAD.decode(token).unwrap()[9] == 1
     }
 
-    /// Where such a commit ends is not known to be on disk when its writer is told of it.
+    /// The writer is told of such a commit before its end is known to be on disk.
     #[support::async_test]
-    async fn what_is_committed_asynchronously_is_waited_for() {
+    async fn asynchronous_commits_are_waited_for() {
         let lab = Lab::new();
         let (master, options) = (lab.master_url(), "?options=-csynchronous_commit%3Doff");
         let slaves = lab.slave_urls();
@@ -181,7 +181,7 @@ mod postgresql {
         }
     }
 
-    /// The next record begins behind the header of the next page: nobody replays up to there.
+    /// The next record begins behind the header of the next page, so no slave replays up to exactly the end of a page.
     #[support::async_test]
     async fn the_end_of_a_page_is_caught_up_with() {
         const PAGE: u64 = 8192;
@@ -197,7 +197,7 @@ mod postgresql {
             let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint";
             sqlx::query_scalar::<_, i64>(sql).fetch_one(&writer).await.unwrap() as u64 % PAGE
         };
-        // A record of this length: what comes with the message is some dozens of bytes.
+        // Writes a record of this length. The overhead is some dozens of bytes.
         let emit = async |len: u64| {
             let sql = "SELECT pg_logical_emit_message(false, 'test', repeat('x', $1::int))";
             sqlx::query(sql).bind(len as i32).execute(&writer).await.unwrap();
@@ -228,9 +228,9 @@ mod postgresql {
         panic!("no record ended at the end of a page");
     }
 
-    /// What it writes yet is in no position.
+    /// The pin's position cannot include writes that are yet to come.
     #[support::async_test]
-    async fn who_may_write_after_the_reply_is_pinned_by_time() {
+    async fn a_request_that_may_write_after_the_reply_is_pinned_by_time() {
         #[rocket::post("/<later>")]
         async fn write(later: bool, db: ReplicatedDb) -> Result<(), rocket_replicated::Error> {
             sqlx::query("INSERT INTO notes (body) VALUES (now()::text)").execute(&db).await?;
@@ -257,9 +257,10 @@ mod postgresql {
         }
     }
 
-    /// It goes on at its server, and is committed later than whatever the master's log says now.
+    /// The abandoned write goes on at its server. It is committed later than the position that the master's log has
+    /// now.
     #[support::async_test]
-    async fn a_write_that_was_abandoned_leaves_a_window() {
+    async fn an_abandoned_write_leaves_a_window() {
         const SLOW: &str = "INSERT INTO notes (body) SELECT 'slow' FROM pg_sleep(2)";
 
         let lab = Lab::new();
@@ -282,9 +283,9 @@ mod postgresql {
         .await;
     }
 
-    /// The same on a connection of one's own, and of a commit.
+    /// The same holds on a connection that the handler holds, and for a commit.
     #[support::async_test]
-    async fn so_does_one_on_a_connection_that_a_handler_holds() {
+    async fn an_abandoned_write_on_a_held_connection_leaves_a_window() {
         const SLOW: &str = "INSERT INTO notes (body) SELECT 'slow' FROM pg_sleep(2)";
         const SLOW_COMMIT: &str = "
             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';
@@ -309,7 +310,7 @@ mod postgresql {
         drop(connection);
         assert!(!has_position(&held.pin().await.unwrap()));
 
-        // What runs on the driver's own connection is not seen.
+        // Statements on the driver's own connection are not seen.
         let raw = cluster.write();
         sqlx::query("INSERT INTO notes (body) VALUES ('three')").execute(&raw).await.unwrap();
         eventually("a position", async || has_position(&raw.pin().await.unwrap())).await;
@@ -418,7 +419,7 @@ mod many_sources_on_mysql {
 
     /// As on a cluster that has had a hundred masters.
     #[support::async_test]
-    async fn a_pin_carries_what_was_written_lately() {
+    async fn a_pin_carries_the_latest_writes_of_many_sources() {
         let servers = Servers::start(MySql::default(), 1);
         servers.master.sql("CREATE TABLE notes (id INTEGER)");
         servers.master.write_from_many_sources();
@@ -432,7 +433,7 @@ mod many_sources_on_mysql {
         let rocket = rocket_over(&section).attach(Replicated::fairing()).mount("/", routes![write, read]);
         let client = Client::untracked(rocket).await.unwrap();
 
-        // Nobody knows yet what was there long ago.
+        // At first it is not known which transactions were there long ago.
         let pin = written(&client, None).await;
         servers.wait_caught_up();
         assert_eq!(seen(&client, &pin).await, format!("1 {:?}", Reason::Pinned));

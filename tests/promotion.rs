@@ -20,7 +20,7 @@ type Nodes = rocket_replicated::Cluster<Database>;
 const KEYS: &str = "lag_window = 3600\nconsistency = \"position\"\nmax_lag = 1\ncatch_up_timeout = 10\n\
                     check_interval = 0.1\ncheck_timeout = 2\n";
 
-/// The slaves are named after what becomes of them, and after their test.
+/// The slaves' names say what becomes of them and which test they belong to.
 async fn launch(cluster: &Servers<Postgres>, test: &str, keys: &str) -> (Client, Nodes) {
     let slave = |(index, name)| {
         let server: &rocket_replicated_testing::Server<Postgres> = &cluster.slaves[index];
@@ -46,7 +46,7 @@ async fn write(nodes: &Nodes) -> Result<String, sqlx::Error> {
     Ok(writer.pin().await.unwrap())
 }
 
-/// The number of notes, and who said so.
+/// The number of notes, and the choice of the server that was asked.
 async fn read(nodes: &Nodes, pin: &str) -> (i64, String) {
     let reader = nodes.read(Some(pin));
     let count = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&reader).await.unwrap();
@@ -93,7 +93,7 @@ async fn writes_follow_a_promoted_slave() {
     let shut_out = [NodeState::Up, NodeState::Down, NodeState::Behind];
     eventually("its absence", async || states(&nodes) == shut_out).await;
 
-    // What an old master has is not what the new one has.
+    // The old master does not have what the new one has.
     cluster.master.start();
     for _ in 0..50 {
         let written = write(&nodes).await.unwrap();
@@ -104,9 +104,9 @@ async fn writes_follow_a_promoted_slave() {
     assert!(!logbook::lines(&["ERROR", "takes writes, but is not the master"]).is_empty());
 }
 
-/// Slaves are read from by a role that may not write.
+/// The role that reads from slaves may not write.
 #[support::async_test]
-async fn writes_follow_by_the_role_that_may_write() {
+async fn writes_that_follow_use_the_write_url() {
     let cluster = start();
     cluster.master.sql("CREATE ROLE reader LOGIN PASSWORD 'secret'; GRANT SELECT ON notes TO reader");
     cluster.wait_caught_up();
@@ -129,7 +129,7 @@ async fn writes_follow_by_the_role_that_may_write() {
 }
 
 #[support::async_test]
-async fn while_the_master_is_there_nobody_takes_its_place() {
+async fn no_promoted_slave_takes_the_place_of_a_master_that_is_up() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "b", "follow_promotion = true").await;
     cluster.slaves[0].sql("SELECT pg_promote()");
@@ -148,7 +148,7 @@ async fn while_the_master_is_there_nobody_takes_its_place() {
 }
 
 #[support::async_test]
-async fn nobody_is_followed_unless_that_is_wanted() {
+async fn promotions_are_not_followed_unless_configured() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "c", "").await;
     cluster.master.kill();
@@ -159,7 +159,7 @@ async fn nobody_is_followed_unless_that_is_wanted() {
     assert_eq!(cluster.slaves[0].sql("SELECT count(*) FROM notes"), "0");
 }
 
-/// No other server is left to serve them. The promoted slave has all that it ever had.
+/// No other server is left to serve reads. The promoted slave has all that it ever had.
 #[support::async_test]
 async fn reads_go_on_while_the_only_slave_is_promoted() {
     for (test, follow) in [("d", true), ("e", false)] {
@@ -216,7 +216,7 @@ async fn reads_go_on_while_the_only_slave_is_promoted() {
             assert!(reads > 10, "{reads}");
         }
 
-        // An old master is no promoted slave: what it has may be lost.
+        // The old master is no promoted slave: its rows may be lost ones.
         master.start();
         if follow {
             let second = [NodeState::Up, NodeState::SecondMaster];
@@ -226,16 +226,16 @@ async fn reads_go_on_while_the_only_slave_is_promoted() {
             eventually("the loss", async || states(&nodes) == alone).await;
             sqlx::query("SELECT 1").execute(&nodes.read(None)).await.unwrap_err();
         } else {
-            // It is still the master, and the promoted slave has never had what is written to it.
+            // The old master is still the master of this application. The promoted slave never gets its writes.
             let second = [NodeState::Up, NodeState::SecondMaster];
             eventually("the master", async || states(&nodes) == second).await;
         }
     }
 }
 
-/// A probe asks a master for one thing and a slave for another, by what it remembers of the connection.
+/// The statement of a probe depends on the role that was seen over this connection before.
 #[support::async_test]
-async fn a_short_look_over_an_old_connection_tells_a_new_role() {
+async fn a_light_probe_over_an_old_connection_tells_a_new_role() {
     type Memory = <sqlx::Postgres as Engine>::Memory;
 
     async fn look(conn: &mut PgConnection, memory: &mut Memory) -> Observation {

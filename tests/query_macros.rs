@@ -1,4 +1,4 @@
-//! sqlx's checked macros, over `&ReplicatedDb`. What they know of the table is in `.sqlx`.
+//! sqlx's checked macros, over `&ReplicatedDb`. The folder `.sqlx` has what they need to know of the table.
 
 use rocket::local::asynchronous::Client;
 use rocket_replicated::sqlite::Replicated;
@@ -13,7 +13,7 @@ struct Note {
 }
 
 #[support::async_test]
-async fn they_take_it_for_a_pool() {
+async fn the_macros_take_a_handle_for_a_pool() {
     let lab = Lab::new();
     let client = Client::untracked(rocket_over(&lab.section()).attach(Replicated::fairing())).await.unwrap();
     let cluster = Replicated::fetch(client.rocket()).unwrap();

@@ -1,4 +1,4 @@
-//! A read cannot write, on whichever server: on a laptop without slaves as in production.
+//! Connections for reads refuse writes on every server: on a laptop without slaves as in production.
 
 crate::on_every_database! {
     use rocket::http::Status;
@@ -11,7 +11,7 @@ crate::on_every_database! {
 
     const INSERT: &str = "INSERT INTO notes (id, body) VALUES (1, 'written')";
 
-    /// Tries to write in every way, and says what came of the first.
+    /// Tries to write in every way, and returns the error of the first attempt.
     async fn try_to_write(db: &ReplicatedDb) -> String {
         let error = sqlx::query(INSERT).execute(db).await.map(|_| ()).unwrap_err();
         let database = error.as_database_error().unwrap();

@@ -1,10 +1,10 @@
-//! `read_url` with a role of its own: what the monitor's role may not see of it is hidden, and not dead.
+//! `read_url` with a role of its own: sessions that the monitor's role may not see are not taken for dead.
 
 use rocket_replicated_testing::Dbms;
 
 trait Reader: Dbms {
     const CREATE: &str;
-    /// Takes longer than a session that says nothing is believed to be alive.
+    /// A query that takes longer than a silent session is believed to be alive.
     const SLOW: &str;
 }
 
@@ -54,7 +54,7 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn its_statements_are_not_ended_for_taking_long() {
+    async fn slow_statements_of_another_role_are_not_ended() {
         let lab = Lab::new();
         let section = format!(
             "{}read_url = \"{}\"\ncheck_interval = 0.1\ncheck_timeout = 2\n",
@@ -66,7 +66,7 @@ crate::on_servers! {
         let before = cluster.statistics();
         let read = cluster.read(None);
         sqlx::query(<Dbms as Reader>::SLOW).execute(&read).await.unwrap();
-        // Nor was it run once more.
+        // The statement was not run again either.
         assert_eq!(cluster.statistics().retries, before.retries);
         let held = cluster.read(None);
         let mut connection = held.get().await.unwrap();

@@ -1,4 +1,4 @@
-//! What the README and the guide say is what the crate does.
+//! The README and the guide agree with the crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn snippets(text: &str, language: &str) -> Vec<String> {
     parts(text).into_iter().filter_map(of_language).collect()
 }
 
-/// A line without its spans of code: what looks like a link there is none.
+/// A line without its spans of code, in which links do not count.
 fn without_code(mut line: &str) -> String {
     let mut prose = String::new();
     while let Some(start) = line.find('`') {
@@ -65,7 +65,7 @@ fn without_code(mut line: &str) -> String {
     prose + line
 }
 
-/// What follows a heading's `#`, as GitHub and mdBook make it of the heading's text.
+/// The anchor that GitHub and mdBook make of a heading's text, without the `#`.
 fn anchor(title: &str) -> String {
     let (mut text, mut rest) = (String::new(), title);
     while let Some((before, after)) = rest.split_once("](") {
@@ -89,7 +89,7 @@ impl Document {
         Self { path, text }
     }
 
-    /// Where its links lead, those in HTML and the sources of pictures among them.
+    /// The targets of its links, including those in HTML and the sources of pictures.
     fn links(&self) -> Vec<String> {
         let mut links = Vec::new();
         for part in parts(&self.text) {
@@ -112,7 +112,7 @@ impl Document {
         links
     }
 
-    /// What links to its headings end with.
+    /// The anchors of its headings.
     fn anchors(&self) -> BTreeSet<String> {
         let mut anchors = BTreeSet::new();
         for part in parts(&self.text) {
@@ -133,7 +133,7 @@ impl Document {
         anchors
     }
 
-    /// What is wrong with a link of this document, if it leads to a file of the repository.
+    /// The error in a link of this document, if the link leads to a file of the repository.
     fn problem(&self, link: &str) -> Option<String> {
         const OURS: [&str; 3] = [
             "https://github.com/rocket-replicated/rocket_replicated/blob/main/",
@@ -190,7 +190,7 @@ fn configuration() -> Document {
     Document::read("docs/guide/configuration.md")
 }
 
-/// The page for those who come from elsewhere, without the ways in which it is broken into lines.
+/// The page for users of other crates, with all line breaks reduced to spaces.
 fn migrating() -> String {
     let text = Document::read("docs/guide/migrating.md").text;
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -258,7 +258,7 @@ fn rocket(profile: &str, section: &impl Serialize) -> Rocket<Build> {
     rocket::custom(figment)
 }
 
-/// With the fairing for the database that a URL leads to.
+/// Attaches the fairing for the database that a URL leads to.
 fn attach(rocket: Rocket<Build>, url: &str) -> Rocket<Build> {
     match url.split("://").next() {
         Some("postgres" | "postgresql") => rocket.attach(postgres::Replicated::fairing()),
@@ -321,7 +321,7 @@ fn dependencies_name_this_version() {
                     "sqlx" => "0.9",
                     _ => continue,
                 };
-                // One that has none is named by a path, or by where it is kept.
+                // A dependency without a version is named by a path, or by where it is kept.
                 if let Some(version) = dependency.get("version").unwrap_or(dependency).as_str() {
                     assert_eq!(version, expected, "{place}: {name}");
                     named += 1;
@@ -332,10 +332,10 @@ fn dependencies_name_this_version() {
     assert!(named > 0);
 }
 
-/// What the reference says of a key.
+/// The entry of a key in the reference.
 struct Entry {
     key: String,
-    /// By what each line of its list begins with.
+    /// The facts in its list, by the words that each line begins with.
     facts: BTreeMap<String, String>,
 }
 
@@ -345,19 +345,19 @@ impl Entry {
         fact.unwrap_or_else(|| panic!("`{}` has no line `{name}`", self.key))
     }
 
-    /// The default, where it is a value.
+    /// The default, if it is a value.
     fn default(&self) -> Option<&str> {
         let value = self.fact("Default").strip_prefix('`')?.strip_suffix('`')?;
         (!value.contains('`')).then_some(value)
     }
 
-    /// Its lines of a section.
+    /// The lines of a section in its example.
     fn example(&self) -> String {
         let spans: Vec<_> = self.fact("Example").split('`').skip(1).step_by(2).collect();
         spans.join("\n")
     }
 
-    /// A key of a slave's entry may be one of the section as well.
+    /// True if a slave's entry may have the key. The section may have the key as well.
     fn is_in_slaves_entries(&self) -> bool {
         self.key.starts_with(OF_SLAVES) || self.facts.contains_key("In a slave's entry")
     }
@@ -390,7 +390,7 @@ fn reference() -> Vec<Entry> {
 const MASTER: &str = "postgres://app@127.0.0.1/blog";
 const SLAVE: &str = "postgres://app@127.0.0.2/blog";
 
-/// A section that cannot be understood: the latest line of the log that has these words.
+/// Launches with a section that cannot be understood. Returns the latest line of the log that has these words.
 fn refusal(section: &str, words: &[&str]) -> Option<String> {
     let keys: toml::Table = section.parse().unwrap_or_else(|error| panic!("{section}: {error}"));
     let rocket = rocket("debug", &keys).attach(postgres::Replicated::fairing());
@@ -399,7 +399,7 @@ fn refusal(section: &str, words: &[&str]) -> Option<String> {
     logbook::lines(words).pop()
 }
 
-/// The keys that a table has, by an error that lists them. The table is that of the unknown key of this section.
+/// The keys of a table, from an error that lists them. The section has an unknown key in that table.
 fn known(section: &str) -> BTreeSet<String> {
     let line = refusal(section, &["zzzzzzzzzz", "the keys here are "]).unwrap();
     let (_, keys) = line.split_once("the keys here are ").unwrap();
@@ -525,7 +525,7 @@ fn the_connections_that_the_reference_counts_are_those_at_launch() {
 }
 
 #[test]
-fn coming_over_takes_as_many_lines_as_it_says() {
+fn migrating_takes_as_many_lines_as_the_guide_says() {
     let folder = program::repository().join("examples/coming_over");
     let [before, after] = ["before", "after"].map(|side| folder.join(side).join("src/main.rs"));
     let diff = std::process::Command::new("diff").args([&before, &after]).output().unwrap();

@@ -1,4 +1,4 @@
-//! Whoever has just written reads their own write, though every slave lags; strangers read slaves.
+//! Clients that have just written read their own writes, though every slave lags. Strangers read from slaves.
 
 crate::on_every_database! {
     use rocket::form::Form;
@@ -42,7 +42,7 @@ crate::on_every_database! {
         Client::untracked(rocket).unwrap()
     }
 
-    /// Posts a note and follows the redirect, with the pin or without.
+    /// Posts a note and returns the pin.
     fn write(client: &Client, body: &str) -> Cookie<'static> {
         let response = client.post("/notes").header(ContentType::Form).body(format!("body={body}")).dispatch();
         assert_eq!((response.status(), response.headers().get_one("Location")), (Status::SeeOther, Some("/notes")));

@@ -1,4 +1,4 @@
-//! `refused_write = "reroute"`: a read that turns out to write is run again, on the master.
+//! `refused_write = "reroute"`: a write on a connection for reads is run again, on the master.
 
 crate::on_every_database! {
     use rocket::http::Status;
@@ -78,7 +78,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn it_is_reported_once_for_each_handler() {
+    fn a_reroute_is_reported_once_for_each_handler() {
         let lab = Lab::new();
         let section = format!("{}refused_write = \"reroute\"", lab.section());
         let client = Client::untracked(app(&section).mount("/again", routes![rerouted])).unwrap();
@@ -94,7 +94,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn what_may_be_more_than_one_statement_is_refused() {
+    fn writes_that_may_be_several_statements_are_refused() {
         let lab = Lab::new();
         let client = Client::untracked(app(&format!("{}refused_write = \"reroute\"", lab.section()))).unwrap();
         for path in ["/raw", "/connection", "/transaction"] {
@@ -105,7 +105,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn it_has_to_be_asked_for() {
+    fn rerouting_is_off_by_default() {
         let lab = Lab::new();
         let client = Client::untracked(app(&lab.section())).unwrap();
         assert_eq!(client.get("/rerouted").dispatch().status(), Status::InternalServerError);

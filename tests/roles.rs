@@ -1,5 +1,5 @@
-//! Whether a server takes writes is asked, not believed: of one that was demoted, of an address that leads to another one
-//! now, and of a slave whose master is gone.
+//! Servers are asked whether they take writes: a master that was demoted, an address that leads to another server now,
+//! and a slave whose master is gone.
 
 crate::on_servers! {
     use rocket::http::Status;
@@ -21,7 +21,7 @@ crate::on_servers! {
         Ok(())
     }
 
-    /// By which server.
+    /// Returns the name of the server.
     #[get("/")]
     async fn read(db: ReplicatedDb) -> Result<String, Error> {
         let _: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM notes").fetch_one(&db).await?;
@@ -72,10 +72,10 @@ crate::on_servers! {
 
     const FOLLOWS: &str = "follow_promotion = true";
 
-    /// A timeline tells of a promotion that happened before the launch, too.
+    /// True if a timeline tells of promotions, even of those before the launch.
     const TELLS_TIMELINE: bool = <<Pool as Backend>::Db as Engine>::TELLS_TIMELINE;
 
-    /// As each day under a manager of clusters, whose leader changes while no configuration does.
+    /// As under a manager of clusters, whose leader changes while the configuration stays the same.
     #[support::async_test]
     async fn an_application_that_is_launched_at_a_slave_writes_to_the_server_that_leads_where_that_is_told() {
         let servers = start(2);
@@ -130,7 +130,7 @@ crate::on_servers! {
         }
         assert_ne!(first.sql("SELECT COUNT(*) FROM notes WHERE id = 2"), "0");
 
-        // It takes writes as before, and is sent none.
+        // The former master takes writes as before, but is sent none.
         master.start();
         let cluster = Replicated::fetch(early.rocket()).unwrap();
         let former = || cluster.status().into_iter().find(|node| node.name == "early").unwrap();
@@ -142,7 +142,7 @@ crate::on_servers! {
         assert_eq!(master.sql("SELECT COUNT(*) FROM notes WHERE id > 1"), "0");
     }
 
-    /// As a proxy does whose backup is the master: its old connections stay where they are.
+    /// As with a proxy whose backup is the master: its old connections stay where they are.
     #[support::async_test]
     async fn a_slaves_address_that_has_led_to_the_master_is_read_from_again() {
         let servers = Servers::<Dbms>::start(Default::default(), 1);
@@ -184,7 +184,7 @@ mod by_read_only {
         Ok(())
     }
 
-    /// The connections of several are open at the same time.
+    /// The write is so slow that the connections of several writes are open at the same time.
     #[put("/slow/<id>")]
     async fn write_slowly(id: i64, db: ReplicatedDb) -> Result<(), Error> {
         sqlx::query("INSERT INTO notes SELECT ? + SLEEP(0.3)").bind(id).execute(&db).await?;
@@ -216,7 +216,7 @@ mod by_read_only {
     }
 
     #[support::async_test]
-    async fn a_master_that_becomes_read_only_is_not_written_to_until_it_is_no_more() {
+    async fn a_read_only_master_is_not_written_to_until_it_is_writable_again() {
         let servers = start();
         let (master, slave) = (&servers.master, &servers.slaves[0]);
         let client = launch(&format!(
@@ -247,7 +247,7 @@ mod by_read_only {
         assert_eq!(master.sql("SELECT COUNT(*) FROM notes WHERE id = 2"), "0");
     }
 
-    /// A switchover by which the address moves, and what is open stays open.
+    /// A switchover in which the address moves, and open connections stay open.
     async fn switch_over(consistency: &str) {
         let servers = start();
         let (old, new) = (&servers.master, &servers.slaves[0]);
@@ -329,7 +329,7 @@ mod by_read_only {
         assert_eq!(new.sql("SELECT COUNT(DISTINCT id) FROM notes WHERE id >= 3"), "17");
     }
 
-    /// Its rows may be lost ones, whatever number its own later writes have reached.
+    /// Rows of the former master may be lost ones, whatever position its own later writes have reached.
     #[support::async_test]
     async fn a_former_master_that_takes_writes_of_others_is_not_followed_again() {
         let servers = start();
@@ -363,7 +363,7 @@ mod by_read_only {
         second.thaw();
     }
 
-    /// Nor is a slave whose `read_only` was taken back while it replicates.
+    /// A slave whose `read_only` was switched off while it replicates is not followed either.
     #[support::async_test]
     async fn a_slave_that_lacks_a_write_or_still_replicates_is_not_followed() {
         let servers = start();
@@ -400,7 +400,7 @@ mod by_read_only {
         assert_eq!(slave.sql("SELECT COUNT(*) FROM notes WHERE id = 4"), "0");
     }
 
-    /// What it has written for itself does not make it a master.
+    /// A write of its own does not make the slave a master.
     #[support::async_test]
     async fn a_slave_with_a_write_of_its_own_serves_while_the_master_is_gone() {
         let servers = start();

@@ -13,8 +13,8 @@ use sqlx::postgres::PgPoolOptions;
 use support::lab::postgres::Lab;
 use support::rocket_over;
 
-/// Counts the times that a client waits for its server: it ends what it sends with a `Sync` or a
-/// `Query` message (<https://www.postgresql.org/docs/current/protocol-flow.html>).
+/// Counts the times that a client waits for its server. Before it waits, a client sends a `Sync` or a `Query` message
+/// (<https://www.postgresql.org/docs/current/protocol-flow.html>).
 #[derive(Clone, Default)]
 struct RoundTrips(Arc<AtomicUsize>);
 
@@ -23,7 +23,7 @@ impl RoundTrips {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Relays connections to a server; returns the port to connect to.
+    /// Relays connections to a server. Returns the port to connect to.
     async fn relay(&self, to: u16) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -31,7 +31,7 @@ impl RoundTrips {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
-                // Else each side waits for the other's acknowledgements.
+                // Otherwise each side waits for the other's acknowledgements.
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
                 let (from_client, mut to_client) = client.into_split();
@@ -76,7 +76,7 @@ async fn no_more_round_trips_than_a_pool_that_does_not_ping_at_checkout() {
         let trips = RoundTrips::default();
         let slave = &lab.servers().slaves[0];
         let port = trips.relay(slave.port()).await;
-        // The relay reads what is sent.
+        // There is no TLS, because the relay reads what is sent.
         let url = url.replace(&slave.port().to_string(), &port.to_string());
         (format!("{url}?sslmode=disable"), trips)
     };

@@ -1,4 +1,4 @@
-//! `Server-Timing`: which server served a reply, and why.
+//! `Server-Timing` names the server that served a reply, and the reason.
 
 crate::on_every_database! {
     use rocket::figment::providers::{Format, Toml};
@@ -37,7 +37,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn tells_who_served_and_why() {
+    fn the_header_names_the_server_and_the_reason() {
         let lab = Lab::new();
         let client = client(&format!("{}name = \"db-1\"", lab.section().replace("slave-2", "slave-1b")));
         let (what, took) = timing(&client.get("/").dispatch()).unwrap();
@@ -52,7 +52,7 @@ crate::on_every_database! {
     }
 
     #[test]
-    fn is_on_in_the_debug_profile_alone() {
+    fn the_header_is_on_by_default_in_the_debug_profile_alone() {
         let lab = Lab::new();
         let off = client(&format!("{}server_timing = false", lab.section()));
         assert_eq!(timing(&off.get("/").dispatch()), None);

@@ -1,4 +1,4 @@
-//! What is promised on database servers: a file for each promise.
+//! The promises on database servers, with a file for each promise.
 
 use support::{absent as on_sqlite, given as on_postgres, on_servers, on_servers as on_every_database};
 

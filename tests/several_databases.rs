@@ -90,7 +90,7 @@ fn names<'a>(pins: &'a [Cookie<'static>]) -> Vec<&'a str> {
 }
 
 #[test]
-fn each_has_its_own_intent_and_pin() {
+fn each_database_has_its_own_intent_and_pin() {
     let (blog, shop) = (lab::postgres::Lab::new(), lab::sqlite::Lab::new());
     let client = Client::untracked(app(&blog, &shop)).unwrap();
     for (path, answer, expected) in [
@@ -108,7 +108,7 @@ fn each_has_its_own_intent_and_pin() {
 }
 
 #[test]
-fn the_pin_of_one_says_nothing_of_the_other() {
+fn a_pin_of_one_database_says_nothing_of_another() {
     let (blog, shop) = (lab::postgres::Lab::new(), lab::sqlite::Lab::new());
     let client = Client::untracked(app(&blog, &shop)).unwrap();
     let read = |pin: Cookie<'static>| client.get("/").cookie(pin).dispatch().into_string().unwrap();
@@ -121,7 +121,7 @@ fn the_pin_of_one_says_nothing_of_the_other() {
 }
 
 #[test]
-fn rocket_db_pools_own_connections_do_not_bypass_it() {
+fn connections_of_rocket_db_pools_are_refused() {
     #[get("/bypass")]
     async fn bypass(_blog: rocket_db_pools::Connection<Blog>) -> Status {
         Status::Ok

@@ -1,14 +1,14 @@
-//! One address of a slave, and several servers behind it, as behind a service, a proxy or a reader endpoint:
-//! what is known of one of them is believed of no other.
+//! One address of a slave with several servers behind it, as with a service, a proxy or a reader endpoint: what is
+//! known of one server is not believed of another.
 
 use rocket_replicated_testing::Dbms;
 
 trait CountsNotes: Dbms {
-    /// Takes longer than a session that says nothing is believed to be alive, and ends at the server that ran it.
+    /// A query that takes longer than a silent session is believed to be alive. It also selects the server's port.
     const SLOW: &str;
-    /// The clients for which it runs.
+    /// Selects the sessions that run [`SLOW`](Self::SLOW).
     const RUNNING: &str;
-    /// How many notes there are, and at which port that is.
+    /// Selects the number of notes, and the server's port.
     const COUNT: &str;
 }
 
@@ -35,12 +35,12 @@ crate::on_servers! {
     use support::rocket_over;
     use rocket_replicated_testing::Wire;
 
-    /// How many notes a handle sees, and at which port.
+    /// The number of notes that a handle sees, and the port of the server.
     async fn seen(db: &ReplicatedDb) -> (i64, i64) {
         sqlx::query_as(<Dbms as CountsNotes>::COUNT).fetch_one(db).await.unwrap()
     }
 
-    /// At the server that the monitor does not look at, nothing is heard of them for as long as they take.
+    /// The monitor looks at one server only. Of statements at the other one, nothing is heard until they end.
     #[support::async_test]
     async fn statements_at_both_servers_may_take_long() {
         let lab = Lab::new();
@@ -71,9 +71,9 @@ crate::on_servers! {
         assert_eq!(cluster.statistics().retries, before, "none was run again");
     }
 
-    /// Its host is gone, and the proxy is not. New connections lead to the other server.
+    /// The server's host is gone, and the proxy is not. New connections lead to the other server.
     #[support::async_test]
-    async fn statements_at_one_that_is_behind_the_address_no_more_are_ended() {
+    async fn statements_at_a_server_that_has_left_the_address_are_run_again() {
         use std::time::Duration;
 
         let lab = Lab::new();
@@ -105,7 +105,7 @@ crate::on_servers! {
         wire.silence_open();
         wire.lead_to(slaves[0].port());
         let read = rocket::tokio::time::timeout(Duration::from_secs(120), join_all(reads)).await;
-        // They were run again, elsewhere.
+        // The statements were run again, elsewhere.
         for read in read.expect("an end of them") {
             assert_ne!(read.unwrap().unwrap(), i64::from(slaves[1].port()));
         }
@@ -113,11 +113,11 @@ crate::on_servers! {
     }
 
     #[support::async_test]
-    async fn nobody_misses_what_they_have_written() {
+    async fn clients_miss_no_write_of_their_own() {
         const ROUNDS: i64 = 100;
-        /// So many at once that there are connections to both.
+        /// So many readers at once that there are connections to both servers.
         const READERS: usize = 4;
-        /// By then, everybody knows that the other slave has replayed it.
+        /// So many rounds later, it is known that the other slave has replayed the write.
         const EARLIER: usize = 10;
 
         let lab = Lab::new();
@@ -136,7 +136,7 @@ crate::on_servers! {
 
         let mut written = vec![(0, None)];
         let (mut stale, mut by_slave) = (0, 0);
-        // Whichever it is that probes look at.
+        // Each slave is paused in turn, because probes may look at either.
         for paused in slaves {
             lab.servers().wait_caught_up();
             paused.pause_replay();

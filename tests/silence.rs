@@ -1,4 +1,4 @@
-//! What operators are told without having asked, and what they are not.
+//! The log lines that operators get, and those that they are spared.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use rocket_replicated_testing::postgres::Postgres;
 use support::lab::postgres::Lab;
 use support::{eventually, logbook, rocket, rocket_over};
 
-/// Returns what the database, or this crate, said.
 #[post("/write")]
 async fn write(db: ReplicatedDb) -> Result<(), Error> {
     sqlx::query("INSERT INTO notes (body) VALUES ('x')").execute(&db).await?;
@@ -37,7 +36,7 @@ async fn gets(_reads: ReadsDatabase, db: ReplicatedDb) -> String {
     sqlx::query("INSERT INTO notes (body) VALUES ('x')").execute(&db).await.unwrap_err().to_string()
 }
 
-/// Waits for itself.
+/// Deadlocks on a connection that it holds itself.
 #[post("/entangled")]
 async fn entangled(db: ReplicatedDb) -> String {
     let _transaction = db.begin().await.unwrap();
@@ -46,7 +45,7 @@ async fn entangled(db: ReplicatedDb) -> String {
 
 static REPLIED: rocket::tokio::sync::Notify = rocket::tokio::sync::Notify::const_new();
 
-/// Writes once the reply has left.
+/// Writes after the reply has left.
 #[get("/late")]
 async fn late(db: ReplicatedDb) {
     rocket::tokio::spawn(async move {
@@ -93,7 +92,7 @@ async fn a_pin_that_is_signed_with_another_key_is_warned_of_once_a_minute() {
 }
 
 #[support::async_test]
-async fn what_is_put_back_is_as_loud_as_what_was_taken_out() {
+async fn drills_and_their_ends_are_logged_alike() {
     let lab = Lab::new();
     let client = client(&lab.section().replace("slave-1", "louder")).await;
     let cluster = Replicated::fetch(client.rocket()).unwrap();
@@ -223,7 +222,7 @@ async fn a_login_that_is_refused_later_is_no_outage() {
     eventually("its return", async || cluster.status()[1].state == NodeState::Up).await;
     assert_eq!(logbook::lines(&["WARN", "`moody` of database `replicated` is back"]).len(), 1);
 
-    // Now a real outage is called one.
+    // A real outage is still called one.
     slave.kill();
     eventually("an outage", async || cluster.status()[1].state == NodeState::Down).await;
     assert!(!logbook::lines(&["WARN", "`moody`", "cannot be used"]).is_empty());
@@ -248,7 +247,7 @@ async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
         |level, words| logbook::lines(&[level, "slave `fickle` of database `replicated`", words]).len();
     assert_eq!((lines("ERROR", "refuses the login"), lines("WARN", "cannot be used")), (1, 0));
 
-    // The role may log in by the time at which its server is back.
+    // The role may log in again before its server is back.
     master.sql("ALTER ROLE fickle LOGIN");
     slave.kill();
     eventually("an outage", async || lines("WARN", "cannot be used, now for another reason") == 1).await;
@@ -259,7 +258,7 @@ async fn an_outage_after_a_refused_login_is_told_apart_and_its_end_as_well() {
 }
 
 #[support::async_test]
-async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
+async fn sqlx_logs_nothing_about_a_server_without_its_name() {
     let servers = Servers::start(Postgres, 1);
     let client = client(&format!(
         "url = \"{}\"\nslaves = [{{ url = \"{}\", name = \"quiet\" }}]\ncheck_interval = 0.05",
@@ -268,7 +267,7 @@ async fn nothing_is_said_by_sqlx_about_a_server_without_its_name() {
     ))
     .await;
     let cluster = Replicated::fetch(client.rocket()).unwrap();
-    // An idle one, one that is kept, one that a handler holds, and one that a library holds.
+    // Four connections: an idle one, one that is kept, one that a handler holds, and one that a library holds.
     let (kept, held, lent) = (cluster.read(None), cluster.read(None), cluster.read(None));
     let held_conn = held.get().await.unwrap();
     let lent_conn = lent.get().await.unwrap().into_inner();
@@ -308,9 +307,9 @@ async fn a_slow_statement_is_warned_of_and_not_a_slow_reader() {
     assert!(line.ends_with(" s for SELECT pg_sleep(1.1), 2"), "{line}");
 }
 
-/// Whatever the master lacks has a line of its own.
+/// The outage of the master has a line of its own.
 #[support::async_test]
-async fn requests_that_find_no_server_do_not_drown_what_happened() {
+async fn failed_requests_do_not_flood_the_log_during_an_outage() {
     let servers = Servers::start(Postgres, 0);
     let section = format!("url = \"{}\"\nname = \"drowned\"\ncheck_interval = 0.1\n", servers.master.url());
     let client = client(&section).await;
@@ -342,7 +341,7 @@ async fn a_write_after_the_reply_names_its_route() {
 }
 
 #[support::async_test]
-async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more() {
+async fn the_error_of_a_write_under_a_reads_guard_names_the_remedy() {
     let lab = Lab::new();
     let client = client(&lab.section()).await;
     let error = text(client.post("/searches").dispatch().await).await;
@@ -359,7 +358,7 @@ async fn a_handler_that_writes_though_it_says_it_reads_is_told_to_say_so_no_more
 }
 
 #[support::async_test]
-async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_the_caller() {
+async fn a_pool_timeout_names_the_holders_of_connections_and_a_deadlock() {
     let lab = Lab::new();
     let section =
         format!("{}name = \"crowded\"\nmax_connections = 1\nconnect_timeout = 2\n", lab.section_alone());
@@ -376,7 +375,7 @@ async fn a_pool_that_timed_out_says_who_has_its_connections_and_whether_it_is_th
     let said = logbook::lines(&["WARN", "No connection for writes", "by `entangled`", "holds one itself"]);
     assert_eq!(said.len(), 1, "{said:?}");
 
-    // Others are told of the holder, and nothing of themselves.
+    // Other requests are told of the holder, but not that they hold a connection themselves.
     let cluster = Replicated::fetch(client.rocket()).unwrap();
     let _held = cluster.write().get().await.unwrap();
     let writers = [cluster.write(), cluster.write(), cluster.write()];

@@ -1,4 +1,4 @@
-//! Connections that take longer to open than anybody waits for one, as on a machine that has much else to do.
+//! Connections that take longer to open than requests wait for one, as on a busy machine.
 
 crate::on_servers! {
     use std::time::Duration;
@@ -9,10 +9,10 @@ crate::on_servers! {
 
     use support::{eventually, logbook, rocket_over};
 
-    /// There and back: no protocol opens a connection in less than two round trips.
+    /// The delay in each direction. No protocol opens a connection in less than two round trips.
     const DELAY: Duration = Duration::from_millis(300);
 
-    /// Checkouts wait for 0.2 s at a slave, and probes for longer.
+    /// A cluster over a wire that delays. Checkouts wait for 0.2 s at a slave, and probes wait longer.
     async fn behind_a_wire(wire: &Wire, section: &str, connect_timeout: f64) -> (Client, Cluster<Database>) {
         let section = format!(
             "{section}\nmax_connections = 2\nconnect_timeout = {connect_timeout}\nslave_timeout = 0.2\ncheck_timeout = 5\n\
@@ -27,13 +27,13 @@ crate::on_servers! {
         (client, cluster)
     }
 
-    /// The logbook is that of all databases.
+    /// A name that differs between databases, which share the log.
     fn named(lab: &Lab) -> String {
         format!("slow-{}", lab.master_url().split_once(':').unwrap().0)
     }
 
     #[support::async_test]
-    async fn a_connection_is_there_for_whoever_asks_next() {
+    async fn a_connection_that_opens_late_serves_the_next_request() {
         let lab = Lab::new();
         let name = named(&lab);
         let wire = Wire::to(lab.servers().master.port());
@@ -53,9 +53,10 @@ crate::on_servers! {
         eventually("a connection", async || cluster.write().get().await.is_ok()).await;
     }
 
-    /// A round trip takes 0.5 s, and so does a look: the connection for it takes four or more before that.
+    /// A round trip takes 0.5 s, and so does a probe. Before that, its connection takes four round trips or more to
+    /// open.
     #[support::async_test]
-    async fn a_server_comes_up_to_which_no_connection_opens_within_a_probe() {
+    async fn a_server_comes_up_though_connections_open_more_slowly_than_probes_wait() {
         let lab = Lab::new();
         let name = format!("{}-probed", named(&lab));
         let wire = Wire::to(lab.servers().slaves[0].port());

@@ -1,4 +1,4 @@
-//! Slow statements are in the log, from the time on that the section says.
+//! Statements that take longer than the section's threshold are logged.
 
 crate::on_every_database! {
     use rocket::local::asynchronous::Client;

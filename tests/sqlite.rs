@@ -1,4 +1,4 @@
-//! What is promised on SQLite, and what needs no database server: a file for each promise.
+//! The promises on SQLite, and those that need no database server, with a file for each promise.
 
 use support::{absent as on_postgres, given as on_sqlite, in_files as on_every_database};
 

@@ -1,4 +1,4 @@
-//! A SQLite slave that the crate keeps itself.
+//! A SQLite slave to which the crate copies the master.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ impl Files {
         }
     }
 
-    /// With one table, that has so many rows.
+    /// Creates a database with one table that has this many rows.
     fn make(&self, name: &str, page_size: u32, rows: i64) {
         let made = rusqlite::Connection::open(self.path(name)).unwrap();
         made.pragma_update(None, "page_size", page_size).unwrap();
@@ -69,7 +69,7 @@ async fn count(cluster: &Cluster<Database>) -> sqlx::Result<i64> {
 }
 
 #[support::async_test]
-async fn it_exists_before_the_first_read_though_the_master_does_not() {
+async fn a_copy_exists_before_the_first_read_though_the_master_does_not() {
     let files = Files::new();
     let (_client, cluster) = files.client("fresh.db", 3600.0).await;
     let db = cluster.read(None);
@@ -78,7 +78,7 @@ async fn it_exists_before_the_first_read_though_the_master_does_not() {
 }
 
 #[support::async_test]
-async fn it_has_what_was_migrated_at_ignition() {
+async fn a_copy_has_the_migrations_of_ignition() {
     let files = Files::new();
     let migrate = rocket::fairing::AdHoc::on_ignite("migrate", |rocket| async {
         let cluster = Replicated::fetch(&rocket).unwrap();
@@ -92,7 +92,7 @@ async fn it_has_what_was_migrated_at_ignition() {
 }
 
 #[support::async_test]
-async fn it_lags_and_catches_up() {
+async fn a_copy_catches_up_with_the_master() {
     let files = Files::new();
     let (_client, cluster) = files.client("lagging.db", 0.2).await;
     sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
@@ -193,7 +193,7 @@ async fn readers_see_neither_half_a_copy_nor_an_error_nor_a_wait() {
 }
 
 #[support::async_test]
-async fn its_write_ahead_log_does_not_grow_with_every_copy() {
+async fn the_write_ahead_log_does_not_grow_with_every_copy() {
     let files = Files::new();
     let (_client, cluster) = files.client("log.db", 0.01).await;
     let master = cluster.write();
@@ -217,7 +217,7 @@ async fn its_write_ahead_log_does_not_grow_with_every_copy() {
 }
 
 #[support::async_test]
-async fn one_that_cannot_copy_is_reported_once_and_recovers() {
+async fn a_follower_that_cannot_copy_is_reported_once_and_recovers() {
     let files = Files::new();
     // A folder stands where the slave's file should be.
     let slave = files.0.path().join("blocked.db");
@@ -269,7 +269,7 @@ async fn a_copy_longer_than_its_period_is_reported_once() {
 }
 
 #[support::async_test]
-async fn it_stops_at_shutdown() {
+async fn copying_stops_at_shutdown() {
     let files = Files::new();
     let (client, cluster) = files.client("stopped.db", 0.01).await;
     sqlx::query("CREATE TABLE notes (id INTEGER)").execute(&cluster.write()).await.unwrap();
@@ -288,7 +288,7 @@ async fn it_stops_at_shutdown() {
 }
 
 #[support::async_test]
-async fn whoever_has_written_reads_from_the_copy_that_has_it() {
+async fn clients_read_their_own_writes_from_a_copy_that_has_them() {
     let files = Files::new();
     let section = format!("{}consistency = \"position\"\n", files.section("caught-up.db", 0.1));
     let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
@@ -311,9 +311,9 @@ async fn whoever_has_written_reads_from_the_copy_that_has_it() {
     }
 }
 
-/// Its file is there, and empty: nobody can copy a master to it that cannot be written.
+/// The slave's file is there, and empty. The master's folder is missing, so there is nothing to copy.
 #[support::async_test]
-async fn it_is_left_out_until_it_has_its_first_copy() {
+async fn a_slave_is_left_out_until_it_has_its_first_copy() {
     let folder = tempfile::tempdir().unwrap();
     let (missing, slave) = (folder.path().join("missing"), folder.path().join("uncopied.db"));
     rusqlite::Connection::open(&slave).unwrap().pragma_update(None, "journal_mode", "wal").unwrap();
@@ -342,7 +342,7 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
     let warning = format!("WARN: The folder `{}` of server `master.db` of database", missing.display());
     assert_eq!(logbook::lines(&[&warning, "does not exist: create it, or correct the path"]).len(), 1);
 
-    // At once: a copy that is made in between has no table.
+    // The master appears together with its table: a copy that is made in between would have no table.
     let other = folder.path().join("other");
     std::fs::create_dir(&other).unwrap();
     let master = rusqlite::Connection::open(other.join("master.db")).unwrap();
@@ -353,7 +353,7 @@ async fn it_is_left_out_until_it_has_its_first_copy() {
     assert_eq!(count(cluster).await.unwrap(), 1);
 }
 
-/// What SQLite says then does not name it, and nothing lifts off.
+/// SQLite's message does not name the folder, and the launch fails.
 #[support::async_test]
 async fn a_missing_folder_is_named_where_migrations_fail() {
     let folder = tempfile::tempdir().unwrap();
@@ -395,9 +395,9 @@ async fn a_copy_that_is_removed_or_replaced_is_made_anew_and_read_from() {
     }
 }
 
-/// The connections that are open lead to the copy of before, which has all that was written until then.
+/// Connections that are open lead to the former copy, which has all that was written until its removal.
 #[support::async_test]
-async fn what_is_known_of_a_new_copy_is_not_believed_of_the_one_before() {
+async fn observations_of_a_new_copy_are_not_believed_of_the_former_one() {
     let files = Files::new();
     files.make("master.db", 4096, 1);
     let section =
@@ -414,7 +414,7 @@ async fn what_is_known_of_a_new_copy_is_not_believed_of_the_one_before() {
     let copy = rusqlite::Connection::open(files.path("believed.db")).unwrap();
     let copied = || copy.query_row("SELECT count(*) FROM notes", [], |row| row.get::<_, i64>(0));
     eventually("its row", async || copied().is_ok_and(|count| count == 2)).await;
-    // Many periods, in which it is found to be complete.
+    // Many periods, in which the new copy is found to be complete.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(1) {
         let db = cluster.read(Some(&pin));
@@ -437,7 +437,7 @@ async fn a_master_that_is_replaced_is_written_to_and_copied() {
         let master = rusqlite::Connection::open(files.path("master.db")).unwrap();
         master.query_row("SELECT count(*) FROM notes", [], |row| row.get::<_, i64>(0)).unwrap()
     };
-    // What is open leads to the file of before until the next look at it.
+    // Open connections lead to the former file until they are looked at again.
     eventually("a write", async || {
         let _ = sqlx::query("INSERT INTO notes VALUES (1)").execute(&cluster.write()).await;
         there() > 10
@@ -470,7 +470,7 @@ async fn a_master_that_is_lost_is_not_made_anew_and_its_copy_stays() {
     .await;
     assert_eq!(count(&cluster).await.unwrap(), 3);
 
-    // The remedy.
+    // The remedy: the copy becomes the master.
     std::fs::copy(files.path("last.db"), files.path("copy.db")).unwrap();
     std::fs::rename(files.path("copy.db"), files.path("master.db")).unwrap();
     eventually("a write", async || {
@@ -505,7 +505,7 @@ async fn a_launch_without_the_master_of_a_copy_is_refused() {
 #[support::async_test]
 async fn a_master_of_any_page_size_is_copied() {
     for exponent in 9..=16 {
-        // Also to a copy that was made of pages of another size.
+        // The copy may have been made of pages of another size before.
         for before in [None, Some(4096)] {
             let files = Files::new();
             let size = 1 << exponent;

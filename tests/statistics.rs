@@ -1,4 +1,4 @@
-//! Whatever happens is counted: by server, by reason, by cause.
+//! The statistics count by server, by reason and by cause.
 
 crate::on_every_database! {
     use std::time::Duration;
@@ -98,7 +98,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn connections_and_those_who_wait_for_them() {
+    async fn connections_and_waiting_requests() {
         let lab = Lab::new();
         let section = format!("{}max_connections = 1\nconnect_timeout = 1\n", lab.section_alone());
         let (client, cluster) = launch(&section).await;
@@ -118,7 +118,7 @@ crate::on_every_database! {
         assert_eq!((now.max, now.in_use, now.idle), (1, 1, 0));
         assert!(in_vain.await.unwrap());
         drop(held);
-        // The first one may wait until it is known what was left on the connection; the second one finds it idle.
+        // The first write may wait until it is known what was left on the connection. The second one finds it idle.
         client.post("/").dispatch().await;
         client.post("/").dispatch().await;
 
@@ -157,7 +157,7 @@ crate::on_every_database! {
         let (_client, cluster) = launch(&lab.section()).await;
         let slave = || cluster.statistics().servers[2].clone();
         let changes = |state| slave().changes.get(state);
-        // It may have come up a moment after the launch.
+        // The slave may have come up a moment after the launch.
         support::eventually("the slave", async || cluster.status()[2].state == NodeState::Up).await;
         let before = changes(NodeState::Up);
         cluster.take_out("slave-2").unwrap();
@@ -238,7 +238,8 @@ crate::on_postgres! {
             servers.master.sql("CREATE TABLE notes (id INTEGER); GRANT ALL ON notes TO app");
             servers.wait_caught_up();
 
-            // A pin that the slave has replayed, and one that it has not: it may have, as its lag is known to a look or two.
+            // One pin that the slave has replayed, and one that it has not. The slave is asked about the second one,
+            // because its lag is known only up to a probe or two.
             eventually("the slave", cluster, |statistics| statistics.servers[1].state == NodeState::Up).await;
             let writer = cluster.write();
             sqlx::query("INSERT INTO notes VALUES (1)").execute(&writer).await.unwrap();

@@ -1,4 +1,4 @@
-//! The status page: who may see it, what it says and does not say, and what operators can do there.
+//! The status page: its access, its content, and the drills that operators can order there.
 
 use rocket::http::uri::Host;
 use rocket::http::{ContentType, Header, Status};
@@ -6,7 +6,7 @@ use rocket::local::asynchronous::{Client, LocalResponse};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::tokio::io::AsyncReadExt;
 
-/// Whoever says so.
+/// An operator, by a header.
 struct Admin;
 
 #[rocket::async_trait]
@@ -40,7 +40,7 @@ async fn json(client: &Client, path: &str) -> serde_json::Value {
     serde_json::from_str(&text(client, path).await).unwrap()
 }
 
-/// The first thing that a listener is told.
+/// The first event that a listener gets.
 async fn first_event(events: &mut LocalResponse<'_>) -> String {
     let mut told = Vec::new();
     while !told.ends_with(b"\n\n") {
@@ -49,7 +49,7 @@ async fn first_event(events: &mut LocalResponse<'_>) -> String {
     String::from_utf8(told).unwrap()
 }
 
-/// What the page's form sends.
+/// Sends the page's form.
 async fn post<'c>(
     client: &'c Client,
     form: &'c str,
@@ -58,7 +58,7 @@ async fn post<'c>(
     let mut request = client.post("/status/drills").header(ContentType::Form).header(admin()).body(form);
     for (name, value) in headers {
         match *name {
-            // Rocket's local client has it from elsewhere than from the headers.
+            // Rocket's local client does not take the host from the headers.
             "Host" => request.inner_mut().set_host(Host::parse(value).unwrap()),
             name => request = request.header(Header::new(name, *value)),
         }
@@ -98,7 +98,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn whoever_the_guard_refuses_sees_nothing_but_the_health() {
+    async fn a_client_that_the_guard_refuses_sees_only_the_health() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
         for path in ["/status", "/status/events", "/status/status.json", STYLE, SCRIPT] {
@@ -119,7 +119,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn one_that_is_open_to_everybody_is_for_the_debug_profile() {
+    async fn a_page_that_is_open_to_everybody_is_for_the_debug_profile() {
         let lab = Lab::new();
         let open = rocket(&lab).mount("/status", Replicated::status_open_to_everybody());
         let client = Client::untracked(open).await.unwrap();
@@ -146,7 +146,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn without_its_database_it_does_not_launch() {
+    async fn a_page_without_its_database_does_not_launch() {
         let lab = Lab::new();
         let rocket = rocket_over(&lab.section()).mount("/status", Replicated::status::<Admin>());
         let error = Client::untracked(rocket).await.unwrap_err();
@@ -155,7 +155,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn it_says_how_the_servers_are_and_why_who_served() {
+    async fn the_page_shows_the_states_of_servers_and_the_reasons_of_choices() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
         for _ in 0..4 {
@@ -181,7 +181,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn it_has_all_metrics() {
+    async fn the_page_exports_all_metrics() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
         assert_eq!(client.get("/status/metrics").dispatch().await.status(), Status::Forbidden);
@@ -202,7 +202,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn nothing_in_it_comes_from_elsewhere_or_is_inline() {
+    async fn the_page_has_no_foreign_or_inline_content() {
         let lab = Lab::new();
         let (client, _) = launch(&lab).await;
         let page = get(&client, "/status").await;
@@ -249,7 +249,7 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn listeners_are_told_each_second_and_are_not_too_many() {
+    async fn listeners_are_told_of_changes_and_are_not_too_many() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab).await;
         let mut listeners = Vec::new();
@@ -416,7 +416,7 @@ crate::on_postgres! {
             eventually(&client, "/status/health", Status::ServiceUnavailable, nothing).await;
         }
 
-        /// A cluster whose master is read from through pgbouncer, at another address than it is written to.
+        /// A cluster that reads from the master through pgbouncer, at another address than it writes to.
         async fn read_through(pooler: &PgBouncer, section: &str) -> (Client, Cluster<Database>) {
             let section = format!(
                 "name = \"first\"\nread_url = \"{}\"\ncheck_interval = 0.05\n{section}",
@@ -526,7 +526,7 @@ crate::on_sqlite! {
         struct Odd(sqlite::Pool);
 
         #[support::async_test]
-        async fn whatever_a_name_has_in_it_is_text() {
+        async fn names_are_escaped() {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("<b>'&");
             std::fs::create_dir(&file).unwrap();

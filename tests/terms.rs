@@ -1,5 +1,5 @@
-//! `follow_promotion`: nothing that was begun under one master is written to under another, and where two
-//! servers claim to be the master, neither is written to.
+//! `follow_promotion`: nothing that was begun under one master writes to another. Where two servers claim to be the
+//! master, neither is written to.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ type Nodes = rocket_replicated::Cluster<Database>;
 const KEYS: &str = "follow_promotion = true\nconsistency = \"position\"\nmax_lag = false\n\
                     check_interval = 0.1\ncheck_timeout = 2\nconnect_timeout = 2\n";
 
-/// Each write says where it was done.
+/// Each write records the port of the server that ran it.
 const TABLE: &str = "CREATE TABLE writes (port INTEGER NOT NULL DEFAULT inet_server_port()); \
                      GRANT ALL ON writes TO app";
 const WRITE: &str = "INSERT INTO writes DEFAULT VALUES RETURNING port";
@@ -37,7 +37,7 @@ fn start() -> Servers<Postgres> {
     cluster
 }
 
-/// The servers are named after what becomes of them, and after their test.
+/// The servers' names say what becomes of them and which test they belong to.
 async fn launch(cluster: &Servers<Postgres>, test: &str) -> (Client, Nodes) {
     let server = |name: &str, server: &Server<Postgres>| {
         format!("url = \"{}\", name = \"{name}-{test}\"", server.url())
@@ -54,7 +54,7 @@ async fn launch(cluster: &Servers<Postgres>, test: &str) -> (Client, Nodes) {
     (client, nodes)
 }
 
-/// What the master is called that the section gives no name.
+/// The name of the master, to which the section gives none.
 fn configured(cluster: &Servers<Postgres>) -> String {
     format!("127.0.0.1-{}", cluster.master.port())
 }
@@ -66,7 +66,7 @@ fn status_of(nodes: &Nodes, name: &str) -> NodeStatus {
     status.remove(0)
 }
 
-/// Who was never seen as a slave is not followed.
+/// Waits until both slaves have been seen as such. Other servers are not followed.
 async fn both_slaves_are_seen(nodes: &Nodes) {
     eventually("a look at both slaves", async || {
         nodes.status().iter().filter(|node| node.lag.is_some()).count() == 2
@@ -81,7 +81,7 @@ async fn write(db: &ReplicatedDb) -> Result<u16, sqlx::Error> {
     Ok(port as u16)
 }
 
-/// The same, in a transaction.
+/// As [`write`], in a transaction.
 async fn transact(db: &ReplicatedDb) -> Result<u16, sqlx::Error> {
     let mut transaction = db.begin().await?;
     let port: i32 = sqlx::query_scalar(WRITE).fetch_one(&mut *transaction).await?;
@@ -89,14 +89,14 @@ async fn transact(db: &ReplicatedDb) -> Result<u16, sqlx::Error> {
     Ok(port as u16)
 }
 
-/// The same, on a connection of one's own.
+/// As [`write`], on a connection that is held.
 async fn write_alone(db: &ReplicatedDb) -> Result<u16, sqlx::Error> {
     let mut connection = db.get().await?;
     let port: i32 = sqlx::query_scalar(WRITE).fetch_one(&mut *connection).await?;
     Ok(port as u16)
 }
 
-/// Those whom a server calls its own.
+/// The number of writes on a server that ran there.
 fn written_at(server: &Server<Postgres>) -> usize {
     let count = format!("SELECT count(*) FROM writes WHERE port = {}", server.port());
     server.sql(&count).parse().unwrap()
@@ -114,11 +114,11 @@ async fn promote_and_return(cluster: &Servers<Postgres>, nodes: &Nodes, test: &s
 }
 
 #[support::async_test]
-async fn a_handle_from_before_a_promotion_writes_to_whoever_was_promoted() {
+async fn a_handle_from_before_a_promotion_writes_to_the_promoted_server() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "handle").await;
     let promoted = cluster.slaves[0].port();
-    // One that has a connection for its next query, one that has done with its own, and one that was never used.
+    // One handle has a connection for its next query, one has done with its transactions, and one was never used.
     let handles = [nodes.write(), nodes.write(), nodes.write()];
     both_slaves_are_seen(&nodes).await;
     for _ in 0..3 {
@@ -138,9 +138,9 @@ async fn a_handle_from_before_a_promotion_writes_to_whoever_was_promoted() {
     assert_eq!(written_at(&cluster.master), before);
 }
 
-/// Of sqlx's pools, which know nothing of terms.
+/// The pools are sqlx's own, which know nothing of terms.
 #[support::async_test]
-async fn a_pool_from_before_a_promotion_is_closed_and_nobody_is_given_it_again() {
+async fn a_pool_from_before_a_promotion_is_closed_and_not_returned_again() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "pool").await;
     both_slaves_are_seen(&nodes).await;
@@ -159,14 +159,14 @@ async fn a_pool_from_before_a_promotion_is_closed_and_nobody_is_given_it_again()
         assert_eq!(written, i32::from(cluster.slaves[0].port()));
     }
     assert_eq!(written_at(&cluster.master), before);
-    // Whoever holds the pool of a slave that was promoted goes on reading.
+    // The pool of a slave that was promoted still reads.
     sqlx::query("SELECT 1").execute(&slave).await.unwrap();
     let error = ask(&slave).await.unwrap_err();
     assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("25006"));
 }
 
 #[support::async_test]
-async fn a_handle_with_an_open_stream_writes_to_whoever_was_promoted() {
+async fn a_handle_with_an_open_stream_writes_to_the_promoted_server() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "stream").await;
     both_slaves_are_seen(&nodes).await;
@@ -179,7 +179,7 @@ async fn a_handle_with_an_open_stream_writes_to_whoever_was_promoted() {
     for _ in 0..20 {
         assert_eq!(write(&db).await.unwrap(), cluster.slaves[0].port());
     }
-    // What is left of the stream ends, and does not begin again elsewhere.
+    // The rest of the stream ends, and does not begin again elsewhere.
     while let Ok(Some(_)) = rows.try_next().await {}
     drop(rows);
     assert_eq!(write(&db).await.unwrap(), cluster.slaves[0].port());
@@ -187,7 +187,7 @@ async fn a_handle_with_an_open_stream_writes_to_whoever_was_promoted() {
 }
 
 #[support::async_test]
-async fn after_a_promotion_each_server_is_shown_and_called_what_it_is() {
+async fn after_a_promotion_the_status_and_the_log_have_the_new_roles() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "shown").await;
     let old = configured(&cluster);
@@ -228,7 +228,7 @@ async fn after_a_promotion_each_server_is_shown_and_called_what_it_is() {
     assert_eq!(logbook::lines(&["slave `promoted-shown`"]).len(), slave);
 }
 
-/// Two masters of one system at launch: nobody is written to, whoever asks, and the log says so.
+/// Launches over two masters of one system. Checks that neither is written to, in any way, and that the log says so.
 async fn start_with_two_masters(test: &str) -> (Servers<Postgres>, Client, Nodes) {
     let cluster = start();
     cluster.slaves[0].sql("SELECT pg_promote()");
@@ -239,7 +239,7 @@ async fn start_with_two_masters(test: &str) -> (Servers<Postgres>, Client, Nodes
     let begun = Instant::now();
     eventually("word of it", async || {
         assert!(write(&nodes.write()).await.is_err());
-        // Long enough for many looks at them.
+        // Long enough for many probes of both.
         !logbook::lines(&words).is_empty() && begun.elapsed() > Duration::from_secs(2)
     })
     .await;
@@ -275,9 +275,10 @@ async fn of_two_masters_at_launch_the_configured_one_is_written_to_once_the_othe
     assert_eq!(write(&nodes.write()).await.unwrap(), cluster.master.port());
 }
 
-/// The old master was frozen, not killed: when it thaws, what is held there lives and would be taken.
+/// The old master was frozen, not killed. When it thaws, held connections to it are alive, and it would take their
+/// writes.
 #[support::async_test]
-async fn what_is_held_from_before_it_is_not_written_to_an_old_master_that_thaws() {
+async fn held_connections_do_not_write_to_an_old_master_that_thaws() {
     let cluster = start();
     let (_client, nodes) = launch(&cluster, "thawed").await;
     both_slaves_are_seen(&nodes).await;

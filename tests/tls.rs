@@ -1,4 +1,4 @@
-//! TLS to the servers: what a URL asks for is had, or there is no connection.
+//! TLS to the servers: connections are as the URL asks, or there are none.
 
 support::on_servers! {
     use rocket::local::asynchronous::Client;
@@ -25,7 +25,7 @@ support::on_servers! {
         Client::untracked(rocket).await.unwrap()
     }
 
-    /// What a write and a read get.
+    /// The replies to a write and to a read.
     #[cfg(any(feature = "tls-native-tls", feature = "tls-rustls"))]
     async fn answers(client: &Client) -> (String, String) {
         let text = async |request: rocket::local::asynchronous::LocalRequest<'_>| {
@@ -45,7 +45,7 @@ support::on_servers! {
         )
     }
 
-    /// With what ends launch: an error in the log with these words.
+    /// Checks that launch fails, with an error in the log that has these words.
     async fn aborts(section: &str, words: &[&str]) {
         let launch = Client::untracked(rocket_over(section).attach(Replicated::fairing())).await;
         let error = launch.unwrap_err();
@@ -68,7 +68,7 @@ support::on_servers! {
         let (master, slave) = (&cluster.master, &cluster.slaves[0]);
         ours.certify(master, "localhost");
         ours.certify(slave, "localhost");
-        // What has succeeded from now on was encrypted.
+        // From now on, all connections that succeed are encrypted.
         Dbms::demand(&cluster);
 
         let at_localhost = |url: String| url.replace("127.0.0.1", "localhost");
@@ -114,7 +114,7 @@ support::on_servers! {
 
     #[cfg(not(any(feature = "tls-native-tls", feature = "tls-rustls")))]
     #[support::async_test]
-    async fn a_build_without_it_does_not_launch() {
+    async fn a_build_without_tls_does_not_launch() {
         const FEATURES: &str = "feature `tls-rustls` or `tls-native-tls` of `rocket_replicated`";
 
         let lab = Lab::new();

@@ -1,4 +1,4 @@
-//! Where URLs lead.
+//! The servers that URLs lead to.
 
 crate::on_servers! {
     use std::net::Ipv6Addr;
@@ -8,7 +8,7 @@ crate::on_servers! {
     use rocket::tokio::net::{TcpListener, TcpStream};
     use support::rocket_over;
 
-    /// A way to a port of this machine, and the port where it begins.
+    /// A relay to a port of this machine. Returns the relay's own port.
     async fn way_to(port: u16) -> u16 {
         let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
         let begins = listener.local_addr().unwrap().port();
@@ -44,7 +44,7 @@ crate::on_postgres! {
     use support::lab::postgres::Lab;
     use support::{eventually, rocket_over};
 
-    /// A second master beside itself would have all writes refused.
+    /// If the socket were taken for a second master, all writes would be refused.
     #[support::async_test]
     async fn the_masters_own_socket_leads_to_the_master_itself() {
         let lab = Lab::new();

@@ -13,8 +13,8 @@ use rocket::tokio::net::{TcpListener, TcpSocket, TcpStream};
 use rocket::tokio::sync::{mpsc as commands, watch};
 use rocket::tokio::{self, runtime};
 
-/// A wire to a server: a TCP proxy on a port of its own that a test can lead elsewhere, hold up and cut while connections
-/// are open.
+/// A wire to a server: a TCP proxy on a port of its own that a test can lead elsewhere, hold up and cut while
+/// connections are open.
 ///
 /// It ends with its owner, and closes all of its connections then.
 ///

@@ -1,6 +1,6 @@
-//! Servers end with the process that started them, however that ends; and what is missing is named.
+//! Servers end with the process that started them, however that process ends. Missing server programs are named.
 //!
-//! Each test starts this program again, as one that runs a part of it.
+//! Each test starts this program again to run a part of the test in a process of its own.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -13,7 +13,7 @@ use rocket_replicated_testing::{Dbms, Lab, Servers};
 
 const PART: &str = "PART_OF_TEST";
 
-/// Runs this test in a process of its own, with this variable.
+/// A command that runs this part of the test in a process of its own.
 fn again(test: &str, part: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(PART, part).stdout(Stdio::piped());
@@ -24,12 +24,12 @@ fn part() -> Option<String> {
     std::env::var(PART).ok()
 }
 
-/// What it prints of its servers: their folder, and the number of each process.
+/// Prints the folder of the servers, for the process that started this one.
 fn tell(servers: &Servers<impl Dbms>) {
     println!("FOLDER {}", servers.master.folder().display());
 }
 
-/// Those whose arguments have this folder.
+/// The processes that have this folder in their arguments.
 fn processes(folder: &str) -> Vec<String> {
     let ps = Command::new("ps").args(["-A", "-o", "pid=", "-o", "args="]).output().unwrap();
     let lines = String::from_utf8(ps.stdout).unwrap();
@@ -106,7 +106,7 @@ fn servers_end_with_a_test_that_panics() {
     }
 }
 
-/// Told by Linux.
+/// Linux lists shared memory segments in `/proc`.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_server_that_was_killed_leaves_no_shared_memory() {
@@ -126,7 +126,7 @@ fn a_server_that_was_killed_leaves_no_shared_memory() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_programs_are_named() {
     match part().as_deref() {
         Some("postgres") => drop(Lab::postgres()),
         Some("mariadb") => drop(Lab::mariadb()),
@@ -138,12 +138,12 @@ fn what_is_missing_is_named() {
                 ("mariadb", ["`mariadb-install-db` is missing in ", "LAB_SERVERS"]),
                 ("mysql", ["`mysqld` is missing in ", "LAB_SERVERS"]),
             ] {
-                let said = says(again("what_is_missing_is_named", part).env("LAB_SERVERS", nowhere.path()));
+                let said = says(again("missing_programs_are_named", part).env("LAB_SERVERS", nowhere.path()));
                 assert!(words.iter().all(|word| said.contains(word)), "{said}");
             }
-            // What the system has is MariaDB, which may be there by the name of `mysqld` as well.
+            // The system has MariaDB, whose server may also be called `mysqld`.
             if MySql::default().is_mariadb() {
-                let said = says(again("what_is_missing_is_named", "mysql").env_remove("LAB_SERVERS"));
+                let said = says(again("missing_programs_are_named", "mysql").env_remove("LAB_SERVERS"));
                 for word in ["`mysqld` is ", ": install", "https://dev.mysql.com/downloads/mysql/"] {
                     assert!(said.contains(word), "{said}");
                 }

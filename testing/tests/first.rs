@@ -23,7 +23,7 @@ fn rocket(figment: rocket::figment::Figment) -> Rocket<Build> {
 }
 
 #[test]
-fn whoever_publishes_sees_it_at_once() {
+fn authors_see_their_posts_at_once() {
     let lab = Lab::postgres(); // a master and two slaves, with a database for this test
     lab.sql("CREATE TABLE posts (title TEXT)");
     let author = Client::tracked(rocket(lab.figment())).unwrap();

@@ -1,4 +1,4 @@
-//! What labs promise, on each kind of database that this machine has for the tests of this repository.
+//! The promises of labs, on each kind of database that this machine has for the tests of this repository.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ macro_rules! over {
             }
 
             #[rocket::async_test]
-            async fn it_catches_up_in_asynchronous_tests() {
+            async fn a_lab_catches_up_in_asynchronous_tests() {
                 let lab = $lab;
                 lab.sql("CREATE TABLE notes (id INTEGER)");
                 lab.blocking_catch_up();
@@ -69,7 +69,7 @@ macro_rules! over {
             }
 
             #[test]
-            fn each_has_a_database_of_its_own() {
+            fn each_lab_has_a_database_of_its_own() {
                 for _ in 0..2 {
                     let lab = $lab;
                     lab.sql("CREATE TABLE notes (id INTEGER)");
@@ -115,7 +115,7 @@ fn lag_is_what_it_says(lab: &Lab<impl Deployment>, client: impl Fn() -> blocking
 }
 
 #[test]
-fn those_who_want_mysql_do_not_get_mariadb() {
+fn mysql_and_mariadb_are_different_kinds() {
     assert!(MySql::mariadb() != MySql::oracle() && MySql::mariadb().is_mariadb());
 }
 
@@ -163,7 +163,7 @@ fn a_wire_is_a_way_to_a_server() {
 
 #[test]
 #[should_panic(expected = "not served by master: [Served { database: \"notes\", server: \"slave-")]
-fn an_assertion_that_fails_says_who_served() {
+fn a_failed_assertion_names_the_server() {
     let lab = Lab::sqlite();
     lab.sql("CREATE TABLE notes (id INTEGER)");
     lab.blocking_catch_up();
@@ -215,7 +215,7 @@ fn sessions_are_replaced<D: Dbms>(
     assert_ne!(second, first, "an error ends it");
     server.sql(&end(&second));
     assert_ne!(server.sql(identify), second, "a lost one is replaced");
-    // What changes its session has one of its own.
+    // A statement that changes its session runs in another session.
     let before = server.sql(identify);
     server.sql(set);
     assert_eq!(server.sql(identify), before);
@@ -248,7 +248,7 @@ fn sessions_on_mysql_are_replaced() {
 }
 
 #[test]
-fn only_another_system_is_another_system() {
+fn servers_belong_to_one_system_unless_another_is_started() {
     const SYSTEM: &str = "SELECT system_identifier FROM pg_control_system()";
 
     let [one, two] = [(); 2].map(|()| Servers::start(Postgres, 0).master.sql(SYSTEM));

@@ -1,5 +1,5 @@
-//! Whatever a test has done to shared servers, the next one finds servers that work. In a program of their own: no other
-//! test takes the servers in between.
+//! Shared servers work again for the next test, whatever the test before has done to them. A program of their own runs
+//! these tests, so that no other test takes the servers in between.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ fn ports(servers: &Servers<impl Dbms>) -> Vec<u16> {
     servers.all().map(|server| server.port()).collect()
 }
 
-/// Whatever a test has done, the next one finds servers that work.
-fn the_next_test_finds_them_mended<D: Dbms>(lab: impl Fn() -> Lab<OnServers<D>>) {
+/// Breaks shared servers in several ways, and checks after each that the next lab gets servers that work.
+fn the_next_lab_is_mended<D: Dbms>(lab: impl Fn() -> Lab<OnServers<D>>) {
     let faults: [fn(&Lab<OnServers<D>>); 5] = [
         |lab| lab.slave(1).kill(),
         |lab| lab.master().freeze(),
@@ -42,10 +42,10 @@ fn the_next_test_finds_them_mended<D: Dbms>(lab: impl Fn() -> Lab<OnServers<D>>)
 
 #[test]
 fn postgresql_servers_are_mended() {
-    the_next_test_finds_them_mended(Lab::postgres);
+    the_next_lab_is_mended(Lab::postgres);
 }
 
 #[test]
 fn mysql_servers_are_mended() {
-    the_next_test_finds_them_mended(|| Lab::shared(MySql::default()));
+    the_next_lab_is_mended(|| Lab::shared(MySql::default()));
 }

@@ -1,4 +1,4 @@
-//! The wire of the tests does what their faults are made of.
+//! The faults that a wire can make.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use rocket_replicated_testing::server::wait_for;
 
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Answers whatever it is told with its name, to each client.
+/// A server that answers each byte with its name. Returns its port.
 fn server(name: u8) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -33,7 +33,7 @@ fn connect(wire: &Wire) -> TcpStream {
     client
 }
 
-/// Who answers now, if anybody does.
+/// The name of the server that answers now, or the error.
 fn ask(mut client: &TcpStream) -> Result<u8, ErrorKind> {
     client.write_all(b"?").map_err(|error| error.kind())?;
     let mut name = [0];
@@ -53,7 +53,7 @@ fn answers(client: &TcpStream) -> u8 {
 }
 
 #[test]
-fn it_leads_new_connections_elsewhere_and_to_several_in_turn() {
+fn a_wire_leads_new_connections_elsewhere_and_to_several_in_turn() {
     let (a, b) = (server(b'a'), server(b'b'));
     let wire = Wire::to(a);
     let old = connect(&wire);
@@ -71,7 +71,7 @@ fn it_leads_new_connections_elsewhere_and_to_several_in_turn() {
 }
 
 #[test]
-fn what_is_silent_stays_so_while_new_connections_pass() {
+fn silenced_connections_stay_silent_while_new_ones_pass() {
     let wire = Wire::to(server(b'a'));
     for silence in [Wire::silence_open, Wire::lose_open] {
         let old = connect(&wire);
@@ -88,7 +88,7 @@ fn what_is_silent_stays_so_while_new_connections_pass() {
 }
 
 #[test]
-fn it_refuses_holds_and_delays_until_it_passes_again() {
+fn a_wire_refuses_holds_and_delays_until_it_passes_again() {
     let wire = Wire::to(server(b'a'));
     let client = connect(&wire);
     assert_eq!(answers(&client), b'a');

@@ -1,4 +1,4 @@
-//! Chromium, without a window, which ends with whoever started it.
+//! Headless Chromium that ends with the test that started it.
 
 use std::fs::{self, File};
 use std::ops::Deref;
@@ -25,7 +25,7 @@ pub enum Scheme {
     Dark,
 }
 
-/// chromedriver, whose children all browsers are.
+/// chromedriver, the parent of all browsers.
 pub struct Browser {
     driver: Child,
     url: String,
@@ -41,7 +41,8 @@ impl Browser {
         }
     }
 
-    /// None, if the port is taken: chromedriver asks for a free one on IPv6, and then wants the same on IPv4.
+    /// Starts chromedriver. Returns `None` if the port is taken: chromedriver asks for a free port on IPv6, and then
+    /// needs the same port on IPv4.
     async fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
@@ -71,7 +72,7 @@ impl Browser {
         Some(browser)
     }
 
-    /// In a browser of its own, whose screen and scheme can be chosen at its start.
+    /// A tab in a browser of its own. The screen and the colour scheme are set when that browser starts.
     pub async fn tab(&self, (width, height): Screen, scheme: Scheme) -> Tab {
         let profile = tempfile::tempdir_in(&self.folder).unwrap();
         let mut args = vec![
@@ -88,12 +89,12 @@ impl Browser {
             format!("--window-size={width},{height}"),
             format!("--blink-settings=preferredColorScheme={}", if scheme == Scheme::Dark { 0 } else { 1 }),
         ];
-        // Root's processes have no sandbox of their own.
+        // The sandbox does not work for root.
         if unsafe { libc::geteuid() } == 0 {
             args.push("--no-sandbox".into());
         }
         let mut options = json!({ "args": args });
-        // Windows have a least width, which phones do not reach.
+        // Windows have a minimum width, which is larger than a phone's.
         if width < 600 {
             options["mobileEmulation"] =
                 json!({ "deviceMetrics": { "width": width, "height": height, "pixelRatio": 1.5 } });
@@ -107,7 +108,7 @@ impl Browser {
 }
 
 impl Browser {
-    /// The driver and all that it has started.
+    /// The driver and all of its descendants.
     pub fn processes(&self) -> Vec<u32> {
         let list = Command::new("ps").args(["-A", "-o", "pid=", "-o", "ppid="]).output().unwrap().stdout;
         let list = String::from_utf8(list).unwrap();
@@ -129,7 +130,8 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // First, so that nobody starts more. Sandboxed children of browsers end with these.
+        // The driver stops first, so that it starts no more processes. Sandboxed children of the browsers end with the
+        // browsers.
         let driver = self.driver.id();
         signal(&[driver], libc::SIGSTOP);
         signal(&self.processes(), libc::SIGKILL);
@@ -138,7 +140,7 @@ impl Drop for Browser {
     }
 }
 
-/// One that has ended, and that nobody has asked about, is not.
+/// True if the process runs. A zombie does not count.
 pub fn is_running(process: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, stat)| !stat.starts_with('Z'))
@@ -146,7 +148,7 @@ pub fn is_running(process: u32) -> bool {
 
 fn signal(processes: &[u32], signal: i32) {
     for process in processes {
-        // An error says that the process is gone.
+        // An error means that the process is gone.
         unsafe { libc::kill(*process as i32, signal) };
     }
 }

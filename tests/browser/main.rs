@@ -1,6 +1,6 @@
-//! The guestbook and its status page in a real browser, as people use them.
+//! The guestbook and its status page in a real browser.
 //!
-//! The screenshots in `target/screenshots` are there to be looked at.
+//! The screenshots in `target/screenshots` are for people to look at.
 
 mod chromium;
 
@@ -18,7 +18,7 @@ use support::program::{DEADLINE, PAUSE, Website};
 
 const SLAVE: &str = "guestbook-slave.db";
 
-/// Late enough for an entry to be seen on one side only.
+/// The slave is copied late, so that an entry is on the master only for a while.
 const DATABASES: &str =
     r#"{replicated={lag_window=8,max_lag=false,slaves=[{url="sqlite://guestbook-slave.db",follow=4}]}}"#;
 
@@ -46,8 +46,8 @@ async fn press(tab: &Tab, label: &str) {
     tab.find(Locator::XPath(&button)).await.unwrap().click().await.unwrap();
 }
 
-/// Signs until an entry is seen by whoever wrote it and not by a stranger, at the same moment: unless the slave is
-/// copied just then, that is at the first time.
+/// Signs until the writer sees an entry that a stranger does not see at the same moment. The first attempt succeeds,
+/// unless the slave is copied just then.
 async fn sign_and_be_ahead(tab: &Tab) -> String {
     for number in 1..10 {
         let message = format!("hello {number}");
@@ -97,7 +97,7 @@ async fn a_visitor_signs_and_an_operator_holds_a_drill() {
     let latest = "document.querySelector('#changes .what').textContent";
     until(&tab, "word of it", &format!(r#"{latest} === "{SLAVE}: taken out""#)).await;
 
-    // Somebody reads meanwhile, and the page tells where, without being loaded again.
+    // A stranger reads meanwhile. The page shows which server served the read, without being loaded again.
     tab.run("window.same = true").await;
     let moved =
         r#"document.querySelector('tr[data-reason="slaves unavailable"] td:nth-child(3)')?.textContent > 0"#;
@@ -107,7 +107,7 @@ async fn a_visitor_signs_and_an_operator_holds_a_drill() {
     until(&tab, "reads that have moved", moved).await;
     shoot_all(&browser, &guestbook, "taken-out").await;
 
-    // Another operator puts it back: whoever listens is told, and whoever has the focus keeps it.
+    // Another operator puts the slave back. The page announces that, and keeps the focus.
     tab.run(&format!("{slave}.querySelector('button').focus()")).await;
     let order = [("drill", "put_back"), ("slave", SLAVE)];
     let order = stranger.post(format!("{}/status/drills", guestbook.url)).form(&order);
@@ -119,7 +119,7 @@ async fn a_visitor_signs_and_an_operator_holds_a_drill() {
     until(&tab, "the focus", &format!(r#"{focused} === "Take {SLAVE} out""#)).await;
     assert_eq!(tab.run("return window.same").await, Value::Bool(true), "it was not loaded again");
 
-    // By keyboard alone.
+    // The next drill is operated by keyboard alone.
     tab.find(Locator::Css("button")).await.unwrap();
     tab.active_element().await.unwrap().send_keys(&String::from(char::from(Key::Enter))).await.unwrap();
     until(&tab, "the slave to leave", &format!(r#"{slave}.dataset.state === "taken out""#)).await;
@@ -140,7 +140,7 @@ async fn a_visitor_signs_and_an_operator_holds_a_drill() {
     )
     .await;
 
-    // Whoever listens learns that the program has ended.
+    // The page shows that the program has ended.
     drop(guestbook);
     until(&tab, "that it is gone", r#"document.getElementById("live").textContent.startsWith("Not live")"#)
         .await;
@@ -165,7 +165,7 @@ async fn no_browser_outlives_a_test_that_panics() {
     }
 }
 
-/// On a phone and on a desk, in the light and in the dark.
+/// Takes screenshots of both pages, on a phone and on a desktop, in light and in dark.
 async fn shoot_all(browser: &Browser, guestbook: &Website, name: &str) {
     for (screen, size) in [("phone", PHONE), ("desktop", DESKTOP)] {
         for scheme in [Scheme::Light, Scheme::Dark] {

@@ -1,4 +1,4 @@
-// `&Blog` was a guard; a cluster is managed state.
+// In rocket_db_pools, `&Blog` is a guard. Here a cluster is managed state.
 //~ &'r State<T>
 
 use rocket_replicated::Cluster;

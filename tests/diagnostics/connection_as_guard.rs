@@ -1,4 +1,4 @@
-// `Connection<Blog>`, as it was, but by this crate's type of the name.
+// `Connection<Blog>` as with rocket_db_pools, but with this crate's type of that name.
 //~ `Blog` is not a driver of rocket_replicated
 //~ a handler asks for `ReplicatedDb<Blog>`, which stands for the `Connection<Blog>` of rocket_db_pools, and runs its queries over `&db`
 

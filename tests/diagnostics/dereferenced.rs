@@ -1,4 +1,4 @@
-// `&mut **db`, as it was. No trait of ours is asked here: the guide has the remedy.
+// `&mut **db`, as with rocket_db_pools. No trait of this crate is involved here, so the guide has the remedy.
 //~ type `ReplicatedDb<rocket_replicated::sqlite::Database>` cannot be dereferenced
 
 use rocket_replicated::Error;

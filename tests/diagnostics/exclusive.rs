@@ -1,4 +1,4 @@
-// `&mut db`, the next try. The compiler once ran out of depth here.
+// `&mut db`, the next attempt. The compiler once reached its recursion limit here.
 //~ but it is implemented for `&ReplicatedDb<_>`
 
 use rocket_replicated::Error;

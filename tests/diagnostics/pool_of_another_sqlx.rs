@@ -1,4 +1,4 @@
-// `struct Blog(rocket_db_pools::sqlx::SqlitePool)`, as it was: the pool of `rocket_db_pools` over sqlx 0.7.
+// `struct Blog(rocket_db_pools::sqlx::SqlitePool)`, unchanged: the pool of `rocket_db_pools` over sqlx 0.7.
 //~ `SqlitePool` is not a pool that rocket_replicated can open
 //~ name the pool of this crate: `#[derive(Database)] struct …(rocket_replicated::postgres::Pool);`
 //~ see "Coming from rocket_db_pools"

@@ -1,4 +1,4 @@
-// `struct Blog(sqlx::SqlitePool)`, as it was, but with the sqlx of this crate.
+// `struct Blog(sqlx::SqlitePool)`, unchanged except that sqlx is that of this crate.
 //~ is implemented for `rocket_replicated::backend::Pool<DB>`
 
 use rocket_replicated::{Database, rocket_db_pools};

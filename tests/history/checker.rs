@@ -1,18 +1,18 @@
-//! What must hold of a history, whatever happened to the servers: a pure function.
+//! The invariants of a history, whatever happened to the servers: a pure function.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::operation::{Answer, Operation, Outcome, Spell, Work, Write};
 
-/// What an application promises its clients.
+/// The promise of an application to its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
-    /// Whoever writes reads it. Without the master, who has just written is told to come back.
+    /// Clients read their own writes. Without the master, a client that has just written is told to come back.
     OwnWrites,
-    /// Nobody waits for the master to read.
+    /// Reads need no master.
     AnyState,
-    /// The same, but all slaves share one address, which may lead to none of them while roles change.
+    /// As `AnyState`, but all slaves share one address, which may lead to none of them while roles change.
     AnyStateAtOneAddress,
 }
 
@@ -20,34 +20,34 @@ pub enum Promise {
 pub enum Violation {
     /// A client did not see what it had written.
     OwnWriteMissing,
-    /// A value that nobody had written.
+    /// A client saw a value that was never written.
     NeverWritten,
-    /// Two queries of one request went back in time.
+    /// The later of two queries in one request saw an earlier state.
     StepBack,
-    /// Two queries of one request asked two slaves.
+    /// Two queries of one request asked different slaves.
     TwoSlaves,
-    /// A write was refused because it wanted to write.
+    /// A write was refused as if it ran on a connection for reads.
     RefusedAsReadOnly,
     /// A read failed although a node could have served it.
     ReadFailed,
-    /// Somebody waited too long.
+    /// An operation took too long.
     TooSlow,
-    /// A write that was acknowledged is not there in the end.
+    /// An acknowledged write is missing in the end.
     Lost,
     /// A write is there more than once in the end.
     RunTwice,
 }
 
-/// Longer than any fault, and what there is to find out about it, by far.
+/// The longest time of an operation. It is far longer than any fault and the time to notice the fault.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a long read takes. It may have to be run again.
+/// The time that a long read takes. The read may have to be run again.
 const LONG: Duration = Duration::from_secs(7);
 
-/// After a master is back, until everybody has noticed.
+/// The time until all applications have noticed that a master is back.
 const RETURN: Duration = Duration::from_secs(8);
 
-/// The violations in what the clients of one application have done, each with its operation.
+/// The violations in the operations of one application's clients, each with its operation.
 pub fn check(
     promise: Promise,
     operations: &[Operation],
@@ -79,7 +79,7 @@ pub fn check(
                 let excused = |spell: &Spell| {
                     operation.returned >= spell.began && operation.invoked <= spell.ended + RETURN
                 };
-                // A long one may lose a slave, another one, and then the master that it was led to.
+                // A long read may lose one slave, then another, and then the master that it was led to.
                 let needs_no_master = promise == Promise::AnyState && operation.work == Work::Read;
                 if needs_no_master || !without_master.iter().any(excused) {
                     violated(Violation::ReadFailed);
@@ -90,7 +90,7 @@ pub fn check(
     violations
 }
 
-/// The violations in what is there in the end.
+/// The violations in the final log of writes.
 pub fn check_end(operations: &[Operation], there: &[Write]) -> Vec<(Violation, Write)> {
     let mut seen = BTreeSet::new();
     let twice = there.iter().filter(|write| !seen.insert(**write)).map(|write| (Violation::RunTwice, *write));
@@ -106,7 +106,7 @@ pub fn check_end(operations: &[Operation], there: &[Write]) -> Vec<(Violation, W
     lost.chain(twice).collect()
 }
 
-/// What the only writer of a register knows of it.
+/// The values of a register that its only writer knows of.
 #[derive(Default)]
 struct Register {
     attempted: i64,
@@ -172,7 +172,7 @@ mod tests {
             written(10, 1),
             read(20, [(1, "master"), (1, "master")]),
             failed(30, Work::Write(2), 500),
-            // It may have been done, or not.
+            // The failed write may have been done or not.
             read(40, [(1, "a"), (2, "master")]),
             read(50, [(2, "b"), (2, "b")]),
             failed(12_000, Work::Write(3), 503),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_in_the_end() {
+    fn violations_of_the_final_log_are_found() {
         let history = [written(0, 1), written(10, 2), failed(20, Work::Write(3), 500)];
         let write = |value| Write { register: 1, value };
         assert_eq!(check_end(&history, &[write(1), write(2)]), []);

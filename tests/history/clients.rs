@@ -42,7 +42,7 @@ impl Clients {
     }
 }
 
-/// Polls until an application writes, and reads from these nodes if whoever reads has not written.
+/// Polls until the application takes writes and all of these nodes have served reads of clients that have not written.
 pub async fn settled(url: &str, nodes: &[&str]) {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut seen = BTreeSet::new();
@@ -77,10 +77,10 @@ impl Client {
         Self { http, site: url.to_owned(), register, origin }
     }
 
-    /// By what it writes.
+    /// The route by which this client writes.
     fn way(&self) -> &'static str {
         match self.register % 8 {
-            // A handle that is older than what happens to the servers.
+            // Writes by a handle that is older than the faults.
             1 | 5 => "kept",
             2 => "impatient",
             6 => "held",
@@ -88,7 +88,7 @@ impl Client {
         }
     }
 
-    /// Whether it sometimes asks for what takes long.
+    /// True if the client sometimes runs long reads.
     fn is_slow(&self) -> bool {
         self.register % 8 == 3
     }
@@ -100,7 +100,7 @@ impl Client {
         while !stopped.load(Ordering::Relaxed) {
             value += 1;
             operations.push(self.operate(Work::Write(value)).await);
-            // Mostly soon again, and sometimes after any lag window.
+            // Mostly a few reads, and sometimes so many that they outlast any lag window.
             let reads = if fastrand::u8(..12) == 0 { 250 } else { fastrand::usize(1..12) };
             for _ in 0..reads {
                 if stopped.load(Ordering::Relaxed) {

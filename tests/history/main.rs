@@ -1,8 +1,8 @@
-//! What Jepsen does to databases, done to this crate: clients write and read over HTTP, faults happen to
-//! the servers, and what the clients have seen is checked.
+//! Jepsen's method applied to this crate: clients write and read over HTTP while servers fail, and a checker judges
+//! what the clients have seen.
 //!
-//! The faults follow from a seed, which is printed. `HISTORY_SEED` plays one again, and
-//! `HISTORY_MINUTES` has it last: `./scripts/test long [SEED] [MINUTES]`.
+//! The faults follow from a seed, which is printed. `HISTORY_SEED` repeats a run, and `HISTORY_MINUTES` sets its
+//! length: `./scripts/test long [SEED] [MINUTES]`.
 
 mod checker;
 mod clients;
@@ -36,19 +36,19 @@ struct Application {
     name: &'static str,
     promise: Promise,
     clients: usize,
-    /// Of its section.
+    /// Keys of its section.
     keys: &'static str,
-    /// Who reads at the master.
+    /// The role that reads at the master.
     reader: &'static str,
 }
 
-/// Probes have time enough on a machine that is busy: none of them fails for that.
+/// The applications under test.
 const APPLICATIONS: [Application; 3] = [
     Application {
         name: "position",
         promise: Promise::OwnWrites,
         clients: 16,
-        // Its slaves lag for longer than the window, and are read from nevertheless.
+        // Slaves lag for longer than the window, and are read from nevertheless.
         keys: "consistency=\"position\",lag_window=1,max_lag=false,pinned_without_master=\"fail\"",
         reader: "app",
     },
@@ -62,10 +62,11 @@ const APPLICATIONS: [Application; 3] = [
     Application { name: "none", promise: Promise::AnyState, clients: 8, keys: "lag_window=0", reader: "app" },
 ];
 
-/// Nor do reads that take long have all connections for reads at the master, or is one that opens slowly given up.
+/// Keys for a busy machine. Probes have 2.5 s, so that none fails because of the load. Long reads cannot take all 8
+/// connections for reads at the master. A connection that opens slowly is not given up.
 const CHECKS: &str = "check_interval=0.5,check_timeout=2.5,master_read_connections=8,connect_timeout=12";
 
-/// Like the guestbook, but with registers.
+/// The example under test. It is like the guestbook, but with registers.
 const EXAMPLE: &str = "registers";
 
 fn section<D: Dbms>(cluster: &Servers<D>, wires: &Wires, application: &Application, keys: &str) -> String {
@@ -80,7 +81,7 @@ fn section<D: Dbms>(cluster: &Servers<D>, wires: &Wires, application: &Applicati
     )
 }
 
-/// Short, unless the environment says otherwise.
+/// The length of a run, from `HISTORY_MINUTES`. By default each fault happens once.
 fn lasts() -> Duration {
     let minutes = env::var("HISTORY_MINUTES").ok().map(|minutes| minutes.parse::<f64>().unwrap());
     minutes.map_or(Duration::ZERO, |minutes| Duration::from_secs_f64(minutes * 60.0))
@@ -90,7 +91,8 @@ fn seed() -> u64 {
     env::var("HISTORY_SEED").map_or_else(|_| fastrand::u64(..1_000_000), |seed| seed.parse().unwrap())
 }
 
-/// What the master's log of writes has in the end: all but those that tell whether it takes any.
+/// Selects the log of writes. The spare register is left out, because its writes only test whether the master takes
+/// any.
 const LOG: &str = "SELECT concat(register, '|', value) FROM writes WHERE register <> 63";
 
 fn writes<'a>(log: impl Iterator<Item = &'a str>) -> Vec<Write> {
@@ -107,8 +109,8 @@ struct Report<'a, Plan> {
 }
 
 impl<Plan: Debug> Report<'_, Plan> {
-    /// Fails with all that is needed to understand the first violations, and to see them again. The end of the message
-    /// names them: of a long output, the end is kept.
+    /// Fails with all that is needed to understand and to repeat the first violations. The end of the message names
+    /// them, because only the end of a long output is kept.
     fn fail(&self, application: &str, violations: &[(Violation, Operation)], all: &[Operation], log: &str) {
         let mut kinds = BTreeMap::<String, usize>::new();
         for (violation, operation) in violations {
@@ -141,7 +143,7 @@ impl<Plan: Debug> Report<'_, Plan> {
     }
 }
 
-/// Says last why it failed: the logs of three applications come between.
+/// Prints the reason of a failure again at the end, because the logs of three applications come between.
 async fn run(play: impl Future<Output = ()>) {
     let ran = AssertUnwindSafe(play).catch_unwind().await;
     if let Err(panic) = ran {
@@ -151,7 +153,7 @@ async fn run(play: impl Future<Output = ()>) {
     }
 }
 
-/// The faults, and what else happens in the end.
+/// Runs the faults, the last act and all checks.
 async fn play<D: Dbms + Send + Sync>(
     kind: &str,
     keys: &str,
@@ -192,7 +194,7 @@ async fn play<D: Dbms + Send + Sync>(
     join_all(urls.iter().map(|url| clients::settled(url, &[]))).await;
     let servers = cluster.clone();
     tokio::task::spawn_blocking(move || epilogue(&servers)).await.unwrap();
-    // And some more of what is usual.
+    // Two more seconds of ordinary operation.
     tokio::time::sleep(Duration::from_secs(2)).await;
 
     let judged = judge(running, &without_master, &Report { seed, plan: &plan }).await;
@@ -228,13 +230,13 @@ async fn launch(
     running
 }
 
-/// What the clients of an application have done.
+/// The operations of an application's clients.
 struct Judged {
     name: &'static str,
     operations: Vec<Operation>,
 }
 
-/// Stops the clients, and fails if one of them has seen what must not be.
+/// Stops the clients, and fails if the checker finds a violation.
 async fn judge<Plan: Debug>(
     running: Vec<Running>,
     without_master: &[Spell],
@@ -260,13 +262,13 @@ async fn judge<Plan: Debug>(
     judged
 }
 
-/// What happens after all faults.
+/// The end of a run, after all faults.
 struct LastAct<D: Dbms> {
-    /// Who is the master from then on.
+    /// The index of the server that is the master from then on.
     master: usize,
-    /// The time without one.
+    /// The time without a master.
     spell: Option<Spell>,
-    /// What happens once writes succeed again.
+    /// Runs once writes succeed again.
     epilogue: fn(&Servers<D>),
 }
 
@@ -297,16 +299,16 @@ const SCHEMA: [&str; 3] = [
 async fn on_postgresql() {
     let prepare = |cluster: &Servers<Postgres>| {
         cluster.master.sql("GRANT ALL ON registers, writes TO app");
-        // With the password of `app`, which costs little to prove: that of another role is hashed 4096 times, by programs that
-        // are compiled without optimisation.
+        // The role has the password of `app`, which is hashed once. Another password would be hashed 4096 times, by
+        // programs that are compiled without optimisation.
         cluster.master.sql("CREATE ROLE reader LOGIN");
         let password = "SELECT rolpassword FROM pg_authid WHERE rolname = 'app'";
         cluster
             .master
             .sql(&format!("UPDATE pg_authid SET rolpassword = ({password}) WHERE rolname = 'reader'"));
         cluster.master.sql("GRANT SELECT ON registers TO reader");
-        // Else replay waits up to half a minute for a long read of rows that the master has
-        // cleaned up, and the slave is left out for as long:
+        // Otherwise replay waits up to half a minute for a long read of rows that the master has cleaned up, and the
+        // slave is left out for as long:
         // <https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT>
         for slave in &cluster.slaves {
             slave.sql("ALTER SYSTEM SET hot_standby_feedback = on");

@@ -1,4 +1,4 @@
-//! What happens to the servers: a plan that follows from its seed, and its execution.
+//! The faults of the servers: a plan that follows from its seed, and its execution.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ enum Kind {
     FreezeSlave(usize),
     KillMaster,
     FreezeMaster,
-    /// Its address does not answer for a while, and what was connected before stays silent for ever.
+    /// The master's address does not answer for a while, and the connections from before stay silent for ever.
     MoveMaster,
     /// The address of the second slave leads to both slaves, one of which falls behind.
     ShareAddress {
@@ -39,7 +39,7 @@ enum Kind {
     },
 }
 
-/// What the applications reach some servers by.
+/// The wires by which the applications reach some of the servers.
 pub struct Wires {
     pub master: Wire,
     pub slave2: Wire,
@@ -52,7 +52,7 @@ impl Wires {
     }
 }
 
-/// As many rounds of all faults as fit, in any order.
+/// As many rounds of all faults as fit, at least one, each in random order.
 pub fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
     let mut random = Rng::with_seed(seed);
     let mut plan = Vec::new();
@@ -74,7 +74,7 @@ pub fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
         for kind in kinds {
             let mut ms = |range| Duration::from_millis(random.u64(range));
             let (after, lasts) = (ms(100..500), ms(500..2000));
-            // Whoever was cut off from the address is not trusted again at once.
+            // An address whose connections were cut is not trusted again at once.
             let lasts = match kind {
                 Kind::ShareAddress { .. } => lasts + Duration::from_secs(1),
                 _ => lasts,
@@ -87,7 +87,7 @@ pub fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
     plan
 }
 
-/// Carries a plan out, one fault at a time: each begins once all is `settled` after the one before. The times
+/// Carries out a plan. Each fault begins once the applications have `settled` after the one before. Returns the times
 /// without a master.
 pub fn run<D: Dbms>(
     cluster: &Servers<D>,
@@ -124,13 +124,13 @@ fn strike<D: Dbms>(cluster: &Servers<D>, wires: &Wires, kind: Kind) {
         Kind::FreezeMaster => master.freeze(),
         Kind::MoveMaster => {
             wires.master.refuse();
-            // Were the old sessions to live on, they would keep their locks.
+            // If the old sessions lived on, they would keep their locks.
             wires.master.lose_open();
         }
         Kind::ShareAddress { paused } => {
             slaves[paused].pause_replay();
             wires.slave2.lead_to_each(&[slaves[0].port(), slaves[1].port()]);
-            // As a proxy does that is set up anew: who comes again comes to either.
+            // As with a proxy that gets a new configuration: clients that connect again reach either slave.
             wires.slave2.cut();
         }
     }
@@ -162,8 +162,8 @@ fn replay_all<D: Dbms>(cluster: &Servers<D>, seconds: u16) {
     }
 }
 
-/// The master dies and the first slave takes its place, without the loss of anything acknowledged: the
-/// time without a master.
+/// Kills the master and promotes the first slave, without losing an acknowledged write. Returns the time without a
+/// master.
 pub fn promote(cluster: &Servers<Postgres>, origin: Instant, settled: &dyn Fn()) -> Spell {
     let Servers { master, slaves, .. } = cluster;
     slaves[0].sql("ALTER SYSTEM SET cluster_name = 'slave1'");
@@ -180,7 +180,7 @@ pub fn promote(cluster: &Servers<Postgres>, origin: Instant, settled: &dyn Fn())
     Spell { began, ended: origin.elapsed() }
 }
 
-/// The old master is there again, with the role it had, and takes the writes of whoever still asks it.
+/// Starts the old master again. It has its former role, and takes the writes of clients that still ask it.
 pub fn bring_back(cluster: &Servers<Postgres>) {
     cluster.master.start();
     cluster.master.sql("ALTER SYSTEM RESET synchronous_standby_names");

@@ -1,13 +1,13 @@
-//! What is recorded.
+//! The records of a run.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// What one client did, and when, since the beginning.
+/// One operation of a client. Its times count from the beginning of the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
-    /// Also its register: nobody else writes there.
+    /// The client's number, which is also that of its register. No other client writes there.
     pub client: usize,
     pub work: Work,
     pub invoked: Duration,
@@ -17,21 +17,21 @@ pub struct Operation {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Of values that go up.
+    /// Writes this value. The values go up.
     Write(i64),
     Read,
-    /// By statements that take longer than a session that says nothing is believed to be alive.
+    /// Reads by statements that take longer than a silent session is believed to be alive.
     LongRead,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done(Vec<Answer>),
-    /// With this status, or 0 without a reply. A write may have been done.
+    /// Failed with this status, or with 0 if there was no reply. A write may have been done.
     Failed(u16),
 }
 
-/// What one query of a request saw.
+/// The result of one query of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Answer {
     pub value: i64,
@@ -40,7 +40,7 @@ pub struct Answer {
     pub reason: String,
 }
 
-/// A time during which something was wrong.
+/// A time without a master.
 #[derive(Clone, Copy, Debug)]
 pub struct Spell {
     pub began: Duration,

@@ -1,5 +1,5 @@
-//! A Patroni cluster of three nodes: switchovers, failovers, and nodes that come back, under the same clients and the same
-//! checker.
+//! A Patroni cluster of three nodes under the same clients and the same checker: switchovers, failovers, and nodes that
+//! come back.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -20,15 +20,15 @@ use support::patroni::{Patroni, leads_to};
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     SwitchOver,
-    /// The leader dies, and is back once another one leads.
+    /// The leader dies, and comes back once another node leads.
     FailOver,
-    /// A standby dies, and is back after a while.
+    /// A standby dies, and comes back after a while.
     LoseStandby,
 }
 
-/// As many rounds as fit. What matters most comes in each.
+/// As many rounds as fit. Each round has all faults.
 fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
-    /// What a round takes, about: Patroni waits 20 s for a leader that has died.
+    /// The approximate time of a round. Patroni waits 20 s for a leader that has died.
     const ROUND: Duration = Duration::from_secs(60);
 
     let mut random = Rng::with_seed(seed);
@@ -44,16 +44,17 @@ fn plan(seed: u64, lasts: Duration) -> Vec<Fault> {
 const BALANCED: [Application; 2] =
     [APPLICATIONS[0], Application { promise: Promise::AnyStateAtOneAddress, ..APPLICATIONS[2] }];
 
-/// What an application reaches the nodes by.
+/// The addresses by which an application reaches the nodes.
 enum Ways {
-    /// An address for each node, and any of them is `url`.
+    /// An address for each node. Any of them may be `url`.
     Fixed,
-    /// One for the leader and one for all others.
+    /// One address for the leader and one for all others.
     Balanced { leader: Box<HaProxy>, others: Box<HaProxy> },
 }
 
 impl Ways {
-    /// A window promises nothing where an address leads to several servers: the lag of one of them is known.
+    /// The applications that can run over these addresses. A window promises nothing where an address leads to several
+    /// servers, because only the lag of one of them is known.
     fn applications(&self) -> &'static [Application] {
         match self {
             Self::Fixed => &APPLICATIONS,
@@ -81,7 +82,7 @@ impl Ways {
         )
     }
 
-    /// From which servers an application is read that has recovered.
+    /// The servers that an application reads from once it has recovered.
     fn readers(&self, patroni: &Patroni, leader: usize) -> Vec<String> {
         match self {
             Self::Fixed => {
@@ -107,13 +108,13 @@ async fn play(is_balanced: bool) {
         true => {
             let leader = Box::new(HaProxy::of_patroni(&patroni, "primary"));
             let others = Box::new(HaProxy::of_patroni(&patroni, "replica"));
-            // To it, all nodes are well until it has checked them.
+            // HAProxy takes all nodes for healthy until it has checked them.
             leads_to(&leader.url(), "false").await;
             leads_to(&others.url(), "true").await;
             Ways::Balanced { leader, others }
         }
     };
-    // Also one that does not lead.
+    // `url` may be a node that does not lead.
     let url = Rng::with_seed(seed).usize(0..3);
     println!("the leader is node{leader}, `url` is node{url}");
 
@@ -179,7 +180,7 @@ async fn play(is_balanced: bool) {
         let reads = operations.iter().filter(|operation| !matches!(operation.work, Work::Write(_)));
         let (failed, reads): (Vec<_>, Vec<_>) =
             reads.partition(|read| matches!(read.outcome, Outcome::Failed(_)));
-        // Those of strangers, who need no master.
+        // The reads of clients without pins, which need no master.
         assert!(
             *name != "none" || failed.len() * 100 <= reads.len(),
             "HISTORY_SEED={seed}: {} of {} reads failed",
@@ -193,9 +194,9 @@ async fn play(is_balanced: bool) {
     assert!(violations.is_empty(), "HISTORY_SEED={seed}: {violations:?}\nthe faults: {plan:#?}");
 }
 
-/// What a change of the leader was to the clients of an application.
+/// The effect of a change of the leader on the clients of an application.
 struct What {
-    /// Until when writes failed, in seconds from when the cluster had a leader. Negative: before.
+    /// The time of the last failed write, in seconds after the cluster had a leader. Negative if that was before.
     writes_back: f64,
     failed_reads: usize,
     reads: usize,
@@ -209,7 +210,7 @@ impl What {
             .filter(|operation| operation.invoked >= spell.began && operation.returned < until);
         let is_write = |operation: &&Operation| matches!(operation.work, Work::Write(_));
         let (writes, reads): (Vec<_>, Vec<_>) = during.partition(is_write);
-        // Some handlers give up by themselves: 504.
+        // Failures with 504 do not count: some handlers give up by themselves.
         let failed = writes.iter().filter(|write| write.outcome == Outcome::Failed(503));
         let last_failure = failed.map(|write| write.returned).max().unwrap_or(spell.began);
         Self {

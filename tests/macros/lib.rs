@@ -4,7 +4,8 @@ use proc_macro::{Delimiter, Group, TokenStream, TokenTree};
 
 /// `#[support::async_test]`, with a future of one type for all tests.
 ///
-/// Rocket's own has Tokio's `block_on` compiled anew for each of 400 tests: a quarter of what the compiler then did for them.
+/// With Rocket's own attribute, the compiler generates Tokio's `block_on` anew for each of 400 tests. That was a
+/// quarter of its work for them.
 ///
 /// # Panics
 ///

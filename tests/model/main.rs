@@ -1,17 +1,17 @@
-//! The pure rules, driven through all interleavings of small worlds: which server serves, what probes mean, which term it
-//! is, and what a pin proves. `world` has what happens there and what may not, `search` goes through it.
+//! The pure rules, driven through all interleavings of small worlds: which server serves, what probes mean, which term
+//! it is, and what a pin proves. `world` defines what can happen and what must not. `search` goes through all of it.
 //!
 //! 1. No write is executed on a connection of an earlier term.
-//! 2. In position mode, no read misses a write of its own client that was acknowledged: a slave that is read from as
-//!    caught up has all that the pin stands for; and what the master in office has is never missed. A write that died
-//!    with a master is lost by the database, and is missed by everybody.
-//! 3. No server is written to that is not in office, or was replaced. While two servers of one system take writes since
-//!    the launch of a process, it writes to neither.
+//! 2. In position mode, no read misses an acknowledged write of its own client. A slave that is read from as caught up
+//!    has all that the pin stands for. Writes that the master in office has are never missed. A write that died with a
+//!    master is lost by the database, and all reads miss it.
+//! 3. A process writes only to the server in office, and to none that was replaced. While two servers of one system
+//!    have taken writes since its launch, it writes to neither.
 //! 4. As soon as the only server that takes writes can be reached, and is in office or can prove its succession,
 //!    writes succeed after some probes.
 //!
-//! Each search is bounded by its number of steps and of faults. The test of each invariant takes a rule out, and expects
-//! that the search notices.
+//! Each search is bounded by its number of steps and of faults. Further tests leave a rule out, and expect that the
+//! search finds the violation.
 
 mod search;
 mod world;
@@ -47,7 +47,7 @@ const MOVE: Menu = Menu {
     ..FAILOVER
 };
 
-/// All that can happen in so many steps is allowed; and that is a lot, with all of these events.
+/// Checks that this many steps break no rule, and that the search has seen enough states and all of these events.
 fn holds(world: World, steps: usize, least_states: usize, events: &[Event]) {
     let Search { states, steps: taken, took, events: seen, violation } = search(world, steps);
     println!("{states} states in up to {steps} steps each, {taken} steps in all, {took:.1?}: {seen:?}");
@@ -60,7 +60,7 @@ fn holds(world: World, steps: usize, least_states: usize, events: &[Event]) {
     }
 }
 
-/// What comes of it if a rule is left out.
+/// The violation that the search finds when a rule is left out.
 fn without(world: World, steps: usize) -> Violation {
     let Search { states, violation, .. } = search(world, steps);
     let violation = violation.expect("without the rule, an invariant is broken");
@@ -119,7 +119,7 @@ fn without_instances_a_read_misses_its_own_write() {
 }
 
 #[test]
-fn with_what_was_seen_before_a_crash_a_read_misses_its_own_write() {
+fn with_observations_from_before_a_crash_a_read_misses_its_own_write() {
     let menu = Menu { without: Without::Opened, faults: &[Fault::Crash], most_faults: 1, ..READS };
     let Violation { what, .. } = without(World::new(menu, 1), 14);
     assert!(what.contains("as caught up, which has not its write"), "{what}");

@@ -1,5 +1,5 @@
-//! A breadth-first search through all states that a model can come to: the first violation that it finds is one
-//! with the fewest steps.
+//! A breadth-first search through all states of a model. The first violation that it finds is one with the fewest
+//! steps.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
@@ -10,18 +10,18 @@ pub trait Model: Clone {
     type Action: Clone + Display;
     type Event: Ord;
 
-    /// Equal for states with equal futures.
+    /// A hash that is equal for states with equal futures.
     fn fingerprint(&self) -> u64;
 
     fn actions(&self) -> Vec<Self::Action>;
 
-    /// What is wrong, if this step or its result may not be.
+    /// Takes a step. The error says what is wrong with the step or its result.
     fn step(&mut self, action: &Self::Action) -> Result<(), String>;
 
-    /// What the latest step has shown.
+    /// The event that the latest step has shown.
     fn event(&self) -> Option<Self::Event>;
 
-    /// What is wrong with a state. `checked` has what was said of others.
+    /// Checks a state. The error says what is wrong. `checked` has the hashes of what was checked in other states.
     fn check(&self, checked: &mut HashSet<u64>) -> Result<(), String>;
 }
 
@@ -29,7 +29,7 @@ pub struct Search<E> {
     pub states: usize,
     pub steps: usize,
     pub took: Duration,
-    /// How often they came by.
+    /// How often each event happened.
     pub events: BTreeMap<E, usize>,
     pub violation: Option<Violation>,
 }
@@ -41,7 +41,7 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// In plain words, one step a line.
+    /// The violation and the steps that lead to it, one a line.
     pub fn tell(&self) -> String {
         let steps = self.trace.iter().enumerate();
         let steps: String = steps.map(|(number, step)| format!("{:>4}. {step}\n", number + 1)).collect();
@@ -49,11 +49,11 @@ impl Violation {
     }
 }
 
-/// In so many steps.
+/// Searches all states that can be reached in this many steps.
 pub fn search<M: Model>(start: M, most_steps: usize) -> Search<M::Event> {
     let began = Instant::now();
     let (mut seen, mut checked) = (HashSet::new(), HashSet::new());
-    // How each state was come to: from which one, by which step.
+    // How each state was reached: the state before, and the step from there.
     let mut ways: Vec<Option<(usize, M::Action)>> = Vec::new();
     let mut frontier = Vec::new();
     seen.insert(start.fingerprint());
@@ -99,8 +99,8 @@ fn trace<A: Clone + Display>(ways: &[Option<(usize, A)>], from: usize, last: &A)
     trace
 }
 
-/// A hash by folded multiplication, as in wyhash: states are hashed more often than anything else is done, and the
-/// standard hasher is slow unless it is optimised. 64 bits tell some hundred thousand states apart.
+/// A hash by folded multiplication, as in wyhash. Nothing is done more often than hashing, and the standard hasher is
+/// slow unless it is optimised. 64 bits are enough for some hundred thousand states.
 pub struct Fold(u64);
 
 impl Fold {

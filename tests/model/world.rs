@@ -1,11 +1,11 @@
 //! Three hosts with a database each, two processes that reach them by three addresses, and one client.
 //!
-//! What a process knows, whom it chooses and what it sends where is decided by the functions that run in production
-//! ([`Process`]); hosts, connections and the network are made up here. A host's log is the list of the writes that it
-//! has, and a position in it their number, on a timeline: as PostgreSQL has it, with standbys that tell their timeline
-//! without delay, and no two promotions to the same one.
+//! The functions that run in production decide what a process knows, which server it chooses and what it sends there
+//! ([`Process`]). Hosts, connections and the network are simulated. A host's log is the list of its writes. A position
+//! is the length of that list, on a timeline, as with PostgreSQL. Standbys report their timeline without delay, and no
+//! two promotions have the same timeline.
 //!
-//! A step is as large as what nobody can interrupt: a probe; the choice of a server, the checkout of a connection, and
+//! A step is as large as what cannot be interrupted: a probe, the choice of a server, the checkout of a connection, or
 //! the check of both with the statement that is sent right after it.
 
 use std::collections::HashSet;
@@ -25,24 +25,24 @@ const HOSTS: usize = 3;
 const ADDRESSES: usize = 3;
 const NAMES: [char; HOSTS] = ['A', 'B', 'C'];
 
-/// So many failed probes, and a server is gone.
+/// The number of failed probes after which a server is gone.
 const GONE: u8 = 3;
 
 /// A rule that the model's adapter leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Without {
     Nothing,
-    /// What was chosen in one term is followed in the next.
+    /// A choice that was made in one term is followed in the next.
     Terms,
-    /// What is known of one instance is taken for true of any other behind its address.
+    /// Observations of one instance are believed of any other behind its address.
     Instances,
-    /// What was seen of an instance before it recovered from a crash is taken for true afterwards.
+    /// Observations of an instance from before its recovery from a crash are believed afterwards.
     Opened,
     /// A second server that takes writes at launch is overlooked.
     Rivals,
     /// Any server that takes writes takes the place of a master that is gone.
     Proof,
-    /// However often its probes fail, a master is never gone.
+    /// A master is never gone, however often its probes fail.
     Failures,
 }
 
@@ -50,14 +50,14 @@ pub enum Without {
 #[derive(Clone, Copy, Debug)]
 pub struct Menu {
     pub faults: &'static [Fault],
-    /// To whom: the two slaves begin alike, so that it is enough to let one of them fail.
+    /// The hosts that may fail. The two slaves begin alike, so it is enough to let one of them fail.
     pub fragile: &'static [usize],
-    /// How many of them.
+    /// The largest number of faults.
     pub most_faults: u8,
     pub writes: u8,
     /// The client writes, and reads what it wrote.
     pub client: bool,
-    /// Each process keeps a handle that writes, from before whatever happens.
+    /// Each process keeps a handle that writes, from before the first fault.
     pub handles: bool,
     pub without: Without,
     pub follow_promotion: bool,
@@ -66,14 +66,14 @@ pub struct Menu {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     Kill,
-    /// A slave's database process recovers from a crash, and stands further back for a moment.
+    /// A slave's database process recovers from a crash, and its position is further back for a moment.
     Crash,
     Partition,
     Promote,
     /// A server becomes a slave of the latest master, as by `pg_rewind`.
     Rejoin,
     Restart,
-    /// The master's address moves to the latest master, and what was open by it falls silent.
+    /// The master's address moves to the latest master, and the connections that are open to it fall silent.
     Move,
 }
 
@@ -98,7 +98,7 @@ pub enum Action {
     Reply(usize, Asked),
 }
 
-/// Whose session.
+/// The owner of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     Client(usize),
@@ -162,9 +162,9 @@ impl fmt::Display for Who {
 #[derive(Clone, Debug, Hash)]
 struct Host {
     up: bool,
-    /// Counts its database processes.
+    /// The number of its database process, from 0.
     run: u8,
-    /// `None` if it takes writes.
+    /// The master of the host, or `None` if the host takes writes.
     follows: Option<usize>,
     timeline: u32,
     log: Vec<u8>,
@@ -188,7 +188,7 @@ impl Host {
 #[derive(Clone, Debug)]
 struct Connection {
     address: usize,
-    /// `None` for the monitor's.
+    /// The use of the connection, or `None` for the monitor's.
     access: Option<Access>,
     host: usize,
     run: u8,
@@ -196,15 +196,15 @@ struct Connection {
     /// The number of the process's term.
     term: u8,
     opened: u64,
-    /// It has answered since the monitor's connection was opened.
+    /// True if the connection has answered since the monitor's connection was opened.
     heard: bool,
-    /// Its packets vanish, or its server's process has ended.
+    /// True if packets vanish, or the server's process has ended.
     dead: bool,
-    /// The monitor has ended what is under way on it.
+    /// True if the monitor has ended the statement under way.
     ended: bool,
 }
 
-/// What one request, or one handle, does.
+/// The state of one request, or of one handle.
 #[derive(Clone, Debug)]
 struct Session {
     writes: bool,
@@ -230,7 +230,7 @@ impl Session {
     }
 }
 
-/// One process of the application, and what the invariants have to know of it.
+/// One process of the application, with what the invariants have to know of it.
 #[derive(Clone, Debug)]
 struct Application {
     process: Arc<Process>,
@@ -239,21 +239,21 @@ struct Application {
     failures: [u8; ADDRESSES],
     idle: Vec<Connection>,
     handle: Option<Session>,
-    /// Which servers it has seen in recovery.
+    /// The servers that the process has seen in recovery.
     seen_in_recovery: [bool; ADDRESSES],
-    /// The latest timeline of a master that it followed.
+    /// The latest timeline of a master that the process followed.
     timeline: Option<u32>,
-    /// The servers that took writes when it was launched, as long as they may.
+    /// The servers that took writes at the launch and still may. Empty once fewer than two are left.
     contesting: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
 struct Client {
-    /// Its request, and at which process.
+    /// The process that serves the client's request, and the request.
     request: Option<(usize, Session)>,
     pin: Option<Pin>,
     acknowledged: Vec<u8>,
-    /// Those of them that were in the log whose position the pin has.
+    /// The acknowledged writes that were in the log whose position the pin has.
     promised: Vec<u8>,
 }
 
@@ -261,24 +261,24 @@ struct Client {
 pub struct World {
     menu: Menu,
     hosts: [Host; HOSTS],
-    /// The hosts that an address leads to.
+    /// The hosts that each address leads to.
     addresses: [Vec<usize>; ADDRESSES],
-    /// By process and host.
+    /// True where a process cannot reach a host, by process and host.
     cut: Vec<[bool; HOSTS]>,
     applications: Vec<Application>,
     client: Client,
     faults: u8,
     writes: u8,
     now: u64,
-    /// What the latest step has shown.
+    /// The event that the latest step has shown.
     event: Option<Event>,
 }
 
-/// What a search has to come by, or it shows nothing.
+/// An event that a search has to come across. A search without it shows nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
     Write,
-    /// To a server that was promoted.
+    /// A write to a server that was promoted.
     LaterWrite,
     /// Two servers took writes at launch.
     Contest,
@@ -289,7 +289,7 @@ pub enum Event {
     Moved,
 }
 
-/// Synthetic: a millisecond a step.
+/// A synthetic time: a millisecond for each step.
 fn at(now: u64) -> Instant {
     static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
     *ORIGIN + Duration::from_millis(now)
@@ -320,7 +320,7 @@ impl Application {
         }
     }
 
-    /// What it knows is shared with other states until it changes.
+    /// The knowledge of the process. It is shared with other states until it changes.
     fn process(&mut self) -> &mut Process {
         Arc::make_mut(&mut self.process)
     }
@@ -331,7 +331,7 @@ impl Application {
         }
     }
 
-    /// Nobody is ever given a connection of an earlier generation.
+    /// Drops the idle connections of earlier generations, which must not be used any more.
     fn drop_stale(&mut self) {
         let process = &self.process;
         self.idle.retain(|conn| process.keeps(conn.address, conn.generation) && !conn.ended);
@@ -339,7 +339,7 @@ impl Application {
 }
 
 impl World {
-    /// A master with two slaves, behind an address each, and so many processes that have looked at them.
+    /// A master with two slaves, behind an address each, and this many processes that have probed them.
     pub fn new(menu: Menu, processes: usize) -> Self {
         let host = |follows| Host { up: true, run: 0, follows, timeline: 1, log: Vec::new() };
         let mut world = Self {
@@ -358,7 +358,7 @@ impl World {
         world
     }
 
-    /// After the client's first write, with a pin that tells its position.
+    /// The world after the client's first write, with a pin that has its position.
     pub fn after_a_write(mut self) -> Self {
         let client = Who::Client(0);
         let write = [
@@ -372,14 +372,14 @@ impl World {
         self
     }
 
-    /// A master with two slaves; but the first slave's address leads to the second slave, too.
+    /// As [`new`](Self::new), but the first slave's address leads to the second slave, too.
     pub fn shared(menu: Menu, processes: usize) -> Self {
         let mut world = Self::new(menu, processes);
         world.addresses[1] = vec![1, 2];
         world
     }
 
-    /// Looks at all servers before anybody writes, the master first.
+    /// Launches a process, which probes all servers before any write, the master first.
     fn launch(&mut self, process: usize) {
         self.applications[process] = Application::new(&self.menu);
         for address in 0..ADDRESSES {
@@ -430,7 +430,7 @@ impl World {
         })
     }
 
-    /// Those that are open, but the monitor's.
+    /// The open connections of a process, except for those of the monitor.
     fn connections(&mut self, process: usize) -> impl Iterator<Item = &mut Connection> {
         let application = &mut self.applications[process];
         let handle = application.handle.as_mut().and_then(|handle| handle.conn.as_mut());
@@ -439,7 +439,7 @@ impl World {
         application.idle.iter_mut().chain(handle).chain(request)
     }
 
-    /// One look of the monitor's; a new connection leads to `host`.
+    /// A probe by the monitor. If it needs a new connection, that leads to `host`.
     fn probe(&mut self, process: usize, address: usize, host: usize) {
         let conn = self.applications[process].probes[address].take();
         let conn = match conn {
@@ -470,7 +470,7 @@ impl World {
             (_, state) => state,
         };
         let new_term = match (without, observed) {
-            // A probe of a master that never fails for good.
+            // Probes of the master never fail for good.
             (Without::Failures, None) if address == old => false,
             (Without::Proof, Some(observed))
                 if address != old
@@ -500,7 +500,7 @@ impl World {
         self.end_connections(process, address, gone, new_term.then_some(old));
     }
 
-    /// A new connection of the monitor's.
+    /// Opens a new connection of the monitor.
     fn arrive(&mut self, process: usize, address: usize, host: usize) -> Option<Connection> {
         let conn = self.open(process, address, None, host)?;
         let moved = self.applications[process].process().arrived(address, conn.instance());
@@ -514,7 +514,7 @@ impl World {
         Some(conn)
     }
 
-    /// What the monitor does to connections after a probe.
+    /// Ends connections after a probe, as the monitor does.
     fn end_connections(&mut self, process: usize, address: usize, gone: bool, old: Option<usize>) {
         let failed = self.applications[process].probes[address].is_none();
         let known = self.applications[process].process.clone();
@@ -555,7 +555,7 @@ impl World {
         }
     }
 
-    /// A server has let a session down: as `Session::move_on`.
+    /// Moves a session on that a server has let down, as `Session::move_on` does.
     fn move_on(&mut self, session: &mut Session, route: Route) -> Next {
         session.route = None;
         match route.access {
@@ -617,7 +617,7 @@ impl World {
         }
         let host = &self.hosts[conn.host];
         if !host.writable() {
-            // Refused as read-only.
+            // The server refuses the write as read-only.
             self.applications[process].put_back(conn);
             return Ok(Next::Refused);
         }
@@ -626,7 +626,7 @@ impl World {
         self.writes += 1;
         self.hosts[conn.host].log.push(write);
         if conn.ended {
-            // Done, but its outcome is unknown.
+            // The write is done, but its outcome is unknown.
             return Ok(Next::Again);
         }
         let is_later = self.applications[process].term > 0;
@@ -637,7 +637,7 @@ impl World {
         Ok(Next::Done)
     }
 
-    /// Invariants 1 and 3.
+    /// Checks invariants 1 and 3.
     fn may_write(&self, process: usize, conn: &Connection) -> Result<(), String> {
         let application = &self.applications[process];
         let (host, office) = (&self.hosts[conn.host], application.process.master());
@@ -722,7 +722,7 @@ impl World {
         Ok(Next::Done)
     }
 
-    /// Invariant 2.
+    /// Checks invariant 2.
     fn may_read(&self, route: Route, host: usize) -> Result<(), String> {
         let Client { pin: Some(_), acknowledged, promised, .. } = &self.client else { return Ok(()) };
         let read = &self.hosts[host].log;
@@ -736,7 +736,7 @@ impl World {
         if route.reason == Reason::MasterUnavailable {
             return Ok(());
         }
-        // Where nobody disagrees, what the master in office has is what there is.
+        // If all processes agree on the master in office, its log counts.
         let offices = self.applications.iter().map(|application| {
             let [host] = self.addresses[application.process.master()][..] else { return None };
             self.hosts[host].writable().then_some(host)
@@ -757,7 +757,7 @@ impl World {
         Ok(())
     }
 
-    /// The request's writes are acknowledged, with a pin.
+    /// Acknowledges the writes of the request, with a pin.
     fn reply(&mut self, process: usize, asked: Asked) {
         let Some((_, session)) = self.client.request.take() else { return };
         let master = self.applications[process].process.master();
@@ -800,10 +800,10 @@ impl World {
         let is_request = matches!(who, Who::Client(_));
         match next {
             Next::Again => {}
-            // A read is over; a write is replied to, and a handle kept.
+            // A read is over. A write gets a reply, and a handle is kept.
             Next::Done if is_request && !session.writes => return Ok(()),
             Next::Done => {}
-            // The request ends, with an error.
+            // The request ends with an error.
             Next::Refused if is_request && session.wrote.is_empty() => return Ok(()),
             Next::Refused => {
                 session.route = None;
@@ -814,7 +814,7 @@ impl World {
         Ok(())
     }
 
-    /// What a session does next.
+    /// Adds the next actions of a session.
     fn next(&self, who: Who, process: usize, session: &Session, actions: &mut Vec<Action>) {
         let known = &self.applications[process].process;
         let stays = |route: &Route| self.menu.without == Without::Terms || route.stays(known, session.writes);
@@ -836,7 +836,7 @@ impl World {
         }
     }
 
-    /// The one that writes, or would, on the latest timeline.
+    /// The host that takes writes on the latest timeline.
     fn latest_master(&self) -> Option<usize> {
         let masters = (0..HOSTS).filter(|host| self.hosts[*host].writable());
         masters.max_by_key(|host| self.hosts[*host].timeline)
@@ -959,8 +959,8 @@ impl World {
         self.faults += 1;
     }
 
-    /// Invariant 4: where the only server that takes writes can be reached, and is the master in office or proves
-    /// that it succeeds it, a new request writes to it after some probes.
+    /// Checks invariant 4. It concerns the only server that takes writes, if that can be reached, and is the master in
+    /// office or proves that it succeeds the master. A new request writes to that server after some probes.
     fn writes_again(&self, process: usize) -> Result<(), String> {
         let application = &self.applications[process];
         let reached = |address: usize| {
@@ -1005,7 +1005,7 @@ impl World {
     }
 }
 
-/// What becomes of a session.
+/// The outcome of an action for its session.
 enum Next {
     Again,
     Done,
@@ -1052,7 +1052,7 @@ impl Model for World {
         self.event = None;
         match *action {
             Action::Probe(process, address, host) => {
-                // Failures in a row are one step: the first, and all that make a server gone.
+                // Failures in a row are two steps: the first failure, and all that make a server gone.
                 let again = if self.applications[process].failures[address] == 0 { 1 } else { GONE };
                 for _ in 0..again {
                     self.probe(process, address, host);
@@ -1080,7 +1080,7 @@ impl Model for World {
 
     fn check(&self, checked: &mut HashSet<u64>) -> Result<(), String> {
         (0..self.applications.len()).try_for_each(|process| {
-            // Of the world, a process sees no more than this.
+            // A process sees no more of the world than this.
             let mut hasher = Fold::new();
             self.applications[process].fingerprint(None, &mut hasher);
             (&self.addresses, &self.cut[process]).hash(&mut hasher);
@@ -1106,7 +1106,7 @@ impl Model for World {
                 hasher.finish()
             })
             .collect();
-        // The processes are alike: which of the two it is makes no difference.
+        // Processes are alike, so their order makes no difference.
         processes.sort_unstable();
         processes.hash(&mut hasher);
         hasher.finish()

@@ -3,12 +3,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// Counts what each thread allocates. Unlike most of what a test looks at, an allocator is its whole program's.
+/// Counts the allocations of each thread. All tests of a program share this allocator.
 #[derive(Debug)]
 pub struct Counting;
 
-/// What is larger, glibc's allocator looks for under a lock that threads share: those that free what another has
-/// allocated wait for each other (<https://sourceware.org/glibc/wiki/MallocInternals>, "Thread Local Cache").
+/// The largest size that glibc's allocator serves from a thread's cache. For larger sizes it takes a lock, on which
+/// threads wait that free each other's memory (<https://sourceware.org/glibc/wiki/MallocInternals>, "Thread Local
+/// Cache").
 pub const LARGE: usize = 1032;
 
 thread_local! {
@@ -30,12 +31,12 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// How often this thread has allocated.
+/// The number of allocations of this thread.
 pub fn allocations() -> usize {
     ALLOCATIONS.with(Cell::get)
 }
 
-/// How often this thread has allocated more than [`LARGE`] bytes.
+/// The number of allocations of this thread with more than [`LARGE`] bytes.
 pub fn large_allocations() -> usize {
     LARGE_ALLOCATIONS.with(Cell::get)
 }

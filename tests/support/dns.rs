@@ -1,5 +1,5 @@
-//! A name server, and a resolver that asks it: that of the machine asks none that a test could run without
-//! privileges.
+//! A name server, and a resolver that asks it. The machine's own resolver asks only servers that a test cannot run
+//! without privileges.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -15,7 +15,7 @@ use rocket::futures::future::BoxFuture;
 use rocket::tokio;
 use rocket_replicated::internals::{Resolve, Resolver};
 
-/// What becomes of a query.
+/// The answer to a query.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Addresses(Vec<Ipv4Addr>),
@@ -23,7 +23,7 @@ pub enum Answer {
     Silence,
 }
 
-/// Serves for as long as its test process lives.
+/// A name server that serves for as long as its test process lives.
 pub struct Dns {
     address: SocketAddr,
     answer: Arc<Mutex<Answer>>,
@@ -31,7 +31,7 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// Every name has these addresses of the loopback range, by their last numbers.
+    /// Starts a name server. Every name has these addresses of the loopback range, given by their last numbers.
     pub fn start(addresses: &[u8]) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let dns = Self {
@@ -62,7 +62,7 @@ impl Dns {
         *self.answer.lock().unwrap() = answer;
     }
 
-    /// How many there have been.
+    /// The number of queries so far.
     pub fn queries(&self) -> usize {
         self.queries.load(Ordering::SeqCst)
     }
@@ -107,7 +107,7 @@ impl Resolve for Client {
             let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await?;
             socket.send_to(&query.to_vec().unwrap(), server).await?;
             let mut buffer = [0; 512];
-            // As patient as the resolvers of most systems, which ask once more after five seconds.
+            // The patience of most systems' resolvers, which ask once more after five seconds.
             let received = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await??;
             let reply = Message::from_vec(&buffer[..received]).map_err(io::Error::other)?;
             match reply.metadata.response_code {

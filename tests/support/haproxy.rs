@@ -12,15 +12,15 @@ use rocket_replicated_testing::server::{self, Program};
 
 use crate::patroni::Patroni;
 
-/// One address for all of them.
+/// HAProxy with one address for several servers.
 pub struct HaProxy {
     server: Server<Balancer>,
-    // After the server, which is dropped first and lives in it.
+    // Declared after the server, which lives in it and is dropped first.
     _folder: TempDir,
 }
 
 impl HaProxy {
-    /// Those that answer at all.
+    /// Leads to the servers that answer.
     pub fn start(servers: &[&Server<Postgres>]) -> Self {
         let mut backend = "  balance roundrobin\n  option redispatch\n  option pgsql-check user app\n  \
              default-server check inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions\n"
@@ -31,7 +31,7 @@ impl HaProxy {
         Self::launch(backend)
     }
 
-    /// Those nodes of a Patroni cluster that say they are `primary`, or `replica`, by Patroni's own template:
+    /// Leads to the nodes of a Patroni cluster that say they are `primary`, or `replica`, with Patroni's own template:
     /// <https://github.com/patroni/patroni/blob/master/haproxy.cfg>
     pub fn of_patroni(patroni: &Patroni, role: &str) -> Self {
         let mut backend = format!(
@@ -50,7 +50,7 @@ impl HaProxy {
         Self { server, _folder: folder }
     }
 
-    /// As the ordinary role that owns the database.
+    /// The URL for the ordinary role that owns the database.
     pub fn url(&self) -> String {
         format!("postgres://app:secret@127.0.0.1:{}/app", self.server.port())
     }
@@ -58,7 +58,7 @@ impl HaProxy {
 
 #[derive(Debug)]
 struct Balancer {
-    /// Which servers, and how they are checked.
+    /// The lines of the configuration with the servers and their checks.
     backend: String,
 }
 

@@ -1,28 +1,28 @@
-//! A lab of each database, with a table `notes (id, body)`, as `Lab` of a module with the database's name.
+//! A lab for each database, with a table `notes (id, body)`: the type `Lab` in the module with the database's name.
 
 use std::ops::Deref;
 
 use rocket_replicated_testing::Deployment;
 
-/// SQL with the argument `$1`, as the database takes it.
+/// SQL whose argument is `$1`, in the notation of the database.
 pub fn sql(sql: &'static str) -> sqlx::SqlStr {
     sqlx::SqlSafeStr::into_sql_str(sql)
 }
 
-/// Whether an `INSERT` can return rows.
+/// True if an `INSERT` can return rows.
 pub fn has_returning() -> bool {
     true
 }
 
-/// Where a lab can have the table.
+/// A deployment whose labs can have the table.
 pub trait Notes: Deployment + Sized {
-    /// Creates it, with ids that are counted up.
+    /// Creates the table, with ids that count up.
     const NOTES: &str;
 
     fn lab() -> rocket_replicated_testing::Lab<Self>;
 }
 
-/// The lab that it has, with the table.
+/// A lab with the table.
 pub struct Lab<D: Notes>(rocket_replicated_testing::Lab<D>);
 
 impl<D: Notes> Lab<D> {
@@ -33,7 +33,7 @@ impl<D: Notes> Lab<D> {
         Self(lab)
     }
 
-    /// The keys of a section: this master, these slaves, named `slave-1` and `slave-2`.
+    /// The keys of a section with the master and the slaves, which are named `slave-1` and `slave-2`.
     pub fn section(&self) -> String {
         let slave = |(number, url)| format!("{{ url = \"{url}\", name = \"slave-{number}\" }}");
         let slaves: Vec<_> = (1..).zip(self.slave_urls()).map(slave).collect();
@@ -85,12 +85,12 @@ pub mod mysql {
         }
     }
 
-    /// Whether an `INSERT` can return rows.
+    /// True if an `INSERT` can return rows.
     pub fn has_returning() -> bool {
         MySql::default().is_mariadb()
     }
 
-    /// SQL with the argument `$1`, as the database takes it.
+    /// SQL whose argument is `$1`, in the notation of the database.
     pub fn sql(sql: &'static str) -> SqlStr {
         AssertSqlSafe(sql.replace("$1", "?")).into_sql_str()
     }

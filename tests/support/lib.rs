@@ -1,5 +1,5 @@
-//! What the integration tests share, beside the servers of `rocket_replicated_testing`: a lab with a table of notes,
-//! Rockets over it, and the log.
+//! The code that integration tests share, besides the servers of `rocket_replicated_testing`: a lab with a table of
+//! notes, Rockets over it, and the log.
 
 pub mod counting;
 pub mod dns;
@@ -24,9 +24,9 @@ use rocket_replicated::internals::PositionBudget;
 pub use rocket_replicated_tests_macros::async_test;
 use serde::{Deserialize, Serialize};
 
-/// Instantiates tests for each kind of database server: `Database`, `Pool`, `Replicated`, `ReplicatedDb`, `Dbms`,
-/// `Lab`, `DriverError`, the code by which it refuses a write (`REFUSED`), its way to write arguments (`sql`) and whether
-/// an `INSERT` returns rows (`has_returning`) are its own.
+/// Instantiates tests for each kind of database server. In each module, `Database`, `Pool`, `Replicated`,
+/// `ReplicatedDb`, `Dbms`, `Lab` and `DriverError` are those of the database. So are the code of a refused write
+/// (`REFUSED`), the notation of arguments (`sql`), and whether an `INSERT` returns rows (`has_returning`).
 #[macro_export]
 macro_rules! on_servers {
     ($($test:tt)*) => {
@@ -50,10 +50,10 @@ macro_rules! on_servers {
     };
 }
 
-/// Instantiates tests for SQLite, with the same names as [`on_servers`] but for `Dbms`.
+/// Instantiates tests for SQLite, with the same names as [`on_servers`] except for `Dbms`.
 ///
-/// A file of tests for every database is in both programs, `servers` and `sqlite`, and says `crate::on_every_database!`:
-/// each program means its own macro by that.
+/// A file of tests for every database is in both programs, `servers` and `sqlite`. It uses `crate::on_every_database!`,
+/// which each program defines differently.
 #[macro_export]
 macro_rules! in_files {
     ($($test:tt)*) => {
@@ -67,19 +67,19 @@ macro_rules! in_files {
     };
 }
 
-/// What this program has of a file that is in both: see [`in_files`].
+/// Tests that this program has of a file that is in both programs: see [`in_files`].
 #[macro_export]
 macro_rules! given {
     ($($test:tt)*) => { $($test)* };
 }
 
-/// What the other program has.
+/// Tests that only the other program has.
 #[macro_export]
 macro_rules! absent {
     ($($test:tt)*) => {};
 }
 
-/// What [`async_test`] has a test call.
+/// Runs a test of [`async_test`].
 pub fn run_test(test: Pin<Box<dyn Future<Output = ()>>>) {
     rocket::async_test(test);
 }
@@ -94,16 +94,17 @@ pub fn rocket(toml: &str) -> Rocket<Build> {
     rocket::custom(figment)
 }
 
-/// What a section has unless it says otherwise: a server that answers late, on a machine that has much else to do, is
-/// used nevertheless.
+/// Keys that a section has unless it sets them. With them, a server that answers late on a busy machine is used
+/// nevertheless.
 const PATIENT: [(&str, &str); 3] = [("check_timeout", "5"), ("max_lag", "false"), ("slave_timeout", "5")];
 
-/// A Rocket whose database `replicated` has this section, and patience.
+/// A Rocket whose database `replicated` has this section and the patient keys. Its replies wait long for their
+/// positions.
 pub fn rocket_over(section: &str) -> Rocket<Build> {
     impatient_rocket_over(section).manage(PositionBudget(PATIENCE))
 }
 
-/// As [`rocket_over`], but a reply waits for its position no longer than elsewhere.
+/// As [`rocket_over`], but replies wait for their positions no longer than in production.
 pub fn impatient_rocket_over(section: &str) -> Rocket<Build> {
     let keys: toml::Table = section.parse().unwrap_or_else(|error| panic!("{section}: {error}"));
     let patience = PATIENT.iter().filter(|(key, _)| !keys.contains_key(*key));
@@ -111,7 +112,7 @@ pub fn impatient_rocket_over(section: &str) -> Rocket<Build> {
     rocket(&format!("[debug.databases.replicated]\n{patience}{section}"))
 }
 
-/// What the test routes tell of a read.
+/// The answer of the test routes to a read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Seen {
     pub notes: Vec<String>,
@@ -120,7 +121,7 @@ pub struct Seen {
     pub reason: String,
 }
 
-/// The body, as JSON.
+/// The body of a reply, parsed as JSON.
 #[track_caller]
 pub fn json<T: serde::de::DeserializeOwned>(response: LocalResponse<'_>) -> T {
     let status = response.status();
@@ -136,16 +137,16 @@ pub fn pin_of(response: &LocalResponse<'_>) -> Option<Cookie<'static>> {
     set.first().map(|cookie| Cookie::parse_encoded(cookie.to_string()).unwrap())
 }
 
-/// How long tests wait for what is to come, on a machine that has much else to do.
+/// The longest time that tests wait for something to happen, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What polling is for: that something holds, or what there is then.
+/// The result of one poll: whether something holds, or what was found.
 pub trait Sought {
-    /// What there is.
+    /// What polling returns in the end.
     type Found;
 
-    /// It, once it is there.
+    /// Returns the result, once there is one.
     fn found(self) -> Option<Self::Found>;
 }
 
@@ -165,7 +166,7 @@ impl<T> Sought for Option<T> {
     }
 }
 
-/// Polls until it is there, and lets the background work in between; panics when [`PATIENCE`] ends.
+/// Polls until there is a result, and lets background work run in between. Panics after [`PATIENCE`].
 pub async fn eventually<S: Sought>(what: &str, mut probe: impl AsyncFnMut() -> S) -> S::Found {
     let deadline = Instant::now() + PATIENCE;
     loop {

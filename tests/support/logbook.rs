@@ -1,8 +1,8 @@
-//! The log as an operator would read it, kept for each test by itself: tests of one program run side by side.
+//! The log as an operator would read it. Each test has its own, because the tests of one program run side by side.
 //!
-//! A line belongs to the runtime in which it was logged, and a runtime to the test whose thread has logged in it: that of
-//! `#[support::async_test]` logs there, and so does a blocking client when it launches. What threads without a runtime log,
-//! such as those of SQLite's driver, is in every test's log.
+//! A line belongs to the runtime in which it was logged. A runtime belongs to the test whose thread has logged in it.
+//! The thread of `#[support::async_test]` logs in its runtime, and so does a blocking client when it launches. Lines of
+//! threads without a runtime, such as those of SQLite's driver, are in every test's log.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
@@ -15,14 +15,14 @@ static BOOK: LazyLock<Mutex<Book>> = LazyLock::new(Mutex::default);
 
 #[derive(Default)]
 struct Book {
-    /// By their threads.
+    /// The tests, by their threads.
     tests: HashMap<ThreadId, Test>,
     lines: Vec<(Origin, String)>,
 }
 
 #[derive(Default)]
 struct Test {
-    /// In which its own thread has logged.
+    /// The runtimes in which the test's own thread has logged.
     runtimes: HashSet<Id>,
     wants_details: bool,
 }
@@ -34,7 +34,7 @@ enum Origin {
 }
 
 impl Book {
-    /// Where this thread is, which tells to which test a runtime belongs.
+    /// The origin of lines that are logged here. Notes which test the current runtime belongs to.
     fn enter(&mut self) -> Origin {
         let me = thread::current().id();
         let Ok(runtime) = Handle::try_current() else { return Origin::Thread(me) };
@@ -48,7 +48,7 @@ impl Book {
         self.tests.iter().any(|(thread, test)| test.wants_details && self.is_of(origin, *thread))
     }
 
-    /// True where this test logs, and for threads that belong to no test.
+    /// True if the origin belongs to this test, or is a thread that belongs to no test.
     fn is_of(&self, origin: Origin, test: ThreadId) -> bool {
         match origin {
             Origin::Runtime(id) => self.tests.get(&test).is_some_and(|test| test.runtimes.contains(&id)),
@@ -77,7 +77,7 @@ impl Log for Logbook {
     fn log(&self, record: &Record<'_>) {
         let line = self.enabled(record.metadata()).then(|| format!("{}: {}", record.level(), record.args()));
         let mut book = book();
-        // Each record tells to which test its runtime belongs.
+        // Each record may tell which test its runtime belongs to.
         let here = book.enter();
         if let Some(line) = line {
             book.lines.push((here, line));
@@ -103,7 +103,7 @@ pub fn open() {
     book.enter();
 }
 
-/// From now on, this test's log has what this crate tells at debug level.
+/// From now on, this test's log includes the lines of this crate at debug level.
 pub fn open_with_details() {
     open();
     log::set_max_level(LevelFilter::Debug);
@@ -116,7 +116,7 @@ pub fn lines(words: &[&str]) -> Vec<String> {
     let here = book.enter();
     let me = thread::current().id();
     let is_mine = |origin| match (origin, here) {
-        // A task of a test has its log, whichever thread it runs on.
+        // A task sees the log of its test on every thread.
         (Origin::Runtime(origin), Origin::Runtime(here)) if origin == here => true,
         _ => book.is_of(origin, me),
     };

@@ -1,4 +1,4 @@
-//! A Patroni cluster: PostgreSQL servers any of which may be the master, and become it without a word to the application.
+//! A Patroni cluster: PostgreSQL servers, any of which may become the master without a word to the application.
 
 use std::fs;
 use std::net::TcpStream;
@@ -19,18 +19,18 @@ use rocket_replicated_testing::server::{self, Program};
 
 use crate::eventually;
 
-/// Its interface is slow, and written in Python.
+/// The interval of polls. Patroni's interface is slow.
 const POLL: Duration = Duration::from_millis(100);
 
 pub struct Patroni {
     nodes: Vec<Arc<Server<Node>>>,
-    // After the nodes, which ask it to the end.
+    // Declared after the nodes, which ask the store to the end.
     _store: Server<Etcd>,
-    // After the servers, which are dropped first and live in it.
+    // Declared after the servers, which live in it and are dropped first.
     _folder: TempDir,
 }
 
-/// What a node says of itself and the others: <https://patroni.readthedocs.io/en/latest/rest_api.html>
+/// A node's view of itself and the others: <https://patroni.readthedocs.io/en/latest/rest_api.html>
 #[derive(Debug, Deserialize)]
 struct View {
     members: Vec<Member>,
@@ -50,8 +50,8 @@ impl Member {
 }
 
 impl Patroni {
-    /// So many nodes, one of which is the master, with the role and the database `app`. What a client has been told to be
-    /// committed survives a failover: another node has it (`synchronous_mode`).
+    /// Starts this many nodes, one of which is the master, with the role and the database `app`. Acknowledged commits
+    /// survive a failover, because another node has them (`synchronous_mode`).
     pub async fn start(nodes: usize) -> Self {
         let folder = server::temporary_folder::<Node>();
         let place = folder.path().to_owned();
@@ -74,17 +74,17 @@ impl Patroni {
         patroni
     }
 
-    /// As the ordinary role that owns the database.
+    /// The URL of a node for the ordinary role that owns the database.
     pub fn url(&self, node: usize) -> String {
         format!("postgres://app:secret@127.0.0.1:{}/app", self.nodes[node].port())
     }
 
-    /// Where each node listens: PostgreSQL, and Patroni's own interface.
+    /// The ports of each node: that of PostgreSQL, and that of Patroni's own interface.
     pub fn ports(&self) -> Vec<(u16, u16)> {
         self.nodes.iter().map(|node| (node.port(), node.program().api)).collect()
     }
 
-    /// The node that leads, as the one that knows best says.
+    /// The node that leads, if the node itself confirms it.
     pub async fn leader(&self) -> Option<usize> {
         for view in self.views().await {
             let leads = |member: &Member| member.role == "leader" && member.is_well();
@@ -99,7 +99,7 @@ impl Patroni {
         None
     }
 
-    /// Until all nodes are well, one leads, and another one has all that it has.
+    /// Waits until all nodes are well, one of them leads, and another one has all of its commits.
     pub async fn settled(&self) {
         eventually("a Patroni cluster that is well", async || {
             tokio::time::sleep(POLL).await;
@@ -112,7 +112,7 @@ impl Patroni {
         .await;
     }
 
-    /// The node that has all that the leader has, and could take its place.
+    /// The node that has all commits of the leader, and could take its place.
     pub async fn candidate(&self) -> usize {
         eventually("a synchronous standby", async || {
             tokio::time::sleep(POLL).await;
@@ -126,7 +126,7 @@ impl Patroni {
         .await
     }
 
-    /// Another node leads from now on, in order. Returns once it does.
+    /// Makes another node lead, in order. Returns once it does.
     pub async fn switch_over(&self) {
         let (leader, candidate) = (self.leader().await.unwrap(), self.candidate().await);
         let body = serde_json::json!({
@@ -139,7 +139,7 @@ impl Patroni {
         self.led_by(|leader| leader == candidate).await;
     }
 
-    /// Until another node leads than this one, which was killed.
+    /// Waits until another node leads than this one, which was killed.
     pub async fn failed_over(&self, from: usize) {
         self.led_by(|leader| leader != from).await;
     }
@@ -152,7 +152,7 @@ impl Patroni {
         .await;
     }
 
-    /// A crash of the node with all its processes.
+    /// Crashes the node with all its processes.
     pub async fn kill(&self, node: usize) {
         let node = self.nodes[node].clone();
         tokio::task::spawn_blocking(move || {
@@ -163,13 +163,13 @@ impl Patroni {
         .unwrap();
     }
 
-    /// The way back from a crash: Patroni makes a standby of it.
+    /// Starts a crashed node again. Patroni makes it a standby.
     pub async fn start_again(&self, node: usize) {
         let node = self.nodes[node].clone();
         tokio::task::spawn_blocking(move || node.start()).await.unwrap();
     }
 
-    /// As the role `app`. What it prints is the first column of each row.
+    /// Runs SQL as the role `app`. Returns the first column of each row.
     pub async fn sql(&self, node: usize, sql: &str) -> Vec<String> {
         self.sql_as(node, "app", "app", sql).await
     }
@@ -179,7 +179,7 @@ impl Patroni {
         sql_at(&url, sql).await.unwrap()
     }
 
-    /// What each node that answers knows.
+    /// The views of the nodes that answer.
     async fn views(&self) -> Vec<View> {
         let mut views = Vec::new();
         for node in &self.nodes {
@@ -191,7 +191,7 @@ impl Patroni {
         views
     }
 
-    /// Whether a node says that it has this role: as load balancers ask it.
+    /// True if a node says that it has this role, when asked as load balancers do.
     async fn says(&self, node: usize, role: &str) -> bool {
         let url = format!("http://127.0.0.1:{}/{role}", self.nodes[node].program().api);
         http().get(url).send().await.is_ok_and(|answer| answer.status().is_success())
@@ -205,7 +205,7 @@ async fn sql_at(url: &str, sql: &str) -> Result<Vec<String>, sqlx::Error> {
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// Until this address leads to servers alone of which this is true: that they are in recovery.
+/// Waits until this address leads only to servers with this answer to `pg_is_in_recovery()`.
 pub async fn leads_to(url: &str, in_recovery: &str) {
     let asked = async || {
         for _ in 0..6 {
@@ -278,7 +278,7 @@ impl Program for Node {
         let Node { number, api, store } = server.program();
         let (folder, data, port) = (server.folder().display(), server.data().display(), server.port());
         let programs = programs();
-        // The shortest times that Patroni allows. Everything else is as it comes.
+        // The shortest times that Patroni allows. All other settings have their defaults.
         let config = format!(
             "scope: lab
 name: {name}
@@ -321,7 +321,7 @@ postgresql:
         TcpStream::connect(("127.0.0.1", server.program().api)).is_ok()
     }
 
-    /// PostgreSQL goes on without it.
+    /// Kills PostgreSQL, which goes on without Patroni.
     fn clear_after_kill(server: &Server<Self>) {
         kill_postgres(server);
     }
@@ -334,15 +334,15 @@ fn programs() -> PathBuf {
     folders.pop().unwrap_or_else(|| panic!("{}", Postgres::INSTALL))
 }
 
-/// It is no child of Patroni's. Its own children end with it.
+/// Kills PostgreSQL, which is not a child of Patroni. PostgreSQL's own children end with it.
 fn kill_postgres(node: &Server<Node>) {
     let Some(pid) = postmaster(node.data()) else { return };
-    // SAFETY: it has no preconditions.
+    // SAFETY: `kill` has no preconditions.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     server::wait_for("end of the killed PostgreSQL", || !Path::new(&format!("/proc/{pid}")).exists());
 }
 
-/// If it runs, and is that of this folder.
+/// The process id of PostgreSQL, if it runs on this folder.
 fn postmaster(data: &Path) -> Option<i32> {
     let file = fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let pid: i32 = file.lines().next()?.parse().ok()?;

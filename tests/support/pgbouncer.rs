@@ -9,7 +9,7 @@ use rocket_replicated_testing::Server;
 use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::server::{self, Program};
 
-/// When a client's server connection goes to the next client.
+/// When a server connection goes to the next client.
 #[derive(Clone, Copy, Debug)]
 pub enum PoolMode {
     Session,
@@ -18,12 +18,12 @@ pub enum PoolMode {
 
 pub struct PgBouncer {
     server: Server<Pooler>,
-    // After the server, which is dropped first and lives in it.
+    // Declared after the server, which lives in it and is dropped first.
     _folder: TempDir,
 }
 
 impl PgBouncer {
-    /// With more lines for the section `[pgbouncer]` of its ini file.
+    /// Starts pgbouncer with more lines in the section `[pgbouncer]` of its ini file.
     pub fn start(postgres: &Server<Postgres>, mode: PoolMode, lines: &str) -> Self {
         let folder = server::temporary_folder::<Pooler>();
         let users = folder.path().join("users");
@@ -53,7 +53,7 @@ impl PgBouncer {
         self.server.port()
     }
 
-    /// As the ordinary role that owns the database.
+    /// The URL for the ordinary role that owns the database.
     pub fn url(&self) -> String {
         format!("postgres://app:secret@127.0.0.1:{}/app", self.port())
     }
@@ -63,7 +63,7 @@ fn program() -> Command {
     server::server_program::<Pooler>(&["/usr/sbin".into()], "pgbouncer")
 }
 
-/// Major and minor.
+/// The major and the minor version.
 pub fn version() -> (u32, u32) {
     let version = server::output(program().arg("--version")).unwrap();
     let numbers = version.split_whitespace().nth(1).and_then(|version| {
@@ -73,13 +73,13 @@ pub fn version() -> (u32, u32) {
     numbers.unwrap_or_else(|| panic!("no version of pgbouncer: {version}"))
 }
 
-/// Whether it keeps the prepared statements of its clients in transaction mode.
+/// True if pgbouncer keeps the prepared statements of its clients in transaction mode.
 /// <https://www.pgbouncer.org/changelog.html#pgbouncer-121x>
 pub fn keeps_prepared_statements() -> bool {
     version() >= (1, 21)
 }
 
-/// Whether a connection that was started as read-only is so in each of its transactions.
+/// True if a connection that was started as read-only is so in each of its transactions.
 /// <https://www.pgbouncer.org/changelog.html>
 pub fn keeps_read_only() -> bool {
     version() >= (1, 26)

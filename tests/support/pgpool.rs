@@ -10,15 +10,15 @@ use rocket_replicated_testing::postgres::Postgres;
 use rocket_replicated_testing::server::{self, Program};
 use rocket_replicated_testing::{Server, Servers};
 
-/// One address for all of them: pgpool sends writes to the master, and balances reads.
+/// pgpool with one address for all servers. It sends writes to the master, and balances reads.
 pub struct PgPool {
     server: Server<Splitter>,
-    // After the server, which is dropped first and lives in it.
+    // Declared after the server, which lives in it and is dropped first.
     _folder: TempDir,
 }
 
 impl PgPool {
-    /// All reads go to the slaves, unless more lines of its configuration say otherwise.
+    /// Starts pgpool. All reads go to the slaves, unless more lines of its configuration say otherwise.
     pub fn start(servers: &Servers<Postgres>, lines: &str) -> Self {
         let folder = server::temporary_folder::<Splitter>();
         let mut config = String::new();
@@ -36,7 +36,7 @@ impl PgPool {
         Self { server, _folder: folder }
     }
 
-    /// As the ordinary role that owns the database.
+    /// The URL for the ordinary role that owns the database.
     pub fn url(&self) -> String {
         format!("postgres://app:secret@127.0.0.1:{}/app", self.server.port())
     }

@@ -1,4 +1,4 @@
-//! The built examples, as their users run them.
+//! The built examples, run as their users run them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const PAUSE: Duration = Duration::from_millis(20);
 
-/// A Rocket of its own, in a folder of its own, with its log.
+/// A running example in a folder of its own, with its log.
 pub struct Website {
     program: Child,
     folder: TempDir,
@@ -19,7 +19,7 @@ pub struct Website {
 }
 
 impl Website {
-    /// Under this configuration file of the repository, with more variables in its environment.
+    /// Launches an example with this configuration file of the repository, and with more variables in its environment.
     pub async fn launch(program: &str, config: &str, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
@@ -65,7 +65,7 @@ impl Drop for Website {
     }
 }
 
-/// The folder that all paths of this repository are in.
+/// The root folder of this repository.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }

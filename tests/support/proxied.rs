@@ -1,4 +1,4 @@
-//! What has to hold of an application whatever is in front of its servers: reads, writes, pins and faults.
+//! Checks of an application that hold whatever is in front of its servers: reads, writes, pins and faults.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ use crate::{eventually, logbook, rocket_over};
 use rocket_replicated_testing::Servers;
 use rocket_replicated_testing::postgres::Postgres;
 
-/// So many at once.
+/// The number of readers at the same time.
 const READERS: usize = 4;
 
 #[get("/")]
 async fn count(db: ReplicatedDb) -> Result<String, Error> {
-    // Long enough to be under way when something happens.
+    // Long enough to be under way when a fault happens.
     let count: i64 =
         sqlx::query_scalar("SELECT count(*) FROM written WHERE $1 AND (SELECT pg_sleep(0.005)) IS NOT NULL")
             .bind(true)
@@ -39,7 +39,7 @@ async fn write_on_a_read(db: ReplicatedDb) -> Result<(), Error> {
     Ok(())
 }
 
-/// With the table that the routes use.
+/// Starts servers with the table that the routes use.
 pub fn servers(slaves: usize) -> Arc<Servers<Postgres>> {
     let servers = Servers::start(Postgres, slaves);
     servers.master.sql(
@@ -56,7 +56,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// With pins by `consistency`, which is `window` or `position`.
+    /// Launches the application. `consistency` is `window` or `position`.
     pub async fn launch(master: &str, slave: &str, consistency: &str, keys: &str) -> Self {
         let section = format!(
             "url = \"{master}\"\nslaves = [{{ url = \"{slave}\", name = \"slave\" }}]\n\
@@ -81,7 +81,7 @@ impl Site {
         }
     }
 
-    /// How many rows it sees, and why there.
+    /// The number of rows that a read sees, and the reason of its choice.
     async fn read(&self, pin: Option<&Cookie<'static>>) -> Result<(i64, String), Status> {
         let mut request = self.client.get("/");
         if let Some(pin) = pin {
@@ -98,12 +98,12 @@ impl Site {
         }
     }
 
-    /// As [`misses_no_own_write`](Self::misses_no_own_write), and the slaves do their part.
+    /// As [`misses_no_own_write`](Self::misses_no_own_write), and checks that slaves serve some of the own reads.
     pub async fn reads_its_own_writes(&mut self, rounds: usize) {
         assert!(self.misses_no_own_write(rounds).await > 0, "a slave that has it serves");
     }
 
-    /// Everybody reads their own writes, and nobody fails. How many were read from a slave.
+    /// Checks that clients read their own writes and no read fails. Returns how many own reads came from a slave.
     pub async fn misses_no_own_write(&mut self, rounds: usize) -> usize {
         let log = || logbook::lines(&["`replicated`"]).join("\n");
         let (mut stale, mut by_slave, mut others_by_slave) = (0, 0, 0);
@@ -133,7 +133,7 @@ impl Site {
         assert_eq!(status, Status::InternalServerError);
     }
 
-    /// While this happens, and for a while afterwards, no read fails.
+    /// Checks that no read fails during a fault, and for a while afterwards.
     pub async fn reads_through(&self, what: &str, fault: impl FnOnce() + Send + 'static) {
         let fault = tokio::task::spawn_blocking(fault);
         let reader = async || {
@@ -152,7 +152,7 @@ impl Site {
         fault.await.unwrap();
     }
 
-    /// Until a slave serves again.
+    /// Waits until a slave serves again.
     pub async fn is_served_by_a_slave(&self) {
         eventually("reads from a slave", async || {
             self.read(None).await.is_ok_and(|(_, reason)| reason == "ReadMethod")
@@ -160,7 +160,7 @@ impl Site {
         .await;
     }
 
-    /// Until a write succeeds.
+    /// Waits until a write succeeds.
     pub async fn takes_writes(&mut self) {
         eventually("writes", async || self.write().await.is_ok()).await;
         eventually("the master's word", async || {
@@ -176,7 +176,7 @@ impl Site {
         assert_eq!(self.write().await.unwrap_err().code / 100, 5);
     }
 
-    /// Slaves and master go and come back.
+    /// Ends each slave and the master, and starts them again. Checks reads and writes meanwhile.
     pub async fn survives_faults(&mut self, servers: &Arc<Servers<Postgres>>) {
         for index in 0..servers.slaves.len() {
             for kill in [true, false] {

@@ -9,7 +9,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rocket_replicated_testing::server::{output, wait_for};
 use rocket_replicated_testing::{Dbms, Server, Servers};
 
-/// Signs certificates; nobody else knows it.
+/// A certificate authority, whose key only the test has.
 pub struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
@@ -25,14 +25,14 @@ impl Authority {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
-    /// Its own certificate, as a file in this folder.
+    /// Writes the authority's own certificate to a file in this folder.
     pub fn file(&self, folder: &Path, name: &str) -> PathBuf {
         let file = folder.join(name);
         fs::write(&file, &self.certificate).unwrap();
         file
     }
 
-    /// From now on the server shows a certificate for this host name.
+    /// Makes the server show a certificate for this host name.
     pub fn certify<D: ServesTls>(&self, server: &Server<D>, host: &str) {
         let params = CertificateParams::new([host.to_owned()]).unwrap();
         let key = KeyPair::generate().unwrap();
@@ -51,12 +51,12 @@ impl Authority {
 }
 
 pub trait ServesTls: Dbms {
-    /// What demands the certificate of the URL's host, by this authority.
+    /// The option that demands a certificate of the URL's host, signed by this authority.
     const VERIFY_FULL: &str;
-    /// The same, whatever the host.
+    /// The option that demands a certificate signed by this authority, of any host.
     const VERIFY_CA: &str;
     const AUTHORITY: &str;
-    /// All that is not had without TLS.
+    /// All options that demand TLS.
     const DEMANDING: &[&str];
 
     fn serve(server: &Server<Self>, certificate: &Path, key: &Path);
@@ -106,7 +106,7 @@ impl ServesTls for rocket_replicated_testing::mysql::MySql {
     const AUTHORITY: &str = "ssl-ca";
     const DEMANDING: &[&str] = &["ssl-mode=REQUIRED", Self::VERIFY_CA, Self::VERIFY_FULL];
 
-    /// The servers of a cluster share their settings.
+    /// The servers of a cluster share their settings, which are restored after the restart.
     fn serve(server: &Server<Self>, certificate: &Path, key: &Path) {
         let file = server.folder().join("my.cnf");
         let settings = fs::read_to_string(&file).unwrap();
