@@ -101,10 +101,10 @@ mod guide {
     mod migrating {}
     #[doc = include_str!("../docs/guide/operating.md")]
     mod operating {}
-    #[doc = include_str!("../docs/guide/rolling-out.md")]
-    mod rolling_out {}
     #[doc = include_str!("../docs/guide/routing.md")]
     mod routing {}
+    #[doc = include_str!("../docs/guide/slaves-and-lag.md")]
+    mod slaves_and_lag {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
     #[doc = include_str!("../docs/guide/tutorial.md")]

@@ -1,7 +1,8 @@
 //! Nodes of a Galera cluster: all of them take writes, and any of them may be cut off from the others.
 
-use std::fmt::Display;
+use std::fs::{self, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use rocket::http::Status;
@@ -42,12 +43,28 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Makes the server a node of the cluster that these addresses lead to, or of a new one. Returns its own address.
-fn join(servers: &Servers<MySql>, cluster: impl Display) -> String {
+/// Makes the server the first node of a cluster, or the next one of the cluster that `node` is in. Returns its address
+/// in the cluster.
+fn join(servers: &Servers<MySql>, cluster: Option<(&Servers<MySql>, &str)>) -> String {
     let (own, transfers) = (free_port(), free_port());
+    let mut address = "";
+    if let Some((node, its_address)) = cluster {
+        address = its_address;
+        let status = |name: &str| {
+            let shown = node.master.sql(&format!("SHOW GLOBAL STATUS LIKE '{name}'"));
+            shown.split_whitespace().last().unwrap().to_owned()
+        };
+        let [uuid, seqno] = ["wsrep_cluster_state_uuid", "wsrep_last_committed"].map(status);
+        // Both have the same data. Without this, the node would wait for a copy, which takes programs of another package.
+        let state = format!("version: 2.1\nuuid: {uuid}\nseqno: {seqno}\nsafe_to_bootstrap: 0\n");
+        let file = servers.master.data().join("grastate.dat");
+        fs::write(&file, state).unwrap();
+        // The server runs as another user than root.
+        fs::set_permissions(file, Permissions::from_mode(0o666)).unwrap();
+    }
     servers.master.restart_with(&format!(
         "binlog_format = ROW\ninnodb_autoinc_lock_mode = 2\nwsrep_on = ON\nwsrep_provider = {LIBRARY}\n\
-         wsrep_cluster_name = lab\nwsrep_cluster_address = gcomm://{cluster}\nwsrep_node_address = 127.0.0.1\n\
+         wsrep_cluster_name = lab\nwsrep_cluster_address = gcomm://{address}\nwsrep_node_address = 127.0.0.1\n\
          wsrep_sst_method = skip\n\
          wsrep_provider_options = \"base_port={own};gmcast.listen_addr=tcp://127.0.0.1:{own};\
          ist.recv_addr=127.0.0.1:{transfers};pc.wait_prim=FALSE\""
@@ -61,7 +78,7 @@ const TABLE: &str = "CREATE TABLE written (id INTEGER PRIMARY KEY AUTO_INCREMENT
 fn node() -> Servers<MySql> {
     let servers = Servers::start(MySql::mariadb(), 0);
     servers.master.sql(TABLE);
-    join(&servers, "");
+    join(&servers, None);
     servers
 }
 
@@ -71,9 +88,9 @@ fn nodes() -> Vec<Servers<MySql>> {
         let starts = [(); 3].map(|()| scope.spawn(|| Servers::start(MySql::mariadb(), 0)));
         starts.into_iter().map(|start| start.join().unwrap()).collect()
     });
-    let first = join(&nodes[0], "");
+    let first = join(&nodes[0], None);
     for node in &nodes[1..] {
-        join(node, &first);
+        join(node, Some((&nodes[0], &first)));
     }
     nodes[0].master.sql(TABLE);
     nodes
@@ -153,7 +170,7 @@ async fn a_slave_of_a_node_that_is_no_node_is_compared_by_the_nodes_log() {
     let servers = tokio::task::spawn_blocking(|| {
         let servers = Servers::start(MySql::mariadb(), 1);
         servers.master.sql(TABLE);
-        join(&servers, "");
+        join(&servers, None);
         servers.wait_caught_up();
         servers
     });

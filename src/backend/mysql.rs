@@ -140,8 +140,7 @@ impl Engine for MySql {
     ) -> BoxFuture<'a, Result<Option<Position>, sqlx::Error>> {
         Box::pin(async move {
             if let Some(Position::Seqno { .. }) = known {
-                let row = sqlx::raw_sql("SELECT WSREP_LAST_SEEN_GTID()").fetch_one(conn).await?;
-                return Ok(Position::parse_seqno(row.try_get(0)?));
+                return Ok(Node::ask(conn).await?.position);
             }
             let logs = Logs::of(&mut *conn).await?;
             logs.position(conn, Access::SlaveReads).await
@@ -426,10 +425,6 @@ struct Node {
 impl Node {
     /// `None` for a server that is in no cluster.
     async fn of(conn: &mut MySqlConnection, memory: &mut Memory) -> Result<Option<Self>, sqlx::Error> {
-        const STATUS: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state', \
-             'wsrep_cluster_state_uuid', 'wsrep_last_committed')";
-        const SYNCED: &str = "4";
-
         if memory.is_galera.is_none() {
             let on = shown(&mut *conn, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").await?;
             memory.is_galera = Some(on.is_some_and(|value| is_on(&value)));
@@ -437,17 +432,25 @@ impl Node {
         if memory.is_galera == Some(false) {
             return Ok(None);
         }
+        Self::ask(conn).await.map(Some)
+    }
+
+    async fn ask(conn: &mut MySqlConnection) -> Result<Self, sqlx::Error> {
+        const STATUS: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state', \
+             'wsrep_cluster_state_uuid', 'wsrep_last_committed')";
+        const SYNCED: &str = "4";
+
         let rows = sqlx::raw_sql(STATUS).fetch_all(conn).await?;
         let status = |name: &str| {
             let named = |row: &&MySqlRow| row.try_get::<&str, _>(0).is_ok_and(|is| is == name);
             rows.iter().find(named).and_then(|row| row.try_get::<&str, _>(1).ok()).unwrap_or_default()
         };
         let [cluster, seqno] = ["wsrep_cluster_state_uuid", "wsrep_last_committed"].map(status);
-        Ok(Some(Self {
+        Ok(Self {
             is_ready: is_on(status("wsrep_ready")),
             is_synced: status("wsrep_local_state") == SYNCED,
             position: Position::parse_seqno(&format!("{cluster}:{seqno}")),
-        }))
+        })
     }
 
     /// Refuses a node that is cut off from its cluster, as it refuses all statements, and for reads at a slave one that
