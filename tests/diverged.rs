@@ -76,12 +76,15 @@ crate::on_servers! {
         master.sql("CREATE TABLE notes (id INTEGER)");
         servers.wait_caught_up();
         std::thread::scope(|scope| {
-            let writes = scope.spawn(|| (0..40).for_each(|_| write(master, 50)));
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let watched = scope.spawn(move || runtime.block_on(async {
                 let (_client, cluster) = launch(master, slave, "busy").await;
-                while !writes.is_finished() {
+                let writes = scope.spawn(|| (0..40).for_each(|_| write(master, 50)));
+                loop {
                     assert_eq!(states(&cluster), [NodeState::Up; 2]);
+                    if writes.is_finished() {
+                        break;
+                    }
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }));

@@ -34,13 +34,12 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
-    async fn the_masters_pool_writes_and_sets_no_pin() {
+    async fn the_masters_pool_writes() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section()).await;
         let pool = cluster.pool(Role::Master);
         foreign_write(&pool).await.unwrap();
         assert_eq!(lab.notes(), ["from elsewhere"]);
-        assert_eq!(cluster.write().pin().await, None);
 
         let before = pool.size();
         cluster.pool(Role::Master).acquire().await.unwrap();

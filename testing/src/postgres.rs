@@ -115,7 +115,7 @@ impl Dbms for Postgres {
         master.sql_in("postgres", &slot).unwrap();
         let (host, port) = (master.folder().display(), master.port());
         let source = format!(
-            "primary_conninfo = 'host={host} port={port} user=postgres'\nprimary_slot_name = '{name}'\n"
+            "primary_conninfo = 'host=''{host}'' port={port} user=postgres'\nprimary_slot_name = '{name}'\n"
         );
         append(&data.join("postgresql.auto.conf"), &source);
         fs::write(data.join("standby.signal"), "").unwrap();

@@ -2,7 +2,9 @@
 //!
 //! Each test starts this program again to run a part of the test in a process of its own.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -101,6 +103,34 @@ fn servers_end_with_a_test_that_panics() {
                 let folder = folder_of(&mut child);
                 assert!(!child.wait().unwrap().success());
                 are_gone(&folder);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_path_of_the_temporary_folder_may_have_a_blank() {
+    const NAME: &str = "the_path_of_the_temporary_folder_may_have_a_blank";
+
+    fn replicates(servers: &Servers<impl Dbms>) {
+        tell(servers);
+        servers.master.sql("CREATE TABLE notes (id INTEGER)");
+        servers.wait_caught_up();
+        assert_eq!(servers.slaves[0].sql("SELECT COUNT(*) FROM notes"), "0");
+    }
+    match part().as_deref() {
+        Some("postgres") => replicates(&Servers::start(Postgres, 1)),
+        Some("mysql") => replicates(&Servers::start(MySql::default(), 1)),
+        _ => {
+            let folder = tempfile::Builder::new().prefix("with a blank").tempdir().unwrap();
+            // The servers run as other users than root.
+            fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+            for part in ["postgres", "mysql"] {
+                let mut child = again(NAME, part).env("TMPDIR", folder.path()).spawn().unwrap();
+                let of_servers = folder_of(&mut child);
+                assert!(of_servers.contains("with a blank"), "{of_servers}");
+                assert!(child.wait().unwrap().success());
+                are_gone(&of_servers);
             }
         }
     }

@@ -60,7 +60,8 @@ gtid_strict_mode = on
 };
 
 fn install(folder: &Path) {
-    let mut install = program("mariadb-install-db", folder);
+    // This script breaks the path at a blank, and runs in the folder.
+    let mut install = program("mariadb-install-db", Path::new(""));
     install.arg(option("datadir", &folder.join("data")));
     install.args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
     // Older releases log their installation, and slaves would replay it.
