@@ -12,6 +12,7 @@ use crate::request::Session;
 use crate::routing::{Client, MethodKind};
 use crate::{Cluster, ReplicatedDb};
 
+pub mod laws;
 mod process;
 
 pub use process::{Instance, LetDown, Pin, Process, Route, Term, instance};

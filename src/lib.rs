@@ -45,6 +45,8 @@
     doc = "[README]: https://github.com/rocket-replicated/rocket_replicated#readme",
     doc = "[guide]: https://github.com/rocket-replicated/rocket_replicated/blob/main/docs/guide/README.md"
 )]
+// On docs.rs, an item says which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // Without a driver, what drivers call is dead.
 #![cfg_attr(not(any(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(dead_code))]
 #![deny(unsafe_code)]

@@ -473,6 +473,21 @@ fn the_examples_of_the_reference_are_understood() {
     }
 }
 
+#[test]
+fn every_place_names_the_oldest_rust() {
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().unwrap();
+    let oldest = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
+    for page in ["README.md", "docs/guide/tutorial.md"] {
+        let said = Document::read(page).text;
+        let said: Vec<_> = said.split("Rust 1.").skip(1).filter_map(|rest| rest.split(' ').next()).collect();
+        assert_eq!(said.iter().map(|minor| format!("1.{minor}")).collect::<Vec<_>>(), [oldest], "{page}");
+    }
+    // It takes the oldest version from `Cargo.toml`, unless a file of its own says otherwise.
+    for file in ["clippy.toml", ".clippy.toml"] {
+        assert!(!program::repository().join(file).exists(), "{file}");
+    }
+}
+
 /// The configuration in force, as the status page shows it.
 fn in_force(section: &str) -> serde_json::Value {
     let keys: toml::Table = section.parse().unwrap_or_else(|error| panic!("{section}: {error}"));

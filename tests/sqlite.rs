@@ -11,6 +11,7 @@ mod connections;
 mod cost;
 mod drills;
 mod executor;
+mod found;
 mod guards;
 mod isolation;
 mod launch;

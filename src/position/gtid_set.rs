@@ -25,7 +25,7 @@ const MAX_TAG: usize = 32;
 
 /// Consecutive transactions.
 ///
-/// INVARIANT: the spans of one source are in order, and there is a gap between any two of them.
+/// INVARIANT: a source has a span. The spans of one source are in order, and there is a gap between any two of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Span {
     first: u64,
@@ -55,6 +55,8 @@ impl GtidSet {
             }
         }
         set.0.values_mut().for_each(tidy);
+        // MySQL takes `5-3` for no transaction.
+        set.0.retain(|_, spans| !spans.is_empty());
         (!set.0.is_empty()).then_some(set)
     }
 
@@ -125,6 +127,7 @@ impl GtidSet {
         }
     }
 
+    /// `None` for bytes that are not of this form, or of a set that breaks an invariant.
     pub(super) fn decode(mut bytes: &[u8]) -> Option<Self> {
         let mut set = Self::default();
         while !bytes.is_empty() {
@@ -137,12 +140,18 @@ impl GtidSet {
             let mut end = 0_u64;
             let mut spans = Vec::new();
             for _ in 0..take_number(&mut bytes)? {
-                let first = end.checked_add(take_number(&mut bytes)?)?;
+                let distance = take_number(&mut bytes)?;
+                if distance < 2 && !spans.is_empty() {
+                    return None;
+                }
+                let first = end.checked_add(distance)?;
                 let last = first.checked_add(take_number(&mut bytes)?)?;
                 spans.push(Span { first, last });
                 end = last;
             }
-            set.0.insert(source, spans);
+            if spans.is_empty() || set.0.insert(source, spans).is_some() {
+                return None;
+            }
         }
         Some(set)
     }

@@ -22,6 +22,7 @@ fn sets_are_read_as_servers_write_them() {
         ("a:7:1-5", "a:1-5:7-7"),
         ("a:1-5:6-9", "a:1-9"),
         ("a:1-5,\nb:1", "a:1-5,b:1-1"),
+        ("a:5-3:9-7,b:1:4-2", "b:1-1"),
         // https://dev.mysql.com/doc/refman/9.7/en/replication-gtids-concepts.html#replication-gtids-concepts-gtid-sets
         ("a:1-3:Backup:1-5:8:other:2,b:tag:1", "a:1-3,a:backup:1-5:8-8,a:other:2-2,b:tag:1-1"),
         // A group whose members write blocks of their own.
@@ -40,10 +41,22 @@ fn sets_are_read_as_servers_write_them() {
         &format!("{A}:tag"),
         &format!("{A}:1:tag"),
         &format!("{A}:1-x"),
+        &format!("{A}:5-3"),
         &format!("{A}:{}:1", "t".repeat(33)),
     ] {
         assert_eq!(GtidSet::parse(text), None, "{text:?}");
     }
+}
+
+#[test]
+fn no_token_has_a_set_that_breaks_an_invariant() {
+    let of_source = |spans: &[u8]| [&[0; 17][..], spans].concat();
+    let decode = |spans: &[u8]| GtidSet::decode(&of_source(spans)).map(|set| set.to_string());
+    assert_eq!(decode(&[2, 1, 4, 2, 0]).as_deref(), Some("00000000-0000-0000-0000-000000000000:1-5:7-7"));
+    assert_eq!(decode(&[2, 1, 4, 1, 0]), None, "no gap between the spans");
+    assert_eq!(decode(&[2, 1, 4, 0, 0]), None, "a transaction in two spans");
+    assert_eq!(decode(&[0]), None, "no span");
+    assert_eq!(GtidSet::decode(&of_source(&[1, 1, 4]).repeat(2)), None, "one source twice");
 }
 
 #[test]
