@@ -479,7 +479,11 @@ fn every_place_names_the_oldest_rust() {
     let oldest = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
     for page in ["README.md", "docs/guide/tutorial.md"] {
         let said = Document::read(page).text;
-        let said: Vec<_> = said.split("Rust 1.").skip(1).filter_map(|rest| rest.split(' ').next()).collect();
+        let said: Vec<_> = said
+            .split("Rust 1.")
+            .skip(1)
+            .filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next())
+            .collect();
         assert_eq!(said.iter().map(|minor| format!("1.{minor}")).collect::<Vec<_>>(), [oldest], "{page}");
     }
     // It takes the oldest version from `Cargo.toml`, unless a file of its own says otherwise.

@@ -451,7 +451,11 @@ impl Verdicts {
                 let latest = self.servers[&server].latest.clone().unwrap_or_default();
                 verdict.lag = self.lag(server, log, &latest, began);
                 let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
-                let why = if state == NodeState::LagUnknown { Why::Full } else { why };
+                // Perhaps it replays as before: the lag is a bound, and no delay to look for.
+                let (state, why) = match state {
+                    NodeState::Behind | NodeState::LagUnknown => (NodeState::LagUnknown, Why::Full),
+                    _ => (state, why),
+                };
                 // Only a look that the server answers lets it serve again.
                 verdict.states.extend((state != NodeState::Up).then_some((server, state, why)));
             }
