@@ -107,6 +107,13 @@ fn what_is_merged_includes_both_of_one_history() {
 }
 
 #[test]
+fn the_transactions_of_one_server_are_not_those_of_another_one_that_goes_on_counting() {
+    let contents = gtids("0-10-5,0-20-9");
+    assert!(contents.names(&gtids("0-10-5")) && contents.names(&gtids("0-20-7")));
+    assert!(!contents.names(&gtids("0-10-8")), "server 10 wrote it after server 20 was promoted");
+}
+
+#[test]
 fn the_place_of_a_node_in_its_cluster() {
     let parsed = Position::parse_seqno("00000000-0000-0000-0000-00000000000a:5");
     assert_eq!(parsed, Some(seqno(10, 5)));
