@@ -110,7 +110,9 @@ impl Position {
                 theirs.iter().all(|b| ours.iter().any(|a| a.domain == b.domain && a.sequence >= b.sequence))
             }
             (Self::GtidSet(ours), Self::GtidSet(theirs)) => ours.includes(theirs),
-            (Self::Seqno { seqno: ours, .. }, Self::Seqno { seqno: theirs, .. }) => ours >= theirs,
+            (Self::Seqno { seqno: ours, .. }, Self::Seqno { seqno: theirs, .. }) => {
+                self.shares_history(other) && ours >= theirs
+            }
             (Self::Time(ours), Self::Time(theirs)) => ours >= theirs,
             _ => false,
         }

@@ -7,12 +7,15 @@ trait Greets {
     const ASK: &str;
     /// Tries to let a connection for reads write.
     const LOOSEN: &str;
+    /// Has the server commit nothing by itself, where a session can ask for that.
+    const HOLD: &str = Self::SET;
 }
 
 impl Greets for sqlx::MySql {
     const SET: &str = "SET @greeting = 'hello'";
     const ASK: &str = "SELECT COALESCE(CAST(@greeting AS CHAR), 'nothing')";
     const LOOSEN: &str = "SET SESSION TRANSACTION READ WRITE";
+    const HOLD: &str = "SET autocommit = 0";
 }
 
 impl Greets for sqlx::Postgres {
@@ -75,7 +78,7 @@ crate::on_every_database! {
         servers.iter().flat_map(|server| &server.pools).map(|pool| pool.opened.count() as usize).sum()
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_hook_runs_on_each_connection_of_the_application_and_on_no_other() {
         let lab = Lab::new();
         let uses: Arc<Mutex<Vec<PoolUse>>> = Arc::default();
@@ -103,7 +106,7 @@ crate::on_every_database! {
         assert_eq!((&*greeting, uses.lock().unwrap().len()), ("hello", told.len() + 1));
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_read_whose_hook_fails_goes_to_another_server() {
         let lab = Lab::new();
         let (client, cluster) = launch(&lab.section(), on(PoolUse::SlaveReads, "nonsense")).await;
@@ -119,7 +122,7 @@ crate::on_every_database! {
         assert!([1, 2].contains(&told.iter().sum()) && told.iter().all(|told| *told <= 1), "{told:?}");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn without_another_server_the_error_names_the_hook() {
         let lab = Lab::new();
         let section = lab.section_alone();
@@ -132,7 +135,7 @@ crate::on_every_database! {
         assert_eq!(ask(&cluster.write()).await.unwrap(), "nothing", "it failed for reads only");
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_transaction_that_the_hook_leaves_open_is_refused() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section_alone(), on(PoolUse::Writes, "BEGIN")).await;
@@ -143,7 +146,7 @@ crate::on_every_database! {
         assert_eq!(lab.notes(), [""; 0]);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn the_hook_cannot_make_a_read_connection_writable() {
         let lab = Lab::new();
         let section = format!("connect_timeout = 1\n{}", lab.section_alone());
@@ -156,7 +159,7 @@ crate::on_every_database! {
         assert_eq!(lab.notes(), [""; 0]);
     }
 
-    #[rocket::async_test]
+    #[support::async_test]
     async fn a_hook_that_recovers_is_not_remembered() {
         let lab = Lab::new();
         let fails = Arc::new(Mutex::new(true));
@@ -170,5 +173,13 @@ crate::on_every_database! {
         *fails.lock().unwrap() = false;
         eventually("a write", async || ask(&cluster.write()).await.is_ok()).await;
         assert_eq!(ask(&cluster.read(None)).await.unwrap(), "hello");
+    }
+
+    #[support::async_test]
+    async fn it_cannot_leave_writes_uncommitted() {
+        let lab = Lab::new();
+        let (_client, cluster) = launch(&lab.section(), on(PoolUse::Writes, Db::HOLD)).await;
+        sqlx::query(INSERT).execute(&cluster.write()).await.unwrap();
+        assert_eq!(lab.notes(), ["written"]);
     }
 }

@@ -164,6 +164,18 @@ async fn a_node_that_is_desynchronised_is_left_out() {
     }
 }
 
+/// Its numbers mean other transactions.
+#[support::async_test]
+async fn a_node_of_another_cluster_is_a_stranger() {
+    let nodes = tokio::task::spawn_blocking(|| [(); 2].map(|()| node())).await.unwrap();
+    nodes[1].master.sql(&"INSERT INTO written VALUES (); ".repeat(20));
+    let client = launch(&section(&nodes, "check_interval = 0.1")).await;
+    eventually("its state", async || states(&client) == [NodeState::Up, NodeState::Stranger]).await;
+    for _ in 0..20 {
+        assert_eq!(client.get("/").dispatch().await.into_string().await.unwrap(), "0");
+    }
+}
+
 /// Such a slave tells a place in the node's own log.
 #[support::async_test]
 async fn a_slave_of_a_node_that_is_no_node_is_compared_by_the_nodes_log() {

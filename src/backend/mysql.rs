@@ -73,6 +73,11 @@ impl Engine for MySql {
             let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
             let software = if text(1) == "MariaDB" { Software::MariaDb } else { Software::MySql };
             software.accept(&text(0))?;
+            // The application's hook, or the server's `init_connect`, may have switched it off. Then no write would be
+            // committed, and each read would see what the first one saw.
+            if !is_on(&text(10)) {
+                sqlx::raw_sql("SET autocommit = 1").execute(&mut *conn).await?;
+            }
             Ok(ConnectionInfo {
                 instance: Some(Instance::of(&[text(2), text(3), text(4), text(5)].join(" "))),
                 // Connection numbers only go up while a server runs, so no time is needed to tell sessions apart.
@@ -99,17 +104,22 @@ impl Engine for MySql {
                 Flavour::MariaDb => Node::of(&mut *conn, memory).await?,
                 Flavour::MySql => None,
             };
-            let in_cluster = match node {
+            let (system, in_cluster) = match node {
                 Some(node) => {
                     node.accept(access)?;
                     if access == Access::SlaveReads {
                         // It takes writes, and replays those of all others.
-                        let (role, position) = (ReportedRole::Slave, node.position);
-                        return Ok(Observation { role, position, ..Observation::default() });
+                        let (role, system) = (ReportedRole::Slave, node.system());
+                        return Ok(Observation {
+                            role,
+                            system,
+                            position: node.position,
+                            ..Observation::default()
+                        });
                     }
-                    node.position
+                    (node.system(), node.position)
                 }
-                None => None,
+                None => (None, None),
             };
             let role = match (access, logs.flavour, logs.role) {
                 // A MySQL does not tell an ordinary user whether it replicates.
@@ -130,7 +140,7 @@ impl Engine for MySql {
                 (Access::SlaveReads, _) => logs.contents(),
                 (Access::Writes | Access::MasterReads, _) => position.as_ref().and(logs.contents()),
             };
-            Ok(Observation { role, position, contents, in_cluster, ..Observation::default() })
+            Ok(Observation { role, system, position, contents, in_cluster, ..Observation::default() })
         })
     }
 
@@ -282,11 +292,11 @@ macro_rules! identity {
         concat!("SELECT VERSION()
             /*!80000 , 'MySQL', @@hostname, CAST(@@port AS CHAR), @@server_uuid, '',
                 CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR), USER(), ",
-        takes_no_writes!(), " */
+        takes_no_writes!(), ", CAST(@@autocommit AS CHAR) */
             /*M! , 'MariaDB', @@hostname, CAST(@@port AS CHAR), (SELECT VARIABLE_VALUE
                 FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'),
                 CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER(),
-                CAST(@@global.read_only AS CHAR) */")
+                CAST(@@global.read_only AS CHAR), CAST(@@autocommit AS CHAR) */")
     };
 }
 
@@ -451,6 +461,14 @@ impl Node {
             is_synced: status("wsrep_local_state") == SYNCED,
             position: Position::parse_seqno(&format!("{cluster}:{seqno}")),
         })
+    }
+
+    /// The cluster.
+    fn system(&self) -> Option<u64> {
+        match self.position {
+            Some(Position::Seqno { cluster, .. }) => Some(hash(&cluster.to_string()).get()),
+            _ => None,
+        }
     }
 
     /// Refuses a node that is cut off from its cluster, as it refuses all statements, and for reads at a slave one that

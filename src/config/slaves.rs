@@ -201,7 +201,7 @@ pub(super) fn check_writers<DB: Driver>(
                 let writes = ServerConfig::new::<DB>(&place, "write_url", settings, Access::Writes)?;
                 let others = slaves.iter().enumerate().filter(|(other, _)| *other != index);
                 let mut others = others.map(|(_, slave)| &slave.server).chain([master]);
-                if others.any(|other| writes.is_same_place(other)) {
+                if others.any(|other| writes.is_same_place(other) && !other.is_same_place(server)) {
                     return Err(place.error("write_url", "leads to another server than this slave's `url`"));
                 }
                 if discover.is_some() {

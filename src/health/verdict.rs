@@ -918,7 +918,8 @@ impl Verdicts {
 
     /// Another address that leads to the process of the present master. After a failover behind a balancer, the
     /// address of the slaves leads to the new master for some checks. Writes go to `url` as soon as it leads to that
-    /// process. They go to any other address only once the master's address leads elsewhere.
+    /// process. They go to any other address only once the master's address leads elsewhere, and is not `url`: the former
+    /// master may still take writes at an address of its own while `url` is about to lead to the next one.
     fn other_way(&self) -> Option<ServerId> {
         let process = self.process?;
         // MariaDB and MySQL tell no role while they take writes.
@@ -927,7 +928,7 @@ impl Verdicts {
             let takes_writes = record.latest.is_some() && !record.reports(ReportedRole::Slave);
             *id != self.master && record.instance == Some(process) && takes_writes
         };
-        let is_lost = !self.servers[&self.master].may_write();
+        let is_lost = self.master != self.configured && !self.servers[&self.master].may_write();
         let others = self.servers.keys().filter(|_| is_lost);
         std::iter::once(&self.configured).chain(others).find(|id| leads_there(id)).copied()
     }

@@ -164,7 +164,7 @@ impl Site {
     pub async fn takes_writes(&mut self) {
         eventually("writes", async || self.write().await.is_ok()).await;
         eventually("the master's word", async || {
-            let pin = self.write().await.unwrap();
+            let pin = self.write().await.unwrap_or_else(|status| panic!("{status}: {:#?}", logbook::lines(&["`replicated`"])));
             self.read(Some(&pin)).await.is_ok()
         })
         .await;
