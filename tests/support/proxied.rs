@@ -160,12 +160,19 @@ impl Site {
         .await;
     }
 
-    /// Waits until a write succeeds.
+    /// Waits until writes, and reads of what they wrote, succeed twice in a row: the first connection may be ahead of the
+    /// monitor.
     pub async fn takes_writes(&mut self) {
-        eventually("writes", async || self.write().await.is_ok()).await;
-        eventually("the master's word", async || {
-            let pin = self.write().await.unwrap_or_else(|status| panic!("{status}: {:#?}", logbook::lines(&["`replicated`"])));
-            self.read(Some(&pin)).await.is_ok()
+        let mut in_a_row = 0;
+        eventually("writes", async || {
+            let pin = self.write().await;
+            let read = async |pin: Cookie<'static>| self.read(Some(&pin)).await.is_ok();
+            let succeeded = match pin {
+                Ok(pin) => read(pin).await,
+                Err(_) => false,
+            };
+            in_a_row = if succeeded { in_a_row + 1 } else { 0 };
+            in_a_row == 2
         })
         .await;
         let pin = self.write().await.unwrap();
