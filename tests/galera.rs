@@ -12,8 +12,6 @@ use rocket_replicated::mysql::{Replicated, ReplicatedDb};
 use rocket_replicated::{Error, NodeState, Reason};
 use rocket_replicated_testing::Servers;
 use rocket_replicated_testing::mysql::MySql;
-use sqlx::mysql::MySqlConnection;
-use sqlx::{AssertSqlSafe, Connection};
 
 use support::{eventually, logbook, rocket_over};
 
@@ -204,27 +202,24 @@ async fn a_slave_of_a_node_that_is_no_node_is_compared_by_the_nodes_log() {
 
 #[support::async_test]
 async fn a_node_that_is_cut_off_is_an_outage() {
-    let servers = tokio::task::spawn_blocking(node).await.unwrap();
-    let mut admin = MySqlConnection::connect(&servers.master.admin_url()).await.unwrap();
-    let mut looks_for = async |others: &str| {
-        let address = AssertSqlSafe(format!("SET GLOBAL wsrep_cluster_address = 'gcomm://{others}'"));
-        sqlx::raw_sql(address).execute(&mut admin).await.unwrap();
-    };
-    let client = launch(&format!("url = \"{}\"\nconnect_timeout = 2", servers.master.url())).await;
+    let nodes = tokio::task::spawn_blocking(nodes).await.unwrap();
+    let set = |option| nodes[0].master.sql(&format!("SET GLOBAL wsrep_provider_options = '{option}'"));
+    let client = launch(&section(&nodes[..1], "connect_timeout = 2")).await;
     assert_eq!(client.post("/").dispatch().await.status(), Status::Ok);
 
-    looks_for(&format!("127.0.0.1:{}", free_port())).await;
+    set("gmcast.isolate=1");
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    eventually("its state", async || cluster.status()[0].state == NodeState::Down).await;
     for request in [client.get("/"), client.post("/")] {
         assert_eq!(request.dispatch().await.status(), Status::ServiceUnavailable);
     }
-    let cluster = Replicated::fetch(client.rocket()).unwrap();
-    eventually("its state", async || cluster.status()[0].state == NodeState::Down).await;
     assert_eq!(
         logbook::lines(&["master", "cut off from its Galera cluster", "`wsrep_ready` is OFF"]).len(),
         1
     );
 
-    looks_for("").await;
+    // What an operator does where the other nodes are lost.
+    set("pc.bootstrap=YES");
     eventually("writes", async || client.post("/").dispatch().await.status() == Status::Ok).await;
     assert_eq!(client.get("/").dispatch().await.into_string().await.unwrap(), "2");
 }
