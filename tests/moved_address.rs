@@ -674,6 +674,7 @@ mod to_a_promoted_standby {
         old.sql("SELECT pg_reload_conf()");
         let is_sync = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
         eventually("a synchronous standby", async || old.sql(is_sync) == "1").await;
+        eventually("a write on both", async || !rows(&new.sql(ROWS)).is_empty()).await;
         wire.silence_open();
         wire.refuse();
         new.sql("SELECT pg_promote()");

@@ -149,9 +149,7 @@ impl<'r> Responder<'r, 'static> for Error {
                     None => debug!("{of}: {problem}"),
                     Some(0) => warn!("{of}: {problem}"),
                     Some(more) => {
-                        warn!(
-                            "{of}: {problem} (and {more} more such requests since the last line about them)"
-                        );
+                        warn!("{of}: {problem} (requests like it since the last such line: {more})");
                     }
                 }
                 RetryLater::tell(request);
