@@ -204,6 +204,53 @@ crate::on_every_database! {
         });
     }
 
+    #[get("/node")]
+    async fn node_of(db: ReplicatedDb) -> Result<String, Error> {
+        sqlx::query("SELECT id FROM notes").fetch_all(&db).await?;
+        Ok(db.choice().unwrap().node().to_owned())
+    }
+
+    /// `slave-2` serves alone, but for the time in which it is taken out.
+    fn prefers_the_second_slave(section: &str) {
+        let client = Client::untracked(app(section.to_owned()).mount("/", routes![node_of])).unwrap();
+        let cluster = Replicated::fetch(client.rocket()).unwrap();
+        let nodes = || (0..30).map(|_| get(&client, "/node", None)).collect::<Vec<_>>();
+        assert_eq!(nodes(), vec!["slave-2"; 30]);
+        cluster.take_out("slave-2").unwrap();
+        assert_eq!(nodes(), vec!["slave-1"; 30]);
+        cluster.put_back("slave-2").unwrap();
+        assert_eq!(nodes(), vec!["slave-2"; 30]);
+    }
+
+    #[test]
+    fn slaves_in_the_zone_of_the_process_come_before_others() {
+        let lab = Lab::new();
+        let section = lab
+            .section()
+            .replace("name = \"slave-1\"", "name = \"slave-1\", weight = 1000, zone = \"b\"")
+            .replace("name = \"slave-2\"", "name = \"slave-2\", zone = \"a\"");
+        for keys in ["", "sticky = true"] {
+            prefers_the_second_slave(&format!("{section}zone = \"a\"\n{keys}"));
+        }
+        // A slave whose zone is not known is not near.
+        let unknown = section.replace(", zone = \"b\"", "");
+        prefers_the_second_slave(&format!("{unknown}zone = \"a\""));
+    }
+
+    #[test]
+    fn a_slave_of_weight_0_serves_only_where_no_other_can() {
+        let lab = Lab::new();
+        let spare = lab.section().replace("name = \"slave-1\"", "name = \"slave-1\", weight = 0, zone = \"a\"");
+        prefers_the_second_slave(&format!("{spare}zone = \"a\""));
+        // Where all have this weight, they share the reads.
+        let section = spare.replace("name = \"slave-2\"", "name = \"slave-2\", weight = 0");
+        let client = Client::untracked(app(section).mount("/", routes![node_of])).unwrap();
+        let mut nodes: Vec<_> = (0..60).map(|_| get(&client, "/node", None)).collect();
+        nodes.sort();
+        nodes.dedup();
+        assert_eq!(nodes, ["slave-1", "slave-2"]);
+    }
+
     #[support::async_test]
     async fn reads_are_spread_by_weight_and_by_how_busy_a_slave_is() {
         let lab = Lab::new();

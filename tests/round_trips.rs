@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rocket::local::asynchronous::Client;
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,8 +11,9 @@ use rocket::tokio::{self, net};
 use rocket_replicated::postgres::Replicated;
 use sqlx::postgres::PgPoolOptions;
 
+use rocket_replicated_testing::Wire;
 use support::lab::postgres::Lab;
-use support::rocket_over;
+use support::{eventually, rocket_over};
 
 /// Counts the times that a client waits for its server. Before it waits, a client sends a `Sync` or a `Query` message
 /// (<https://www.postgresql.org/docs/current/protocol-flow.html>).
@@ -103,5 +105,40 @@ async fn no_more_round_trips_than_a_pool_that_does_not_ping_at_checkout() {
             let (bare, ours) = (bare_trips.so_far() - before.0, our_trips.so_far() - before.1);
             assert!((QUERIES as usize..=bare).contains(&ours), "{ours} and {bare}");
         }
+    }
+}
+
+#[support::async_test]
+async fn near_slaves_are_preferred_while_they_are_near() {
+    let lab = Lab::new();
+    let slaves = &lab.servers().slaves;
+    let wires = [0, 1].map(|slave: usize| Wire::to(slaves[slave].port()));
+    let urls = [0, 1].map(|slave: usize| wires[slave].url(&lab.slave_urls()[slave]));
+    let entries =
+        [0, 1].map(|slave: usize| format!("{{ url = \"{}\", name = \"slave-{slave}\" }}", urls[slave]));
+    let section = format!(
+        "url = \"{}\"\nslaves = [{}]\nlocal_threshold = 0.1\ncheck_interval = 0.1",
+        lab.master_url(),
+        entries.join(", ")
+    );
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let cluster = Replicated::fetch(client.rocket()).unwrap();
+    let nodes = async || {
+        let mut nodes = Vec::new();
+        for _ in 0..20 {
+            let db = cluster.read(None);
+            sqlx::query("SELECT 1").execute(&db).await.unwrap();
+            nodes.push(db.choice().unwrap().node().to_owned());
+        }
+        nodes.sort();
+        nodes.dedup();
+        nodes
+    };
+    eventually("reads from both", async || nodes().await == ["slave-0", "slave-1"]).await;
+    for (far, near) in [(0, "slave-1"), (1, "slave-0")] {
+        wires[far].delay(Duration::from_secs_f64(0.3));
+        eventually("reads from the near one", async || nodes().await == [near]).await;
+        wires[far].pass();
+        eventually("reads from both", async || nodes().await == ["slave-0", "slave-1"]).await;
     }
 }

@@ -291,6 +291,7 @@ impl<DB: Driver> Watch<DB> {
         loop {
             let began = Instant::now();
             let depth = self.verdicts().depth(server.id());
+            let was_open = probing.is_some();
             let observed = self.observe(server, &mut probing, &mut attempts, depth).await;
             failures = match &observed {
                 Ok(_) => 0,
@@ -298,8 +299,8 @@ impl<DB: Driver> Watch<DB> {
                 Err(error) if DB::judge(error).fault == Fault::Full => 0,
                 Err(_) => failures + 1,
             };
-            if observed.is_ok() {
-                server.health.record_probe_time(began.elapsed());
+            if observed.is_ok() && was_open {
+                server.health.record_round_trip(began.elapsed());
             }
             if failures == 1
                 && let Some(discovered) = &server.discovered

@@ -13,7 +13,7 @@ use super::server::{Departure, Pools, Purpose, Server};
 use super::{Inner, Servers};
 use crate::backend::url::DatabaseUrl;
 use crate::backend::{Access, Driver, Settings};
-use crate::config::{Config, ServerConfig, SlaveConfig, SlaveLog};
+use crate::config::{Config, Rank, ServerConfig, SlaveConfig, SlaveLog};
 use crate::health::{Health, Mastership, ServerId, Subject};
 use crate::pin::Pins;
 use crate::pool::{AfterConnect, Pool, PoolOptions, Sessions};
@@ -154,7 +154,8 @@ impl<DB: Driver> Opening<DB> {
             (pools.master_reads, pools.reserve) =
                 self.master_read_pools(&at(url, &master_reads.settings), &health)?;
         }
-        self.server(slave, Purpose::Slave, entry.weight, health, pools)
+        let server = self.server(slave, Purpose::Slave, entry.weight.max(1), health, pools)?;
+        Ok(Server { rank: self.config.rank(entry), ..server })
     }
 
     fn health(&self, server: &ServerConfig, subject: Subject, log: SlaveLog) -> Arc<Health> {
@@ -225,6 +226,7 @@ impl<DB: Driver> Opening<DB> {
             health,
             purpose,
             weight,
+            rank: Rank::Near,
             number,
             prober,
             pools,

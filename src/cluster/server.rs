@@ -12,6 +12,7 @@ use rocket::tokio::time::{Instant, sleep};
 use super::discovery::Discovered;
 use super::monitor::Prober;
 use crate::backend::{Access, Driver};
+use crate::config::Rank;
 use crate::health::{Health, NodeState, Role, ServerId};
 use crate::pool::{Asker, Checkout, Failure, Pool};
 
@@ -24,7 +25,9 @@ const DEPARTURE_POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Server<DB: Driver> {
     pub(crate) health: Arc<Health>,
     pub(crate) purpose: Purpose,
+    /// Of those of its rank. Never 0.
     pub(crate) weight: u32,
+    pub(crate) rank: Rank,
     /// A hash of the server's name. It is the same in each process, to lead a client to the same slave.
     pub(crate) number: u64,
     pub(super) prober: Prober<DB>,

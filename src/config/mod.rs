@@ -62,6 +62,10 @@ pub(crate) struct Config {
     pub(crate) slave_timeout: Duration,
     pub(crate) read_from_slaves: ReadShare,
     pub(crate) affinity: Affinity,
+    /// The zone that this process runs in.
+    pub(crate) zone: Option<String>,
+    /// How much longer than the nearest slave's a slave's round trip may be. `None`: any slave is near enough.
+    pub(crate) local_threshold: Option<Duration>,
     pub(crate) read_methods: ReadMethods,
     pub(crate) pinned_without_master: PinnedWithoutMaster,
     pub(crate) refused_write: RefusedWrite,
@@ -91,12 +95,34 @@ pub(crate) struct SlaveConfig {
     pub(crate) server: ServerConfig,
     /// The URL for writes after a promotion, where another role has the grants.
     pub(crate) write_url: Option<DatabaseUrl>,
+    /// How often the slave is drawn. 0: only where no other slave can serve.
     pub(crate) weight: u32,
+    pub(crate) zone: Option<String>,
     /// The interval at which this crate copies the master to this slave.
     pub(crate) follow: Option<Duration>,
     pub(crate) log: SlaveLog,
     /// How servers are discovered, where the entry stands for several.
     pub(crate) discover: Option<Discover>,
+}
+
+/// The order in which slaves are preferred. Those of one rank share the reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    Near,
+    /// In another zone than this process, or in none that is known.
+    Far,
+    /// Of weight 0.
+    Spare,
+}
+
+impl Config {
+    pub(crate) fn rank(&self, slave: &SlaveConfig) -> Rank {
+        match &self.zone {
+            _ if slave.weight == 0 => Rank::Spare,
+            Some(own) if slave.zone.as_ref() != Some(own) => Rank::Far,
+            Some(_) | None => Rank::Near,
+        }
+    }
 }
 
 impl SlaveConfig {

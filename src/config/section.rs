@@ -60,6 +60,8 @@ struct Keys<'a> {
     slave_timeout: Duration,
     read_from_slaves: ReadShare,
     affinity: Affinity,
+    zone: Option<String>,
+    local_threshold: Option<Duration>,
     read_methods: ReadMethods,
     pinned_without_master: PinnedWithoutMaster,
     refused_write: RefusedWrite,
@@ -90,6 +92,8 @@ impl<'a> Keys<'a> {
                 Some(true) => Affinity::Address,
                 Some(false) | None => Affinity::None,
             },
+            zone: slaves::read_zone(section),
+            local_threshold: section.seconds("local_threshold", 0.0..=10.0),
             read_methods: read_methods(section),
             pinned_without_master: section
                 .choice("pinned_without_master", "`\"stale\"` or `\"fail\"`")
@@ -175,6 +179,8 @@ fn read<DB: Driver>(
         slave_timeout: keys.slave_timeout,
         read_from_slaves: keys.read_from_slaves,
         affinity: keys.affinity,
+        zone: keys.zone,
+        local_threshold: keys.local_threshold,
         read_methods: keys.read_methods,
         pinned_without_master: keys.pinned_without_master,
         refused_write: keys.refused_write,

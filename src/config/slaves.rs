@@ -30,7 +30,15 @@ pub(super) fn read<DB: Driver>(
             let settings = Settings { url: DatabaseUrl(url.clone()), ..inherited.clone() };
             let server = ServerConfig::new::<DB>(section, &key(index), settings, Access::SlaveReads)?;
             let log = log_of::<DB>(None);
-            Ok(SlaveConfig { server, write_url: None, weight: 1, follow: None, log, discover: None })
+            Ok(SlaveConfig {
+                server,
+                write_url: None,
+                weight: 1,
+                zone: None,
+                follow: None,
+                log,
+                discover: None,
+            })
         }
         Value::Dict(_, dict) => read_table::<DB>(&section.inner(&key(index)), dict, &inherited),
         _ => Err(section.error(&key(index), "expected a URL or a table with a `url`")),
@@ -43,16 +51,25 @@ pub(super) fn key(index: usize) -> String {
     format!("slaves[{index}]")
 }
 
-fn read_table<DB: Driver>(
-    place: &Place,
-    dict: &Dict,
-    inherited: &Settings,
-) -> Result<SlaveConfig, ConfigError> {
-    let (settings, write_url, name, weight, follow, log, discover) = Table::read(place, dict, |table| {
+/// The keys of one entry.
+struct Keys {
+    settings: Settings,
+    write_url: Option<DatabaseUrl>,
+    name: Option<String>,
+    weight: u32,
+    zone: Option<String>,
+    follow: Option<Duration>,
+    log: SlaveLog,
+    discover: Option<Discover>,
+}
+
+impl Keys {
+    fn read<DB: Driver>(table: &mut Table<'_>, inherited: &Settings) -> Self {
         let settings = Settings::read(table, "this slave", inherited);
         let write_url = table.string("write_url").map(DatabaseUrl);
         let name = read_name(table);
-        let weight = table.number("weight", 1..=1_000).unwrap_or(1);
+        let weight = table.number("weight", 0..=1_000).unwrap_or(1);
+        let zone = read_zone(table);
         let follow = table.seconds("follow", 0.01..=DAY);
         if follow.is_some() && !DB::CAN_FOLLOW {
             table.refuse("follow", format!("{} replicates by itself: remove the key", DB::NAME));
@@ -76,14 +93,23 @@ fn read_table<DB: Driver>(
         if discover.is_some() && !DB::HAS_HOSTS {
             table.refuse("discover", format!("{} has no hosts: remove the key", DB::NAME));
         }
-        (settings, write_url, name, weight, follow, log, discover)
-    })?;
+        Self { settings, write_url, name, weight, zone, follow, log, discover }
+    }
+}
+
+fn read_table<DB: Driver>(
+    place: &Place,
+    dict: &Dict,
+    inherited: &Settings,
+) -> Result<SlaveConfig, ConfigError> {
+    let keys = Table::read(place, dict, |table| Keys::read::<DB>(table, inherited))?;
+    let Keys { settings, write_url, name, weight, zone, follow, log, discover } = keys;
     let mut server = ServerConfig::new::<DB>(place, "url", settings, Access::SlaveReads)?;
     server.name = name.unwrap_or_default();
     if let Some(discover) = discover {
         check_host::<DB>(place, &server, discover)?;
     }
-    Ok(SlaveConfig { server, write_url, weight, follow, log, discover })
+    Ok(SlaveConfig { server, write_url, weight, zone, follow, log, discover })
 }
 
 /// The log of a slave that is not declared to be a logical replica.
@@ -139,6 +165,15 @@ pub(super) fn read_name(table: &mut Table<'_>) -> Option<String> {
         table.refuse("name", "expected letters `a` to `z`, digits, `_`, `.` and `-`");
     }
     name
+}
+
+/// Reads the zone that a server or this process is in.
+pub(super) fn read_zone(table: &mut Table<'_>) -> Option<String> {
+    let zone = table.string("zone");
+    if zone.as_ref().is_some_and(String::is_empty) {
+        table.refuse("zone", "expected a name, as in `\"eu-central-1a\"`");
+    }
+    zone
 }
 
 /// Refuses slaves that are the master. Such a slave would share the master's load with itself, and would be asked to

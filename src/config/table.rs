@@ -73,6 +73,8 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("lag_window", &["window", "lag", "delay"]),
     ("max_lag", &["max_replication_lag", "max_replica_lag", "lag_limit"]),
     ("check_interval", &["health_check_interval", "probe_interval"]),
+    ("zone", &["availability_zone", "az", "region"]),
+    ("local_threshold", &["local_threshold_ms", "latency_window", "max_latency"]),
     ("max_connections", &["pool_size", "max_size"]),
     ("connect_timeout", &["timeout", "acquire_timeout"]),
     (

@@ -32,7 +32,7 @@ impl Health {
             generation: u64_of(&self.generation),
             origin: *origin,
             doubted: u64_of(&self.doubted),
-            probe_took: u64_of(&self.probe_took),
+            round_trip: u64_of(&self.round_trip),
             instance: u64_of(&self.instance),
             shared_until: u64_of(&self.shared_until),
             is_pooled: AtomicBool::new(self.is_pooled()),

@@ -85,8 +85,8 @@ pub(crate) struct Health {
     origin: Instant,
     /// Milliseconds since `origin`. Connections that were last known to work before that have to prove it again.
     doubted: AtomicU64,
-    /// Milliseconds that the latest good probe took.
-    probe_took: AtomicU64,
+    /// Microseconds that a probe takes on average, or 0 if that is not known yet.
+    round_trip: AtomicU64,
     /// The instance that the monitor's connection leads to, or 0 if that is not known.
     instance: AtomicU64,
     /// Milliseconds since `origin`. Until then, several servers are assumed to answer at the address.
@@ -136,7 +136,7 @@ impl Health {
             generation: AtomicU64::new(0),
             origin: Instant::now(),
             doubted: AtomicU64::new(0),
-            probe_took: AtomicU64::new(0),
+            round_trip: AtomicU64::new(0),
             instance: AtomicU64::new(0),
             shared_until: AtomicU64::new(0),
             is_pooled: AtomicBool::new(false),
@@ -487,12 +487,27 @@ impl Health {
     /// The time in which a connection that has slept has to prove that it works: ten times what a probe takes, between
     /// 0.1 s and `most`. A request thus waits for a dead connection for less time than a probe may take.
     pub(crate) fn ping_timeout(&self, most: Duration) -> Duration {
-        let took = Duration::from_millis(self.probe_took.load(Ordering::Acquire));
-        (took * 10).max(Duration::from_millis(100)).min(most)
+        self.round_trip().map_or(most, |took| (took * 10).max(Duration::from_millis(100)).min(most))
     }
 
-    pub(crate) fn record_probe_time(&self, took: Duration) {
-        self.probe_took.store(millis(took), Ordering::Release);
+    /// The time that a probe takes on average: that of a round trip and of a simple query. `None` until a probe has found
+    /// its connection open.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        match self.round_trip.load(Ordering::Acquire) {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+
+    /// Records the time of a probe that had to open no connection. Each counts for a fifth, as in drivers of MongoDB:
+    /// <https://github.com/mongodb/specifications/blob/master/source/server-selection/server-selection.md>
+    pub(crate) fn record_round_trip(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let average = match self.round_trip.load(Ordering::Acquire) {
+            0 => took,
+            before => before - before / 5 + took / 5,
+        };
+        self.round_trip.store(average, Ordering::Release);
     }
 
     /// The instance that the monitor's connection leads to.

@@ -158,7 +158,8 @@ impl<DB: Driver> Inner<DB> {
             (Affinity::Address, Client::Known(network)) => Some(network),
             _ => None,
         };
-        let present = Present { servers: &servers, term, failed, led };
+        let present =
+            Present { servers: &servers, term, failed, led, local_threshold: self.config.local_threshold };
         let situation = Situation {
             intent,
             slaves: if self.config.slaves.is_empty() { Slaves::NotConfigured } else { Slaves::Configured },
@@ -215,6 +216,7 @@ struct Present<'a, DB: Driver> {
     failed: &'a Failed,
     /// The network of the client, if the client is always led to the same slave.
     led: Option<u64>,
+    local_threshold: Option<Duration>,
 }
 
 impl<S: Drawn> Candidates for Facts<'_, S> {
@@ -280,16 +282,29 @@ impl<'a, DB: Driver> Drawn for Present<'a, DB> {
         &self.master_server().read_url_or_self().health
     }
 
+    /// Of the slaves of the best rank, and of these, the near ones.
+    ///
     /// The client's own slave, if clients are led to the same slave each time. Otherwise two slaves are drawn by
     /// weight, and the one with less load for its weight serves. This evens out the load without a view of the whole
     /// (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
     fn draw(&self, from: impl Fn(&Health) -> bool) -> Option<Self::Slave> {
+        let rank = self.slaves().filter(|slave| from(&slave.health)).map(|slave| slave.rank).min()?;
+        let ranked = |slave: &Server<DB>| slave.rank == rank && from(&slave.health);
+        let longest = self.local_threshold.and_then(|threshold| {
+            let round_trips = self.slaves().filter(|slave| ranked(slave));
+            Some(round_trips.filter_map(|slave| slave.health.round_trip()).min()? + threshold)
+        });
+        let is_near = |slave: &Server<DB>| {
+            let round_trip = slave.health.round_trip();
+            longest.zip(round_trip).is_none_or(|(longest, round_trip)| round_trip <= longest)
+        };
+        let near = |slave: &Server<DB>| ranked(slave) && is_near(slave);
         if let Some(network) = self.led {
-            let slaves = self.slaves().filter(|slave| from(&slave.health));
+            let slaves = self.slaves().filter(|slave| near(slave));
             return preferred(network, slaves.map(|slave| (slave.number, slave.weight, slave)));
         }
-        let first = self.draw_one(|slave| from(&slave.health))?;
-        let Some(second) = self.draw_one(|slave| slave.id() != first.id() && from(&slave.health)) else {
+        let first = self.draw_one(near)?;
+        let Some(second) = self.draw_one(|slave| slave.id() != first.id() && near(slave)) else {
             return Some(first);
         };
         let busier = first.load() * second.weight > second.load() * first.weight;

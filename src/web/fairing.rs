@@ -21,8 +21,8 @@ use super::guards::{Attached, FailedFairing, attached, existing_session};
 use crate::backend::{Access, Backend, Engine};
 use crate::cluster::{Cluster, Db, Inner, PositionBudget, Resolver};
 use crate::config::{
-    Affinity, Checks, Config, Consistency, ReadShare, RefusedWrite, ServerConfig, ServerTiming, SlaveConfig,
-    SlaveLog, UnknownLag,
+    Affinity, Checks, Config, Consistency, Rank, ReadShare, RefusedWrite, ServerConfig, ServerTiming,
+    SlaveConfig, SlaveLog, UnknownLag,
 };
 use crate::pin::PinConfig;
 use crate::pool::{AfterConnect, PoolUse};
@@ -276,6 +276,8 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         slave_timeout,
         read_from_slaves,
         affinity,
+        zone,
+        local_threshold,
         read_methods: _,
         pinned_without_master: _,
         refused_write,
@@ -290,6 +292,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     info!(target: INDENTED, "master: {} at {}", master.name, master.address);
     for slave in slaves {
         let follow = slave.follow.map(|every| format!(", copied every {every:?}")).unwrap_or_default();
+        let zone = slave.zone.as_ref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
         let at = if slave.discover.is_some() { "each address of" } else { "at" };
         let logical = match slave.log {
             SlaveLog::Other if Db::<D>::TELLS_TIMELINE => ", a logical replica",
@@ -297,7 +300,10 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         };
         info!(
             target: INDENTED,
-            "slave: {} {at} {}, weight {}{follow}{logical}", slave.server.name, slave.server.address, slave.weight
+            "slave: {} {at} {}, weight {}{zone}{follow}{logical}",
+            slave.server.name,
+            slave.server.address,
+            slave.weight
         );
     }
     match read_from_slaves {
@@ -307,6 +313,13 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         }
         &ReadShare::ASKED => info!(target: INDENTED, "reads: from the master, unless asked for slaves"),
         share => info!(target: INDENTED, "reads: from slaves {share}, the others from the master"),
+    }
+    if let Some(zone) = zone.as_ref().filter(|_| !slaves.is_empty()) {
+        let near = slaves.iter().filter(|slave| config.rank(slave) == Rank::Near).count();
+        info!(target: INDENTED, "reads: from slaves in zone {zone} ({near} of them), from others while none of those can serve");
+    }
+    if let Some(threshold) = local_threshold.filter(|_| !slaves.is_empty()) {
+        info!(target: INDENTED, "reads: from slaves whose round trip takes at most {threshold:?} longer than the nearest one's");
     }
     if *affinity == Affinity::Address && !slaves.is_empty() {
         info!(target: INDENTED, "reads: each client from the same slave, by its address, while the slave is usable");

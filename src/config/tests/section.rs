@@ -105,8 +105,8 @@ fn values_of_the_wrong_kind_or_size_are_refused() {
         "slaves[0].name`: expected letters `a` to `z`, digits, `_`, `.` and `-`",
     );
     refuses(
-        "slaves = [{ url = \"postgres://db-2/blog\", weight = 0 }]",
-        "slaves[0].weight`: expected a whole number from 1 to 1000, found 0",
+        "slaves = [{ url = \"postgres://db-2/blog\", weight = 1001 }]",
+        "slaves[0].weight`: expected a whole number from 0 to 1000, found 1001",
     );
     refuses(
         "slaves = [{ url = \"postgres://db-2/blog\", follow = 2 }]",

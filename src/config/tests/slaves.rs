@@ -23,6 +23,25 @@ fn slaves_inherit_and_override() {
 }
 
 #[test]
+fn slaves_are_ranked_by_zone_and_weight() {
+    use crate::config::Rank::{Far, Near, Spare};
+
+    let ranks = |zone: &str| {
+        let config = read(&format!(
+            "{zone}\nslaves = [{{ url = \"postgres://db-2/blog\", zone = \"a\" }}, \
+             {{ url = \"postgres://db-3/blog\", zone = \"b\" }}, \"postgres://db-4/blog\", \
+             {{ url = \"postgres://db-5/blog\", zone = \"a\", weight = 0 }}]"
+        ))
+        .unwrap();
+        config.slaves.iter().map(|slave| config.rank(slave)).collect::<Vec<_>>()
+    };
+    assert_eq!(ranks("zone = \"a\""), [Near, Far, Far, Spare]);
+    assert_eq!(ranks("zone = \"c\""), [Far, Far, Far, Spare]);
+    assert_eq!(ranks(""), [Near, Near, Near, Spare]);
+    refuses("zone = \"\"", "zone`: expected a name, as in `\"eu-central-1a\"`");
+}
+
+#[test]
 fn nodes_are_named_by_host_and_by_port_where_they_share_it() {
     let names = |section: &str| -> Vec<String> {
         let config = read(section).unwrap();

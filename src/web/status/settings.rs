@@ -34,6 +34,8 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
         slave_timeout,
         read_from_slaves,
         affinity,
+        zone,
+        local_threshold,
         read_methods,
         pinned_without_master,
         refused_write,
@@ -49,8 +51,11 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
     if master_reads.address.to_string() != master.address.to_string() {
         add("read_url", &master_reads.address);
     }
-    for SlaveConfig { server: slave, write_url, weight, follow, log, discover } in slaves {
+    for SlaveConfig { server: slave, write_url, weight, zone, follow, log, discover } in slaves {
         let mut value = format!("{}, weight {weight}", server(slave));
+        if let Some(zone) = zone {
+            value += &format!(", zone {zone}");
+        }
         if let Some(every) = follow {
             value += &format!(", copied every {every:?}");
         }
@@ -106,6 +111,12 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
             Affinity::Address => "true",
         },
     );
+    if let Some(zone) = zone {
+        add("zone", zone);
+    }
+    if let Some(threshold) = local_threshold {
+        add("local_threshold", &seconds(*threshold));
+    }
     add("max_lag", &max_lag.map_or_else(|| "false".into(), seconds));
     add(
         "unknown_lag",
