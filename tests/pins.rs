@@ -99,9 +99,31 @@ crate::on_every_database! {
         ask(&db).await
     }
 
+    /// Continues from a pin before it reads.
+    #[get("/continued?<pin>")]
+    async fn continued(pin: &str, db: ReplicatedDb) -> Result<String, Error> {
+        let is_valid = db.continue_from(pin);
+        assert_eq!(is_valid, db.carried_pin().is_some());
+        ask(&db).await
+    }
+
+    /// Continues from a pin between two reads.
+    #[get("/continued-late?<pin>")]
+    async fn continued_late(pin: &str, db: ReplicatedDb) -> Result<String, Error> {
+        let before = ask(&db).await?;
+        db.continue_from(pin);
+        Ok(format!("{before}, {}", ask(&db).await?))
+    }
+
+    #[get("/carried")]
+    fn carried(db: ReplicatedDb) -> String {
+        db.carried_pin().unwrap_or_default()
+    }
+
     fn mount(rocket: Rocket<Build>) -> Client {
         let routes = routes![
             read, idle, visit, public, ok, redirect, fails, status, panics, rolled_back, untouched, search,
+            continued, continued_late, carried,
         ];
         Client::untracked(rocket.attach(Replicated::fairing()).mount("/", routes)).unwrap()
     }
@@ -344,6 +366,28 @@ crate::on_every_database! {
         let lab = lab();
         let client = mount(rocket_over(&lab.section_alone()));
         assert_eq!(pin_of(&client.post("/ok").dispatch()), None);
+    }
+
+    #[test]
+    fn a_request_continues_from_a_pin_of_another_device() {
+        let lab = lab();
+        let client = client(&lab, "");
+        let get = |path: String| client.get(path).dispatch().into_string().unwrap();
+        let pin = a_pin(&client).value().to_owned();
+        assert_eq!(get("/read".into()), "ReadMethod");
+        assert_eq!(get(format!("/continued?pin={pin}")), "Pinned");
+        assert_eq!(get("/continued?pin=nonsense".into()), "ReadMethod");
+        // What has been read from a slave may lack the write: the master goes on.
+        assert_eq!(get(format!("/continued-late?pin={pin}")), "ReadMethod, Pinned");
+    }
+
+    #[test]
+    fn a_handler_gets_the_pin_that_its_request_carries() {
+        let lab = lab();
+        let client = client(&lab, "");
+        assert_eq!(client.get("/carried").dispatch().into_string().unwrap(), "");
+        let carried = client.get("/carried").cookie(a_pin(&client)).dispatch().into_string().unwrap();
+        assert_eq!(reason(&client, &[&Cookie::new("replicated_pin", carried)]), "Pinned");
     }
 
     #[test]

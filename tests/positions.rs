@@ -31,9 +31,15 @@ crate::on_servers! {
         Ok(Json(Seen { notes, node, role, reason: format!("{:?}", choice.reason()) }))
     }
 
+    #[get("/?<pin>")]
+    async fn continue_from(pin: &str, db: ReplicatedDb) -> Result<Json<Seen>, Error> {
+        assert!(db.continue_from(pin));
+        read(db).await
+    }
+
     async fn client(lab: &Lab, keys: &str) -> Client {
         let rocket = rocket_over(&format!("{}{KEYS}{keys}", lab.section())).attach(Replicated::fairing());
-        Client::untracked(rocket.mount("/", routes![write, read])).await.unwrap()
+        Client::untracked(rocket.mount("/", routes![write, read, continue_from])).await.unwrap()
     }
 
     async fn written(client: &Client, body: &str) -> Cookie<'static> {
@@ -82,6 +88,26 @@ crate::on_servers! {
         lab.resume();
         let seen = seen(&client, Some(&pin)).await;
         assert_eq!((&*seen.reason, &*seen.notes), ("CaughtUp", &["mine".to_owned()][..]));
+    }
+
+    /// The pin of one device, and its own.
+    #[support::async_test]
+    async fn two_devices_of_a_user_read_what_either_wrote() {
+        let lab = Lab::new();
+        let client = client(&lab, "catch_up_timeout = 0.02").await;
+        let caught_up = written(&client, "phone").await;
+        lab.resume();
+        lab.pause();
+        let behind = written(&client, "desk").await;
+        for (own, others) in [(&caught_up, &behind), (&behind, &caught_up)] {
+            let request = client.get(format!("/?pin={}", others.value())).cookie(own.clone());
+            let seen: Seen = request.dispatch().await.into_json().await.unwrap();
+            assert_eq!((&*seen.reason, seen.notes.len()), ("Pinned", 2));
+        }
+        lab.resume();
+        let request = client.get(format!("/?pin={}", behind.value()));
+        let seen: Seen = request.dispatch().await.into_json().await.unwrap();
+        assert_eq!((&*seen.reason, seen.notes.len()), ("CaughtUp", 2));
     }
 
     #[support::async_test]

@@ -64,6 +64,11 @@ impl Pins {
         self.signer.sign(now, evidence)
     }
 
+    /// The token of a pin that has been read, or is merged of such.
+    pub(crate) fn sign_again(&self, pin: &Pin) -> String {
+        self.signer.sign(pin.at, &pin.evidence)
+    }
+
     pub(crate) fn read(&self, token: &str, now: OffsetDateTime) -> Option<Pin> {
         let mut read = self.signer.read(token, now);
         for signer in &self.previous {

@@ -148,7 +148,7 @@ impl Pin {
     }
 
     /// A pin that covers the writes of both.
-    pub(super) fn merge(self, other: Self) -> Self {
+    pub(crate) fn merge(self, other: Self) -> Self {
         let (later, earlier) = if self.at >= other.at { (self, other) } else { (other, self) };
         let before = earlier.evidence.into_position();
         let merge = |position: Position| match before.clone() {

@@ -191,6 +191,84 @@ impl<D: Database<Pool: Backend>> ReplicatedDb<D> {
     pub async fn pin(&self) -> Option<String> {
         self.session.pin().await
     }
+
+    /// Has the rest of the request read what the work with this pin has written: another request, on another device
+    /// or service, or a job. The request then covers its client's own writes and those.
+    ///
+    /// Returns false for a pin that is not valid, or not any more. It is ignored, and counted among the refused ones.
+    /// Without pins, as without slaves, none is valid.
+    ///
+    /// Call it before the first query. Where a query has returned rows of a slave, the request goes on at the master, and
+    /// may have seen two states.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod guard {
+    /// use std::collections::HashMap;
+    /// use std::sync::Mutex;
+    ///
+    /// use rocket::{State, get};
+    /// use rocket_replicated::Error;
+    /// use rocket_replicated::sqlite::ReplicatedDb;
+    ///
+    /// /// The [`pin`](ReplicatedDb::pin) of each user's latest write. With several processes, it belongs where the
+    /// /// application's sessions are.
+    /// type Pins = Mutex<HashMap<i64, String>>;
+    ///
+    /// /// Has what the user wrote on any device.
+    /// #[get("/users/<user>/notes")]
+    /// async fn notes(user: i64, db: ReplicatedDb, pins: &State<Pins>) -> Result<String, Error> {
+    ///     if let Some(pin) = pins.lock().unwrap().get(&user) {
+    ///         db.continue_from(pin);
+    ///     }
+    ///     let texts = sqlx::query_scalar("SELECT text FROM notes WHERE author = ?").bind(user);
+    ///     let texts: Vec<String> = texts.fetch_all(&db).await?;
+    ///     Ok(texts.join("\n"))
+    /// }
+    /// # }
+    /// ```
+    pub fn continue_from(&self, pin: &str) -> bool {
+        let pin = self.session.cluster.read_pin(pin);
+        let is_valid = pin.is_some();
+        if let Some(pin) = pin {
+            self.session.continue_from(pin);
+        }
+        is_valid
+    }
+
+    /// The pin that the request came with, for work that goes on after its reply or elsewhere: a stream's later reads, or
+    /// a request to another service. It covers what was handed to [`continue_from`](Self::continue_from) as well. `None`
+    /// for a client that has not written lately.
+    ///
+    /// After a write of this request, [`pin`](Self::pin) has both: `db.pin().await.or_else(|| db.carried_pin())`.
+    ///
+    /// ```rust
+    /// # #[cfg(feature = "sqlite")] mod guard {
+    /// use std::time::Duration;
+    ///
+    /// use rocket::response::stream::TextStream;
+    /// use rocket::{State, get};
+    /// use rocket_replicated::Cluster;
+    /// use rocket_replicated::sqlite::{Database, ReplicatedDb};
+    ///
+    /// /// A handle for each read, so that the stream is not bound to one server.
+    /// #[get("/notes/count")]
+    /// fn count(db: ReplicatedDb, cluster: &State<Cluster<Database>>) -> TextStream![String] {
+    ///     let (pin, cluster) = (db.carried_pin(), cluster.inner().clone());
+    ///     TextStream! {
+    ///         for _ in 0..60 {
+    ///             let count = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM notes");
+    ///             if let Ok(count) = count.fetch_one(&cluster.read(pin.as_deref())).await {
+    ///                 yield format!("{count}\n");
+    ///             }
+    ///             rocket::tokio::time::sleep(Duration::from_secs(1)).await;
+    ///         }
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn carried_pin(&self) -> Option<String> {
+        self.session.carried_pin()
+    }
 }
 
 impl<D: Database<Pool: Backend>> Drop for ReplicatedDb<D> {

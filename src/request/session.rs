@@ -9,7 +9,7 @@ use log::{debug, warn};
 
 use super::counts::RetryCause;
 use super::progress::{Letdown, PinKind, Progress, Reply, Start};
-use crate::backend::{Driver, Remains};
+use crate::backend::{Access, Driver, Remains};
 use crate::cluster::Inner;
 use crate::config::ServerTiming;
 use crate::pin::{Needed, Pin};
@@ -27,7 +27,6 @@ pub(crate) const TARGET: &str = "rocket_replicated::requests";
 pub(crate) struct Session<DB: Driver> {
     pub(crate) cluster: Arc<Inner<DB>>,
     client: Client,
-    pin: Option<Pin>,
     /// Identifies this session to pools and connections.
     asker: Asker,
     /// How long the session has waited for its database. `None` if that is not measured.
@@ -37,6 +36,8 @@ pub(crate) struct Session<DB: Driver> {
 
 struct State<DB: Driver> {
     progress: Progress,
+    /// The pin of the work that the session goes on with: that of its client, of a job, or of another request.
+    pin: Option<Arc<Pin>>,
     route: Option<Route<DB>>,
     /// The connection of the latest query, kept for the next one.
     kept: Option<KeptConnection<DB>>,
@@ -128,8 +129,9 @@ impl<DB: Driver> Session<DB> {
     pub(crate) fn new(cluster: Arc<Inner<DB>>, method: MethodKind, client: Client, pin: Option<Pin>) -> Self {
         let asker = cluster.sessions.begin();
         let progress = Progress::new(method);
-        let state = State { progress, route: None, kept: None, handler: None, request: None };
-        Self { cluster, client, pin, asker, clock: None, state: Mutex::new(state) }
+        let pin = pin.map(Arc::new);
+        let state = State { progress, pin, route: None, kept: None, handler: None, request: None };
+        Self { cluster, client, asker, clock: None, state: Mutex::new(state) }
     }
 
     /// Marks the session as a request's. Its waiting time is measured if the reply or a log line tells it.
@@ -174,6 +176,31 @@ impl<DB: Driver> Session<DB> {
         self.state().route.as_ref().map(Route::choice)
     }
 
+    /// Reads on from where the work with this pin stands. A slave that was chosen without it is left, as it may lack that
+    /// work's writes.
+    pub(crate) fn continue_from(&self, pin: Pin) {
+        let mut state = self.state();
+        let pin = match &state.pin {
+            Some(own) => Pin::clone(own).merge(pin),
+            None => pin,
+        };
+        state.pin = Some(Arc::new(pin));
+        let slave = state.route.take_if(|route| route.decision.access == Access::SlaveReads);
+        if slave.is_some() {
+            state.progress.leave();
+        }
+    }
+
+    /// The pin that the session goes on with, signed.
+    pub(crate) fn carried_pin(&self) -> Option<String> {
+        let pin = self.carried()?;
+        self.cluster.pins.as_ref().map(|pins| pins.sign_again(&pin))
+    }
+
+    fn carried(&self) -> Option<Arc<Pin>> {
+        self.state().pin.clone()
+    }
+
     /// The pin that the writes so far leave.
     pub(crate) async fn pin(&self) -> Option<String> {
         let pin = self.state().progress.pin_kind();
@@ -196,8 +223,8 @@ impl<DB: Driver> Session<DB> {
     async fn sign(&self, pin: PinKind) -> Option<String> {
         match pin {
             PinKind::NoPin => None,
-            PinKind::Window => self.cluster.window_pin(self.pin.as_ref()),
-            PinKind::Position { first, at } => self.cluster.pin(self.pin.as_ref(), first, at).await,
+            PinKind::Window => self.cluster.window_pin(self.carried().as_deref()),
+            PinKind::Position { first, at } => self.cluster.pin(self.carried().as_deref(), first, at).await,
         }
     }
 
@@ -284,25 +311,22 @@ impl<DB: Driver> Session<DB> {
         drop(kept);
     }
 
-    /// The position that the server has to have replayed, if it was chosen for that.
-    fn has_to_have(&self, decision: Decision) -> Option<&Position> {
-        match (decision.reason, self.pin.as_ref().map(Pin::needs)) {
-            (Reason::CaughtUp, Some(Needed::Position(position))) => Some(position),
-            _ => None,
-        }
-    }
-
     /// True if the server has what the client wrote, or was not chosen for that.
     async fn has_own_writes(
         &self,
         decision: Decision,
         checkout: &mut Checkout<DB>,
     ) -> Result<bool, StatementError> {
-        match self.has_to_have(decision) {
-            Some(position) => {
-                self.take(&self.state(), checkout);
-                Box::pin(self.cluster.has_replayed(checkout, position)).await
-            }
+        let pin = {
+            let state = self.state();
+            let Some(pin) = state.pin.clone().filter(|pin| has_to_have(decision, pin).is_some()) else {
+                return Ok(true);
+            };
+            self.take(&state, checkout);
+            pin
+        };
+        match has_to_have(decision, &pin) {
+            Some(position) => Box::pin(self.cluster.has_replayed(checkout, position)).await,
             None => Ok(true),
         }
     }
@@ -348,7 +372,8 @@ impl<DB: Driver> Session<DB> {
         match route.pool().and_then(|pool| kept.claim(pool)) {
             Some(checkout) => {
                 state.kept = Some(kept);
-                match self.has_to_have(decision).is_none() && self.start(&mut state, decision, &checkout) {
+                let is_free = state.pin.as_ref().is_none_or(|pin| has_to_have(decision, pin).is_none());
+                match is_free && self.start(&mut state, decision, &checkout) {
                     true => Next::Started(checkout, decision),
                     false => Next::Kept(checkout, decision),
                 }
@@ -371,7 +396,7 @@ impl<DB: Driver> Session<DB> {
             Some(route) if route.stays(present, intent) => route,
             _ => {
                 let failed = state.progress.failed();
-                let route = self.cluster.choose(intent, self.client, self.pin.as_ref(), failed);
+                let route = self.cluster.choose(intent, self.client, state.pin.as_deref(), failed);
                 route.count();
                 route
             }
@@ -412,6 +437,14 @@ impl<DB: Driver> Session<DB> {
     }
 }
 
+/// The position that the server has to have replayed, if it was chosen for that.
+fn has_to_have(decision: Decision, pin: &Pin) -> Option<&Position> {
+    match (decision.reason, pin.needs()) {
+        (Reason::CaughtUp, Needed::Position(position)) => Some(position),
+        _ => None,
+    }
+}
+
 impl<DB: Driver> Drop for Session<DB> {
     fn drop(&mut self) {
         self.cluster.sessions.end();
@@ -430,7 +463,7 @@ impl<DB: Driver> fmt::Debug for Session<DB> {
             .field("database", &self.cluster.database)
             .field("method", &self.method())
             .field("handler", &self.handler())
-            .field("pin", &self.pin)
+            .field("pin", &self.carried())
             .field("choice", &self.choice())
             .finish_non_exhaustive()
     }
