@@ -333,6 +333,9 @@ pub enum Depth {
 pub struct Observation {
     /// The role that the server reports.
     pub role: ReportedRole,
+    /// The reason why a server that could be the master takes no writes, if it is another one than
+    /// [`NO_WRITES`](Engine::NO_WRITES).
+    pub no_writes: Option<&'static str>,
     /// Identifies the system: the same at a master and its slaves, different at all other servers.
     pub system: Option<u64>,
     /// The position that a master has written, or a slave has replayed. `None` where positions cannot be compared.

@@ -68,8 +68,11 @@ impl Engine for MySql {
         read_only: bool,
     ) -> BoxFuture<'_, Result<ConnectionInfo, sqlx::Error>> {
         Box::pin(async move {
-            let sql = if read_only { READER } else { IDENTITY };
-            let row = sqlx::raw_sql(sql).fetch_one(&mut *conn).await?;
+            let row = match read_only {
+                true => run_both(&mut *conn, "SET SESSION TRANSACTION READ ONLY", IDENTITY).await?,
+                false => sqlx::raw_sql(IDENTITY).fetch_optional(&mut *conn).await?,
+            };
+            let row = row.ok_or(sqlx::Error::RowNotFound)?;
             let text = |column| row.try_get::<String, _>(column).unwrap_or_default();
             let software = if text(1) == "MariaDB" { Software::MariaDb } else { Software::MySql };
             software.accept(&text(0))?;
@@ -96,14 +99,17 @@ impl Engine for MySql {
         conn: &'a mut MySqlConnection,
         access: Access,
         memory: &'a mut Memory,
-        _depth: Depth,
+        depth: Depth,
     ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
-            let logs = Logs::of(&mut *conn).await?;
-            let node = match logs.flavour {
-                Flavour::MariaDb => Node::of(&mut *conn, memory).await?,
-                Flavour::MySql => None,
+            let mut logs = Logs::of(&mut *conn).await?;
+            let (node, no_writes) = match logs.flavour {
+                Flavour::MariaDb => (Node::of(&mut *conn, memory).await?, None),
+                Flavour::MySql => (None, no_writes_in_group(&mut *conn, memory, depth).await?),
             };
+            if no_writes.is_some() {
+                logs.role = ReportedRole::Slave;
+            }
             let (system, in_cluster) = match node {
                 Some(node) => {
                     node.accept(access)?;
@@ -140,7 +146,15 @@ impl Engine for MySql {
                 (Access::SlaveReads, _) => logs.contents(),
                 (Access::Writes | Access::MasterReads, _) => position.as_ref().and(logs.contents()),
             };
-            Ok(Observation { role, system, position, contents, in_cluster, ..Observation::default() })
+            Ok(Observation {
+                role,
+                no_writes,
+                system,
+                position,
+                contents,
+                in_cluster,
+                ..Observation::default()
+            })
         })
     }
 
@@ -219,17 +233,17 @@ impl Engine for MySql {
     /// transaction. The setting holds for the next transaction alone, which `ROLLBACK` ends.
     /// <https://dev.mysql.com/doc/refman/9.7/en/set-transaction.html#set-transaction-scope>
     fn settle(conn: &mut MySqlConnection) -> BoxFuture<'_, Result<Left, sqlx::Error>> {
-        const SETTLE: &str = "/*!80000 SET TRANSACTION READ ONLY */ \
-             /*M! SELECT CAST(@@in_transaction AS CHAR) */; ROLLBACK";
+        const SETTLE: &str =
+            "/*!80000 SET TRANSACTION READ ONLY */ /*M! SELECT CAST(@@in_transaction AS CHAR) */";
 
         Box::pin(async move {
-            let row = match sqlx::raw_sql(SETTLE).fetch_all(conn).await {
+            let row = match run_both(conn, SETTLE, "ROLLBACK").await {
                 Err(sqlx::Error::Database(error)) if number(&*error) == Some(IN_TRANSACTION) => {
                     return Ok(Left::Dirty);
                 }
                 row => row?,
             };
-            let open = row.first().is_some_and(|row| row.try_get::<&str, _>(0).is_ok_and(|open| open == "1"));
+            let open = row.is_some_and(|row| row.try_get::<&str, _>(0).is_ok_and(|open| open == "1"));
             Ok(if open { Left::Dirty } else { Left::Clean })
         })
     }
@@ -287,22 +301,36 @@ macro_rules! takes_no_writes {
 /// MySQL each have a comment that they alone execute, and a MySQL that is too old executes neither. The time since the
 /// start is not selected: it changes when the server's clock is set. Not every release of MariaDB has a `server_uid`.
 /// <https://mariadb.com/docs/server/reference/sql-statements/comment-syntax>
-macro_rules! identity {
-    () => {
-        concat!("SELECT VERSION()
-            /*!80000 , 'MySQL', @@hostname, CAST(@@port AS CHAR), @@server_uuid, '',
-                CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR), USER(), ",
-        takes_no_writes!(), ", CAST(@@autocommit AS CHAR) */
-            /*M! , 'MariaDB', @@hostname, CAST(@@port AS CHAR), (SELECT VARIABLE_VALUE
-                FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'),
-                CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER(),
-                CAST(@@global.read_only AS CHAR), CAST(@@autocommit AS CHAR) */")
+const IDENTITY: &str = concat!(
+    "SELECT VERSION()
+        /*!80000 , 'MySQL', @@hostname, CAST(@@port AS CHAR), @@server_uuid, '',
+            CAST(CONNECTION_ID() AS CHAR), CAST(@@transaction_read_only AS CHAR), USER(), ",
+    takes_no_writes!(),
+    ", CAST(@@autocommit AS CHAR) */
+        /*M! , 'MariaDB', @@hostname, CAST(@@port AS CHAR), (SELECT VARIABLE_VALUE
+            FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'),
+            CAST(@@server_id AS CHAR), CAST(CONNECTION_ID() AS CHAR), CAST(@@tx_read_only AS CHAR), USER(),
+            CAST(@@global.read_only AS CHAR), CAST(@@autocommit AS CHAR) */"
+);
+
+/// Runs two statements in one message, and returns the first row of both. MySQL Router refuses such messages with
+/// `connection_sharing`. There, each statement takes a round trip.
+async fn run_both(
+    conn: &mut MySqlConnection,
+    first: &'static str,
+    second: &'static str,
+) -> Result<Option<MySqlRow>, sqlx::Error> {
+    let both = sqlx::raw_sql(AssertSqlSafe(format!("{first}; {second}"))).fetch_all(&mut *conn).await;
+    let rows = match both {
+        Err(sqlx::Error::Database(error)) if number(&*error) == Some(SEVERAL_STATEMENTS) => {
+            let mut rows = sqlx::raw_sql(first).fetch_all(&mut *conn).await?;
+            rows.extend(sqlx::raw_sql(second).fetch_all(conn).await?);
+            rows
+        }
+        rows => rows?,
     };
+    Ok(rows.into_iter().next())
 }
-
-const IDENTITY: &str = identity!();
-
-const READER: &str = concat!("SET SESSION TRANSACTION READ ONLY; ", identity!());
 
 /// Selects what was written, what was replayed, the later of the two, the software, whether all writes are logged, the
 /// latest transaction of each server, and whether the server takes writes.
@@ -420,6 +448,55 @@ async fn shown(conn: &mut MySqlConnection, sql: &'static str) -> Result<Option<S
 pub struct Memory {
     /// True for a node of a Galera cluster.
     is_galera: Option<bool>,
+    /// True for a MySQL that tells this role the members of its group.
+    tells_group: Option<bool>,
+}
+
+/// The reason why a MySQL takes no writes though it is not `read_only`: it has lost the majority of its group, so that
+/// each commit waits without limit, or it is not in its group, which would never get the writes. To `read_only`, both
+/// look well. The role needs a grant to see the members:
+/// <https://dev.mysql.com/doc/refman/9.7/en/performance-schema-replication-group-members-table.html>
+async fn no_writes_in_group(
+    conn: &mut MySqlConnection,
+    memory: &mut Memory,
+    depth: Depth,
+) -> Result<Option<&'static str>, sqlx::Error> {
+    const MEMBERS: &str = "SELECT IF(MEMBER_ID = @@server_uuid, 'own', 'other'), MEMBER_STATE \
+         FROM performance_schema.replication_group_members";
+
+    if memory.tells_group.is_none() || depth == Depth::Full {
+        let group = shown(&mut *conn, "SHOW GLOBAL VARIABLES LIKE 'group_replication_group_name'").await?;
+        memory.tells_group = Some(group.is_some_and(|name| !name.is_empty()));
+    }
+    if memory.tells_group == Some(false) {
+        return Ok(None);
+    }
+    match sqlx::raw_sql(MEMBERS).fetch_all(conn).await {
+        Err(sqlx::Error::Database(error)) if number(&*error) == Some(TABLE_DENIED) => {
+            memory.tells_group = Some(false);
+            Ok(None)
+        }
+        members => {
+            let members = members?;
+            let members = members.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+            Ok(no_writes_among(&members.collect::<Result<Vec<_>, sqlx::Error>>()?))
+        }
+    }
+}
+
+/// Judges the states of a group's members, as the one that is `own` sees them. A server without `performance_schema`
+/// sees none.
+fn no_writes_among(members: &[(&str, &str)]) -> Option<&'static str> {
+    let unreachable = members.iter().filter(|(_, state)| *state == "UNREACHABLE").count();
+    if members.is_empty() {
+        None
+    } else if !members.contains(&("own", "ONLINE")) {
+        Some("it is not an online member of its Group Replication group")
+    } else if unreachable * 2 >= members.len() {
+        Some("it has lost the majority of its Group Replication group, so that no write would end")
+    } else {
+        None
+    }
 }
 
 /// What a node of a Galera cluster tells of itself, to any user and whatever its state:
@@ -522,6 +599,9 @@ const READ_ONLY_MODE: u16 = 1836;
 /// ER_OPTION_PREVENTS_STATEMENT
 const REFUSED_BY_OPTION: u16 = 1290;
 
+/// Of MySQL Router: "Multi-Statements are forbidden if connection-sharing is enabled."
+const SEVERAL_STATEMENTS: u16 = 4501;
+
 /// ER_CANT_CHANGE_TX_CHARACTERISTICS
 const IN_TRANSACTION: u16 = 1568;
 
@@ -550,6 +630,12 @@ pub(super) fn takes_no_writes(error: &dyn DatabaseError) -> bool {
         _ => false,
     }
 }
+
+/// ER_TABLEACCESS_DENIED_ERROR
+const TABLE_DENIED: u16 = 1142;
+
+/// ER_RUN_HOOK_ERROR: a MySQL has left its group, or waited too long for a majority. It has rolled the transaction back.
+const REFUSED_BY_GROUP: u16 = 3100;
 
 /// <https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1900-to-1999/e1927>
 const CONNECTION_KILLED: u16 = 1927;
@@ -581,7 +667,10 @@ pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
     let error = error.try_downcast_ref::<MySqlDatabaseError>();
-    error.is_some_and(|error| is_full(error) || ends_connections(error.number()) || is_cut_off(error))
+    error.is_some_and(|error| {
+        let number = error.number();
+        is_full(error) || ends_connections(number) || is_cut_off(error) || number == REFUSED_BY_GROUP
+    })
 }
 
 #[cfg(test)]
@@ -599,6 +688,27 @@ mod tests {
             wait_for(&set, patience).unwrap(),
             "SELECT WAIT_FOR_EXECUTED_GTID_SET('3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7-7', 0.050)",
         );
+    }
+
+    #[test]
+    fn a_group_takes_writes_where_a_member_is_online_with_a_majority() {
+        let group = |own, others: &[&'static str]| {
+            let others = others.iter().map(|state| ("other", *state));
+            no_writes_among(&std::iter::once(("own", own)).chain(others).collect::<Vec<_>>())
+        };
+        assert_eq!(no_writes_among(&[]), None);
+        for others in [&[][..], &["ONLINE"], &["ONLINE", "UNREACHABLE"], &["RECOVERING", "ONLINE"]] {
+            assert_eq!(group("ONLINE", others), None, "{others:?}");
+        }
+        for others in
+            [&["UNREACHABLE"][..], &["UNREACHABLE", "UNREACHABLE"], &["ONLINE", "UNREACHABLE", "UNREACHABLE"]]
+        {
+            assert!(group("ONLINE", others).unwrap().contains("majority"), "{others:?}");
+        }
+        for own in ["OFFLINE", "ERROR", "RECOVERING"] {
+            assert!(group(own, &[]).unwrap().contains("not an online member"), "{own}");
+        }
+        assert!(no_writes_among(&[("other", "OFFLINE")]).unwrap().contains("not an online member"));
     }
 
     #[test]

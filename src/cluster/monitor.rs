@@ -665,16 +665,16 @@ impl<DB: Driver> Watch<DB> {
                         "The {new_one} leads to the same server as the {old_one}: writes go there from now on."
                     );
                 }
-                (Succession::Promotion, NodeState::Standby) => {
+                (Succession::Promotion, NodeState::Suspect | NodeState::Down) => error!(
+                    "The {old_one} is gone, and the {new_one} was promoted: writes go there from now on. Name it as \
+                     `url` before the next launch."
+                ),
+                (Succession::Promotion, _) => {
                     error!(
                         "The {old_one} takes no writes, and the {new_one} does: writes go there from now on. Name it \
                          as `url` before the next launch."
                     );
                 }
-                (Succession::Promotion, _) => error!(
-                    "The {old_one} is gone, and the {new_one} was promoted: writes go there from now on. Name it as \
-                     `url` before the next launch."
-                ),
             }
             self.mastership.pass_to(new.id());
             old.health.changed_role();
@@ -702,6 +702,7 @@ impl<DB: Driver> Watch<DB> {
             (_, Why::Lag(Lag::AtMost(lag))) => format!("{:.1} s", lag.as_secs_f64()),
             (_, Why::SinceFailover(lag)) => format!("up to {:.1} s", lag.as_secs_f64()),
             (_, Why::Lag(Lag::MoreThan(lag))) => format!("more than {:.1} s", lag.as_secs_f64()),
+            (_, Why::NoWrites(why)) => why.into(),
             (_, Why::Rival { rival, timelines }) => {
                 let rival = self.servers.get(rival).map(|rival| rival.health.to_string()).unwrap_or_default();
                 let timelines = timelines.map_or_else(String::new, |(ours, theirs)| {

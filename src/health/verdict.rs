@@ -95,6 +95,8 @@ pub(crate) enum Why {
     SinceFailover(Duration),
     /// The server has no connection to spare for the monitor.
     Full,
+    /// The server's own reason for taking no writes.
+    NoWrites(&'static str),
     Rival {
         rival: ServerId,
         timelines: Option<(u32, u32)>,
@@ -687,7 +689,9 @@ impl Verdicts {
         let master = &self.servers[&self.master];
         let (state, why) = match (&master.latest, self.rival()) {
             (None, _) => return None,
-            (Some(latest), _) if latest.role == ReportedRole::Slave => (NodeState::Standby, Why::Nothing),
+            (Some(latest), _) if latest.role == ReportedRole::Slave => {
+                (NodeState::Standby, latest.no_writes.map_or(Why::Nothing, Why::NoWrites))
+            }
             (Some(_), Some(rival)) => {
                 let timelines = master.timeline().zip(self.servers[&rival].timeline());
                 (NodeState::Contested, Why::Rival { rival, timelines })

@@ -6,6 +6,7 @@ pub mod dns;
 pub mod haproxy;
 pub mod lab;
 pub mod logbook;
+pub mod mysql_router;
 pub mod patroni;
 pub mod pgbouncer;
 pub mod pgpool;
