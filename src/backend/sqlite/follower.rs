@@ -22,6 +22,12 @@ use crate::position::Position;
 /// How long a copy waits for a lock on one of the files.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The copies that the slave's log may hold before it is emptied.
+const LOGGED_COPIES: i64 = 2;
+
+/// How long the follower waits for the other followers and for readers when it empties the slave's log.
+const TRUNCATE_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// Starts the thread. The future is ready once the first copy has been made, or has failed and was reported.
 pub(super) fn start(
     name: &str,
@@ -218,10 +224,25 @@ impl Files {
         }
         drop(copy);
         self.copied = Some(version);
-        // A backup commits beneath the layer that checkpoints automatically. Without this, each copy would add a whole
-        // database to the log. PASSIVE does not wait for readers.
-        self.slave.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        self.shorten_log()?;
         Ok(Some(position))
+    }
+
+    /// Copies the log into the slave's file. A backup commits beneath the layer that does this automatically, and each
+    /// copy adds a whole database to the log.
+    fn shorten_log(&self) -> rusqlite::Result<()> {
+        let checkpoint = |sql| self.slave.query_row(sql, [], |row| row.get::<_, i64>(1));
+        // Does not wait for readers.
+        let logged = checkpoint("PRAGMA wal_checkpoint(PASSIVE)")?;
+        let pages: i64 = self.slave.pragma_query_value(None, "page_count", |row| row.get(0))?;
+        // While several processes copy one after another, each finds a log to which the next one is adding already.
+        if logged > LOGGED_COPIES * pages {
+            self.slave.busy_timeout(TRUNCATE_TIMEOUT)?;
+            let emptied = checkpoint("PRAGMA wal_checkpoint(TRUNCATE)");
+            self.slave.busy_timeout(BUSY_TIMEOUT)?;
+            emptied?;
+        }
+        Ok(())
     }
 
     /// Takes the slave out of WAL mode if its pages have another size than the master's: a backup cannot change the size
