@@ -6,7 +6,7 @@
 //! | MariaDB    | in each domain the latest transaction's number            | the writing server |
 //! | MySQL      | a set of transactions                                     | in the set       |
 //! | Galera     | the number of the latest transaction in the cluster       | the cluster      |
-//! | SQLite     | the time at which a copy began                            | the master's file |
+//! | SQLite     | the time at which a copy began                            | the machine's clock |
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -31,8 +31,11 @@ pub enum Position {
         cluster: u128,
         seqno: u64,
     },
-    /// Milliseconds since 1970.
-    Time(u64),
+    /// Milliseconds by a clock that begins anew with the machine. Times of two clocks cannot be compared.
+    Time {
+        clock: u64,
+        ms: u64,
+    },
 }
 
 /// A transaction of MariaDB: <https://mariadb.com/docs/server/ha-and-performance/standard-replication/gtid>
@@ -50,7 +53,7 @@ impl Position {
         match self {
             Self::Gtids(gtids) => gtids.is_empty(),
             Self::GtidSet(set) => set.is_empty(),
-            Self::Lsn { .. } | Self::Seqno { .. } | Self::Time(_) => false,
+            Self::Lsn { .. } | Self::Seqno { .. } | Self::Time { .. } => false,
         }
     }
 
@@ -96,8 +99,9 @@ impl Position {
                 theirs.iter().all(|b| ours.iter().any(|a| (a.domain, a.server) == (b.domain, b.server)))
             }
             // A transaction keeps its name on every server that replays it.
-            (Self::GtidSet(_), Self::GtidSet(_)) | (Self::Time(_), Self::Time(_)) => true,
+            (Self::GtidSet(_), Self::GtidSet(_)) => true,
             (Self::Seqno { cluster: ours, .. }, Self::Seqno { cluster: theirs, .. }) => ours == theirs,
+            (Self::Time { clock: ours, .. }, Self::Time { clock: theirs, .. }) => ours == theirs,
             _ => false,
         }
     }
@@ -113,7 +117,9 @@ impl Position {
             (Self::Seqno { seqno: ours, .. }, Self::Seqno { seqno: theirs, .. }) => {
                 self.shares_history(other) && ours >= theirs
             }
-            (Self::Time(ours), Self::Time(theirs)) => ours >= theirs,
+            (Self::Time { ms: ours, .. }, Self::Time { ms: theirs, .. }) => {
+                self.shares_history(other) && ours >= theirs
+            }
             _ => false,
         }
     }
@@ -257,8 +263,9 @@ impl Position {
                 bytes.extend(cluster.to_be_bytes());
                 bytes.extend(seqno.to_be_bytes());
             }
-            Self::Time(ms) => {
+            Self::Time { clock, ms } => {
                 bytes.push(b'T');
+                bytes.extend(clock.to_be_bytes());
                 bytes.extend(ms.to_be_bytes());
             }
         }
@@ -282,7 +289,7 @@ impl Position {
                 let cluster = u128::from_be_bytes(*rest.first_chunk()?);
                 Some(Self::Seqno { cluster, seqno: u64_at(rest, 16)? })
             }
-            (b'T', 8) => Some(Self::Time(u64_at(rest, 0)?)),
+            (b'T', 16) => Some(Self::Time { clock: u64_at(rest, 0)?, ms: u64_at(rest, 8)? }),
             _ => None,
         }
     }
@@ -408,7 +415,10 @@ impl History {
         if latest.position.is_empty() && !replayed.is_empty() {
             return None;
         }
-        if let (Position::Time(master), Position::Time(slave)) = (&latest.position, replayed) {
+        if let (Position::Time { ms: master, .. }, Position::Time { ms: slave, .. }) =
+            (&latest.position, replayed)
+            && latest.position.shares_history(replayed)
+        {
             return Some(Lag::AtMost(Duration::from_millis(master.saturating_sub(*slave))));
         }
         let behind = |seen: &Seen| at.saturating_duration_since(seen.until);
@@ -427,7 +437,7 @@ impl History {
     /// gap.
     pub(crate) fn gap(&self, replayed: &Position) -> Gap {
         let reached = match replayed {
-            Position::Time(_) => None,
+            Position::Time { .. } => None,
             _ => self.seen.iter().rposition(|seen| replayed.reaches(&seen.position)),
         };
         let next = reached.and_then(|reached| self.seen.get(reached + 1));

@@ -27,5 +27,6 @@ mod reroute;
 mod server_timing;
 mod slow_statement;
 mod sqlite_follower;
+mod sqlite_processes;
 mod statistics;
 mod status;

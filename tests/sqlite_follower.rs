@@ -216,6 +216,36 @@ async fn the_write_ahead_log_does_not_grow_with_every_copy() {
     assert!(size("log.db-wal") < 4 * size("log.db"), "{} for {}", size("log.db-wal"), size("log.db"));
 }
 
+/// While a reader stays in its transaction, or while several processes copy one after another.
+#[support::async_test]
+async fn a_write_ahead_log_of_many_copies_is_emptied() {
+    let files = Files::new();
+    files.make("master.db", 4096, 1);
+    let section = format!("{}check_interval = 30\n", files.section("grown.db", 0.01));
+    let client = Client::untracked(rocket_over(&section).attach(Replicated::fairing())).await.unwrap();
+    let master = Replicated::fetch(client.rocket()).unwrap().write();
+    let open = || rusqlite::Connection::open(files.path("grown.db")).unwrap();
+    let (reader, watch) = (open(), open());
+    let count = |conn: &rusqlite::Connection| -> i64 {
+        conn.query_row("SELECT count(*) FROM notes", [], |row| row.get(0)).unwrap()
+    };
+    let write_and_copy = async || {
+        let before = count(&watch);
+        sqlx::query("INSERT INTO notes VALUES (1)").execute(&master).await.unwrap();
+        eventually("the copy", async || count(&watch) > before).await;
+    };
+    reader.execute_batch("BEGIN").unwrap();
+    assert_eq!(count(&reader), 1);
+    for _ in 0..5 {
+        write_and_copy().await;
+    }
+    reader.execute_batch("COMMIT").unwrap();
+    write_and_copy().await;
+    // It holds the latest copy, if the log was emptied as the reader left.
+    let size = |name: &str| files.path(name).metadata().unwrap().len();
+    eventually("a short log", async || size("grown.db-wal") < 3 * size("grown.db")).await;
+}
+
 #[support::async_test]
 async fn a_follower_that_cannot_copy_is_reported_once_and_recovers() {
     let files = Files::new();

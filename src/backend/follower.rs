@@ -1,8 +1,7 @@
 //! The freshness of a slave that this crate copies itself, and the handle of its thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::position::Position;
 
@@ -16,65 +15,50 @@ pub struct Follower {
 
 /// How fresh the copy of a follower is.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Copied(Arc<Latest>);
+pub(crate) struct Copied(Arc<Mutex<Latest>>);
 
-/// Times in milliseconds, as [`Millis`] counts them.
 #[derive(Debug, Default)]
 struct Latest {
-    /// Everything that was committed before this has been copied.
-    until: AtomicU64,
+    /// Everything that was committed before this has been copied. `None` before the first copy.
+    until: Option<Position>,
+    /// When the follower's file was last known to be the one that the path of the slave leads to.
+    seen: Option<Instant>,
     /// Connections that were opened before this may lead to a file that was removed or replaced since.
-    replaced: AtomicU64,
+    replaced: Option<Instant>,
 }
 
 impl Copied {
-    #[cfg(feature = "sqlite")]
-    pub(super) fn until(&self, Millis(ms): Millis) {
-        self.0.until.store(ms, Ordering::Release);
+    /// Notes a copy of everything up to `position`. The path of the slave led to the copied file after `seen`.
+    #[cfg(any(feature = "sqlite", test))]
+    pub(crate) fn record(&self, position: Position, seen: Instant) {
+        let mut latest = self.latest();
+        latest.until = Some(position);
+        latest.seen = Some(seen);
     }
 
-    /// Notes that the slave's file was found to be replaced or missing.
-    #[cfg(feature = "sqlite")]
-    pub(super) fn mark_replaced(&self) {
-        let Millis(now) = Millis::at(Instant::now());
-        self.0.replaced.store(now, Ordering::Release);
+    /// Notes that the slave's file was found to be replaced or missing. The new one has not been copied to.
+    #[cfg(any(feature = "sqlite", test))]
+    pub(crate) fn mark_replaced(&self) {
+        *self.latest() = Latest { replaced: Some(Instant::now()), ..Latest::default() };
     }
 
     /// The time up to which the master has been copied; `None` before the first copy.
     pub(crate) fn position(&self) -> Option<Position> {
-        match self.0.until.load(Ordering::Acquire) {
-            0 => None,
-            ms => Some(Position::Time(ms)),
-        }
+        self.latest().until.clone()
     }
 
-    /// True if a connection that was opened at `opened` leads to the file that is copied to.
-    pub(crate) fn is_open_since(&self, opened: Instant) -> bool {
-        let Millis(opened) = Millis::at(opened);
-        opened > self.0.replaced.load(Ordering::Acquire)
-    }
-}
-
-/// Milliseconds since 1970, rounded down, by a clock that is set when this process first asks and is never
-/// set back: a wall clock that steps back must not make a copy look fresher than it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Millis(pub(super) u64);
-
-impl Millis {
-    #[cfg(feature = "sqlite")]
-    pub(super) fn now() -> Self {
-        Self::at(Instant::now())
+    /// True if a connection that was opened at `opened` leads to a file to which everything up to `position` was copied.
+    pub(crate) fn has(&self, position: &Position, opened: Instant) -> bool {
+        let Latest { until, seen, replaced } = &*self.latest();
+        // A file that was replaced after the latest look is not the copied one.
+        let leads_to_copy =
+            seen.is_some_and(|seen| opened <= seen) && replaced.is_none_or(|replaced| opened > replaced);
+        leads_to_copy && until.as_ref().is_some_and(|until| until.includes(position))
     }
 
-    fn at(at: Instant) -> Self {
-        static ORIGIN: OnceLock<(i128, Instant)> = OnceLock::new();
-        let (wall, origin) = ORIGIN.get_or_init(|| {
-            (time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000, Instant::now())
-        });
-        let millis = |time: Duration| i128::try_from(time.as_millis()).unwrap_or(i128::MAX);
-        let passed = millis(at.saturating_duration_since(*origin));
-        let before = millis(origin.saturating_duration_since(at));
-        Self(u64::try_from(wall.saturating_add(passed).saturating_sub(before)).unwrap_or_default())
+    /// Ignores poison: nothing panics while it changes this.
+    fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

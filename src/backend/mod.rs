@@ -44,9 +44,6 @@ pub(crate) use settings::Settings;
 pub use sqlx_pool::Pool;
 pub(crate) use statement::Opens;
 
-#[cfg(feature = "sqlite")]
-use follower::Millis;
-
 /// A pool this crate can replicate over. Sealed: implemented by [`Pool`] for every [`Driver`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a pool that rocket_replicated can open",

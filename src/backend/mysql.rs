@@ -576,7 +576,7 @@ fn wait_for(position: &Position, patience: Duration) -> Option<String> {
         }
         Position::GtidSet(set) => Some(format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{set}', {limit})")),
         // A node applies what others write within milliseconds, or waits for something else.
-        Position::Lsn { .. } | Position::Seqno { .. } | Position::Time(_) => None,
+        Position::Lsn { .. } | Position::Seqno { .. } | Position::Time { .. } => None,
     }
 }
 

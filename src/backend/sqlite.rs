@@ -1,3 +1,4 @@
+mod clock;
 mod files;
 mod follower;
 
@@ -13,8 +14,8 @@ use sqlx::{Execute, Executor, Sqlite};
 
 use super::engine::fetch_first;
 use super::{
-    Access, Address, ConnectionInfo, Depth, Driver, Engine, Fault, Follower, Judgement, Left, Millis,
-    Observation, Opens, Options, Remains, ReportedRole, Rest, Settings, statement::only_reads,
+    Access, Address, ConnectionInfo, Depth, Driver, Engine, Fault, Follower, Judgement, Left, Observation,
+    Opens, Options, Remains, ReportedRole, Rest, Settings, statement::only_reads,
 };
 use crate::position::Position;
 
@@ -92,8 +93,7 @@ impl Engine for Sqlite {
         })
     }
 
-    /// The position is the present millisecond: all that was committed before it ended is before the next one. A copy's
-    /// freshness is known to its follower.
+    /// A copy's freshness is known to its follower.
     fn observe<'a>(
         conn: &'a mut SqliteConnection,
         access: Access,
@@ -101,7 +101,7 @@ impl Engine for Sqlite {
         _depth: Depth,
     ) -> BoxFuture<'a, Result<Observation, sqlx::Error>> {
         Box::pin(async move {
-            let Millis(now) = Millis::now();
+            let written = clock::written_until_now();
             if files::has_moved(conn.lock_handle().await?.as_raw_handle()) {
                 let error = "its file was removed or replaced, and open connections lead to the former file";
                 return Err(io::Error::new(io::ErrorKind::NotFound, error).into());
@@ -109,7 +109,7 @@ impl Engine for Sqlite {
             sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(conn).await?;
             let position = match access {
                 Access::SlaveReads => None,
-                Access::MasterReads | Access::Writes => Some(Position::Time(now + 1)),
+                Access::MasterReads | Access::Writes => Some(written),
             };
             Ok(Observation { role: ReportedRole::Unknown, position, ..Observation::default() })
         })

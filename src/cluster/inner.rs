@@ -135,7 +135,7 @@ impl<DB: Driver> Inner<DB> {
             counts.known.add_one();
             return Ok(true);
         }
-        if health.copied().is_some() {
+        if health.is_follower() {
             return Ok(false);
         }
         let asked = Instant::now();

@@ -638,13 +638,14 @@ impl Health {
         if self.log == SlaveLog::Other {
             return Replay::Untold;
         }
-        if let Some(copied) = self.copied() {
-            return if copied.includes(position) { Replay::Done } else { Replay::Behind };
-        }
-        match &*self.replayed.load() {
-            Some(replayed) if replayed.position.includes(position) => Replay::Done,
-            Some(replayed) if !replayed.position.shares_history(position) => Replay::Elsewhere,
+        let replay = |replayed: Option<&Position>| match replayed {
+            Some(replayed) if replayed.includes(position) => Replay::Done,
+            Some(replayed) if !replayed.shares_history(position) => Replay::Elsewhere,
             _ => Replay::Behind,
+        };
+        match self.copied.get() {
+            Some(copied) => replay(copied.position().as_ref()),
+            None => replay(self.replayed.load().as_ref().map(|replayed| &replayed.position)),
         }
     }
 
@@ -659,8 +660,7 @@ impl Health {
         opened: Instant,
     ) -> bool {
         if let Some(copied) = self.copied.get() {
-            let has_it = copied.position().is_some_and(|copied| copied.includes(position));
-            return has_it && copied.is_open_since(opened);
+            return copied.has(position, opened);
         }
         instance.is_some()
             && self.replayed.load().as_ref().is_some_and(|replayed| {

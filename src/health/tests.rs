@@ -103,7 +103,7 @@ fn a_suspect_that_does_not_answer_either_is_down_and_stays_so() {
 fn a_position_counts_for_its_instance_and_for_connections_that_are_older_than_the_look_at_it() {
     let slave = server(Role::Slave);
     let (ours, other) = (Some(Instance::of("ours")), Some(Instance::of("other")));
-    let here = Position::Time(100);
+    let here = Position::Time { clock: 1, ms: 100 };
     let (before, after) = (Instant::now(), Instant::now() + Duration::from_secs(1));
     assert_eq!(slave.replay_of(&here), Replay::Behind);
     slave.record_position(here.clone(), ours, before);
@@ -111,7 +111,7 @@ fn a_position_counts_for_its_instance_and_for_connections_that_are_older_than_th
     assert!(!slave.has_replayed(&here, ours, after), "the server may have recovered from a crash");
     assert!(!slave.has_replayed(&here, other, before), "the address leads to another server, too");
     assert!(!slave.has_replayed(&here, None, before), "nobody knows whom a pooler leads to");
-    assert!(!slave.has_replayed(&Position::Time(101), ours, before));
+    assert!(!slave.has_replayed(&Position::Time { clock: 1, ms: 101 }, ours, before));
     assert_eq!(slave.replay_of(&Position::Lsn { timeline: 1, lsn: 1 }), Replay::Elsewhere);
 
     slave.record_position(here.clone(), None, before);
@@ -119,6 +119,32 @@ fn a_position_counts_for_its_instance_and_for_connections_that_are_older_than_th
 
     slave.went_down(&sqlx::Error::WorkerCrashed);
     assert!(!slave.has_replayed(&here, ours, before), "it may come back further behind");
+}
+
+#[test]
+fn a_copy_proves_positions_to_connections_that_lead_to_it() {
+    let slave = server(Role::Slave);
+    let copied = Copied::default();
+    slave.set_copied(copied.clone());
+    let by = |clock| Position::Time { clock, ms: 100 };
+    let (before, seen, after) = (Instant::now(), Instant::now(), Instant::now() + Duration::from_secs(60));
+    assert_eq!(slave.replay_of(&by(1)), Replay::Behind);
+    copied.record(by(1), seen);
+    assert_eq!(slave.replay_of(&by(1)), Replay::Done);
+    assert_eq!(
+        slave.replay_of(&by(2)),
+        Replay::Elsewhere,
+        "of a process before the machine was started again"
+    );
+    assert!(slave.has_replayed(&by(1), None, before));
+    assert!(!slave.has_replayed(&by(2), None, before));
+    assert!(!slave.has_replayed(&by(1), None, after), "the path may lead to another file by now");
+
+    copied.mark_replaced();
+    assert_eq!(slave.replay_of(&by(1)), Replay::Behind, "the new file has not been copied to");
+    copied.record(by(1), after);
+    assert!(!slave.has_replayed(&by(1), None, before), "the connection leads to the former file");
+    assert!(slave.has_replayed(&by(1), None, after));
 }
 
 #[test]

@@ -196,7 +196,7 @@ impl Diverged {
     fn looks(position: &Position) -> u32 {
         match position {
             Position::GtidSet(_) => 15,
-            Position::Lsn { .. } | Position::Gtids(_) | Position::Seqno { .. } | Position::Time(_) => 1,
+            Position::Lsn { .. } | Position::Gtids(_) | Position::Seqno { .. } | Position::Time { .. } => 1,
         }
     }
 

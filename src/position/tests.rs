@@ -6,6 +6,11 @@ fn lsn(timeline: u32, lsn: u64) -> Position {
     Position::Lsn { timeline, lsn }
 }
 
+/// A time by the first clock.
+fn time(ms: u64) -> Position {
+    Position::Time { clock: 1, ms }
+}
+
 fn seqno(cluster: u128, seqno: u64) -> Position {
     Position::Seqno { cluster, seqno }
 }
@@ -46,9 +51,11 @@ fn what_includes_what() {
         (set(&format!("{A}:1-5:7")), set(&format!("{A}:1-7")), false),
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-9,{B}:1")), false),
         (set(&format!("{A}:1-9,\n{B}:1")), set(&format!("{A}:1-9,{B}:1")), true),
-        (Position::Time(5), Position::Time(5), true),
-        (Position::Time(4), Position::Time(5), false),
-        (lsn(1, 10), Position::Time(5), false),
+        (time(5), time(5), true),
+        (time(4), time(5), false),
+        // The machine has been started again, or a container has a clock of its own.
+        (Position::Time { clock: 2, ms: 9 }, time(5), false),
+        (lsn(1, 10), time(5), false),
         (gtids("0-10-8"), lsn(1, 1), false),
     ];
     for (here, there, includes) in table {
@@ -79,8 +86,8 @@ fn what_lacks_what() {
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-9,{B}:1")), false),
         // A node that is ahead in its cluster.
         (seqno(1, 4), seqno(1, 5), false),
-        (Position::Time(4), Position::Time(5), false),
-        (lsn(1, 10), Position::Time(5), false),
+        (time(4), time(5), false),
+        (lsn(1, 10), time(5), false),
     ];
     for (master, slave, lacks) in table {
         assert_eq!(master.lacks(&slave), lacks, "{master:?} {slave:?}");
@@ -95,7 +102,7 @@ fn what_is_merged_includes_both_of_one_history() {
         (gtids("0-10-8,1-10-1"), gtids("0-10-7,1-10-3")),
         (set(&format!("{A}:1-9")), set(&format!("{A}:1-10"))),
         (seqno(1, 4), seqno(1, 5)),
-        (Position::Time(4), Position::Time(5)),
+        (time(4), time(5)),
     ] {
         for (a, b) in [(&a, &b), (&b, &a)] {
             let merged = a.clone().merge(b.clone());
@@ -143,7 +150,7 @@ fn any_position() -> impl Strategy<Value = Position> {
         prop::collection::vec(gtid, 0..5).prop_map(Position::Gtids),
         gtid_set::tests::any_set().prop_map(Position::GtidSet),
         any::<(u128, u64)>().prop_map(|(cluster, number)| seqno(cluster, number)),
-        any::<u64>().prop_map(Position::Time),
+        any::<(u64, u64)>().prop_map(|(clock, ms)| Position::Time { clock, ms }),
     ]
 }
 
@@ -341,7 +348,7 @@ fn what_a_slave_has_of_the_sources_that_its_master_knows() {
         (lsn(2, 12), lsn(1, 10), None),
         (gtids("0-10-9,1-10-2,0-20-1"), gtids("0-10-8,1-10-3"), Some(gtids("0-10-9,1-10-2"))),
         (set(&format!("{A}:1-9,{B}:1")), set(&format!("{A}:1-8")), Some(set(&format!("{A}:1-9")))),
-        (Position::Time(5), Position::Time(6), None),
+        (time(5), time(6), None),
     ] {
         assert_eq!(slave.of_sources_of(&known), of_master, "{slave:?} {known:?}");
     }
@@ -363,9 +370,10 @@ fn before_another_master_there_is_no_gap_in_looking() {
 fn lag_of_a_copy_is_exact() {
     let mut history = History::default();
     let now = Instant::now();
-    history.record(Position::Time(7_000), now);
-    history.record(Position::Time(10_000), now + Duration::from_secs(3));
-    assert_eq!(lag(&history, &Position::Time(7_500)), Some(Lag::AtMost(Duration::from_millis(2_500))));
-    assert_eq!(history.gap(&Position::Time(7_500)), Gap::Time(Duration::ZERO));
-    assert_eq!(lag(&history, &Position::Time(10_001)), Some(Lag::AtMost(Duration::ZERO)));
+    history.record(time(7_000), now);
+    history.record(time(10_000), now + Duration::from_secs(3));
+    assert_eq!(lag(&history, &time(7_500)), Some(Lag::AtMost(Duration::from_millis(2_500))));
+    assert_eq!(history.gap(&time(7_500)), Gap::Time(Duration::ZERO));
+    assert_eq!(lag(&history, &time(10_001)), Some(Lag::AtMost(Duration::ZERO)));
+    assert_eq!(lag(&history, &Position::Time { clock: 2, ms: 10_001 }), None, "another clock");
 }
