@@ -417,9 +417,9 @@ impl History {
         }
         if let (Position::Time { ms: master, .. }, Position::Time { ms: slave, .. }) =
             (&latest.position, replayed)
-            && latest.position.shares_history(replayed)
         {
-            return Some(Lag::AtMost(Duration::from_millis(master.saturating_sub(*slave))));
+            let lag = Lag::AtMost(Duration::from_millis(master.saturating_sub(*slave)));
+            return latest.position.shares_history(replayed).then_some(lag);
         }
         let behind = |seen: &Seen| at.saturating_duration_since(seen.until);
         if replayed.reaches(&latest.position) {
