@@ -94,6 +94,17 @@ pub(crate) fn takes_no_writes(error: &sqlx::Error) -> bool {
     }
 }
 
+/// The remedy for an error that its message does not tell, as the end of a sentence.
+pub(crate) fn remedy(error: &sqlx::Error) -> &'static str {
+    #[cfg(feature = "mysql")]
+    return error.as_database_error().and_then(mysql::remedy).unwrap_or_default();
+    #[cfg(not(feature = "mysql"))]
+    {
+        let _ = error;
+        ""
+    }
+}
+
 /// True if a server answers but refuses this user, or refuses it this database.
 pub(crate) fn is_login_refused(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else { return false };
