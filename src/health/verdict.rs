@@ -23,6 +23,7 @@
 //! master was last looked at. No slave is left out then because its lag is unknown.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,8 @@ pub(crate) enum Succession {
 pub(crate) enum Why {
     Nothing,
     Lag(Lag),
+    /// The lag cannot be known.
+    Untold(Untold),
     /// The slave lacks transactions that the new master had when it took over. Its lag may be up to this.
     SinceFailover(Duration),
     /// The server has no connection to spare for the monitor.
@@ -103,6 +106,30 @@ pub(crate) enum Why {
         rival: ServerId,
         timelines: Option<(u32, u32)>,
     },
+}
+
+/// The reason why a lag cannot be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Untold {
+    /// The slave replays another log than the master's.
+    OtherLog,
+    BySlave,
+    ByMaster,
+    /// The log of one of the two is empty.
+    Empty,
+}
+
+impl fmt::Display for Untold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherLog => {
+                "It replays another log than the master's (`logical`), which has no position there"
+            }
+            Self::BySlave => "It tells no position in the log",
+            Self::ByMaster => "The master tells no position in its log",
+            Self::Empty => "Its log or the master's is empty, so that their positions cannot be compared",
+        })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -128,18 +155,64 @@ pub(crate) struct Verdicts {
     servers: BTreeMap<ServerId, Record>,
 }
 
+/// The result of the latest probe of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    #[default]
+    Awaited,
+    Answered,
+    /// The server had no connection to spare. It answers all the same.
+    Full,
+    /// The number of probes in a row that failed, up to [`FAILURES_BEFORE_FAILOVER`].
+    Failed(u32),
+}
+
+impl Outcome {
+    pub(crate) fn after(self, finding: &Finding) -> Self {
+        match finding {
+            Finding::Failed => Self::Failed((self.failures() + 1).min(FAILURES_BEFORE_FAILOVER)),
+            Finding::Full => Self::Full,
+            Finding::NotCopied | Finding::Observed(_) => Self::Answered,
+        }
+    }
+
+    pub(crate) fn failures(self) -> u32 {
+        match self {
+            Self::Failed(failures) => failures,
+            Self::Awaited | Self::Answered | Self::Full => 0,
+        }
+    }
+
+    fn is_gone(self) -> bool {
+        self.failures() >= FAILURES_BEFORE_FAILOVER
+    }
+}
+
+/// What the first probe of a server has found. A full server has yet to tell whether it takes writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum FirstLook {
+    #[default]
+    Awaited,
+    TookWrites,
+    /// It was a slave, or gone, or did not tell.
+    Other,
+}
+
+/// Whose numbers a server's positions are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Numbering {
+    /// A Galera cluster's.
+    Cluster,
+    /// A server's own log's.
+    Log,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Record {
-    /// True once a probe has ended.
-    found: bool,
-    /// Probes in a row that failed.
-    failures: u32,
-    /// True if the server had no connection to spare at the latest probe.
-    is_full: bool,
+    outcome: Outcome,
+    first: FirstLook,
     /// True once this process has seen the server as a slave.
     seen_in_recovery: bool,
-    /// True if the server took writes when it was first looked at.
-    wrote_at_first: bool,
     /// True if the server was the master during this process, and has not been seen as a slave since.
     was_master: bool,
     system: Option<u64>,
@@ -150,8 +223,7 @@ struct Record {
     latest: Option<Observation>,
     /// A position that the server has replayed, and that the master is not known to have.
     ahead: Option<Ahead>,
-    /// The number of the latest master that has been seen to have the server's position.
-    compared_with: Option<u32>,
+    compared: Option<Compared>,
     diverged: Option<Diverged>,
     /// Transactions that the server wrote for itself, as far as they have been reported.
     errant: GtidSet,
@@ -168,10 +240,20 @@ struct Record {
     looked: Option<Instant>,
     /// The latest role that the server told. It is kept when the server fails.
     role: ReportedRole,
-    /// True if the latest position that the server told is one in a Galera cluster. Kept when the server fails.
-    is_node: Option<bool>,
+    /// Whose number the latest position is that the server told. It is kept when the server fails.
+    numbering: Option<Numbering>,
     /// When the server first took writes after it had been a slave. `None` for the present master.
     promoted: Option<Instant>,
+}
+
+/// The latest comparison in which a master was found to have the server's position.
+#[derive(Clone, Debug)]
+struct Compared {
+    /// The number of that master.
+    master: u32,
+    /// The timeline that the server told, and its instance.
+    timeline: Option<u32>,
+    instance: Option<Instance>,
 }
 
 #[derive(Clone, Debug)]
@@ -216,9 +298,24 @@ impl Diverged {
 }
 
 impl Record {
+    /// Takes note of what a probe found.
+    fn found(&mut self, finding: &Finding, look: Look) {
+        self.outcome = self.outcome.after(finding);
+        self.probes = self.probes.wrapping_add(1);
+        if self.first == FirstLook::Awaited && *finding != Finding::Full {
+            self.first = match finding {
+                Finding::Observed(Observation { role: ReportedRole::Master, .. }) => FirstLook::TookWrites,
+                _ => FirstLook::Other,
+            };
+        }
+        match finding {
+            Finding::Failed => self.failed(),
+            Finding::Full | Finding::NotCopied => {}
+            Finding::Observed(observed) => self.observed(observed, look),
+        }
+    }
+
     fn failed(&mut self) {
-        self.failures = self.failures.saturating_add(1);
-        self.is_full = false;
         // The latest observation may not hold any more.
         self.latest = None;
         (self.judged, self.in_doubt) = (None, None);
@@ -239,16 +336,33 @@ impl Record {
         if observed.role != ReportedRole::Unknown {
             self.role = observed.role;
         }
-        self.failures = 0;
-        self.is_full = false;
-        self.wrote_at_first |= !self.found && observed.role == ReportedRole::Master;
         self.seen_in_recovery |= observed.role == ReportedRole::Slave;
         self.was_master &= observed.role != ReportedRole::Slave;
         self.system = observed.system.or(self.system);
-        if let Some(position) = &observed.position {
-            self.is_node = Some(matches!(position, Position::Seqno { .. }));
-        }
+        self.numbering = match observed.position {
+            Some(Position::Seqno { .. }) => Some(Numbering::Cluster),
+            Some(_) => Some(Numbering::Log),
+            None => self.numbering,
+        };
         self.latest = Some(observed.clone());
+    }
+
+    /// Takes note that the master of this number has a position that the server told.
+    fn found_at(&mut self, master: u32, position: &Position) {
+        self.ahead = None;
+        self.compared = Some(Compared { master, timeline: timeline(position), instance: self.instance });
+    }
+
+    /// The number of the latest master that has been found to have a position of this server, which tells `position` now.
+    /// The address may lead to another server since. An instance of MariaDB or MySQL is one server, however often it is
+    /// restarted. An instance of PostgreSQL ends with a restart, but the timeline of a server never goes back.
+    fn compared_with(&self, position: &Position) -> Option<u32> {
+        let Compared { master, timeline: before, instance } = self.compared.as_ref()?;
+        let is_same = match (timeline(position), before) {
+            (Some(now), Some(before)) => now >= *before,
+            _ => self.instance == *instance,
+        };
+        is_same.then_some(*master)
     }
 
     fn reports(&self, role: ReportedRole) -> bool {
@@ -267,7 +381,7 @@ impl Record {
 
     /// True while it cannot be ruled out that the server takes writes.
     fn may_write(&self) -> bool {
-        self.failures < FAILURES_BEFORE_FAILOVER && !self.reports(ReportedRole::Slave)
+        !self.outcome.is_gone() && !self.reports(ReportedRole::Slave)
     }
 }
 
@@ -307,18 +421,16 @@ impl Verdicts {
         without_master.as_ref().map(History::latest).hash(hasher);
         for (id, record) in servers {
             let Record {
-                found,
-                failures,
-                is_full,
+                outcome,
+                first,
                 seen_in_recovery,
-                wrote_at_first,
                 was_master,
                 system,
                 instance,
                 as_master,
                 latest,
                 ahead,
-                compared_with,
+                compared,
                 diverged,
                 errant,
                 probes: _,
@@ -328,15 +440,16 @@ impl Verdicts {
                 judged,
                 looked: _,
                 role,
-                is_node,
+                numbering,
                 promoted,
             } = record;
-            let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
-            (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
+            (id, outcome, first, seen_in_recovery, was_master, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
-            let compared = compared_with.map(|with| with == self.number);
-            (was_master, as_master, latest, ahead, compared, diverged, errant).hash(hasher);
-            (judged.map(|judged| judged as u8), role, is_node, promoted.is_some()).hash(hasher);
+            let compared = compared
+                .as_ref()
+                .map(|compared| (compared.master == self.number, compared.timeline, compared.instance));
+            (as_master, latest, ahead, compared, diverged, errant).hash(hasher);
+            (judged.map(|judged| judged as u8), role, numbering, promoted.is_some()).hash(hasher);
             place.hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
@@ -356,6 +469,15 @@ impl Verdicts {
 
     pub(crate) fn knows(&self, server: ServerId) -> bool {
         self.servers.contains_key(&server)
+    }
+
+    /// The result of the latest probe of a server.
+    pub(crate) fn outcome(&self, server: ServerId) -> Outcome {
+        self.servers.get(&server).map(|record| record.outcome).unwrap_or_default()
+    }
+
+    pub(crate) fn follows_promotion(&self) -> bool {
+        self.checks.follow_promotion
     }
 
     /// Records the instance that the connection of the next finding leads to.
@@ -398,8 +520,8 @@ impl Verdicts {
     /// one in its own log for slaves that are no nodes. Where there are both kinds, it is that of the nodes.
     pub(crate) fn position_for_slaves(&self, observed: &mut Observation) -> Option<Position> {
         let slaves = || self.servers.iter().filter(|(id, _)| **id != self.master).map(|(_, slave)| slave);
-        let slaves_are_nodes = slaves().any(|slave| slave.is_node == Some(true))
-            || slaves().all(|slave| slave.is_node.is_none());
+        let slaves_are_nodes = slaves().any(|slave| slave.numbering == Some(Numbering::Cluster))
+            || slaves().all(|slave| slave.numbering.is_none());
         match observed.in_cluster.take() {
             in_cluster @ Some(_) if slaves_are_nodes => in_cluster,
             _ => observed.position.take(),
@@ -416,7 +538,7 @@ impl Verdicts {
     ) -> Verdict {
         let look = look.into();
         let Look { began, ended } = look;
-        let contested = self.rival();
+        let (asked_as_master, contested) = (server == self.master, self.rival());
         let has_instance_of_master = self.has_instance_of_master(server);
         let record = self.servers.entry(server).or_default();
         record.as_master = match finding {
@@ -428,18 +550,7 @@ impl Verdicts {
             Finding::Observed(_) => 0,
             Finding::Failed | Finding::Full | Finding::NotCopied => record.as_master,
         };
-        match finding {
-            Finding::Failed => record.failed(),
-            Finding::Full => {
-                record.failures = 0;
-                record.is_full = true;
-            }
-            Finding::NotCopied => {}
-            Finding::Observed(observed) => record.observed(observed, look),
-        }
-        // A full server has yet to tell whether it takes writes.
-        record.found |= *finding != Finding::Full;
-        record.probes = record.probes.wrapping_add(1);
+        record.found(finding, look);
 
         let mut verdict = Verdict::default();
         if let Some((new, succession)) = self.successor().filter(|_| self.checks.follow_promotion) {
@@ -453,8 +564,9 @@ impl Verdicts {
             // Nothing is known of the server but its latest answer. The older that is, the further behind it may be.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
                 let latest = self.servers[&server].latest.clone().unwrap_or_default();
-                verdict.lag = self.lag(server, log, &latest, began);
-                let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
+                let lag = self.lag(server, log, &latest, began);
+                verdict.lag = lag.ok();
+                let (state, why) = self.judge_slave(server, log, &latest, lag, began);
                 // Perhaps it replays as before: the lag is a bound, and no delay to look for.
                 let (state, why) = match state {
                     NodeState::Behind | NodeState::LagUnknown => (NodeState::LagUnknown, Why::Full),
@@ -465,6 +577,14 @@ impl Verdicts {
             }
             Finding::Full => {}
             Finding::NotCopied => verdict.states.push((server, NodeState::NotCopied, Why::Nothing)),
+            Finding::Observed(_)
+                if server == self.master
+                    && verdict.succession == Succession::SameProcess
+                    && !asked_as_master
+                    && self.depends_on_role(server) =>
+            {
+                // What it told as the master still holds, and stands in its record.
+            }
             Finding::Observed(observed) if server == self.master => {
                 self.judge_master(observed, began);
                 let diverged = self.compare(began).into_iter();
@@ -473,13 +593,21 @@ impl Verdicts {
             Finding::Observed(_) if self.is_master_itself(server) => {
                 verdict.states.push((server, NodeState::MasterItself, Why::Nothing));
             }
+            // It has to be asked for the position that it tells as a slave.
+            Finding::Observed(observed)
+                if asked_as_master
+                    && observed.role == ReportedRole::Slave
+                    && self.depends_on_role(server) =>
+            {
+                verdict.states.push((server, NodeState::New, Why::Nothing));
+            }
             Finding::Observed(observed) => {
                 self.remember_ahead(server, log, observed, ended);
                 self.find_place(server, log, observed, began);
                 verdict.errant = self.find_errant(server, observed);
-                verdict.lag = self.lag(server, log, observed, began);
-                let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
-                verdict.lag = verdict.lag.filter(|_| state != NodeState::Diverged);
+                let lag = self.lag(server, log, observed, began);
+                let (state, why) = self.judge_slave(server, log, observed, lag, began);
+                verdict.lag = lag.ok().filter(|_| state != NodeState::Diverged);
                 verdict.states.push((server, state, why));
             }
         }
@@ -491,6 +619,18 @@ impl Verdicts {
             self.judge_promoted(&mut verdict);
         }
         verdict
+    }
+
+    /// True if the server tells another position as a slave than as the master. A MariaDB tells what it has replayed, or
+    /// what it has logged.
+    fn depends_on_role(&self, server: ServerId) -> bool {
+        let latest = self.servers[&server].latest.as_ref();
+        match latest.and_then(|latest| latest.position.as_ref()) {
+            Some(Position::Gtids(_)) | None => true,
+            Some(
+                Position::Lsn { .. } | Position::GtidSet(_) | Position::Seqno { .. } | Position::Time(_),
+            ) => false,
+        }
     }
 
     fn judge_master(&mut self, observed: &Observation, began: Instant) {

@@ -37,13 +37,13 @@ impl Verdicts {
     /// PostgreSQL tells an ordinary role the timeline of the latest restartpoint, which may be older than the replayed
     /// position.
     fn place_of(&self, server: ServerId, log: SlaveLog, observed: &Observation) -> Option<Position> {
-        let record = &self.servers[&server];
+        let (record, position) = (&self.servers[&server], observed.position.as_ref()?);
         let is_comparable = log == SlaveLog::Masters
-            && record.compared_with == Some(self.number)
+            && record.compared_with(position) == Some(self.number)
             && record.diverged.is_none()
             && !self.is_of_other_system(observed.system);
         let known = self.history.latest().filter(|_| is_comparable)?;
-        match (observed.position.as_ref()?, known) {
+        match (position, known) {
             (Position::Lsn { lsn, .. }, Position::Lsn { timeline, .. }) => {
                 Some(Position::Lsn { timeline: *timeline, lsn: *lsn })
             }
@@ -108,7 +108,7 @@ impl Verdicts {
             record.diverged = None;
         }
         if contents.is_some_and(|contents| !contents.lacks(position)) {
-            (record.ahead, record.compared_with) = (None, Some(number));
+            record.found_at(number, position);
         } else if !record.ahead.as_ref().is_some_and(|ahead| position.reaches(&ahead.position)) {
             record.ahead = Some(Ahead { position: position.clone(), told, missed: 0 });
         }
@@ -133,16 +133,14 @@ impl Verdicts {
         let number = self.number;
         let mut diverged = Vec::new();
         for (id, record) in &mut self.servers {
-            let Some(ahead) = record.ahead.as_mut().filter(|ahead| ahead.told <= began) else { continue };
+            let Some(ahead) = record.ahead.take_if(|ahead| ahead.told <= began) else { continue };
+            let missed = ahead.missed + 1;
             if !contents.lacks(&ahead.position) {
-                (record.ahead, record.compared_with) = (None, Some(number));
-                continue;
-            }
-            ahead.missed += 1;
-            if ahead.missed >= Diverged::looks(&ahead.position) {
-                let position = ahead.position.clone();
-                record.ahead = None;
-                record.diverged = Some(Diverged { position, instance: record.instance });
+                record.found_at(number, &ahead.position);
+            } else if missed < Diverged::looks(&ahead.position) {
+                record.ahead = Some(Ahead { missed, ..ahead });
+            } else {
+                record.diverged = Some(Diverged { position: ahead.position, instance: record.instance });
                 diverged.push(*id);
             }
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::{NodeState, ServerId};
-use super::{Master, Verdicts, Why};
+use super::{Master, Outcome, Untold, Verdicts, Why};
 use crate::backend::{Observation, ReportedRole};
 use crate::config::SlaveLog;
 use crate::position::{Gap, Lag};
@@ -17,23 +17,27 @@ impl Verdicts {
         log: SlaveLog,
         observed: &Observation,
         now: Instant,
-    ) -> Option<Lag> {
-        let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters)?;
+    ) -> Result<Lag, Untold> {
+        if log == SlaveLog::Other {
+            return Err(Untold::OtherLog);
+        }
+        let position = observed.position.as_ref().ok_or(Untold::BySlave)?;
         let master = &self.servers[&self.master];
         // The last position that the master told says nothing of what it has written since.
         if master.latest.as_ref().is_some_and(|latest| latest.position.is_none()) {
-            return None;
+            return Err(Untold::ByMaster);
         }
-        let looked = self.history.looked()?;
-        if master.is_full {
-            let lag = self.history.lag(position, now)?;
-            return Some(lag.at_least(now.saturating_duration_since(looked)));
-        }
-        if self.is_overtaken(server) {
-            return self.without_master.as_ref().unwrap_or(&self.history).lag(position, now);
-        }
-        let at = if self.history.is_of_this_master() { looked } else { now };
-        self.history.lag(position, at)
+        let looked = self.history.looked().ok_or(Untold::ByMaster)?;
+        let is_full = master.outcome == Outcome::Full;
+        let (history, at) = match &self.without_master {
+            Some(without_master) if !is_full && self.is_overtaken(server) => (without_master, now),
+            _ if is_full || !self.history.is_of_this_master() || self.is_overtaken(server) => {
+                (&self.history, now)
+            }
+            _ => (&self.history, looked),
+        };
+        let lag = history.lag(position, at).ok_or(Untold::Empty)?;
+        Ok(if is_full { lag.at_least(now.saturating_duration_since(looked)) } else { lag })
     }
 
     pub(super) fn judge_slave(
@@ -41,7 +45,7 @@ impl Verdicts {
         server: ServerId,
         log: SlaveLog,
         observed: &Observation,
-        lag: Option<Lag>,
+        lag: Result<Lag, Untold>,
         now: Instant,
     ) -> (NodeState, Why) {
         let judged = self.judge_as_slave(server, log, observed, lag, now);
@@ -54,7 +58,7 @@ impl Verdicts {
         server: ServerId,
         log: SlaveLog,
         observed: &Observation,
-        lag: Option<Lag>,
+        lag: Result<Lag, Untold>,
         now: Instant,
     ) -> (NodeState, Why) {
         let is_ours = self.system.is_some() && observed.system == self.system;
@@ -79,18 +83,20 @@ impl Verdicts {
             return (NodeState::Diverged, Why::Nothing);
         }
         // The master may have written more since it was looked at.
+        let is_compared = observed.position.as_ref().is_some_and(|at| record.compared_with(at).is_some());
         if record.ahead.is_some()
-            && record.compared_with.is_none()
+            && !is_compared
             && self.contents().is_some()
-            && !self.servers[&self.master].is_full
+            && self.servers[&self.master].outcome != Outcome::Full
         {
             return (NodeState::New, Why::Nothing);
         }
-        let Some(lag) = lag else {
-            return match master == Master::Answers && self.checks.unknown_lag.excludes(log) {
-                true => (NodeState::LagUnknown, Why::Nothing),
-                false => (NodeState::Up, Why::Nothing),
-            };
+        let lag = match lag {
+            Ok(lag) => lag,
+            Err(untold) if master == Master::Answers && self.checks.unknown_lag.excludes(log) => {
+                return (NodeState::LagUnknown, Why::Untold(untold));
+            }
+            Err(_) => return (NodeState::Up, Why::Nothing),
         };
         let is_launching = || {
             self.known_since.is_some_and(|since| now.saturating_duration_since(since) < self.checks.interval)

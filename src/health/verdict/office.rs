@@ -1,19 +1,29 @@
 //! The office of the master: which server holds it, which one succeeds, and the other servers that take writes.
 
 use super::super::{NodeState, ServerId};
-use super::{FAILURES_BEFORE_FAILOVER, Master, Record, Succession, Verdict, Verdicts, Why, timeline};
+use super::{FirstLook, Master, Record, Succession, Verdict, Verdicts, Why, timeline};
 use crate::backend::{Observation, ReportedRole};
 
 impl Verdicts {
     pub(super) fn pass_mastership(&mut self, new: ServerId, succession: Succession) {
         let former = std::mem::replace(&mut self.master, new);
         self.confirmed = true;
-        if succession == Succession::Promotion {
-            if let Some(former) = self.servers.get_mut(&former) {
-                former.was_master = true;
+        match succession {
+            Succession::Promotion => {
+                if let Some(former) = self.servers.get_mut(&former) {
+                    former.was_master = true;
+                }
+                self.process = None;
+                self.begin_history();
             }
-            self.process = None;
-            self.begin_history();
+            // The process was asked as a slave at this address. What it told as the master still holds.
+            Succession::SameProcess if self.depends_on_role(new) => {
+                let position = self.history.latest().cloned();
+                if let Some(latest) = self.servers.get_mut(&new).and_then(|new| new.latest.as_mut()) {
+                    latest.position = position;
+                }
+            }
+            Succession::SameProcess => {}
         }
     }
 
@@ -69,7 +79,7 @@ impl Verdicts {
         let is_rival = |(id, record): &(&ServerId, &Record)| {
             let ours = record.system.is_some() && (self.system.is_none() || record.system == self.system);
             **id != self.master
-                && record.wrote_at_first
+                && record.first == FirstLook::TookWrites
                 && record.may_write()
                 && ours
                 && !self.is_master_itself(**id)
@@ -80,7 +90,7 @@ impl Verdicts {
     /// Confirms the master, once all servers have been looked at, and the master alone takes writes.
     pub(super) fn confirm(&mut self) {
         self.confirmed |= self.master() == Master::Answers
-            && self.servers.values().all(|record| record.found)
+            && self.servers.values().all(|record| record.first != FirstLook::Awaited)
             && self.rival().is_none();
     }
 
@@ -132,7 +142,9 @@ impl Verdicts {
             Some((known, Some(timeline))) => {
                 let is_later =
                     |its: u32| its > timeline || is_configured && its == timeline && latest.has(known);
-                (is_configured || record.seen_in_recovery || record.wrote_at_first && !self.confirmed)
+                (is_configured
+                    || record.seen_in_recovery
+                    || record.first == FirstLook::TookWrites && !self.confirmed)
                     && latest.role == ReportedRole::Master
                     && record.system.is_some()
                     && record.system == self.system
@@ -153,8 +165,7 @@ impl Verdicts {
     fn leads_at_launch(&self, record: &Record, latest: &Observation) -> bool {
         let configured = &self.servers[&self.master];
         // Another server that takes writes may not have been looked at yet.
-        let is_found =
-            |record: &Record| record.latest.is_some() || record.failures >= FAILURES_BEFORE_FAILOVER;
+        let is_found = |record: &Record| record.latest.is_some() || record.outcome.is_gone();
         if !self.servers.values().all(is_found) {
             return false;
         }
