@@ -15,7 +15,7 @@ use crate::{Cluster, ReplicatedDb};
 pub mod laws;
 mod process;
 
-pub use process::{Instance, LetDown, Pin, Process, Route, Term, instance};
+pub use process::{Effects, Found, Instance, LetDown, Pin, Process, Route, Term, instance};
 
 /// Manage a `Resolver` of your own to have names looked up by it.
 pub use crate::cluster::{Resolve, Resolver};

@@ -238,7 +238,7 @@ impl Engine for MySql {
 
         Box::pin(async move {
             let row = match run_both(conn, SETTLE, "ROLLBACK").await {
-                Err(sqlx::Error::Database(error)) if number(&*error) == Some(IN_TRANSACTION) => {
+                Err(sqlx::Error::Database(error)) if has_number(&*error, IN_TRANSACTION) => {
                     return Ok(Left::Dirty);
                 }
                 row => row?,
@@ -249,24 +249,10 @@ impl Engine for MySql {
     }
 
     fn judge(error: &sqlx::Error) -> Judgement {
-        let Some(error) = error.as_database_error().and_then(|error| error.try_downcast_ref()) else {
-            return Judgement::of_driver(error);
-        };
-        let remains = match MySqlDatabaseError::number(error) {
-            // A session that is killed during a commit may have committed.
-            CONNECTION_KILLED => Remains::BrokenOff,
-            number if ends_connections(number) => Remains::Ended,
-            _ => Remains::Usable,
-        };
-        let fault = match (MySqlDatabaseError::number(error), error.message()) {
-            // https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1700-to-1799/e1792
-            (READ_ONLY_TRANSACTION, _) => Fault::ReadOnly,
-            _ if takes_no_writes(error) => Fault::NoWrites,
-            _ if is_full(error) => Fault::Full,
-            (number, _) if ends_connections(number) || is_cut_off(error) => Fault::Node,
-            _ => Fault::Query,
-        };
-        Judgement { fault, remains }
+        match error.as_database_error().and_then(of_server) {
+            Some((number, message)) => judge(number, message),
+            None => Judgement::of_driver(error),
+        }
     }
 }
 
@@ -322,7 +308,7 @@ async fn run_both(
 ) -> Result<Option<MySqlRow>, sqlx::Error> {
     let both = sqlx::raw_sql(AssertSqlSafe(format!("{first}; {second}"))).fetch_all(&mut *conn).await;
     let rows = match both {
-        Err(sqlx::Error::Database(error)) if number(&*error) == Some(SEVERAL_STATEMENTS) => {
+        Err(sqlx::Error::Database(error)) if has_number(&*error, SEVERAL_STATEMENTS) => {
             let mut rows = sqlx::raw_sql(first).fetch_all(&mut *conn).await?;
             rows.extend(sqlx::raw_sql(second).fetch_all(conn).await?);
             rows
@@ -472,7 +458,7 @@ async fn no_writes_in_group(
         return Ok(None);
     }
     match sqlx::raw_sql(MEMBERS).fetch_all(conn).await {
-        Err(sqlx::Error::Database(error)) if number(&*error) == Some(TABLE_DENIED) => {
+        Err(sqlx::Error::Database(error)) if has_number(&*error, TABLE_DENIED) => {
             memory.tells_group = Some(false);
             Ok(None)
         }
@@ -605,28 +591,52 @@ const SEVERAL_STATEMENTS: u16 = 4501;
 /// ER_CANT_CHANGE_TX_CHARACTERISTICS
 const IN_TRANSACTION: u16 = 1568;
 
-fn number(error: &dyn DatabaseError) -> Option<u16> {
-    error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
+/// The number and the message of a server's error.
+fn of_server(error: &dyn DatabaseError) -> Option<(u16, &str)> {
+    let error = error.try_downcast_ref::<MySqlDatabaseError>()?;
+    Some((error.number(), error.message()))
+}
+
+fn has_number(error: &dyn DatabaseError, wanted: u16) -> bool {
+    of_server(error).is_some_and(|(number, _)| number == wanted)
+}
+
+fn judge(number: u16, message: &str) -> Judgement {
+    let remains = match number {
+        // A session that is killed during a commit may have committed.
+        CONNECTION_KILLED => Remains::BrokenOff,
+        // So may a node that lost its cluster during a commit.
+        _ if is_cut_off_during_commit(number, message) => Remains::BrokenOff,
+        _ if ends_connections(number) => Remains::Ended,
+        _ => Remains::Usable,
+    };
+    let fault = match number {
+        // https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1700-to-1799/e1792
+        READ_ONLY_TRANSACTION => Fault::ReadOnly,
+        _ if refuses_writes(number, message) => Fault::NoWrites,
+        _ if is_full(number, message) => Fault::Full,
+        _ if is_outage(number, message) => Fault::Node,
+        _ => Fault::Query,
+    };
+    Judgement { fault, remains }
 }
 
 /// True if there are too many connections: of all users, or of this one.
-fn is_full(error: &MySqlDatabaseError) -> bool {
-    match error.number() {
+fn is_full(number: u16, message: &str) -> bool {
+    match number {
         1040 | 1203 => true,
         // The number is the same for each of an account's limits.
-        1226 => error.message().contains("max_user_connections"),
+        1226 => message.contains("max_user_connections"),
         _ => false,
     }
 }
 
 /// True for a write that was refused because the whole server is read-only, and not this session alone.
-pub(super) fn takes_no_writes(error: &dyn DatabaseError) -> bool {
-    match number(error) {
-        Some(READ_ONLY_MODE) => true,
+fn refuses_writes(number: u16, message: &str) -> bool {
+    match number {
+        READ_ONLY_MODE => true,
         // The number is the same for many options.
-        Some(REFUSED_BY_OPTION) => {
-            error.message().contains("read-only") || error.message().contains("read_only")
-        }
+        REFUSED_BY_OPTION => message.contains("read-only") || message.contains("read_only"),
         _ => false,
     }
 }
@@ -636,6 +646,10 @@ const TABLE_DENIED: u16 = 1142;
 
 /// ER_RUN_HOOK_ERROR: a MySQL has left its group, or waited too long for a majority. It has rolled the transaction back.
 const REFUSED_BY_GROUP: u16 = 3100;
+
+pub(super) fn takes_no_writes(error: &dyn DatabaseError) -> bool {
+    of_server(error).is_some_and(|(number, message)| refuses_writes(number, message))
+}
 
 /// <https://mariadb.com/docs/server/reference/error-codes/mariadb-error-codes-1900-to-1999/e1927>
 const CONNECTION_KILLED: u16 = 1927;
@@ -648,34 +662,95 @@ fn ends_connections(number: u16) -> bool {
 
 /// True for "WSREP has not yet prepared node for application use": a node that has lost the others of its Galera
 /// cluster, or has yet to join them. Connections stay open and serve once the node has joined.
-fn is_cut_off(error: &MySqlDatabaseError) -> bool {
+fn is_cut_off(number: u16, message: &str) -> bool {
     /// ER_UNKNOWN_COM_ERROR, which has other causes as well.
     const UNKNOWN_COMMAND: u16 = 1047;
 
-    error.number() == UNKNOWN_COMMAND && error.message().contains("WSREP")
+    number == UNKNOWN_COMMAND && message.contains("WSREP")
+}
+
+/// True for "Got error 6 … during COMMIT" of a node that lost the others of its Galera cluster, or its provider, during a
+/// commit. The number is that of the provider's status, for which newer servers have words as well. A transaction that
+/// is too large has status 5. <https://github.com/codership/wsrep-lib/blob/master/include/wsrep/provider.hpp>
+fn is_cut_off_during_commit(number: u16, message: &str) -> bool {
+    /// ER_ERROR_DURING_COMMIT
+    const ERROR_DURING_COMMIT: u16 = 1180;
+    const SIGNS: [&str; 6] = [
+        "error 6 ",
+        "error 7 ",
+        "error 8 ",
+        "Not connected to Primary",
+        "Provider in bad state",
+        "Fatal error",
+    ];
+
+    number == ERROR_DURING_COMMIT && SIGNS.iter().any(|sign| message.contains(sign))
+}
+
+fn is_outage(number: u16, message: &str) -> bool {
+    number == REFUSED_BY_GROUP
+        || ends_connections(number)
+        || is_cut_off(number, message)
+        || is_cut_off_during_commit(number, message)
 }
 
 /// True if the server refuses the login: access denied (to the server, to the database, from this host), no such
 /// database, an account that is locked or whose password has expired.
 /// <https://mariadb.com/docs/server/reference/error-codes>
 pub(super) fn is_login_refused(error: &dyn DatabaseError) -> bool {
-    let error = error.try_downcast_ref::<MySqlDatabaseError>();
-    error.is_some_and(|error| {
-        matches!(error.number(), 1044 | 1045 | 1049 | 1130 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151)
-    })
+    let refused = [1044, 1045, 1049, 1130, 1698, 1820, 1862, 3118, 3955, 4151];
+    of_server(error).is_some_and(|(number, _)| refused.contains(&number))
 }
 
 pub(super) fn is_unavailable(error: &dyn DatabaseError) -> bool {
-    let error = error.try_downcast_ref::<MySqlDatabaseError>();
-    error.is_some_and(|error| {
-        let number = error.number();
-        is_full(error) || ends_connections(number) || is_cut_off(error) || number == REFUSED_BY_GROUP
-    })
+    of_server(error).is_some_and(|(number, message)| is_full(number, message) || is_outage(number, message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_says_of_itself_is_told_from_what_it_says_of_a_statement() {
+        use Fault::*;
+        use Remains::*;
+
+        for (number, message, fault, remains) in [
+            (1146, "Table 'blog.books' doesn't exist", Query, Usable),
+            (1792, "Cannot execute statement in a READ ONLY transaction", ReadOnly, Usable),
+            (1836, "Running in read-only mode", NoWrites, Usable),
+            (1290, "The MySQL server is running with the --super-read-only option", NoWrites, Usable),
+            (1290, "The MySQL server is running with the --secure-file-priv option", Query, Usable),
+            (1040, "Too many connections", Full, Usable),
+            (
+                1226,
+                "User 'app' has exceeded the 'max_user_connections' resource (current value: 5)",
+                Full,
+                Usable,
+            ),
+            (1226, "User 'app' has exceeded the 'max_questions' resource (current value: 5)", Query, Usable),
+            (1053, "Server shutdown in progress", Node, Ended),
+            (3032, "The server is currently in offline mode", Node, Ended),
+            (1927, "Connection was killed", Node, BrokenOff),
+            (1047, "WSREP has not yet prepared node for application use", Node, Usable),
+            (1047, "Unknown command", Query, Usable),
+            // Of MariaDB before and since it names the status, and of Percona XtraDB Cluster.
+            (1180, "Got error 6 \"No such device or address\" during COMMIT", Node, BrokenOff),
+            (
+                1180,
+                "Error while appending streaming replication fragment(provider status: Not connected to Primary \
+                 Component)",
+                Node,
+                BrokenOff,
+            ),
+            (1180, "Got error 6 - 'Not connected to Primary Component' during COMMIT", Node, BrokenOff),
+            // The transaction is too large.
+            (1180, "Got error 5 \"Input/output error\" during COMMIT", Query, Usable),
+            (1180, "Got error 5 - 'Transaction size exceed set threshold' during COMMIT", Query, Usable),
+        ] {
+            assert_eq!(judge(number, message), Judgement { fault, remains }, "{number} {message}");
+        }
+    }
 
     #[test]
     fn what_is_waited_for_is_what_was_parsed() {

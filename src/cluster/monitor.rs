@@ -1,13 +1,13 @@
 //! Looks at each server from lift-off to shutdown. The monitor works in the background of all requests and on
-//! connections of its own, since a busy pool does not mean a sick server. [`Verdicts`] decides what the probes mean.
-//! The monitor asks it, and carries out the verdicts.
+//! connections of its own, since a busy pool does not mean a sick server. [`Fleet`] decides what the probes mean. The
+//! monitor asks the servers, and carries out the effects on connections.
 
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use log::{error, info, warn};
+use log::{error, info};
 use rocket::futures::FutureExt;
 use rocket::futures::future::{BoxFuture, join_all};
 use rocket::tokio;
@@ -22,16 +22,15 @@ use super::opening::Opening;
 use super::probing::{Attempts, Probing};
 use super::server::{Purpose, Server};
 use crate::backend::{
-    Access, Activity, Conn, ConnectionInfo, Depth, Driver, Fault, Instance, Observation, Options,
-    ReportedRole, SessionId,
+    Activity, Conn, ConnectionInfo, Depth, Driver, Fault, Instance, Observation, Options, ReportedRole,
+    SessionId,
 };
 use crate::config::Checks;
 use crate::health::{
-    FAILURES_BEFORE_FAILOVER, Finding, Health, Look, Mastership, NodeState, Pooling, Role, Succession,
-    Verdict, Verdicts, Why,
+    Answer, Effects, Ends, Fleet, Look, Mastership, NodeState, Pooling, Probe, Remedies, Role,
 };
 use crate::pool::{Ended, ServerSession};
-use crate::position::{Lag, Position};
+use crate::position::Position;
 
 /// The shortest time between two probes of a server about which something is odd.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
@@ -100,8 +99,9 @@ impl<DB: Driver> Monitor<DB> {
             .filter(|server| server.purpose != Purpose::ReadUrl)
             .map(|server| server.id())
             .collect();
-        let verdicts = Verdicts::new(mastership.term().master, &judged, checks.clone());
-        let watch = Arc::new(Watch { servers, mastership, checks, verdicts: Mutex::new(verdicts) });
+        let remedies = Remedies { no_writes: DB::NO_WRITES, rejoin: DB::REJOIN };
+        let fleet = Fleet::new(&judged, mastership.clone(), checks.clone(), remedies);
+        let watch = Arc::new(Watch { servers, mastership, checks, fleet: Mutex::new(fleet) });
         let attend = |server: &Arc<Server<DB>>| tokio::spawn(watch.clone().attend(server.clone()));
         let mut tasks: Vec<_> = all.iter().map(attend).collect();
         let tended = watch.clone();
@@ -156,7 +156,7 @@ impl<DB: Driver> Monitor<DB> {
 
     /// The latest position that the master is known to have had before `time`.
     pub(super) fn stood_before(&self, time: std::time::Instant) -> Option<Position> {
-        self.watch.verdicts().stood_before(time)
+        self.watch.fleet().verdicts.stood_before(time)
     }
 
     pub(super) fn end(&self) {
@@ -210,31 +210,16 @@ async fn ask_about<'s, DB: Driver>(
     Ok(Pooling::None)
 }
 
-/// True if the address does not lead to the kind of server that it is for. The next connection may lead there, while
-/// the one that is open stays where it is.
-fn leads_elsewhere(health: &Health) -> bool {
-    matches!(
-        health.state(),
-        NodeState::Standby | NodeState::MasterItself | NodeState::SecondMaster | NodeState::Promoted
-    )
-}
-
 /// True for a look that ended because of `check_timeout`.
 fn is_timed_out(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
-}
-
-/// The access that the monitor asks a server for.
-fn access<DB: Driver>(server: &Server<DB>) -> Access {
-    let is_master = server.health.role() == Role::Master || server.purpose == Purpose::ReadUrl;
-    if is_master { Access::MasterReads } else { Access::SlaveReads }
 }
 
 pub(super) struct Watch<DB: Driver> {
     pub(super) servers: Arc<Servers<DB>>,
     mastership: Arc<Mastership>,
     pub(super) checks: Checks,
-    verdicts: Mutex<Verdicts>,
+    fleet: Mutex<Fleet>,
 }
 
 impl<DB: Driver> Watch<DB> {
@@ -244,20 +229,20 @@ impl<DB: Driver> Watch<DB> {
 
     /// Adds a server to the list.
     pub(super) fn add(&self, server: Arc<Server<DB>>) {
-        self.verdicts().add(server.id());
+        self.fleet().verdicts.add(server.id());
         self.servers.add(&server);
     }
 
     /// Removes a server from the list. Returns false for the master, which is never removed.
     pub(super) fn remove(&self, server: &Server<DB>) -> bool {
         // INVARIANT: no server becomes the master while this is held.
-        let mut verdicts = self.verdicts();
+        let mut fleet = self.fleet();
         if server.health.role() == Role::Master {
             return false;
         }
-        verdicts.remove(server.id());
+        fleet.verdicts.remove(server.id());
         self.servers.remove(server.id());
-        drop(verdicts);
+        drop(fleet);
         server.leave();
         true
     }
@@ -273,7 +258,7 @@ impl<DB: Driver> Watch<DB> {
         };
         tokio::select! {
             () = probed => {}
-            () = server.depart() => {}
+            () = server.depart() => self.fleet().forget(server.id()),
         }
     }
 
@@ -287,36 +272,32 @@ impl<DB: Driver> Watch<DB> {
     }
 
     async fn watch(&self, server: &Server<DB>) {
-        let (mut probing, mut attempts, mut failures, mut missed) = (None, Attempts::new(), 0, 0);
+        let (mut probing, mut attempts, mut missed) = (None, Attempts::new(), 0);
         loop {
-            let began = Instant::now();
-            let depth = self.verdicts().depth(server.id());
+            let (began, asked) = (Instant::now(), server.health.probe_access());
+            let depth = self.fleet().verdicts.depth(server.id());
             let was_open = probing.is_some();
             let observed = self.observe(server, &mut probing, &mut attempts, depth).await;
-            failures = match &observed {
-                Ok(_) => 0,
-                // The server answers, though it has no connection to spare.
-                Err(error) if DB::judge(error).fault == Fault::Full => 0,
-                Err(_) => failures + 1,
-            };
             if observed.is_ok() && was_open {
                 server.health.record_round_trip(began.elapsed());
             }
-            if failures == 1
+            let look = Look { began: began.into_std(), ended: Instant::now().into_std() };
+            let instance = probing.as_ref().and_then(|probing| probing.instance);
+            let answer = match observed {
+                Ok(observed) => Answer::Observed(observed),
+                Err(error) if DB::judge(&error).fault == Fault::Full => Answer::Full,
+                Err(error) => Answer::Failed(error),
+            };
+            let effects = self.apply(server, Probe { look, asked, instance, answer });
+            if effects.failures == 1
                 && let Some(discovered) = &server.discovered
             {
                 discovered.lookups.request();
             }
-            self.judge(server, began, probing.as_ref().and_then(|probing| probing.instance), observed);
             #[cfg(feature = "status")]
             server.health.remember();
-            server.health.probes.send_modify(|probes| *probes += 1);
-            if failures >= FAILURES_BEFORE_FAILOVER {
-                // Queries under way will never be answered.
-                server.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
-            }
             self.ask_about_sessions(server, began, &mut probing, &mut missed).await;
-            if leads_elsewhere(&server.health)
+            if effects.reconnect
                 && let Some(Probing { conn, .. }) = probing.take()
             {
                 let _ = timeout(self.checks.timeout, conn.close()).await;
@@ -357,7 +338,7 @@ impl<DB: Driver> Watch<DB> {
         attempts: &mut Attempts<DB>,
         depth: Depth,
     ) -> Result<Observation, sqlx::Error> {
-        let access = access(server);
+        let access = server.health.probe_access();
         let probing = match probing {
             Some(probing) => probing,
             None => {
@@ -433,7 +414,7 @@ impl<DB: Driver> Watch<DB> {
             for turn in TURNS {
                 let conn = if turn == 0 { &mut known.conn } else { &mut other };
                 let ConnectionInfo { instance, session, .. } =
-                    DB::set_up(conn, access(server), false).await?;
+                    DB::set_up(conn, server.health.probe_access(), false).await?;
                 let session = session.map(|session| (instance, session));
                 let changed = sessions[turn].is_some_and(|before| session != Some(before));
                 sessions[turn] = session;
@@ -530,7 +511,7 @@ impl<DB: Driver> Watch<DB> {
         let asked = timeout(self.checks.timeout, async {
             let mut conn = server.prober.options.connect().await?;
             let ConnectionInfo { instance, session, .. } =
-                DB::set_up(&mut conn, access(server), false).await?;
+                DB::set_up(&mut conn, server.health.probe_access(), false).await?;
             let theirs: Vec<_> =
                 sessions.iter().filter(|session| Some(session.instance) == instance).collect();
             let reached = if theirs.is_empty() { Reached::Another } else { Reached::One };
@@ -578,7 +559,7 @@ impl<DB: Driver> Watch<DB> {
                     let seen = observed
                         .ok()
                         .filter(|observed| observed.role != ReportedRole::Slave)
-                        .and_then(|mut observed| self.verdicts().position_for_slaves(&mut observed))
+                        .and_then(|mut observed| self.fleet().verdicts.position_for_slaves(&mut observed))
                         // Every slave includes the position of an empty log, so that a pin with it would not lead to
                         // the write.
                         .filter(|position| !position.is_empty())
@@ -591,164 +572,32 @@ impl<DB: Driver> Watch<DB> {
         }
     }
 
-    fn judge(
-        &self,
-        server: &Server<DB>,
-        began: Instant,
-        instance: Option<Instance>,
-        observed: Result<Observation, sqlx::Error>,
-    ) {
-        let health = &server.health;
-        // INVARIANT: one verdict is carried out before the next one is made, so that an earlier one is never the last word.
-        let mut verdicts = self.verdicts();
-        let finding = match observed {
-            Ok(_) if health.is_follower() && health.copied().is_none() => Finding::NotCopied,
-            Ok(mut observed) => {
-                let told = verdicts.position_for_slaves(&mut observed);
-                observed.position = told.or_else(|| health.copied());
-                Finding::Observed(observed)
+    fn apply(&self, server: &Server<DB>, probe: Probe) -> Effects {
+        let mut fleet = self.fleet();
+        let find = |id| self.servers.get(id).map(|server| server.health.clone());
+        let effects = fleet.apply(&server.health, probe, find);
+        let all = self.servers.all();
+        // A server that is leaving is in no list.
+        let others = all.iter().map(AsRef::as_ref).filter(|other| other.id() != server.id());
+        for pool in others.chain([server]).flat_map(|server| server.pools.all()) {
+            match effects.ends(pool.health().id(), pool.access()) {
+                Some(Ends::Reads) => pool.end_earlier_generations(Ended::ServerDown),
+                Some(Ends::All) => pool.end_earlier_generations(Ended::Dead),
+                None => {}
             }
-            Err(error) if DB::judge(&error).fault == Fault::Full => Finding::Full,
-            Err(error) => {
-                health.went_down(&error);
-                let reads = server.pools.all().filter(|pool| !pool.access().writes());
-                reads.for_each(|pool| pool.end_earlier_generations(Ended::ServerDown));
-                Finding::Failed
-            }
-        };
-        if server.purpose == Purpose::ReadUrl || !verdicts.knows(server.id()) {
-            match finding {
-                Finding::Observed(Observation { role: ReportedRole::Slave, .. })
-                    if server.purpose == Purpose::ReadUrl =>
-                {
-                    health.found(NodeState::Standby, DB::NO_WRITES);
-                }
-                Finding::Observed(_) => health.found(NodeState::Up, ""),
-                Finding::Full => health.found_full(),
-                Finding::Failed | Finding::NotCopied => {}
-            }
-            return;
         }
-        if let Finding::Observed(_) = finding {
-            verdicts.record_instance(server.id(), instance);
-        }
-        let look = Look { began: began.into_std(), ended: Instant::now().into_std() };
-        let verdict = verdicts.judge(server.id(), health.log(), look, &finding);
-        self.carry_out(server, &verdict);
-        if finding == Finding::Full {
-            health.found_full();
-        }
-        drop(verdicts);
-        if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
-            (health.role(), finding)
-        {
-            health.record_position(position, instance, began.into_std());
-        }
-    }
-
-    fn carry_out(&self, server: &Server<DB>, verdict: &Verdict) {
-        server.health.set_lag(verdict.lag);
-        if !verdict.errant.is_empty() {
-            warn!(
-                "The {} has transactions that the master lacks, from these sources: {}. It serves all the same. If they were \
-                 written there, all other servers get them once it is promoted: make it anew from a copy of the master, and \
-                 let nothing write there (`super_read_only`).",
-                server.health, verdict.errant,
-            );
-        }
-        if let Some(new) = verdict.new_master.and_then(|new| self.servers.get(new)) {
-            let old = self.servers.master(&self.mastership);
-            let (old_one, new_one) = (&old.health, &new.health);
-            match (verdict.succession, old_one.state()) {
-                (Succession::SameProcess, _) => {
-                    warn!(
-                        "The {new_one} leads to the same server as the {old_one}: writes go there from now on."
-                    );
-                }
-                (Succession::Promotion, NodeState::Suspect | NodeState::Down) => error!(
-                    "The {old_one} is gone, and the {new_one} was promoted: writes go there from now on. Name it as \
-                     `url` before the next launch."
-                ),
-                (Succession::Promotion, _) => {
-                    error!(
-                        "The {old_one} takes no writes, and the {new_one} does: writes go there from now on. Name it \
-                         as `url` before the next launch."
-                    );
-                }
-            }
-            self.mastership.pass_to(new.id());
-            old.health.changed_role();
-            new.health.changed_role();
-            // Connections that come back from the old master are not written on any more.
-            old.health.next_generation();
-            if verdict.succession == Succession::Promotion {
-                old.pools.all().for_each(|pool| pool.end_earlier_generations(Ended::Dead));
-            }
+        if let Some(old) = effects.former_master.and_then(|former| self.servers.get(former)) {
             old.pools_with_read_url()
                 .filter(|pool| pool.role() == Role::Master)
                 .for_each(|pool| pool.close_plain());
             // A slave that lacks something of the new master has to be found before a client reads there.
-            self.servers.all().iter().for_each(|server| server.health.request_probe());
+            all.iter().for_each(|server| server.health.request_probe());
         }
-        for (id, state, why) in &verdict.states {
-            if let Some(server) = self.servers.get(*id) {
-                server.health.found(*state, self.explain(&server.health, *state, *why));
-            }
-        }
+        effects
     }
 
-    fn explain(&self, health: &Health, state: NodeState, why: Why) -> String {
-        match (state, why) {
-            (_, Why::Lag(Lag::AtMost(lag))) => format!("{:.1} s", lag.as_secs_f64()),
-            (_, Why::SinceFailover(lag)) => format!("up to {:.1} s", lag.as_secs_f64()),
-            (_, Why::Lag(Lag::MoreThan(lag))) => format!("more than {:.1} s", lag.as_secs_f64()),
-            (_, Why::NoWrites(why)) => why.into(),
-            (_, Why::Rival { rival, timelines }) => {
-                let rival = self.servers.get(rival).map(|rival| rival.health.to_string()).unwrap_or_default();
-                let timelines = timelines.map_or_else(String::new, |(ours, theirs)| {
-                    format!(" (timelines {ours} and {theirs}: the later one was promoted)")
-                });
-                format!(
-                    "The {health} and the {rival} both take writes{timelines}: nothing is written to either, as what goes \
-                     to the wrong one is lost. Stop the one that is out of date, or make it a standby of the other, and \
-                     name the other as `url`."
-                )
-            }
-            (NodeState::LagUnknown, Why::Full) => {
-                "It has no connection to spare for health probes: raise the limit of the server, or lower \
-                 `max_connections` of its pools."
-                    .into()
-            }
-            (NodeState::LagUnknown, _) => {
-                "It, or the master, tells no position in the log that can be compared. Say \
-                                           `unknown_lag = \"use\"` if it may serve all the same."
-                    .into()
-            }
-            (NodeState::Stranger, _) => {
-                "Correct its URL, or make it anew from a copy of the master. If it is a logical replica, say \
-                 `logical = true` in its entry of `slaves`."
-                    .into()
-            }
-            (NodeState::Diverged, _) => DB::REJOIN.into(),
-            (NodeState::Standby, _) => DB::NO_WRITES.into(),
-            (NodeState::SecondMaster, _) if self.master().health.state() == NodeState::Standby => {
-                let follow =
-                    if self.checks.follow_promotion { "" } else { ", or say `follow_promotion = true`" };
-                format!("The configured master takes no writes: name this server as `url`{follow}.")
-            }
-            (NodeState::Promoted, _) if !self.checks.follow_promotion => {
-                " Name it as `url`, unless that is the address of a balancer, which leads there by itself."
-                    .into()
-            }
-            (NodeState::SecondMaster, _) => {
-                "Make it replicate the master or, if it is to be the master, name it as `url`.".into()
-            }
-            _ => String::new(),
-        }
-    }
-
-    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
-        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The health of one server. Its pools read it without waiting. The monitor keeps it up to date. `verdict` decides what
-//! the probes of all servers mean, `monitor` makes them.
+//! The health of one server. Its pools read it without waiting. The monitor makes the probes, [`Fleet::apply`] takes
+//! note of their results, and `verdict` decides what those of all servers mean.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use log::{error, info, warn};
+use log::{error, log, warn};
 use rocket::tokio::sync::{Notify, watch};
 
 use crate::backend::{Access, Copied, Instance, NotTheMaster, is_login_refused};
@@ -22,6 +22,7 @@ use state::AtomicState;
 
 mod counts;
 mod exploring;
+mod fleet;
 #[cfg(feature = "status")]
 mod history;
 mod lateness;
@@ -38,7 +39,12 @@ pub(crate) use mastership::{Mastership, ServerId, Term};
 pub(crate) use proxy::{Enforced, Pooling};
 pub use state::{NodeState, NodeStatus, Role};
 
-pub(crate) use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Look, Succession, Verdict, Verdicts, Why};
+pub(crate) use fleet::{Answer, Effects, Ends, Fleet, Probe};
+#[cfg(feature = "status")]
+pub(crate) use state::Mood;
+pub(crate) use state::Remedies;
+pub(crate) use verdict::Look;
+use verdict::{FAILURES_BEFORE_FAILOVER, Finding, Succession, Verdicts, Why};
 
 /// The position that a slave told at a look.
 #[derive(Debug)]
@@ -164,10 +170,6 @@ impl Health {
         &self.name
     }
 
-    pub(crate) fn log(&self) -> SlaveLog {
-        self.log
-    }
-
     pub(crate) fn counts(&self) -> &Arc<ServerCounts> {
         &self.counts
     }
@@ -189,6 +191,14 @@ impl Health {
         }
     }
 
+    /// The access that the monitor asks the server for.
+    pub(crate) fn probe_access(&self) -> Access {
+        match (self.subject, self.role()) {
+            (Subject::ReadUrl, _) | (Subject::Server, Role::Master) => Access::MasterReads,
+            (Subject::Server, Role::Slave) => Access::SlaveReads,
+        }
+    }
+
     /// True if the server is the master, and the only server that takes writes.
     pub(crate) fn takes_writes(&self) -> bool {
         self.role() == Role::Master && !matches!(self.state.load(), NodeState::Contested | NodeState::Standby)
@@ -202,50 +212,33 @@ impl Health {
     /// True for a server that is read from while neither the master nor a usable slave can be: it is on its way back, it was
     /// promoted, or its lag is too large or unknown and `without_master` allows that.
     pub(crate) fn is_last_resort(&self, without_master: PinnedWithoutMaster) -> bool {
-        let serves = match self.state.load() {
-            NodeState::Down => self.is_returning(),
-            NodeState::Promoted => true,
-            NodeState::Behind | NodeState::LagUnknown => without_master == PinnedWithoutMaster::Stale,
-            // The configured master is a slave of another server, or this slave's address leads to the master.
-            NodeState::Standby | NodeState::MasterItself => true,
-            _ => false,
-        };
-        serves && !self.is_taken_out()
+        self.state.load().is_last_resort(without_master, self.is_returning()) && !self.is_taken_out()
     }
 
     /// True if a session that has chosen the server can go on with it.
     pub(crate) fn answers(&self, wanted: Access) -> bool {
-        match self.state.load() {
-            NodeState::New | NodeState::Suspect => false,
-            NodeState::Down => self.is_returning(),
-            NodeState::Standby => wanted == Access::SlaveReads,
-            NodeState::Contested => wanted != Access::Writes,
-            _ => true,
-        }
+        self.state.load().goes_on(wanted, self.is_returning())
     }
 
     /// The error message for a request that is refused a connection.
     pub(crate) fn why_not(&self, wanted: Access) -> String {
-        match self.state.load() {
-            NodeState::Contested if wanted == Access::Writes => {
-                format!(
-                    "the {self} is not written to while another server of its system takes writes, too: stop one of \
-                     them"
-                )
-            }
-            NodeState::Standby => format!("the {self} takes no writes: it is in recovery, or read-only"),
-            _ => format!("the {self} cannot be reached"),
+        let state = self.state.load();
+        if state == NodeState::Contested && wanted == Access::Writes {
+            format!(
+                "the {self} is not written to while another server of its system takes writes, too: stop one of them"
+            )
+        } else if state == NodeState::Standby {
+            format!("the {self} takes no writes: it is in recovery, or read-only")
+        } else {
+            format!("the {self} cannot be reached")
         }
     }
 
     /// True when waiting requests must give up on this server. [`interrupted`](Self::interrupted) wakes them when that
     /// begins.
     pub(crate) fn is_gone(&self) -> bool {
-        match self.state.load() {
-            NodeState::Suspect => true,
-            NodeState::Down => !self.is_returning(),
-            _ => false,
-        }
+        let state = self.state.load();
+        state == NodeState::Suspect || state == NodeState::Down && !self.is_returning()
     }
 
     /// True if the latest probe found nothing wrong.
@@ -374,90 +367,25 @@ impl Health {
         let Some(before) = self.state.turn(state) else { return };
         if before != state {
             self.counts.changed(self.state());
-            if state == NodeState::Standby {
-                // Reads as the master's on its connections may be late from now on.
+            // Reads at the master over the connections of a standby may be late. A slave's connections at the master only
+            // take room there.
+            if matches!(state, NodeState::Standby | NodeState::MasterItself) {
                 self.next_generation();
             }
         }
         if !matches!(state, NodeState::Suspect | NodeState::Down) {
             self.accepts_login.store(true, Ordering::Release);
         }
-        match state {
-            _ if before == state || self.is_leaving.load(Ordering::Acquire) => {}
-            NodeState::Up if before == NodeState::New => info!("The {self} serves reads from now on."),
-            NodeState::Down if before == NodeState::Suspect => {}
-            // As loud as the line that it takes back: Rocket's level `critical` shows warnings, and nothing below.
-            NodeState::Up => warn!("The {self} is back."),
-            // The line about the refused login has said what is wrong, and that it is no outage.
-            NodeState::Suspect | NodeState::Down if !self.accepts_login.load(Ordering::Acquire) => {}
-            NodeState::Suspect | NodeState::Down => {
-                warn!("The {self} cannot be used: {more}. {}", self.left_alone());
-            }
-            NodeState::Diverged => error!(
-                "The {self} has replayed transactions that the master, asked afterwards, does not have: leaving it \
-                 out, because readers could see rows that do not exist elsewhere. {more}"
-            ),
-            NodeState::Behind => {
-                warn!("The {self} is {more} behind: leaving it out until it has caught up (`max_lag`).")
-            }
-            NodeState::LagUnknown => {
-                warn!("The lag of the {self} cannot be known: leaving it out. {more}")
-            }
-            NodeState::NotCopied => {
-                warn!("The {self} has not been copied from its master yet: leaving it out until it is.")
-            }
-            NodeState::SecondMaster => {
-                error!("The {self} takes writes, but is not the master: leaving it out. {more}")
-            }
-            NodeState::Promoted => {
-                warn!(
-                    "The {self} was promoted, but is not the master: it serves reads only while no other server \
-                     can.{more}"
-                )
-            }
-            NodeState::Contested => error!("{more}"),
-            NodeState::MasterItself => {
-                warn!(
-                    "The address of the {self} leads to the master itself: leaving it out as a slave until it leads to \
-                     another server. A balancer's address may do so for a while after a failover. Correct any other URL."
-                )
-            }
-            NodeState::Stranger => {
-                error!(
-                    "The {self} does not replay the log of the master, but belongs to another system: leaving it out. \
-                     {more}"
-                )
-            }
-            NodeState::Standby => match self.subject {
-                Subject::Server => error!(
-                    "The {self} takes no writes: {more}. Writes fail with 503 until it does, or its address leads to \
-                     another server. If that does not happen by itself, promote it, or name the server that takes \
-                     writes as `url`."
-                ),
-                Subject::ReadUrl => error!(
-                    "The {self} leads to a server that takes no writes: {more}. Reads that need the master are not served \
-                     there. Give `read_url` an address of the master."
-                ),
-            },
-            NodeState::New | NodeState::TakenOut => {}
+        if before == state || self.is_leaving.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some((level, line)) = self.line(state, before, &more) {
+            log!(level, "{line}");
         }
     }
 
-    /// What follows for the application from a server that does not answer.
-    fn left_alone(&self) -> &'static str {
-        match (self.subject, self.role()) {
-            (Subject::ReadUrl, _) => {
-                "Leaving it alone until it answers. Until then, pinned reads fail with 503, or go to slaves \
-                 (`pinned_without_master`)."
-            }
-            (Subject::Server, Role::Master) => {
-                "Leaving it alone until it answers. Until then, or until another server is the master, writes fail \
-                 with 503."
-            }
-            (Subject::Server, Role::Slave) => {
-                "Leaving it alone until it answers. Until then, its reads go to other servers."
-            }
-        }
+    fn accepts_login(&self) -> bool {
+        self.accepts_login.load(Ordering::Acquire)
     }
 
     /// Doubts all connections that have not been used since, because one has failed.

@@ -158,6 +158,14 @@ fn a_server_that_goes_down_begins_a_generation_and_a_suspect_does_not() {
 }
 
 #[test]
+fn connections_of_a_slave_do_not_stay_open_at_the_master() {
+    let slave = server(Role::Slave);
+    let generation = slave.generation();
+    probed(&slave, NodeState::MasterItself);
+    assert!(!slave.keeps(generation));
+}
+
+#[test]
 fn a_slave_that_was_discovered_serves_after_one_good_probe() {
     let new = || {
         let mastership = Arc::new(Mastership::new(ServerId(0)));

@@ -23,6 +23,7 @@
 //! master was last looked at. No slave is left out then because its lag is unknown.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,11 @@ use super::lateness::{Lateness, Master};
 use super::{NodeState, ServerId};
 use crate::backend::{Depth, Instance, Observation, ReportedRole};
 use crate::config::{Checks, SlaveLog};
-use crate::position::{Gap, GtidSet, History, Lag, Position};
+use crate::position::{GtidSet, History, Lag, Position};
+
+mod comparison;
+mod lag;
+mod office;
 
 /// Failed probes in a row after which a server counts as gone for good.
 pub(crate) const FAILURES_BEFORE_FAILOVER: u32 = 3;
@@ -91,6 +96,8 @@ pub(crate) enum Succession {
 pub(crate) enum Why {
     Nothing,
     Lag(Lag),
+    /// The lag cannot be known.
+    Untold(Untold),
     /// The slave lacks transactions that the new master had when it took over. Its lag may be up to this.
     SinceFailover(Duration),
     /// The server has no connection to spare for the monitor.
@@ -101,6 +108,30 @@ pub(crate) enum Why {
         rival: ServerId,
         timelines: Option<(u32, u32)>,
     },
+}
+
+/// The reason why a lag cannot be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Untold {
+    /// The slave replays another log than the master's.
+    OtherLog,
+    BySlave,
+    ByMaster,
+    /// The log of one of the two is empty.
+    Empty,
+}
+
+impl fmt::Display for Untold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherLog => {
+                "It replays another log than the master's (`logical`), which has no position there"
+            }
+            Self::BySlave => "It tells no position in the log",
+            Self::ByMaster => "The master tells no position in its log",
+            Self::Empty => "Its log or the master's is empty, so that their positions cannot be compared",
+        })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -126,18 +157,64 @@ pub(crate) struct Verdicts {
     servers: BTreeMap<ServerId, Record>,
 }
 
+/// The result of the latest probe of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    #[default]
+    Awaited,
+    Answered,
+    /// The server had no connection to spare. It answers all the same.
+    Full,
+    /// The number of probes in a row that failed, up to [`FAILURES_BEFORE_FAILOVER`].
+    Failed(u32),
+}
+
+impl Outcome {
+    pub(crate) fn after(self, finding: &Finding) -> Self {
+        match finding {
+            Finding::Failed => Self::Failed((self.failures() + 1).min(FAILURES_BEFORE_FAILOVER)),
+            Finding::Full => Self::Full,
+            Finding::NotCopied | Finding::Observed(_) => Self::Answered,
+        }
+    }
+
+    pub(crate) fn failures(self) -> u32 {
+        match self {
+            Self::Failed(failures) => failures,
+            Self::Awaited | Self::Answered | Self::Full => 0,
+        }
+    }
+
+    fn is_gone(self) -> bool {
+        self.failures() >= FAILURES_BEFORE_FAILOVER
+    }
+}
+
+/// What the first probe of a server has found. A full server has yet to tell whether it takes writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum FirstLook {
+    #[default]
+    Awaited,
+    TookWrites,
+    /// It was a slave, or gone, or did not tell.
+    Other,
+}
+
+/// Whose numbers a server's positions are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Numbering {
+    /// A Galera cluster's.
+    Cluster,
+    /// A server's own log's.
+    Log,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Record {
-    /// True once a probe has ended.
-    found: bool,
-    /// Probes in a row that failed.
-    failures: u32,
-    /// True if the server had no connection to spare at the latest probe.
-    is_full: bool,
+    outcome: Outcome,
+    first: FirstLook,
     /// True once this process has seen the server as a slave.
     seen_in_recovery: bool,
-    /// True if the server took writes when it was first looked at.
-    wrote_at_first: bool,
     /// True if the server was the master during this process, and has not been seen as a slave since.
     was_master: bool,
     system: Option<u64>,
@@ -148,8 +225,7 @@ struct Record {
     latest: Option<Observation>,
     /// A position that the server has replayed, and that the master is not known to have.
     ahead: Option<Ahead>,
-    /// The number of the latest master that has been seen to have the server's position.
-    compared_with: Option<u32>,
+    compared: Option<Compared>,
     diverged: Option<Diverged>,
     /// Transactions that the server wrote for itself, as far as they have been reported.
     errant: GtidSet,
@@ -166,10 +242,20 @@ struct Record {
     looked: Option<Instant>,
     /// The latest role that the server told. It is kept when the server fails.
     role: ReportedRole,
-    /// True if the latest position that the server told is one in a Galera cluster. Kept when the server fails.
-    is_node: Option<bool>,
+    /// Whose number the latest position is that the server told. It is kept when the server fails.
+    numbering: Option<Numbering>,
     /// When the server first took writes after it had been a slave. `None` for the present master.
     promoted: Option<Instant>,
+}
+
+/// The latest comparison in which a master was found to have the server's position.
+#[derive(Clone, Debug)]
+struct Compared {
+    /// The number of that master.
+    master: u32,
+    /// The timeline that the server told, and its instance.
+    timeline: Option<u32>,
+    instance: Option<Instance>,
 }
 
 #[derive(Clone, Debug)]
@@ -214,9 +300,24 @@ impl Diverged {
 }
 
 impl Record {
+    /// Takes note of what a probe found.
+    fn found(&mut self, finding: &Finding, look: Look) {
+        self.outcome = self.outcome.after(finding);
+        self.probes = self.probes.wrapping_add(1);
+        if self.first == FirstLook::Awaited && *finding != Finding::Full {
+            self.first = match finding {
+                Finding::Observed(Observation { role: ReportedRole::Master, .. }) => FirstLook::TookWrites,
+                _ => FirstLook::Other,
+            };
+        }
+        match finding {
+            Finding::Failed => self.failed(),
+            Finding::Full | Finding::NotCopied => {}
+            Finding::Observed(observed) => self.observed(observed, look),
+        }
+    }
+
     fn failed(&mut self) {
-        self.failures = self.failures.saturating_add(1);
-        self.is_full = false;
         // The latest observation may not hold any more.
         self.latest = None;
         (self.judged, self.in_doubt) = (None, None);
@@ -237,16 +338,33 @@ impl Record {
         if observed.role != ReportedRole::Unknown {
             self.role = observed.role;
         }
-        self.failures = 0;
-        self.is_full = false;
-        self.wrote_at_first |= !self.found && observed.role == ReportedRole::Master;
         self.seen_in_recovery |= observed.role == ReportedRole::Slave;
         self.was_master &= observed.role != ReportedRole::Slave;
         self.system = observed.system.or(self.system);
-        if let Some(position) = &observed.position {
-            self.is_node = Some(matches!(position, Position::Seqno { .. }));
-        }
+        self.numbering = match observed.position {
+            Some(Position::Seqno { .. }) => Some(Numbering::Cluster),
+            Some(_) => Some(Numbering::Log),
+            None => self.numbering,
+        };
         self.latest = Some(observed.clone());
+    }
+
+    /// Takes note that the master of this number has a position that the server told.
+    fn found_at(&mut self, master: u32, position: &Position) {
+        self.ahead = None;
+        self.compared = Some(Compared { master, timeline: timeline(position), instance: self.instance });
+    }
+
+    /// The number of the latest master that has been found to have a position of this server, which tells `position` now.
+    /// The address may lead to another server since. An instance of MariaDB or MySQL is one server, however often it is
+    /// restarted. An instance of PostgreSQL ends with a restart, but the timeline of a server never goes back.
+    fn compared_with(&self, position: &Position) -> Option<u32> {
+        let Compared { master, timeline: before, instance } = self.compared.as_ref()?;
+        let is_same = match (timeline(position), before) {
+            (Some(now), Some(before)) => now >= *before,
+            _ => self.instance == *instance,
+        };
+        is_same.then_some(*master)
     }
 
     fn reports(&self, role: ReportedRole) -> bool {
@@ -265,7 +383,7 @@ impl Record {
 
     /// True while it cannot be ruled out that the server takes writes.
     fn may_write(&self) -> bool {
-        self.failures < FAILURES_BEFORE_FAILOVER && !self.reports(ReportedRole::Slave)
+        !self.outcome.is_gone() && !self.reports(ReportedRole::Slave)
     }
 }
 
@@ -305,18 +423,16 @@ impl Verdicts {
         without_master.as_ref().map(History::latest).hash(hasher);
         for (id, record) in servers {
             let Record {
-                found,
-                failures,
-                is_full,
+                outcome,
+                first,
                 seen_in_recovery,
-                wrote_at_first,
                 was_master,
                 system,
                 instance,
                 as_master,
                 latest,
                 ahead,
-                compared_with,
+                compared,
                 diverged,
                 errant,
                 probes: _,
@@ -326,15 +442,16 @@ impl Verdicts {
                 judged,
                 looked: _,
                 role,
-                is_node,
+                numbering,
                 promoted,
             } = record;
-            let failures = (*failures).min(FAILURES_BEFORE_FAILOVER);
-            (id, found, failures, is_full, seen_in_recovery, wrote_at_first, system, instance).hash(hasher);
+            (id, outcome, first, seen_in_recovery, was_master, system, instance).hash(hasher);
             let ahead = ahead.as_ref().map(|ahead| (&ahead.position, ahead.missed));
-            let compared = compared_with.map(|with| with == self.number);
-            (was_master, as_master, latest, ahead, compared, diverged, errant).hash(hasher);
-            (judged.map(|judged| judged as u8), role, is_node, promoted.is_some()).hash(hasher);
+            let compared = compared
+                .as_ref()
+                .map(|compared| (compared.master == self.number, compared.timeline, compared.instance));
+            (as_master, latest, ahead, compared, diverged, errant).hash(hasher);
+            (judged.map(|judged| judged as u8), role, numbering, promoted.is_some()).hash(hasher);
             place.hash(hasher);
             std::mem::discriminant(lateness).hash(hasher);
         }
@@ -354,6 +471,15 @@ impl Verdicts {
 
     pub(crate) fn knows(&self, server: ServerId) -> bool {
         self.servers.contains_key(&server)
+    }
+
+    /// The result of the latest probe of a server.
+    pub(crate) fn outcome(&self, server: ServerId) -> Outcome {
+        self.servers.get(&server).map(|record| record.outcome).unwrap_or_default()
+    }
+
+    pub(crate) fn follows_promotion(&self) -> bool {
+        self.checks.follow_promotion
     }
 
     /// Records the instance that the connection of the next finding leads to.
@@ -396,8 +522,8 @@ impl Verdicts {
     /// one in its own log for slaves that are no nodes. Where there are both kinds, it is that of the nodes.
     pub(crate) fn position_for_slaves(&self, observed: &mut Observation) -> Option<Position> {
         let slaves = || self.servers.iter().filter(|(id, _)| **id != self.master).map(|(_, slave)| slave);
-        let slaves_are_nodes = slaves().any(|slave| slave.is_node == Some(true))
-            || slaves().all(|slave| slave.is_node.is_none());
+        let slaves_are_nodes = slaves().any(|slave| slave.numbering == Some(Numbering::Cluster))
+            || slaves().all(|slave| slave.numbering.is_none());
         match observed.in_cluster.take() {
             in_cluster @ Some(_) if slaves_are_nodes => in_cluster,
             _ => observed.position.take(),
@@ -414,7 +540,7 @@ impl Verdicts {
     ) -> Verdict {
         let look = look.into();
         let Look { began, ended } = look;
-        let contested = self.rival();
+        let (asked_as_master, contested) = (server == self.master, self.rival());
         let has_instance_of_master = self.has_instance_of_master(server);
         let record = self.servers.entry(server).or_default();
         record.as_master = match finding {
@@ -426,18 +552,7 @@ impl Verdicts {
             Finding::Observed(_) => 0,
             Finding::Failed | Finding::Full | Finding::NotCopied => record.as_master,
         };
-        match finding {
-            Finding::Failed => record.failed(),
-            Finding::Full => {
-                record.failures = 0;
-                record.is_full = true;
-            }
-            Finding::NotCopied => {}
-            Finding::Observed(observed) => record.observed(observed, look),
-        }
-        // A full server has yet to tell whether it takes writes.
-        record.found |= *finding != Finding::Full;
-        record.probes = record.probes.wrapping_add(1);
+        record.found(finding, look);
 
         let mut verdict = Verdict::default();
         if let Some((new, succession)) = self.successor().filter(|_| self.checks.follow_promotion) {
@@ -451,8 +566,9 @@ impl Verdicts {
             // Nothing is known of the server but its latest answer. The older that is, the further behind it may be.
             Finding::Full if server != self.master && !self.is_master_itself(server) => {
                 let latest = self.servers[&server].latest.clone().unwrap_or_default();
-                verdict.lag = self.lag(server, log, &latest, began);
-                let (state, why) = self.judge_slave(server, log, &latest, verdict.lag, began);
+                let lag = self.lag(server, log, &latest, began);
+                verdict.lag = lag.ok();
+                let (state, why) = self.judge_slave(server, log, &latest, lag, began);
                 // Perhaps it replays as before: the lag is a bound, and no delay to look for.
                 let (state, why) = match state {
                     NodeState::Behind | NodeState::LagUnknown => (NodeState::LagUnknown, Why::Full),
@@ -463,6 +579,14 @@ impl Verdicts {
             }
             Finding::Full => {}
             Finding::NotCopied => verdict.states.push((server, NodeState::NotCopied, Why::Nothing)),
+            Finding::Observed(_)
+                if server == self.master
+                    && verdict.succession == Succession::SameProcess
+                    && !asked_as_master
+                    && self.depends_on_role(server) =>
+            {
+                // What it told as the master still holds, and stands in its record.
+            }
             Finding::Observed(observed) if server == self.master => {
                 self.judge_master(observed, began);
                 let diverged = self.compare(began).into_iter();
@@ -471,13 +595,21 @@ impl Verdicts {
             Finding::Observed(_) if self.is_master_itself(server) => {
                 verdict.states.push((server, NodeState::MasterItself, Why::Nothing));
             }
+            // It has to be asked for the position that it tells as a slave.
+            Finding::Observed(observed)
+                if asked_as_master
+                    && observed.role == ReportedRole::Slave
+                    && self.depends_on_role(server) =>
+            {
+                verdict.states.push((server, NodeState::New, Why::Nothing));
+            }
             Finding::Observed(observed) => {
                 self.remember_ahead(server, log, observed, ended);
                 self.find_place(server, log, observed, began);
                 verdict.errant = self.find_errant(server, observed);
-                verdict.lag = self.lag(server, log, observed, began);
-                let (state, why) = self.judge_slave(server, log, observed, verdict.lag, began);
-                verdict.lag = verdict.lag.filter(|_| state != NodeState::Diverged);
+                let lag = self.lag(server, log, observed, began);
+                let (state, why) = self.judge_slave(server, log, observed, lag, began);
+                verdict.lag = lag.ok().filter(|_| state != NodeState::Diverged);
                 verdict.states.push((server, state, why));
             }
         }
@@ -491,88 +623,16 @@ impl Verdicts {
         verdict
     }
 
-    fn pass_mastership(&mut self, new: ServerId, succession: Succession) {
-        let former = std::mem::replace(&mut self.master, new);
-        self.confirmed = true;
-        if succession == Succession::Promotion {
-            if let Some(former) = self.servers.get_mut(&former) {
-                former.was_master = true;
-            }
-            self.process = None;
-            self.begin_history();
+    /// True if the server tells another position as a slave than as the master. A MariaDB tells what it has replayed, or
+    /// what it has logged.
+    fn depends_on_role(&self, server: ServerId) -> bool {
+        let latest = self.servers[&server].latest.as_ref();
+        match latest.and_then(|latest| latest.position.as_ref()) {
+            Some(Position::Gtids(_)) | None => true,
+            Some(
+                Position::Lsn { .. } | Position::GtidSet(_) | Position::Seqno { .. } | Position::Time(_),
+            ) => false,
         }
-    }
-
-    /// The lag of a slave at the observed position. While the master has no connection to spare for the monitor, it may
-    /// have gone on since it was last seen.
-    fn lag(&self, server: ServerId, log: SlaveLog, observed: &Observation, now: Instant) -> Option<Lag> {
-        let position = observed.position.as_ref().filter(|_| log == SlaveLog::Masters)?;
-        let master = &self.servers[&self.master];
-        // The last position that the master told says nothing of what it has written since.
-        if master.latest.as_ref().is_some_and(|latest| latest.position.is_none()) {
-            return None;
-        }
-        let looked = self.history.looked()?;
-        if master.is_full {
-            let lag = self.history.lag(position, now)?;
-            return Some(lag.at_least(now.saturating_duration_since(looked)));
-        }
-        if self.is_overtaken(server) {
-            return self.without_master.as_ref().unwrap_or(&self.history).lag(position, now);
-        }
-        let at = if self.history.is_of_this_master() { looked } else { now };
-        self.history.lag(position, at)
-    }
-
-    /// Remembers the slave's position in the master's log. While the master is gone, that position tells how far the
-    /// log went at least.
-    fn find_place(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, began: Instant) {
-        // A server that takes writes has what it had as a slave.
-        if observed.role == ReportedRole::Master {
-            return;
-        }
-        let place = self.place_of(server, log, observed);
-        if let Some(place) = place.clone().filter(|_| self.master() == Master::Gone) {
-            let known = self.without_master.get_or_insert_with(|| self.history.clone());
-            // If two positions each lack a part of the other, neither is further.
-            if known.latest().is_none_or(|latest| place.reaches(latest)) {
-                known.record(place, began);
-            }
-        }
-        self.servers.entry(server).or_default().place = place;
-    }
-
-    /// The slave's position, if it belongs to the master's history: the master must have been seen to have it.
-    /// PostgreSQL tells an ordinary role the timeline of the latest restartpoint, which may be older than the replayed
-    /// position.
-    fn place_of(&self, server: ServerId, log: SlaveLog, observed: &Observation) -> Option<Position> {
-        let record = &self.servers[&server];
-        let is_comparable = log == SlaveLog::Masters
-            && record.compared_with == Some(self.number)
-            && record.diverged.is_none()
-            && !self.is_of_other_system(observed.system);
-        let known = self.history.latest().filter(|_| is_comparable)?;
-        match (observed.position.as_ref()?, known) {
-            (Position::Lsn { lsn, .. }, Position::Lsn { timeline, .. }) => {
-                Some(Position::Lsn { timeline: *timeline, lsn: *lsn })
-            }
-            (position, known) => position.of_sources_of(known),
-        }
-    }
-
-    /// True if the master is gone, and another server that is there has all of the master's log that this slave has,
-    /// and more. The longer that lasts, the later this slave is. Transactions that no server has make no slave late, as
-    /// no read can find them.
-    fn is_overtaken(&self, server: ServerId) -> bool {
-        let Some(ours) = self.servers[&server].place.as_ref().filter(|_| self.master() == Master::Gone)
-        else {
-            return false;
-        };
-        self.servers.iter().any(|(id, other)| {
-            let is_further = |theirs: &Position| theirs.reaches(ours) && !ours.reaches(theirs);
-            let is_there = *id != server && other.latest.is_some() && other.diverged.is_none();
-            is_there && other.place.as_ref().is_some_and(is_further)
-        })
     }
 
     fn judge_master(&mut self, observed: &Observation, began: Instant) {
@@ -607,83 +667,6 @@ impl Verdicts {
         }
     }
 
-    /// Begins the history of another master. Proofs and comparisons with the history of the one before are void.
-    fn begin_history(&mut self) {
-        self.number = self.number.wrapping_add(1);
-        self.history.pass_on();
-        self.without_master = None;
-        for (id, record) in &mut self.servers {
-            (record.ahead, record.diverged) = (None, None);
-            if *id != self.master {
-                record.place = None;
-            }
-        }
-    }
-
-    /// All that the master had when it last answered, where it tells.
-    fn contents(&self) -> Option<&Position> {
-        let latest = self.servers[&self.master].latest.as_ref()?;
-        latest.contents.as_ref().or(latest.position.as_ref()).filter(|_| latest.role != ReportedRole::Slave)
-    }
-
-    /// Remembers a position that a slave has replayed and the master is not known to have, until the master is looked
-    /// at again.
-    fn remember_ahead(&mut self, server: ServerId, log: SlaveLog, observed: &Observation, told: Instant) {
-        let (contents, number) = (self.contents().cloned(), self.number);
-        let is_comparable = log == SlaveLog::Masters
-            && observed.role != ReportedRole::Master
-            && !self.is_of_other_system(observed.system);
-        let record = self.servers.entry(server).or_default();
-        let Some(position) = observed.position.as_ref().filter(|_| is_comparable) else {
-            record.ahead = None;
-            return;
-        };
-        let lasts = |proof: &Diverged| proof.lasts(position, record.instance, contents.as_ref());
-        if !record.diverged.as_ref().is_some_and(lasts) {
-            record.diverged = None;
-        }
-        if contents.is_some_and(|contents| !contents.lacks(position)) {
-            (record.ahead, record.compared_with) = (None, Some(number));
-        } else if !record.ahead.as_ref().is_some_and(|ahead| position.reaches(&ahead.position)) {
-            record.ahead = Some(Ahead { position: position.clone(), told, missed: 0 });
-        }
-    }
-
-    /// Finds transactions that a slave wrote for itself. The slave serves all the same, as it lacks nothing. Each
-    /// source is reported once: if the slave is promoted, its transactions reach all other servers.
-    fn find_errant(&mut self, server: ServerId, observed: &Observation) -> GtidSet {
-        let written = self.contents().zip(observed.position.as_ref());
-        let Some(errant) = written.map(|(master, slave)| slave.written_beside(master)) else {
-            return GtidSet::default();
-        };
-        let record = self.servers.entry(server).or_default();
-        let known = std::mem::replace(&mut record.errant, errant.clone());
-        errant.sources_beyond(&known)
-    }
-
-    /// Finds slaves that had replayed, before this look at the master, transactions that the master turns out not to
-    /// have.
-    fn compare(&mut self, began: Instant) -> Vec<ServerId> {
-        let Some(contents) = self.contents().cloned() else { return Vec::new() };
-        let number = self.number;
-        let mut diverged = Vec::new();
-        for (id, record) in &mut self.servers {
-            let Some(ahead) = record.ahead.as_mut().filter(|ahead| ahead.told <= began) else { continue };
-            if !contents.lacks(&ahead.position) {
-                (record.ahead, record.compared_with) = (None, Some(number));
-                continue;
-            }
-            ahead.missed += 1;
-            if ahead.missed >= Diverged::looks(&ahead.position) {
-                let position = ahead.position.clone();
-                record.ahead = None;
-                record.diverged = Some(Diverged { position, instance: record.instance });
-                diverged.push(*id);
-            }
-        }
-        diverged
-    }
-
     /// The state of the master. `None` while it does not answer.
     fn master_state(&self) -> Option<(ServerId, NodeState, Why)> {
         let master = &self.servers[&self.master];
@@ -701,159 +684,6 @@ impl Verdicts {
         Some((self.master, state, why))
     }
 
-    fn judge_slave(
-        &mut self,
-        server: ServerId,
-        log: SlaveLog,
-        observed: &Observation,
-        lag: Option<Lag>,
-        now: Instant,
-    ) -> (NodeState, Why) {
-        let judged = self.judge_as_slave(server, log, observed, lag, now);
-        self.servers.entry(server).or_default().judged = Some(judged.0);
-        judged
-    }
-
-    fn judge_as_slave(
-        &mut self,
-        server: ServerId,
-        log: SlaveLog,
-        observed: &Observation,
-        lag: Option<Lag>,
-        now: Instant,
-    ) -> (NodeState, Why) {
-        let is_ours = self.system.is_some() && observed.system == self.system;
-        match (observed.role, log) {
-            (_, SlaveLog::Masters) if self.is_of_other_system(observed.system) => {
-                return (NodeState::Stranger, Why::Nothing);
-            }
-            (ReportedRole::Master, SlaveLog::Masters) => return (self.beside_master(server), Why::Nothing),
-            // A former master that takes writes, though nothing tells whether it replicates.
-            (ReportedRole::Unknown, SlaveLog::Masters) if self.servers[&server].was_master => {
-                return (NodeState::SecondMaster, Why::Nothing);
-            }
-            // Not a logical replica, but one of the master's own slaves that was promoted.
-            (ReportedRole::Master, SlaveLog::Other) if is_ours => {
-                return (self.beside_master(server), Why::Nothing);
-            }
-            _ => {}
-        }
-        let master = self.master();
-        let record = &self.servers[&server];
-        if record.diverged.is_some() && log == SlaveLog::Masters {
-            return (NodeState::Diverged, Why::Nothing);
-        }
-        // The master may have written more since it was looked at.
-        if record.ahead.is_some()
-            && record.compared_with.is_none()
-            && self.contents().is_some()
-            && !self.servers[&self.master].is_full
-        {
-            return (NodeState::New, Why::Nothing);
-        }
-        let Some(lag) = lag else {
-            return match master == Master::Answers && self.checks.unknown_lag.excludes(log) {
-                true => (NodeState::LagUnknown, Why::Nothing),
-                false => (NodeState::Up, Why::Nothing),
-            };
-        };
-        let is_launching = || {
-            self.known_since.is_some_and(|since| now.saturating_duration_since(since) < self.checks.interval)
-        };
-        // The slave may be behind by a moment only.
-        if self.checks.is_too_much(lag)
-            && matches!(lag, Lag::MoreThan(_))
-            && master == Master::Answers
-            && is_launching()
-        {
-            return (NodeState::New, Why::Nothing);
-        }
-        let overtaken = self.is_overtaken(server);
-        let gap = observed.position.as_ref().map_or(Gap::Time(Duration::ZERO), |at| self.history.gap(at));
-        let doubts = self.doubts(server, gap, overtaken, lag, now);
-        let record = self.servers.entry(server).or_default();
-        let is_late = if doubts {
-            record.lateness.leaves_out() || record.judged == Some(NodeState::Behind)
-        } else {
-            // A slave did not fall behind if it lacks transactions of a master that is gone, or of one that took over.
-            // It serves as soon as it has them.
-            if record.lateness.leaves_out() || gap != Gap::Failover && !overtaken {
-                record.lateness.observe(&self.checks, lag, now, master);
-            }
-            record.lateness.leaves_out() || self.checks.is_too_much(lag)
-        };
-        match (is_late, lag, gap) {
-            (false, ..) => (NodeState::Up, Why::Nothing),
-            (true, Lag::AtMost(lag), Gap::Failover) => (NodeState::Behind, Why::SinceFailover(lag)),
-            (true, lag, _) => (NodeState::Behind, Why::Lag(lag)),
-        }
-    }
-
-    /// True if a gap between two looks at the master may be the only reason why a slave seems late. The way to the
-    /// master was lost, or this process stood still. The missing transactions were written at some time of the gap. If
-    /// that was at its end, the slave is within `max_lag`. Later looks find that the slave has caught up, or that it
-    /// lacks them for longer.
-    ///
-    /// A doubt ends after `max_lag`, once the master answers. Otherwise it would never end if a slow master makes a gap
-    /// before each look.
-    ///
-    /// A gap between two masters raises no doubt: the slave may lack the latest writes to the former one.
-    fn doubts(&mut self, server: ServerId, gap: Gap, overtaken: bool, lag: Lag, now: Instant) -> bool {
-        /// The longest pause between two looks at the master that is no gap, in check intervals.
-        const LONGEST_PAUSE: u32 = 2;
-
-        let gap = match gap {
-            Gap::Time(gap) => gap,
-            Gap::Failover => Duration::ZERO,
-        };
-        let may_be_late = |max: &Duration| match lag {
-            Lag::AtMost(most) => most > *max && most.saturating_sub(gap) <= *max,
-            Lag::MoreThan(_) => false,
-        };
-        let (max, master) = (self.checks.max_lag.filter(may_be_late), self.master());
-        let in_doubt = &mut self.servers.entry(server).or_default().in_doubt;
-        match max {
-            Some(max) if gap > self.checks.interval * LONGEST_PAUSE => {
-                let lasts = now.saturating_duration_since(*in_doubt.get_or_insert(now));
-                lasts <= max || master == Master::Gone && !overtaken
-            }
-            _ => {
-                *in_doubt = None;
-                false
-            }
-        }
-    }
-
-    /// The state of a server that takes writes and is not the present master. If this process has seen the server as
-    /// a slave, it was promoted. A master that answers a later look may write what the promoted server never gets. A
-    /// server that was never seen as a slave may be an old master that came back. The other servers lack its latest
-    /// writes.
-    fn beside_master(&self, server: ServerId) -> NodeState {
-        let master = &self.servers[&self.master];
-        let answers_since =
-            |told| self.master() == Master::Answers && master.looked.is_some_and(|looked| looked >= told);
-        match self.servers.get(&server).and_then(|record| record.promoted) {
-            Some(told) if !answers_since(told) => NodeState::Promoted,
-            _ => NodeState::SecondMaster,
-        }
-    }
-
-    /// Judges promoted servers once more after a look at the master.
-    fn judge_promoted(&mut self, verdict: &mut Verdict) {
-        for server in self.servers.keys().copied().collect::<Vec<_>>() {
-            let judged = self.servers[&server].judged;
-            let is_beside = matches!(judged, Some(NodeState::Promoted | NodeState::SecondMaster));
-            if server == self.master || !is_beside || self.is_master_itself(server) {
-                continue;
-            }
-            let state = self.beside_master(server);
-            if judged != Some(state) {
-                self.servers.entry(server).or_default().judged = Some(state);
-                verdict.states.push((server, state, Why::Nothing));
-            }
-        }
-    }
-
     fn is_of_other_system(&self, system: Option<u64>) -> bool {
         matches!((self.system, system), (Some(ours), Some(theirs)) if ours != theirs)
     }
@@ -864,133 +694,6 @@ impl Verdicts {
             true => Master::Answers,
             false => Master::Gone,
         }
-    }
-
-    /// True if the server's address leads to the master's own process. What that process does says nothing of another
-    /// server.
-    fn is_master_itself(&self, server: ServerId) -> bool {
-        let was = || self.servers.get(&server).is_some_and(|record| record.as_master > 0);
-        server != self.master && (self.has_instance_of_master(server) || was())
-    }
-
-    fn has_instance_of_master(&self, server: ServerId) -> bool {
-        let instance = |server| self.servers.get(&server).and_then(|record: &Record| record.instance);
-        server != self.master && instance(server).is_some() && instance(server) == instance(self.master)
-    }
-
-    /// Another server of the master's system that took writes when this process first looked at it, as the master does.
-    /// Nothing tells which of the two was promoted, and writes to the wrong one are lost. So neither is written to
-    /// before one of them is gone, or in recovery.
-    fn rival(&self) -> Option<ServerId> {
-        if self.confirmed {
-            return None;
-        }
-        let is_rival = |(id, record): &(&ServerId, &Record)| {
-            let ours = record.system.is_some() && (self.system.is_none() || record.system == self.system);
-            **id != self.master
-                && record.wrote_at_first
-                && record.may_write()
-                && ours
-                && !self.is_master_itself(**id)
-        };
-        self.servers.iter().find(is_rival).map(|(id, _)| *id)
-    }
-
-    /// Confirms the master, once all servers have been looked at, and the master alone takes writes.
-    fn confirm(&mut self) {
-        self.confirmed |= self.master() == Master::Answers
-            && self.servers.values().all(|record| record.found)
-            && self.rival().is_none();
-    }
-
-    /// The server that takes the place of the master. There is none while the master is reachable and takes writes. Nor
-    /// is there one if two servers qualify, because nothing tells which of them the others follow.
-    fn successor(&self) -> Option<(ServerId, Succession)> {
-        if let Some(server) = self.other_way() {
-            return Some((server, Succession::SameProcess));
-        }
-        if self.servers[&self.master].may_write() {
-            return None;
-        }
-        let succeeds = |(id, record): &(&ServerId, &Record)| {
-            **id != self.master && !self.is_master_itself(**id) && self.succeeds(**id, record)
-        };
-        let mut successors = self.servers.iter().filter(succeeds);
-        let (first, _) = successors.next()?;
-        successors.next().is_none().then_some((*first, Succession::Promotion))
-    }
-
-    /// Another address that leads to the process of the present master. After a failover behind a balancer, the
-    /// address of the slaves leads to the new master for some checks. Writes go to `url` as soon as it leads to that
-    /// process. They go to any other address only once the master's address leads elsewhere, and is not `url`: the former
-    /// master may still take writes at an address of its own while `url` is about to lead to the next one.
-    fn other_way(&self) -> Option<ServerId> {
-        let process = self.process?;
-        // MariaDB and MySQL tell no role while they take writes.
-        let leads_there = |id: &ServerId| {
-            let record = &self.servers[id];
-            let takes_writes = record.latest.is_some() && !record.reports(ReportedRole::Slave);
-            *id != self.master && record.instance == Some(process) && takes_writes
-        };
-        let is_lost = self.master != self.configured && !self.servers[&self.master].may_write();
-        let others = self.servers.keys().filter(|_| is_lost);
-        std::iter::once(&self.configured).chain(others).find(|id| leads_there(id)).copied()
-    }
-
-    /// True if a server proves that it was promoted. It takes writes, and this process has seen it as a slave, or as
-    /// the master's rival. Any other server may be an old master that came back. `url` needs neither proof, because its
-    /// address may lead to another server by now.
-    ///
-    /// PostgreSQL begins a later timeline of the same system. `url` may be on the timeline of the present master,
-    /// after a restart: then it has all that is known of that timeline. With MySQL and MariaDB, the server has all
-    /// transactions that the master is known to have, also those that the master tells as a slave.
-    fn succeeds(&self, server: ServerId, record: &Record) -> bool {
-        let Some(latest) = &record.latest else { return false };
-        let (master, is_configured) = (&self.servers[&self.master], server == self.configured);
-        match self.history.latest().map(|known| (known, timeline(known))) {
-            Some((known, Some(timeline))) => {
-                let is_later =
-                    |its: u32| its > timeline || is_configured && its == timeline && latest.has(known);
-                (is_configured || record.seen_in_recovery || record.wrote_at_first && !self.confirmed)
-                    && latest.role == ReportedRole::Master
-                    && record.system.is_some()
-                    && record.system == self.system
-                    && record.timeline().is_some_and(is_later)
-            }
-            Some((known, None)) => {
-                let told = master.latest.as_ref().and_then(|latest| latest.position.as_ref());
-                record.left_recovery() && latest.has(known) && told.is_none_or(|told| latest.has(told))
-            }
-            None => self.leads_at_launch(record, latest),
-        }
-    }
-
-    /// True if a server is the master though the configured one has never been seen as such. Either the configured one
-    /// is a slave of it. Or the configured one was gone already when this process began, and the server has been
-    /// promoted since. Without timelines, a server's position does not tell whether the others follow it: there, the
-    /// promotion has to be seen.
-    fn leads_at_launch(&self, record: &Record, latest: &Observation) -> bool {
-        let configured = &self.servers[&self.master];
-        // Another server that takes writes may not have been looked at yet.
-        let is_found =
-            |record: &Record| record.latest.is_some() || record.failures >= FAILURES_BEFORE_FAILOVER;
-        if !self.servers.values().all(is_found) {
-            return false;
-        }
-        let (may_lead, proves) = match record.timeline() {
-            Some(_) => {
-                (latest.role == ReportedRole::Master && record.system.is_some(), configured.latest.is_some())
-            }
-            None => (record.left_recovery(), false),
-        };
-        let follows = |slave: &Record| {
-            let Some(its) = &slave.latest else { return true };
-            match (record.timeline(), slave.timeline()) {
-                (Some(ours), Some(theirs)) => slave.system == record.system && theirs <= ours,
-                _ => its.position.as_ref().is_some_and(|theirs| latest.has(theirs)),
-            }
-        };
-        may_lead && (proves || record.seen_in_recovery) && self.servers.values().all(follows)
     }
 }
 

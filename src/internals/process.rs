@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 pub use crate::backend::session::Instance;
 use crate::backend::{Access, Observation};
 use crate::config::{Checks, PinnedWithoutMaster, ReadShare, SlaveLog, UnknownLag};
-use crate::health::{Finding, Health, Mastership, Role, ServerId, Subject, Verdicts};
+use crate::health::{Answer, Ends, Fleet, Health, Look, Mastership, Probe, Remedies, ServerId, Subject};
 use crate::pin::{Evidence, Needed, Window};
 use crate::position::Position;
 use crate::routing::{
@@ -99,9 +99,41 @@ fn intent(writes: bool) -> Intent {
     if writes { Intent::WriteMethod } else { Intent::ReadMethod }
 }
 
+/// What a probe found.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// No answer.
+    Nothing,
+    /// A server without a connection to spare.
+    Full,
+    /// An answer.
+    Observed(Observation),
+}
+
+/// What is left to do on connections after a probe.
+#[derive(Debug)]
+pub struct Effects(crate::health::Effects);
+
+impl Effects {
+    /// True if what is under way on connections to a server, of an earlier generation and for this access, has to end.
+    pub fn ends(&self, server: usize, access: Access) -> bool {
+        matches!(self.0.ends(id(server), access), Some(Ends::Reads | Ends::All))
+    }
+
+    /// True if another term has begun.
+    pub fn begins_term(&self) -> bool {
+        self.0.former_master.is_some()
+    }
+
+    /// True if the next probe needs a new connection.
+    pub fn reconnects(&self) -> bool {
+        self.0.reconnect
+    }
+}
+
 /// The knowledge of one process. Its first server is the configured master.
 pub struct Process {
-    verdicts: Verdicts,
+    fleet: Fleet,
     mastership: Arc<Mastership>,
     servers: Vec<Arc<Health>>,
 }
@@ -130,7 +162,7 @@ impl Process {
             )
         };
         Self {
-            verdicts: Verdicts::new(ids[0], &ids, checks),
+            fleet: Fleet::new(&ids, mastership.clone(), checks, Remedies { no_writes: "", rejoin: "" }),
             servers: ids.iter().map(health).collect(),
             mastership,
         }
@@ -138,8 +170,8 @@ impl Process {
 
     /// Hashes all that the process's further steps depend on, except times and counters.
     pub fn hash_known(&self, hasher: &mut impl Hasher) {
-        let Self { verdicts, mastership, servers } = self;
-        verdicts.hash_known(hasher);
+        let Self { fleet, mastership, servers } = self;
+        fleet.verdicts.hash_known(hasher);
         mastership.term().master.hash(hasher);
         servers.iter().for_each(|health| health.hash_known(hasher));
     }
@@ -190,47 +222,31 @@ impl Process {
         self.servers[server].mark_shared(std::time::Duration::from_secs(3600));
     }
 
-    /// Ends a probe that began at `began`, on a connection to `instance`. A failed probe has no observation. `state_of`
-    /// maps the state that a verdict names to the one that the server gets.
-    ///
-    /// Takes the monitor's steps, without its connections. Returns true if another term has begun.
+    /// Ends a probe that began at `began`, on a connection to `instance`, as the monitor does.
     pub fn probed(
         &mut self,
         server: usize,
         instance: Option<Instance>,
-        observed: Option<Observation>,
+        found: Found,
         began: Instant,
-        state_of: impl Fn(NodeState) -> NodeState,
-    ) -> bool {
-        let Self { verdicts, mastership, servers } = self;
+    ) -> Effects {
+        let Self { fleet, servers, .. } = self;
         let health = &servers[server];
-        let finding = match observed {
-            Some(observed) => Finding::Observed(observed),
-            None => {
-                health.went_down(&sqlx::Error::WorkerCrashed);
-                Finding::Failed
-            }
+        let answer = match found {
+            Found::Nothing => Answer::Failed(sqlx::Error::WorkerCrashed),
+            Found::Full => Answer::Full,
+            Found::Observed(observed) => Answer::Observed(observed),
         };
-        if let Finding::Observed(_) = finding {
-            verdicts.record_instance(health.id(), instance);
+        let probe = Probe { look: Look::from(began), asked: health.probe_access(), instance, answer };
+        Effects(fleet.apply(health, probe, |id| servers.get(id.0 as usize).cloned()))
+    }
+
+    /// Leaves out the rule that a master beside a rival is not written to.
+    pub fn overlook_rivals(&self) {
+        let master = &self.servers[self.master()];
+        if master.state() == NodeState::Contested {
+            master.found(NodeState::Up, "");
         }
-        let verdict = verdicts.judge(health.id(), health.log(), began, &finding);
-        health.set_lag(verdict.lag);
-        if let Some(new) = verdict.new_master {
-            let old = mastership.term().master;
-            mastership.pass_to(new);
-            servers[old.0 as usize].next_generation();
-        }
-        for (id, state, _) in &verdict.states {
-            servers[id.0 as usize].found(state_of(*state), "");
-        }
-        if let (Role::Slave, Finding::Observed(Observation { position: Some(position), .. })) =
-            (health.role(), finding)
-        {
-            health.record_position(position, instance, began);
-        }
-        health.probes.send_modify(|probes| *probes += 1);
-        verdict.new_master.is_some()
     }
 
     /// Notes that a connection to this server has failed.
@@ -302,10 +318,10 @@ impl Process {
 
 impl Clone for Process {
     fn clone(&self) -> Self {
-        let Self { verdicts, mastership, servers } = self;
+        let Self { fleet, mastership, servers } = self;
         let mastership = Arc::new(mastership.copy());
         let servers = servers.iter().map(|health| health.copy(mastership.clone())).collect();
-        Self { verdicts: verdicts.clone(), mastership, servers }
+        Self { fleet: fleet.copy(mastership.clone()), mastership, servers }
     }
 }
 

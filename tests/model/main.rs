@@ -104,6 +104,13 @@ fn an_address_that_moves_breaks_no_rule() {
     holds(World::new(MOVE, 1), 10, 20_000, &[Event::Write, Event::Pinned, Event::Moved]);
 }
 
+/// A server without a connection to spare is not gone, and its probes that failed before do not count any more.
+#[test]
+fn servers_that_are_full_break_no_rule() {
+    let faults = &[Fault::Fill, Fault::Partition, Fault::Promote];
+    holds(World::new(Menu { faults, ..FAILOVER }, 1), 8, 5_000, &[Event::Full, Event::Write]);
+}
+
 #[test]
 fn without_terms_a_handle_writes_to_the_old_master() {
     let menu = Menu { without: Without::Terms, most_faults: 2, ..FAILOVER };

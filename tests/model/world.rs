@@ -14,10 +14,11 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use rocket_replicated::Reason;
 use rocket_replicated::internals::{
-    Access, LetDown, Observation, Pin, Position, Process, ReportedRole, Route, instance,
+    Access, Effects, Found, Instance, LetDown, Observation, Pin, Position, Process, ReportedRole, Route,
+    instance,
 };
-use rocket_replicated::{NodeState, Reason};
 
 use crate::search::{Fold, Model};
 
@@ -75,6 +76,8 @@ pub enum Fault {
     Restart,
     /// The master's address moves to the latest master, and the connections that are open to it fall silent.
     Move,
+    /// A server has no connection to spare.
+    Fill,
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +91,8 @@ pub enum Action {
     Rejoin(usize),
     Restart(usize),
     Move(usize),
+    Fill(usize),
+    Drain(usize),
     Replicate(usize),
     Probe(usize, usize, usize),
     Write(usize),
@@ -125,6 +130,8 @@ impl fmt::Display for Action {
             Self::Rejoin(host) => write!(f, "host {} becomes a slave of the latest master", NAMES[host]),
             Self::Restart(process) => write!(f, "process {process} is started again"),
             Self::Move(host) => write!(f, "address 0 moves to host {}", NAMES[host]),
+            Self::Fill(host) => write!(f, "host {} has no connection to spare", NAMES[host]),
+            Self::Drain(host) => write!(f, "host {} has connections to spare again", NAMES[host]),
             Self::Replicate(host) => write!(f, "host {} replays one record", NAMES[host]),
             Self::Probe(process, address, host) => {
                 write!(
@@ -162,6 +169,8 @@ impl fmt::Display for Who {
 #[derive(Clone, Debug, Hash)]
 struct Host {
     up: bool,
+    /// True while it accepts no new connection.
+    full: bool,
     /// The number of its database process, from 0.
     run: u8,
     /// The master of the host, or `None` if the host takes writes.
@@ -287,6 +296,8 @@ pub enum Event {
     MasterUnavailable,
     /// The master's address leads to another instance.
     Moved,
+    /// A probe found a server without a connection to spare.
+    Full,
 }
 
 /// A synthetic time: a millisecond for each step.
@@ -295,12 +306,12 @@ fn at(now: u64) -> Instant {
     *ORIGIN + Duration::from_millis(now)
 }
 
-fn run(host: usize, run: u8) -> rocket_replicated::internals::Instance {
+fn run(host: usize, run: u8) -> Instance {
     instance(host as u32 * 256 + u32::from(run))
 }
 
 impl Connection {
-    fn instance(&self) -> rocket_replicated::internals::Instance {
+    fn instance(&self) -> Instance {
         run(self.host, self.run)
     }
 }
@@ -341,7 +352,7 @@ impl Application {
 impl World {
     /// A master with two slaves, behind an address each, and this many processes that have probed them.
     pub fn new(menu: Menu, processes: usize) -> Self {
-        let host = |follows| Host { up: true, run: 0, follows, timeline: 1, log: Vec::new() };
+        let host = |follows| Host { up: true, full: false, run: 0, follows, timeline: 1, log: Vec::new() };
         let mut world = Self {
             menu,
             hosts: [host(None), host(Some(0)), host(Some(0))],
@@ -387,8 +398,8 @@ impl World {
             self.probe(process, address, host);
         }
         let takes_writes = |address: &usize| {
-            let probe = self.applications[process].probes[*address].as_ref();
-            probe.is_some_and(|conn| self.hosts[conn.host].follows.is_none())
+            let host = self.addresses[*address][0];
+            self.reaches(process, host) && self.hosts[host].writable() && !self.hosts[host].full
         };
         let contesting: Vec<_> = (0..ADDRESSES).filter(takes_writes).collect();
         if contesting.len() > 1 && contesting.contains(&0) {
@@ -412,7 +423,7 @@ impl World {
         access: Option<Access>,
         host: usize,
     ) -> Option<Connection> {
-        if !self.reaches(process, host) {
+        if !self.reaches(process, host) || self.hosts[host].full {
             return None;
         }
         let application = &self.applications[process];
@@ -442,6 +453,7 @@ impl World {
     /// A probe by the monitor. If it needs a new connection, that leads to `host`.
     fn probe(&mut self, process: usize, address: usize, host: usize) {
         let conn = self.applications[process].probes[address].take();
+        let is_full = conn.is_none() && self.reaches(process, host) && self.hosts[host].full;
         let conn = match conn {
             Some(conn) => Some(conn).filter(|conn| self.works(process, conn)),
             None => self.arrive(process, address, host),
@@ -449,9 +461,12 @@ impl World {
         let began = at(self.now);
         let observed = conn.as_ref().map(|conn| self.hosts[conn.host].observed());
         let without = self.menu.without;
+        if is_full {
+            self.event = Some(Event::Full);
+        }
         let application = &mut self.applications[process];
         let failures = &mut application.failures[address];
-        *failures = if observed.is_some() { 0 } else { (*failures + 1).min(GONE) };
+        *failures = if observed.is_some() || is_full { 0 } else { (*failures + 1).min(GONE) };
         let gone = *failures == GONE;
 
         let old = application.process.master();
@@ -465,13 +480,11 @@ impl World {
         application.seen_in_recovery[address] |= role == Some(ReportedRole::Slave);
 
         let seen = conn.as_ref().map(Connection::instance);
-        let state_of = |state| match (without, state) {
-            (Without::Rivals, NodeState::Contested) => NodeState::Up,
-            (_, state) => state,
-        };
-        let new_term = match (without, observed) {
+        let found = match (without, observed) {
             // Probes of the master never fail for good.
-            (Without::Failures, None) if address == old => false,
+            (Without::Failures, None) if address == old => Found::Full,
+            (_, None) if is_full => Found::Full,
+            (_, None) => Found::Nothing,
             (Without::Proof, Some(observed))
                 if address != old
                     && role == Some(ReportedRole::Master)
@@ -479,15 +492,17 @@ impl World {
             {
                 // The proof is forged.
                 let slave = Observation { role: ReportedRole::Slave, ..observed.clone() };
+                application.process().probed(address, seen, Found::Observed(slave), began);
                 let later = Position::Lsn { timeline: 100 + u32::from(application.term), lsn: 0 };
-                let master = Observation { position: Some(later), ..observed };
-                let process = application.process();
-                process.probed(address, seen, Some(slave), began, state_of);
-                process.probed(address, seen, Some(master), began, state_of)
+                Found::Observed(Observation { position: Some(later), ..observed })
             }
-            (_, observed) => application.process().probed(address, seen, observed, began, state_of),
+            (_, Some(observed)) => Found::Observed(observed),
         };
-        if new_term {
+        let effects = application.process().probed(address, seen, found, began);
+        if without == Without::Rivals {
+            application.process.overlook_rivals();
+        }
+        if effects.begins_term() {
             application.term += 1;
         }
         if application.process.master() == address
@@ -496,8 +511,8 @@ impl World {
         {
             application.timeline = application.timeline.max(Some(self.hosts[conn.host].timeline));
         }
-        application.probes[address] = conn;
-        self.end_connections(process, address, gone, new_term.then_some(old));
+        application.probes[address] = conn.filter(|_| !effects.reconnects());
+        self.end_connections(process, address, seen, &effects);
     }
 
     /// Opens a new connection of the monitor.
@@ -514,19 +529,16 @@ impl World {
         Some(conn)
     }
 
-    /// Ends connections after a probe, as the monitor does.
-    fn end_connections(&mut self, process: usize, address: usize, gone: bool, old: Option<usize>) {
-        let failed = self.applications[process].probes[address].is_none();
+    /// Carries out the effects of a probe on connections, as the monitor does.
+    fn end_connections(&mut self, process: usize, address: usize, seen: Option<Instance>, effects: &Effects) {
         let known = self.applications[process].process.clone();
         for open in self.connections(process) {
             let is_earlier = !known.keeps(open.address, open.generation);
-            let reads = open.access.is_some_and(|access| access != Access::Writes);
-            open.ended |= is_earlier && open.address == address && (gone || failed && reads);
-            open.ended |= is_earlier && Some(open.address) == old;
+            let access = open.access.expect("the monitor's own is not among them");
+            open.ended |= is_earlier && effects.ends(open.address, access);
         }
-        if let Some(probe) = self.applications[process].probes[address].clone() {
-            let is_other =
-                |open: &&mut Connection| open.address == address && open.instance() != probe.instance();
+        if let Some(seen) = seen {
+            let is_other = |open: &&mut Connection| open.address == address && open.instance() != seen;
             if self.connections(process).filter(is_other).any(|open| open.heard && !open.ended) {
                 self.applications[process].process().share(address);
             }
@@ -863,6 +875,11 @@ impl World {
             } else if may(Fault::Kill) {
                 actions.push(Action::Kill(index));
             }
+            if host.full {
+                actions.push(Action::Drain(index));
+            } else if host.up && may(Fault::Fill) {
+                actions.push(Action::Fill(index));
+            }
             if host.up && is_slave && may(Fault::Crash) && !host.log.is_empty() {
                 actions.push(Action::Crash(index));
             }
@@ -944,6 +961,11 @@ impl World {
                     self.kill_connections(|conn| conn.host == host);
                 }
             }
+            Action::Fill(host) => self.hosts[host].full = true,
+            Action::Drain(host) => {
+                self.hosts[host].full = false;
+                return;
+            }
             Action::Restart(process) => {
                 if self.client.request.as_ref().is_some_and(|(at, _)| *at == process) {
                     self.client.request = None;
@@ -970,6 +992,9 @@ impl World {
         let writable: Vec<_> =
             (0..ADDRESSES).flat_map(|address| reached(address).map(move |host| (address, host))).collect();
         let [(address, host)] = writable[..] else { return Ok(()) };
+        if self.hosts[host].full {
+            return Ok(());
+        }
         // Behind an address of several servers, nothing leads the monitor to the one that takes writes.
         if self.addresses[address].len() > 1 {
             return Ok(());
@@ -1084,7 +1109,7 @@ impl Model for World {
             let mut hasher = Fold::new();
             self.applications[process].fingerprint(None, &mut hasher);
             (&self.addresses, &self.cut[process]).hash(&mut hasher);
-            let as_seen = |host: &Host| (host.up, host.run, host.follows.is_none(), host.timeline);
+            let as_seen = |host: &Host| (host.up, host.full, host.run, host.follows.is_none(), host.timeline);
             self.hosts.each_ref().map(as_seen).hash(&mut hasher);
             if checked.insert(hasher.finish()) { self.writes_again(process) } else { Ok(()) }
         })

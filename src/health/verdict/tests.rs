@@ -213,7 +213,10 @@ fn a_master_that_tells_no_position_any_more_tells_no_lag() {
         &Observation { position: None, ..observation(ReportedRole::Master, 1, 0) },
     );
     let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
-    assert_eq!((verdict.lag, &*verdict.states), (None, &[(SLAVE, NodeState::LagUnknown, Why::Nothing)][..]));
+    assert_eq!(
+        (verdict.lag, &*verdict.states),
+        (None, &[(SLAVE, NodeState::LagUnknown, Why::Untold(Untold::ByMaster))][..])
+    );
 
     let mut verdicts = new(&CHECKS);
     let untold = Observation { position: None, ..observation(ReportedRole::Master, 1, 0) };
@@ -221,7 +224,7 @@ fn a_master_that_tells_no_position_any_more_tells_no_lag() {
     let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
     assert_eq!(
         verdict.states,
-        [(SLAVE, NodeState::LagUnknown, Why::Nothing)],
+        [(SLAVE, NodeState::LagUnknown, Why::Untold(Untold::ByMaster))],
         "there is nothing to wait for"
     );
 }
@@ -905,8 +908,11 @@ fn a_lag_that_is_not_known_excludes_while_the_master_answers() {
         let mut verdicts = new(&Checks { unknown_lag, ..CHECKS });
         let judge = |verdicts: &mut Verdicts| {
             let verdict = observe_of(verdicts, SLAVE, log, &hidden);
-            assert_eq!(verdict.lag, None);
-            verdict.states[0].1
+            let (_, state, why) = verdict.states[0];
+            let untold = if log == Masters { Untold::BySlave } else { Untold::OtherLog };
+            let expected = if state == NodeState::LagUnknown { Why::Untold(untold) } else { Why::Nothing };
+            assert_eq!((verdict.lag, why), (None, expected));
+            state
         };
         assert_eq!(judge(&mut verdicts), NodeState::Up, "nothing is known of the master");
         observe(&mut verdicts, MASTER, &observation(ReportedRole::Master, 1, 100));
@@ -925,7 +931,7 @@ fn a_lag_that_is_not_known_excludes_while_the_master_answers() {
         &Observation { position: None, ..observation(ReportedRole::Master, 1, 0) },
     );
     let verdict = observe(&mut verdicts, SLAVE, &observation(ReportedRole::Slave, 1, 100));
-    assert_eq!(verdict.states, [(SLAVE, NodeState::LagUnknown, Why::Nothing)]);
+    assert_eq!(verdict.states, [(SLAVE, NodeState::LagUnknown, Why::Untold(Untold::ByMaster))]);
 }
 
 #[test]
@@ -1149,4 +1155,117 @@ fn who_is_behind_for_longer_than_a_moment_after_launch_is_behind() {
         let behind = (SLAVE, NodeState::Behind, Why::Lag(Lag::MoreThan(known)));
         assert_eq!(look(SLAVE, ReportedRole::Slave, 99, 1), [behind], "idle: {idle}");
     }
+}
+
+fn gtids(role: ReportedRole, told: Option<&str>) -> Observation {
+    Observation {
+        role,
+        position: told.map(|told| Position::parse_gtids(told).unwrap()),
+        ..Observation::default()
+    }
+}
+
+/// MariaDB and MySQL: an instance is one server, however often it is restarted.
+#[test]
+fn without_the_master_a_server_that_was_never_compared_with_it_tells_nothing() {
+    let begin = Instant::now();
+    let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
+    for (server, role) in
+        [(MASTER, ReportedRole::Unknown), (SLAVE, ReportedRole::Slave), (OTHER, ReportedRole::Slave)]
+    {
+        arrive(&mut verdicts, server, &format!("{server:?}"));
+        verdicts.judge(server, SlaveLog::Masters, begin, &Finding::Observed(gtids(role, Some("0-1-5"))));
+    }
+    for number in 1..=8 {
+        let look = second(begin, number);
+        verdicts.judge(MASTER, SlaveLog::Masters, look, &Finding::Failed);
+        // The address leads to an old server of the same name, which went on by itself.
+        arrive(&mut verdicts, OTHER, "old");
+        let old = Finding::Observed(gtids(ReportedRole::Slave, Some("0-1-9")));
+        verdicts.judge(OTHER, SlaveLog::Masters, look, &old);
+        let slave = Finding::Observed(gtids(ReportedRole::Slave, Some("0-1-5")));
+        let states = verdicts.judge(SLAVE, SlaveLog::Masters, look, &slave).states;
+        assert_eq!(states, [(SLAVE, NodeState::Up, Why::Nothing)], "{number}");
+    }
+}
+
+/// MariaDB: a master tells what it has logged, and a slave what it has replayed. A server that was asked for one of
+/// them before its role was known has to be asked for the other.
+#[test]
+fn a_position_that_was_told_in_another_role_is_asked_for_again() {
+    use ReportedRole::{Slave, Unknown};
+
+    const THIRD: ServerId = ServerId(3);
+    let begin = Instant::now();
+    let mut number = 0;
+    let mut look = |verdicts: &mut Verdicts, server, found: Option<Observation>| {
+        number += 1;
+        let finding = found.map_or(Finding::Failed, Finding::Observed);
+        verdicts.judge(server, SlaveLog::Masters, second(begin, number), &finding)
+    };
+    // Writes go to the promoted server at the address of the slaves.
+    let mut verdicts = Verdicts::new(MASTER, &[MASTER, SLAVE, OTHER], CHECKS);
+    for (server, role) in [(MASTER, Unknown), (SLAVE, Slave), (OTHER, Slave)] {
+        arrive(&mut verdicts, server, &format!("{server:?}"));
+        look(&mut verdicts, server, Some(gtids(role, Some("0-1-5"))));
+    }
+    (0..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(look(&mut verdicts, MASTER, None)));
+    let new_master = look(&mut verdicts, SLAVE, Some(gtids(Unknown, Some("0-1-5")))).new_master;
+    assert_eq!(new_master, Some(SLAVE));
+    look(&mut verdicts, SLAVE, Some(gtids(Unknown, Some("0-2-120"))));
+
+    // Another address leads there, too. What its server has replayed is of the time before it was promoted.
+    verdicts.add(THIRD);
+    verdicts.record_instance(THIRD, verdicts.servers[&SLAVE].instance);
+    look(&mut verdicts, THIRD, Some(gtids(Unknown, Some("0-1-5"))));
+    // The address of the slaves leads to a slave, which was asked for what it has logged as a master.
+    arrive(&mut verdicts, SLAVE, "c");
+    let verdict = look(&mut verdicts, SLAVE, Some(gtids(Slave, None)));
+    assert_eq!((verdict.new_master, verdict.succession), (Some(THIRD), Succession::SameProcess));
+    assert!(verdict.states.contains(&(SLAVE, NodeState::New, Why::Nothing)), "{:?}", verdict.states);
+    let verdict = look(&mut verdicts, SLAVE, Some(gtids(Slave, Some("0-2-120"))));
+    assert_eq!((verdict.states[0].1, verdict.lag), (NodeState::Up, Some(Lag::AtMost(Duration::ZERO))));
+
+    // `url` leads to the master, as found by a question that is for slaves.
+    verdicts.record_instance(MASTER, verdicts.servers[&THIRD].instance);
+    let verdict = look(&mut verdicts, MASTER, Some(gtids(Unknown, Some("0-1-5"))));
+    assert_eq!((verdict.new_master, verdict.succession), (Some(MASTER), Succession::SameProcess));
+    let lag = look(&mut verdicts, OTHER, Some(gtids(Slave, Some("0-1-5")))).lag;
+    assert!(matches!(lag, Some(Lag::AtMost(lag)) if lag > Duration::ZERO), "{lag:?}");
+}
+
+#[test]
+fn a_slaves_own_transactions_are_reported_once_for_each_source() {
+    const MASTERS: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-100";
+    const FIRST: &str = "11111111-71ca-11e1-9e33-c80aa9429562";
+    const SECOND: &str = "22222222-71ca-11e1-9e33-c80aa9429562";
+
+    let observed =
+        |set: &str| Observation { position: Position::parse_gtid_set(set), ..Observation::default() };
+    let mut verdicts = new(&CHECKS);
+    observe(&mut verdicts, MASTER, &observed(MASTERS));
+    for (own, reported) in [
+        ("".to_owned(), "".to_owned()),
+        (format!(",{FIRST}:1"), format!("{FIRST}:1-1")),
+        (format!(",{FIRST}:1-5"), "".into()),
+        (format!(",{FIRST}:1-5,{SECOND}:1-2"), format!("{SECOND}:1-2")),
+        (format!(",{FIRST}:1-6,{SECOND}:1-3"), "".into()),
+    ] {
+        let verdict = observe(&mut verdicts, SLAVE, &observed(&format!("{MASTERS}{own}")));
+        assert_eq!((verdict.errant.to_string(), verdict.states[0].1), (reported, NodeState::Up), "{own}");
+    }
+}
+
+#[test]
+fn a_server_that_was_full_in_between_has_not_failed_three_times_in_a_row() {
+    let mut verdicts = in_office();
+    let promoted = observation(ReportedRole::Master, 2, 110);
+    (1..FAILURES_BEFORE_FAILOVER).for_each(|_| drop(fail(&mut verdicts, MASTER)));
+    full(&mut verdicts, MASTER, Instant::now());
+    for number in 1..FAILURES_BEFORE_FAILOVER {
+        fail(&mut verdicts, MASTER);
+        assert_eq!(verdicts.outcome(MASTER), Outcome::Failed(number));
+        assert_eq!(observe(&mut verdicts, SLAVE, &promoted).new_master, None, "{number}");
+    }
+    assert_eq!(fail(&mut verdicts, MASTER).new_master, Some(SLAVE));
 }

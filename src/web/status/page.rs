@@ -9,7 +9,7 @@ use super::drills::{Drill, Drills};
 use super::snapshot::{ServerSnapshot, Snapshot, timestamp};
 use crate::config::ReadShare;
 use crate::counters::Counts;
-use crate::health::{NodeState, Role};
+use crate::health::{Mood, NodeState, Role};
 use crate::routing::Reason;
 
 pub(super) const SCRIPT: &str = include_str!("status.js");
@@ -78,7 +78,7 @@ pub(super) fn content(snapshot: &Snapshot, base: &str, drills: Drills) -> Markup
 fn summary(snapshot: &Snapshot) -> Markup {
     let servers = &snapshot.servers;
     let is_up = |server: &&ServerSnapshot| {
-        mood(server.state) == WELL && server.read_url.is_none_or(|state| mood(state) == WELL)
+        server.state.mood() == Mood::Well && server.read_url.is_none_or(|state| state.mood() == Mood::Well)
     };
     let (up, all) = (servers.iter().filter(is_up).count(), servers.len());
     let is_well = up == all && snapshot.health.reads && snapshot.health.writes;
@@ -90,14 +90,14 @@ fn summary(snapshot: &Snapshot) -> Markup {
         (false, false) => "Neither reads nor writes are served.",
     };
     let mood = if is_well {
-        WELL
+        Mood::Well
     } else if reads && writes {
-        "partly"
+        Mood::Partly
     } else {
-        "ill"
+        Mood::Ill
     };
     html! {
-        p.summary.(mood) {
+        p.summary.(mood.as_str()) {
             strong { @if all == 1 { "The server is " (servers[0].state) ". " } @else { (up) " of " (all) " servers are up. " } }
             (what)
             @if snapshot.reads_from_slaves != snapshot.configured_share {
@@ -115,11 +115,11 @@ fn card(server: &ServerSnapshot, snapshot: &Snapshot, context: &Context<'_>) -> 
             h3 #(title) { (server.name) }
             p.badges {
                 span.badge.(server.role) { (server.role) } " "
-                span.badge.(mood(server.state)) { (server.state) }
-                @if let Some(state) = server.read_url { " " span.badge.(mood(state)) { "read_url: " (state) } }
+                span.badge.(server.state.mood().as_str()) { (server.state) }
+                @if let Some(state) = server.read_url { " " span.badge.(state.mood().as_str()) { "read_url: " (state) } }
             }
             @if let Some(address) = &server.address { p.address { code { (address) } } }
-            p.meaning { (meaning(server)) }
+            p.meaning { (server.state.meaning(server.role)) }
             @if server.role == Role::Slave { (chart(server.lag, &lags(server), snapshot.max_lag)) }
             p.chosen {
                 @let chosen = server.latest_choices.total();
@@ -298,60 +298,5 @@ fn time(at: OffsetDateTime) -> Markup {
     let timestamp = timestamp(at);
     html! {
         time datetime=(timestamp) { (timestamp.replace('T', " ").replace('Z', " UTC")) }
-    }
-}
-
-const WELL: &str = "well";
-
-fn mood(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Up | NodeState::MasterItself => WELL,
-        NodeState::New
-        | NodeState::Suspect
-        | NodeState::Behind
-        | NodeState::LagUnknown
-        | NodeState::NotCopied
-        | NodeState::Promoted
-        | NodeState::TakenOut => "partly",
-        NodeState::Down
-        | NodeState::Diverged
-        | NodeState::SecondMaster
-        | NodeState::Contested
-        | NodeState::Stranger
-        | NodeState::Standby => "ill",
-    }
-}
-
-/// The meaning of a server's state in one line. The documentation of each state has the remedy.
-fn meaning(server: &ServerSnapshot) -> &'static str {
-    match server.state {
-        NodeState::Up if server.role == Role::Master => "It takes the writes.",
-        NodeState::Up => "It serves reads.",
-        NodeState::New => {
-            "It has just been found, or the application has just started. It serves after its first health probe."
-        }
-        NodeState::Suspect => "A connection to it failed. It serves again if the next health probe is good.",
-        NodeState::Down => "It does not answer, or refuses the login. The log has the error.",
-        NodeState::Diverged => {
-            "It has replayed transactions that the master does not have: left out. The log has the remedy."
-        }
-        NodeState::Behind => "It is further behind than max_lag: left out until it has caught up.",
-        NodeState::LagUnknown => "Its lag cannot be known: left out. The log says why.",
-        NodeState::NotCopied => "It has not been copied from its master yet: left out.",
-        NodeState::SecondMaster => {
-            "It takes writes, but is not the master: left out. The log has the remedy."
-        }
-        NodeState::Promoted => {
-            "It was promoted, but is not the master: it serves reads only while no other server can."
-        }
-        NodeState::Contested => {
-            "Another server takes writes, too: writes fail until only one does. The log has the remedy."
-        }
-        NodeState::MasterItself => "Its address leads to the master itself: left out as a slave.",
-        NodeState::Stranger => {
-            "It belongs to another system than the master: left out. The log has the remedy."
-        }
-        NodeState::Standby => "It takes no writes: it is in recovery, or read-only. The log has the remedy.",
-        NodeState::TakenOut => "An operator has taken it out of use.",
     }
 }
