@@ -50,7 +50,6 @@ struct State<DB: Driver> {
 impl<DB: Driver> State<DB> {
     /// Leaves the server of this decision, unless another query of the same request has moved on already.
     fn leave(&mut self, decision: Decision) {
-        self.progress.leave();
         self.route.take_if(|present| present.leads_where(decision));
     }
 }
@@ -185,10 +184,7 @@ impl<DB: Driver> Session<DB> {
             None => pin,
         };
         state.pin = Some(Arc::new(pin));
-        let slave = state.route.take_if(|route| route.decision.access == Access::SlaveReads);
-        if slave.is_some() {
-            state.progress.leave();
-        }
+        state.route.take_if(|route| route.decision.access == Access::SlaveReads);
     }
 
     /// The pin that the session goes on with, signed.
@@ -389,12 +385,10 @@ impl<DB: Driver> Session<DB> {
     fn choose<'s>(&self, state: &'s mut State<DB>) -> &'s Route<DB> {
         let intent = state.progress.intent();
         let present = self.cluster.mastership.term();
-        if state.route.take_if(|route| route.has_left()).is_some() {
-            state.progress.leave();
-        }
         let route = match state.route.take() {
-            Some(route) if route.stays(present, intent) => route,
+            Some(route) if !route.has_left() && route.stays(present, intent) => route,
             _ => {
+                state.progress.leave();
                 let failed = state.progress.failed();
                 let route = self.cluster.choose(intent, self.client, state.pin.as_deref(), failed);
                 route.count();
@@ -416,7 +410,7 @@ impl<DB: Driver> Session<DB> {
     /// Notes that a query is about to run. Returns whether it may.
     fn start(&self, state: &mut State<DB>, decision: Decision, checkout: &Checkout<DB>) -> bool {
         self.take(state, checkout);
-        match state.progress.start(decision.access, checkout.instance(), Instant::now()) {
+        match state.progress.start(decision.access, checkout.instance(), Instant::now) {
             Start::Allowed => true,
             Start::Moved => false,
             Start::AllowedWithoutPin => {
