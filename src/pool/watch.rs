@@ -130,14 +130,14 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
     ) -> Result<T, Why> {
-        if self.state.ended().is_some() {
+        if self.state.custody.ended().is_some() {
             return Err(Why::NO_ANSWER);
         }
         // Remembered for the next wait: a reader of rows may pause for long, and the connection may be ended
         // meanwhile.
         self.sent = Sent::Something;
         let mut wait = Wait::begin(self);
-        let Ok(done) = wait.watch.state.unless_ended(work).await else { return Err(Why::NO_ANSWER) };
+        let Ok(done) = wait.watch.state.custody.unless_ended(work).await else { return Err(Why::NO_ANSWER) };
         let done = done.map_err(|error| Why { judgement: DB::judge(&error), error: Some(error) });
         wait.has_answer = done.as_ref().err().is_none_or(|why| why.judgement.remains == Remains::Usable);
         done
