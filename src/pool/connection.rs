@@ -55,6 +55,8 @@ pub(crate) struct ConnectionState<DB: Driver> {
     closing: Closing,
     counts: Arc<PoolCounts>,
     holder: Mutex<Holder>,
+    /// Whether the holder has a clock. Without one, a statement need not lock the holder.
+    is_timed: AtomicBool,
 }
 
 impl<DB: Driver> Drop for ConnectionState<DB> {
@@ -104,6 +106,7 @@ impl<DB: Driver> Connection<DB> {
             closing: Closing::new(),
             counts: pool.counts().clone(),
             holder: Mutex::default(),
+            is_timed: AtomicBool::new(false),
         });
         let (released, reused) = (state.clone(), state.clone());
         let single = PoolOptions::new()
@@ -232,12 +235,18 @@ impl<DB: Driver> ConnectionState<DB> {
         self.busy_since.store(self.millis(now) + 1, Ordering::Relaxed);
     }
 
-    /// Notes that the wait for the answer has ended. Adds its time to the holder's clock, if there is one.
-    pub(super) fn end_statement(&self, now: Instant, took: Duration) {
+    /// Notes that the wait for an answer has ended, and whether the answer came. Adds its time to the holder's clock, if
+    /// there is one.
+    pub(super) fn end_statement(&self, now: Instant, took: Duration, is_answered: bool) {
+        let millis = self.millis(now);
         self.busy_since.store(0, Ordering::Relaxed);
-        self.used.store(self.millis(now), Ordering::Relaxed);
-        let holder = self.holder.lock();
-        if let Some(clock) = &holder.clock {
+        self.used.store(millis, Ordering::Relaxed);
+        if is_answered {
+            self.verified.store(millis, Ordering::Relaxed);
+        }
+        if self.is_timed.load(Ordering::Relaxed)
+            && let Some(clock) = &self.holder.lock().clock
+        {
             clock.add(took);
         }
     }
@@ -277,6 +286,7 @@ impl<DB: Driver> ConnectionState<DB> {
         let mut present = self.holder.lock();
         if present.asker != asker {
             *present = holder();
+            self.is_timed.store(present.clock.is_some(), Ordering::Relaxed);
         }
     }
 

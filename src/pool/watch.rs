@@ -180,13 +180,10 @@ impl<'w, 'a, DB: Driver> Wait<'w, 'a, DB> {
 
 impl<DB: Driver> Drop for Wait<'_, '_, DB> {
     fn drop(&mut self) {
-        let Watch { state, took, .. } = &mut *self.watch;
         let now = Instant::now();
-        *took += now - self.began;
-        state.end_statement(now, now - self.began);
-        if self.has_answer {
-            state.verify(now);
-        }
+        let took = now - self.began;
+        self.watch.took += took;
+        self.watch.state.end_statement(now, took, self.has_answer);
     }
 }
 

@@ -307,7 +307,8 @@ impl<DB: Driver> Session<DB> {
         drop(kept);
     }
 
-    /// True if the server has what the client wrote, or was not chosen for that.
+    /// Makes this session the holder of a connection. Returns true if the server has what the client wrote, or was not
+    /// chosen for that.
     async fn has_own_writes(
         &self,
         decision: Decision,
@@ -315,11 +316,15 @@ impl<DB: Driver> Session<DB> {
     ) -> Result<bool, StatementError> {
         let pin = {
             let state = self.state();
-            let Some(pin) = state.pin.clone().filter(|pin| has_to_have(decision, pin).is_some()) else {
-                return Ok(true);
-            };
-            self.take(&state, checkout);
-            pin
+            checkout.state().take_for(self.asker, || Holder {
+                asker: self.asker,
+                handler: state.handler.clone(),
+                clock: self.clock.clone(),
+            });
+            match state.pin.clone().filter(|pin| has_to_have(decision, pin).is_some()) {
+                Some(pin) => pin,
+                None => return Ok(true),
+            }
         };
         match has_to_have(decision, &pin) {
             Some(position) => Box::pin(self.cluster.has_replayed(checkout, position)).await,
@@ -398,18 +403,8 @@ impl<DB: Driver> Session<DB> {
         state.route.insert(route)
     }
 
-    /// Makes this session the holder of the connection.
-    fn take(&self, state: &State<DB>, checkout: &Checkout<DB>) {
-        checkout.state().take_for(self.asker, || Holder {
-            asker: self.asker,
-            handler: state.handler.clone(),
-            clock: self.clock.clone(),
-        });
-    }
-
     /// Notes that a query is about to run. Returns whether it may.
     fn start(&self, state: &mut State<DB>, decision: Decision, checkout: &Checkout<DB>) -> bool {
-        self.take(state, checkout);
         match state.progress.start(decision.access, checkout.instance(), Instant::now) {
             Start::Allowed => true,
             Start::Moved => false,
