@@ -395,7 +395,7 @@ fn main() {
     ];
     let is_taken = |table: &str| tables.is_empty() || tables.contains(table);
     if std::env::args().any(|argument| argument == "instructions") {
-        return count_instructions(&rivals, &folder, number("REQUESTS", "1000"), is_taken);
+        return count_instructions(&rivals, &folder, number("REQUESTS", "3000"), is_taken);
     }
     for (number, Table { title, path, what, rivals: in_it, beside }) in (1..).zip(TABLES) {
         if !is_taken(&number.to_string()) {
