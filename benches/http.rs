@@ -2,10 +2,13 @@
 //!
 //! The servers run over a real PostgreSQL pair. `wrk` measures one server at a time, each for a second in turn, so that
 //! other load on the machine affects all of them alike. Prints the tables of `docs/benchmarks.md`.
+//!
+//! `./scripts/bench instructions` counts the instructions of each server instead, which no other load changes.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rocket_replicated_testing::Servers;
@@ -20,6 +23,13 @@ wrk.method = "POST"
 wrk.body = "body=A+message+of+a+few+words%2C+as+somebody+might+write+it."
 wrk.headers["Content-Type"] = "application/x-www-form-urlencoded"
 "#;
+
+/// The same form as one request of HTTP.
+const POSTED: &str = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 60\r\n\r\n\
+                      body=A+message+of+a+few+words%2C+as+somebody+might+write+it.";
+
+/// Keys without which probes would be counted as well.
+const UNPROBED: &str = ",lag_window=3600,max_lag=false,check_interval=3600";
 
 /// A table of the report: what is measured, and of which servers.
 struct Table {
@@ -120,8 +130,13 @@ impl Rival {
     }
 
     fn start(&self, folder: &Path, what: What) -> Running {
-        let keys = if self.is_ours() { what.keys() } else { "" };
-        let mut child = Command::new(folder.join(self.program))
+        self.start_by(&mut Command::new(folder.join(self.program)), what.keys())
+    }
+
+    /// Starts the server by a command. `keys` are added to a section of this crate.
+    fn start_by(&self, command: &mut Command, keys: &str) -> Running {
+        let keys = if self.is_ours() { keys } else { "" };
+        let mut child = command
             // A folder without another `Rocket.toml`.
             .current_dir("/")
             .env("SERVER", self.server)
@@ -164,6 +179,33 @@ impl Running {
             stat.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0)
         };
         threads.flatten().map(nanoseconds).sum::<u64>() as f64 / 1_000.0
+    }
+
+    /// Sends this many requests, one after the other, over one connection.
+    fn ask(&self, path: &str, what: What, requests: u32) {
+        let mut stream = TcpStream::connect(self.1.trim_start_matches("http://")).unwrap();
+        let head = format!("{} {path} HTTP/1.1\r\nHost: localhost\r\n", what.method());
+        let request = match what {
+            What::Read => format!("{head}\r\n"),
+            What::Write(_) => format!("{head}{POSTED}"),
+        };
+        let mut answer = BufReader::new(stream.try_clone().unwrap());
+        for _ in 0..requests {
+            stream.write_all(request.as_bytes()).unwrap();
+            let head: Vec<_> =
+                answer.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            assert!(head[0].contains(" 200 ") || head[0].contains(" 303 "), "{head:?}");
+            let length = |line: &String| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok();
+            let mut body = vec![0; head.iter().find_map(length).unwrap()];
+            answer.read_exact(&mut body).unwrap();
+        }
+    }
+
+    /// Ends the server in order, so that valgrind writes what it has counted.
+    fn stop(mut self) {
+        let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        self.0.wait().unwrap();
     }
 }
 
@@ -228,6 +270,47 @@ fn milliseconds(text: &str) -> f64 {
         .or_else(|| number("ms"))
         .or_else(|| number("s").map(|s| s * 1_000.0))
         .unwrap()
+}
+
+/// Counts the instructions of a server for one request: the difference between a run of many requests and one of few.
+/// Instructions of the kernel are not counted. `profile` is where callgrind writes what each function costs.
+fn instructions(rival: &Rival, folder: &Path, table: &Table, requests: u32, profile: &Path) -> f64 {
+    let count = |requests| {
+        let mut valgrind = Command::new("valgrind");
+        valgrind.args(["--tool=callgrind", "--quiet"]);
+        valgrind.arg(format!("--callgrind-out-file={}", profile.display())).arg(folder.join(rival.program));
+        let keys = format!("{}{UNPROBED}", table.what.keys());
+        let server = rival.start_by(valgrind.env("ROCKET_WORKERS", "1"), &keys);
+        server.ask(table.path, table.what, requests);
+        server.stop();
+        let counted = fs::read_to_string(profile).unwrap();
+        let total = counted.lines().find_map(|line| line.strip_prefix("totals: "));
+        total.unwrap_or_else(|| panic!("no total in {}", profile.display())).parse::<f64>().unwrap()
+    };
+    // The first requests open connections and prepare statements.
+    let few = requests / 4;
+    let of_few = count(few);
+    (count(few + requests) - of_few) / f64::from(requests)
+}
+
+/// Prints what one request costs by instructions, beside the last rival of each table.
+fn count_instructions(rivals: &[Rival], folder: &Path, requests: u32, is_taken: impl Fn(&str) -> bool) {
+    let profiles = PathBuf::from(std::env::var("PROFILES").unwrap_or_else(|_| "target/callgrind".into()));
+    let profiles = std::path::absolute(profiles).unwrap();
+    fs::create_dir_all(&profiles).unwrap();
+    println!("\n{requests} requests, one after the other:\n");
+    println!("| request | server | instructions | × f |\n|---|---|---|---|");
+    for (number, table) in (1..).zip(&TABLES[..4]).filter(|(number, _)| is_taken(&number.to_string())) {
+        let mut held = None;
+        for letter in ["f", "a", "b"] {
+            let rival = rivals.iter().find(|rival| rival.letter() == letter).unwrap();
+            let profile = profiles.join(format!("{letter}{number}"));
+            let counted = instructions(rival, folder, table, requests, &profile);
+            let ratio = counted / *held.get_or_insert(counted);
+            println!("| {} | {} | {counted:.0} | {ratio:.3} |", table.title, rival.name);
+        }
+    }
+    println!("\nWhat each function costs: `callgrind_annotate {}/a1`.", profiles.display());
 }
 
 fn main() {
@@ -310,8 +393,12 @@ fn main() {
             section: replicated,
         },
     ];
+    let is_taken = |table: &str| tables.is_empty() || tables.contains(table);
+    if std::env::args().any(|argument| argument == "instructions") {
+        return count_instructions(&rivals, &folder, number("REQUESTS", "3000"), is_taken);
+    }
     for (number, Table { title, path, what, rivals: in_it, beside }) in (1..).zip(TABLES) {
-        if !tables.is_empty() && !tables.contains(&number.to_string()) {
+        if !is_taken(&number.to_string()) {
             continue;
         }
         let taken = |rival: &&Rival| {

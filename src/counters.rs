@@ -37,6 +37,31 @@ macro_rules! key {
 }
 pub(crate) use key;
 
+/// Names the variants of an enum, makes it a [`Key`] and implements `Display`.
+macro_rules! names {
+    ($Enum:ident { $($Variant:ident: $name:literal),* $(,)? }) => {
+        impl $Enum {
+            pub(crate) const ALL: [Self; [$($name),*].len()] = [$(Self::$Variant),*];
+
+            /// Its name in the log, in replies, in metrics and on pages. It never changes.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$Variant => $name,)*
+                }
+            }
+        }
+
+        impl std::fmt::Display for $Enum {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        $crate::counters::key!($Enum);
+    };
+}
+pub(crate) use names;
+
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 

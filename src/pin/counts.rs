@@ -1,11 +1,10 @@
 //! Counts of pins, and log lines about those that are not believed.
 
-use std::fmt;
 use std::time::Duration;
 
 use log::warn;
 
-use crate::counters::{Counter, Key, Tally, key};
+use crate::counters::{Counter, Key, Tally, names};
 use crate::throttle::Throttle;
 
 /// The reason why a pin was not believed. The read that carries it goes to any slave.
@@ -36,19 +35,6 @@ pub enum PinRefusal {
 }
 
 impl PinRefusal {
-    const ALL: [Self; 5] = [Self::Forged, Self::Foreign, Self::Expired, Self::Ahead, Self::Doubled];
-
-    /// Its name in the log, in metrics and on pages. It never changes.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Forged => "forged",
-            Self::Foreign => "foreign",
-            Self::Expired => "expired",
-            Self::Ahead => "ahead",
-            Self::Doubled => "doubled",
-        }
-    }
-
     /// What is wrong, and the remedy, for the log. `None` if the refusal is not worth a line.
     fn remedy(self) -> Option<&'static str> {
         match self {
@@ -72,13 +58,13 @@ impl PinRefusal {
     }
 }
 
-impl fmt::Display for PinRefusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-key!(PinRefusal);
+names!(PinRefusal {
+    Forged: "forged",
+    Foreign: "foreign",
+    Expired: "expired",
+    Ahead: "ahead",
+    Doubled: "doubled",
+});
 
 /// The shortest time between two warnings about pins that are refused for the same cause.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);

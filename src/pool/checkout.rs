@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use rocket::tokio::runtime::Handle;
-use rocket::tokio::time::timeout;
 use sqlx::pool::PoolConnection;
 
 use super::connection::{Connection, ConnectionState, PooledConnection};
@@ -17,57 +16,36 @@ use super::watch::{StatementError, Watch};
 use super::{CloseCause, Permit, Pool};
 use crate::backend::{Conn, Driver, Instance, Left, Remains};
 
-/// A connection in use. If its statement is abandoned, the pool does not wait for the server to end it. The connection
-/// is closed, and its permit in the pool is free at once.
-pub(crate) struct Checkout<DB: Driver>(Option<Parts<DB>>);
-
-/// The contents of a checkout until it ends. The connection is dropped before the permit, so that the pool never opens
-/// one too many.
-struct Parts<DB: Driver> {
-    conn: PooledConnection<DB>,
-    permit: Permit<DB>,
-}
-
-impl<DB: Driver> Parts<DB> {
-    /// Ends the statement. The permit that it returns carries the connection.
-    fn end(self) -> Permit<DB> {
-        let Self { conn, permit } = self;
-        permit.with(conn)
-    }
-
-    /// Closes the connection without a word to the server.
-    fn discard(self, why: CloseCause) {
-        let Self { conn, permit } = self;
-        conn.discard(why);
-        drop(permit);
-    }
-}
+/// A connection in use, in its permit. If its statement is abandoned, the pool does not wait for the server to end it. The
+/// connection is closed, and its permit in the pool is free at once.
+pub(crate) struct Checkout<DB: Driver>(Option<Permit<DB>>);
 
 const UNTIL_IT_ENDS: &str = "a checkout has its connection until it ends";
 
 impl<DB: Driver> Checkout<DB> {
-    pub(super) fn new(conn: PooledConnection<DB>, permit: Permit<DB>) -> Self {
-        Self(Some(Parts { conn, permit }))
+    /// Checks out the connection of the permit.
+    pub(super) fn new(permit: Permit<DB>) -> Self {
+        Self(Some(permit))
     }
 
     /// Checks out the connection of the permit, if the pool trusts it without a ping. Else returns the permit.
-    pub(super) fn of_trusted(mut permit: Permit<DB>, now: Instant) -> Result<Self, Permit<DB>> {
-        match permit.conn.take_if(|conn| permit.pool.trusts(&conn.state, now)) {
-            Some(conn) => Ok(Self::new(conn, permit)),
-            None => Err(permit),
+    pub(super) fn of_trusted(permit: Permit<DB>, now: Instant) -> Result<Self, Permit<DB>> {
+        match &permit.conn {
+            Some(conn) if permit.pool.trusts(&conn.state, now) => Ok(Self::new(permit)),
+            _ => Err(permit),
         }
     }
 
-    fn held(&self) -> &Parts<DB> {
+    fn permit(&self) -> &Permit<DB> {
         self.0.as_ref().expect(UNTIL_IT_ENDS)
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool<DB>> {
-        &self.held().permit.pool
+        &self.permit().pool
     }
 
     pub(crate) fn state(&self) -> &Arc<ConnectionState<DB>> {
-        &self.held().conn.state
+        &self.permit().conn.as_ref().expect(UNTIL_IT_ENDS).state
     }
 
     /// The server instance that the connection leads to. `None` if unknown, or if a pooler in between may change it.
@@ -77,14 +55,20 @@ impl<DB: Driver> Checkout<DB> {
 
     /// The connection, and the [`Watch`] over what runs on it.
     pub(crate) fn parts(&mut self) -> (&mut Conn<DB>, Watch<'_, DB>) {
-        let Parts { conn, permit } = self.0.as_mut().expect(UNTIL_IT_ENDS);
-        let Connection { conn, state, .. } = &mut **conn;
-        (conn, Watch::new(&permit.pool, state))
+        let Permit { pool, conn, .. } = self.0.as_mut().expect(UNTIL_IT_ENDS);
+        let Connection { conn, state, .. } = &mut **conn.as_mut().expect(UNTIL_IT_ENDS);
+        (conn, Watch::new(pool, state))
+    }
+
+    /// Ends the checkout. Returns its connection apart from its permit.
+    fn split(&mut self) -> (PooledConnection<DB>, Permit<DB>) {
+        let mut permit = self.0.take().expect(UNTIL_IT_ENDS);
+        (permit.conn.take().expect(UNTIL_IT_ENDS), permit)
     }
 
     /// Puts the connection back into its pool after a statement, for any session.
     pub(crate) fn put_back(mut self) {
-        drop(self.0.take().map(Parts::end));
+        drop(self.0.take());
     }
 
     /// As [`put_back`](Self::put_back), after a failed statement. Closes the connection if it cannot be used again.
@@ -97,25 +81,29 @@ impl<DB: Driver> Checkout<DB> {
 
     /// Closes the connection without a word to the server.
     pub(crate) fn close(mut self, why: CloseCause) {
-        if let Some(parts) = self.0.take() {
-            parts.discard(why);
-        }
+        self.discard(why);
+    }
+
+    /// The connection is closed before its permit is free, so that the pool never opens one too many.
+    fn discard(&mut self, why: CloseCause) {
+        let (conn, permit) = self.split();
+        conn.discard(why);
+        drop(permit);
     }
 
     /// Puts back a connection that its handler has dropped, once it is known that nothing was left open on it. If the
     /// server has to be asked, a task does so.
-    fn come_back(self) {
+    fn come_back(mut self) {
         if self.state().left() == Left::Clean {
             return self.put_back();
         }
         // Without a runtime, no request asks for connections any more.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            let (pool, holder) = (self.pool().clone(), self.state().holder());
-            match timeout(pool.check_timeout(), self.settle()).await {
-                Ok(Ok(Some(checkout))) => checkout.put_back(),
-                Ok(Ok(None)) => pool.warn_of_transaction(&holder),
-                Ok(Err(_)) | Err(_) => {}
+            let (pool, state) = (self.pool().clone(), self.state().clone());
+            if state.is_settled(&pool, DB::settle(self.parts().0)).await {
+                state.leave(Left::Clean);
+                self.put_back();
             }
         });
     }
@@ -144,15 +132,15 @@ impl<DB: Driver> Checkout<DB> {
 
     /// Hands the connection to a handler, as sqlx's own. It comes back to the pool when the handler drops it.
     pub(crate) fn lend(mut self, lending: Lending) -> PoolConnection<DB> {
-        let Parts { conn, permit } = self.0.take().expect(UNTIL_IT_ENDS);
-        conn.lend(permit, lending)
+        let (conn, permit) = self.split();
+        conn.lend(Some(permit), lending)
     }
 }
 
 impl<DB: Driver> Drop for Checkout<DB> {
     fn drop(&mut self) {
-        if let Some(parts) = self.0.take() {
-            parts.discard(CloseCause::Abandoned);
+        if self.0.is_some() {
+            self.discard(CloseCause::Abandoned);
         }
     }
 }
@@ -165,8 +153,8 @@ pub struct Held<DB: Driver>(Option<PooledConnection<DB>>);
 
 impl<DB: Driver> Held<DB> {
     pub(crate) fn new(mut checkout: Checkout<DB>) -> Self {
-        let Parts { conn, permit } = checkout.0.take().expect(UNTIL_IT_ENDS);
-        conn.state.hold(permit);
+        let (conn, permit) = checkout.split();
+        conn.state.custody.hand_out(permit, None);
         Self(Some(conn))
     }
 
@@ -177,7 +165,7 @@ impl<DB: Driver> Held<DB> {
 
     /// Hands the connection out as sqlx's own.
     pub(crate) fn lend(mut self) -> PoolConnection<DB> {
-        self.0.take().expect(UNTIL_IT_ENDS).lend_held()
+        self.0.take().expect(UNTIL_IT_ENDS).lend(None, Lending::Connection)
     }
 }
 
@@ -207,8 +195,9 @@ impl<DB: Driver> DerefMut for Held<DB> {
 impl<DB: Driver> Drop for Held<DB> {
     fn drop(&mut self) {
         let Some(conn) = self.0.take() else { return };
-        match conn.state.end_hold() {
-            Some(permit) => Checkout::new(conn, permit).come_back(),
+        conn.state.end_use();
+        match conn.state.custody.take_back() {
+            Some((permit, _)) => Checkout::new(permit.with(conn)).come_back(),
             None => conn.discard(CloseCause::Invalidated),
         }
     }
@@ -240,12 +229,11 @@ impl<DB: Driver> KeptConnection<DB> {
     /// As [`new`](Self::new), after another statement. Returns the checkout if its connection is another one, or may
     /// not be kept.
     pub(crate) fn keep(&self, mut checkout: Checkout<DB>) -> Result<(), Checkout<DB>> {
-        let is_here = |parts: &Parts<DB>| Arc::as_ptr(&parts.conn.state) == self.state.as_ptr();
-        let may_be_kept = |parts: &Parts<DB>| parts.permit.pool.may_keep(&parts.conn.state);
-        match checkout.0.take_if(|parts| is_here(parts) && may_be_kept(parts)) {
-            Some(parts) => {
-                let state = parts.conn.state.clone();
-                state.keep(parts.end(), self.asker);
+        let state = checkout.state().clone();
+        let may_be_kept = Arc::as_ptr(&state) == self.state.as_ptr() && checkout.pool().may_keep(&state);
+        match checkout.0.take_if(|_| may_be_kept) {
+            Some(permit) => {
+                state.custody.keep(permit, self.asker);
                 Ok(())
             }
             None => Err(checkout),
@@ -256,7 +244,7 @@ impl<DB: Driver> KeptConnection<DB> {
     /// longer trusts it or its server.
     pub(crate) fn claim(&self, pool: &Arc<Pool<DB>>) -> Option<Checkout<DB>> {
         let state = self.state.upgrade().filter(|state| state.is_of(pool))?;
-        let permit = state.claim(self.asker)?;
+        let permit = state.custody.claim(self.asker)?;
         if !pool.health.answers(pool.access) {
             return None;
         }
@@ -266,6 +254,6 @@ impl<DB: Driver> KeptConnection<DB> {
 
 impl<DB: Driver> Drop for KeptConnection<DB> {
     fn drop(&mut self) {
-        drop(self.state.upgrade().and_then(|state| state.claim(self.asker)));
+        drop(self.state.upgrade().and_then(|state| state.custody.claim(self.asker)));
     }
 }

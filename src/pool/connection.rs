@@ -6,7 +6,6 @@
 //! A single sqlx pool for all connections would forget which of them leads where, and would ping without a time limit.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use sqlx::Connection as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
 
 use super::counts::{CloseCause, Closing, PoolCounts};
-use super::custody::{Custody, Ended, Lending};
+use super::custody::{Custody, Ended, Lending, Loan};
 use super::holder::{Asker, Holder};
 use super::read_only::Told;
 use super::{Permit, Pool};
@@ -50,12 +49,14 @@ pub(crate) struct ConnectionState<DB: Driver> {
     busy_since: AtomicU64,
     /// Whether its handler may have left something open on it.
     is_dirty: AtomicBool,
-    custody: Custody<Pool<DB>, sqlx::Pool<DB>>,
+    pub(super) custody: Custody<Pool<DB>, sqlx::Pool<DB>>,
     /// Whether sqlx has handed out the same connection again, and not opened another one.
     reused: AtomicBool,
     closing: Closing,
     counts: Arc<PoolCounts>,
     holder: Mutex<Holder>,
+    /// Whether the holder has a clock. Without one, a statement need not lock the holder.
+    is_timed: AtomicBool,
 }
 
 impl<DB: Driver> Drop for ConnectionState<DB> {
@@ -105,6 +106,7 @@ impl<DB: Driver> Connection<DB> {
             closing: Closing::new(),
             counts: pool.counts().clone(),
             holder: Mutex::default(),
+            is_timed: AtomicBool::new(false),
         });
         let (released, reused) = (state.clone(), state.clone());
         let single = PoolOptions::new()
@@ -169,18 +171,15 @@ impl<DB: Driver> Connection<DB> {
         let _ = self.conn.close().await;
     }
 
-    /// Hands the connection to a handler. It comes back by the hook of its own sqlx pool.
-    pub(super) fn lend(self, permit: Permit<DB>, lending: Lending) -> PoolConnection<DB> {
+    /// Hands the connection to a handler, who has a permit for it unless it holds the connection already. It comes back
+    /// by the hook of its own sqlx pool. A dead connection has no permit, and does not come back.
+    pub(super) fn lend(self, permit: Option<Permit<DB>>, lending: Lending) -> PoolConnection<DB> {
         let Self { conn, state, single } = self;
-        state.custody.lend(permit, single, lending);
-        conn
-    }
-
-    /// Turns a connection that a handler holds into one of sqlx's own. A dead connection has no permit, and does not
-    /// come back.
-    pub(super) fn lend_held(self) -> PoolConnection<DB> {
-        let Self { conn, state, single } = self;
-        state.custody.lend_held(single, Lending::Connection);
+        let loan = Loan { single, lending };
+        match permit {
+            Some(permit) => state.custody.hand_out(permit, Some(loan)),
+            None => state.custody.lend_held(loan),
+        }
         conn
     }
 }
@@ -236,12 +235,18 @@ impl<DB: Driver> ConnectionState<DB> {
         self.busy_since.store(self.millis(now) + 1, Ordering::Relaxed);
     }
 
-    /// Notes that the wait for the answer has ended. Adds its time to the holder's clock, if there is one.
-    pub(super) fn end_statement(&self, now: Instant, took: Duration) {
+    /// Notes that the wait for an answer has ended, and whether the answer came. Adds its time to the holder's clock, if
+    /// there is one.
+    pub(super) fn end_statement(&self, now: Instant, took: Duration, is_answered: bool) {
+        let millis = self.millis(now);
         self.busy_since.store(0, Ordering::Relaxed);
-        self.used.store(self.millis(now), Ordering::Relaxed);
-        let holder = self.holder.lock();
-        if let Some(clock) = &holder.clock {
+        self.used.store(millis, Ordering::Relaxed);
+        if is_answered {
+            self.verified.store(millis, Ordering::Relaxed);
+        }
+        if self.is_timed.load(Ordering::Relaxed)
+            && let Some(clock) = &self.holder.lock().clock
+        {
             clock.add(took);
         }
     }
@@ -252,21 +257,9 @@ impl<DB: Driver> ConnectionState<DB> {
         Some(Duration::from_millis(self.millis(Instant::now()).saturating_sub(began)))
     }
 
-    /// How long a handler has held the connection. `None` if none does.
-    pub(super) fn held_for(&self) -> Option<Duration> {
-        self.custody.held_for()
-    }
-
-    /// Notes that a handler holds the connection from now on.
-    pub(super) fn hold(&self, permit: Permit<DB>) {
-        self.custody.hold(permit);
-    }
-
-    /// Ends a handler's hold, and returns the permit. `None` if the permit went when the connection was found to be
-    /// dead.
-    pub(super) fn end_hold(&self) -> Option<Permit<DB>> {
+    /// Notes that the connection is no longer used.
+    pub(super) fn end_use(&self) {
         self.used.store(self.millis(Instant::now()), Ordering::Relaxed);
-        self.custody.end_hold()
     }
 
     /// The state in which the handler leaves the connection, as far as is known.
@@ -278,23 +271,9 @@ impl<DB: Driver> ConnectionState<DB> {
         self.is_dirty.store(left == Left::Dirty, Ordering::Relaxed);
     }
 
-    /// Keeps the connection for its session, which may need it again.
-    pub(super) fn keep(&self, permit: Permit<DB>, asker: Asker) {
-        self.custody.keep(permit, asker);
-    }
-
-    /// Takes the permit that this session has kept, unless the pool has taken it back.
-    pub(super) fn claim(&self, asker: Asker) -> Option<Permit<DB>> {
-        self.custody.claim(asker)
-    }
-
     /// Takes back the permit that any session has kept, once the last answer on the connection is `idle` old.
     pub(super) fn reclaim(&self, idle: Duration) -> Option<Permit<DB>> {
         if self.verified().elapsed() < idle { None } else { self.custody.reclaim() }
-    }
-
-    pub(super) fn is_kept(&self) -> bool {
-        self.custody.is_kept()
     }
 
     /// Changes what the handler holds the connection for.
@@ -307,6 +286,7 @@ impl<DB: Driver> ConnectionState<DB> {
         let mut present = self.holder.lock();
         if present.asker != asker {
             *present = holder();
+            self.is_timed.store(present.clock.is_some(), Ordering::Relaxed);
         }
     }
 
@@ -325,31 +305,43 @@ impl<DB: Driver> ConnectionState<DB> {
         self.custody.end(why);
     }
 
-    pub(super) fn ended(&self) -> Option<Ended> {
-        self.custody.ended()
-    }
-
-    /// Awaits work on this connection, unless the connection is ended first.
-    pub(super) async fn unless_ended<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Result<T, Ended> {
-        self.custody.unless_ended(work).await
-    }
-
     /// Gives the permit back if a handler has closed the connection, or taken it out of sqlx's pool.
     pub(super) fn reap(&self) {
         self.custody.reap(|single| single.size() == 0);
     }
 
+    /// True if nothing was left open on a connection that its handler has dropped, as `left` finds out. Else notes why
+    /// the connection has to be closed.
+    pub(super) async fn is_settled(
+        &self,
+        pool: &Pool<DB>,
+        left: impl Future<Output = Result<Left, sqlx::Error>>,
+    ) -> bool {
+        match timeout(pool.check_timeout(), left).await {
+            Ok(Ok(Left::Clean)) => {
+                self.verify(Instant::now());
+                return true;
+            }
+            Ok(Ok(Left::Dirty)) => {
+                pool.warn_of_transaction(&self.holder());
+                self.close(CloseCause::Dirty);
+            }
+            Ok(Err(_)) | Err(_) => self.close(CloseCause::Failed),
+        }
+        false
+    }
+
     /// Takes back a connection that its handler has dropped. `true` tells sqlx to keep it, so that the pool can take
     /// it from there.
     async fn come_back(self: Arc<Self>, conn: &mut Conn<DB>) -> bool {
-        self.used.store(self.millis(Instant::now()), Ordering::Relaxed);
-        let Some((permit, single, lending)) = self.custody.end_loan() else { return false };
+        self.end_use();
+        let Some((permit, Some(Loan { single, lending }))) = self.custody.take_back() else { return false };
         let pool = permit.pool.clone();
         if !pool.may_keep(&self) {
             self.close(pool.why_not_kept());
             return false;
         }
-        let settled = async {
+        let left = async {
             match lending {
                 Lending::EndingTransaction => Ok(Left::Clean),
                 // A statement may have been given up in the transaction. sqlx would wait for its answer without a
@@ -358,17 +350,8 @@ impl<DB: Driver> ConnectionState<DB> {
                 Lending::Connection => DB::settle(conn).await,
             }
         };
-        match timeout(pool.check_timeout(), settled).await {
-            Ok(Ok(Left::Clean)) => self.verify(Instant::now()),
-            Ok(Ok(Left::Dirty)) => {
-                pool.warn_of_transaction(&self.holder());
-                self.close(CloseCause::Dirty);
-                return false;
-            }
-            Ok(Err(_)) | Err(_) => {
-                self.close(CloseCause::Failed);
-                return false;
-            }
+        if !self.is_settled(&pool, left).await {
+            return false;
         }
         self.reused.store(false, Ordering::Release);
         tokio::spawn(async move {

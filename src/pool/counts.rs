@@ -1,10 +1,9 @@
 //! The counters of a pool, and the enums that label them.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::backend::Access;
-use crate::counters::{Counter, Histogram, Tally, key};
+use crate::counters::{Counter, Histogram, Tally, names};
 
 /// What the connections of a pool are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,17 +18,6 @@ pub enum PoolUse {
 }
 
 impl PoolUse {
-    const ALL: [Self; 3] = [Self::Writes, Self::MasterReads, Self::SlaveReads];
-
-    /// Its name in metrics and on pages. It never changes.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Writes => "writes",
-            Self::MasterReads => "master reads",
-            Self::SlaveReads => "slave reads",
-        }
-    }
-
     pub(crate) fn of(access: Access) -> Self {
         match access {
             Access::Writes => Self::Writes,
@@ -39,7 +27,7 @@ impl PoolUse {
     }
 }
 
-key!(PoolUse);
+names!(PoolUse { Writes: "writes", MasterReads: "master reads", SlaveReads: "slave reads" });
 
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,48 +59,17 @@ pub enum CloseCause {
     Shutdown,
 }
 
-impl CloseCause {
-    const ALL: [Self; 9] = [
-        Self::Taken,
-        Self::Idle,
-        Self::Old,
-        Self::Failed,
-        Self::Invalidated,
-        Self::Abandoned,
-        Self::Dirty,
-        Self::Left,
-        Self::Shutdown,
-    ];
-
-    /// Its name in metrics and on pages. It never changes.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Taken => "taken",
-            Self::Idle => "idle",
-            Self::Old => "old",
-            Self::Failed => "failed",
-            Self::Invalidated => "invalidated",
-            Self::Abandoned => "abandoned",
-            Self::Dirty => "dirty",
-            Self::Left => "left",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
-
-key!(CloseCause);
-
-macro_rules! displayed {
-    ($($Enum:ty),*) => {$(
-        impl fmt::Display for $Enum {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    )*};
-}
-
-displayed!(PoolUse, CloseCause);
+names!(CloseCause {
+    Taken: "taken",
+    Idle: "idle",
+    Old: "old",
+    Failed: "failed",
+    Invalidated: "invalidated",
+    Abandoned: "abandoned",
+    Dirty: "dirty",
+    Left: "left",
+    Shutdown: "shutdown",
+});
 
 /// The counters of a pool. INVARIANT: the statistics keep them when the pool is dropped, so that no count is lost with
 /// a server.

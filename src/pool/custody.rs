@@ -22,27 +22,24 @@ pub(super) struct Custody<O: Owner, S> {
 }
 
 /// Where a connection is. A permit that is taken from here goes back to the pool, without a look at the connection.
-///
-/// INVARIANT: a connection that is known to be dead is neither `Held` nor `Lent`.
 enum Place<O: Owner, S> {
     /// Beside its permit: idle in the queue, lent to a statement, or on its way.
     InHand,
     /// A session keeps it between two statements. INVARIANT: the permit has the connection, which owns this state,
     /// until the session or the pool takes it.
     Kept { permit: Permit<O>, asker: Asker },
-    /// A handler holds it.
-    Held { permit: Permit<O>, since: Instant },
-    /// A handler holds it as sqlx's own.
-    Lent {
-        permit: Permit<O>,
-        since: Instant,
-        /// INVARIANT: the state has a handle to the connection's own sqlx pool only while the connection is lent. The
-        /// hooks of that pool own the state: a lasting handle would be a cycle, which is never dropped.
-        single: S,
-        lending: Lending,
-    },
+    /// A handler holds it. INVARIANT: it is not known to be dead.
+    Held { permit: Permit<O>, since: Instant, loan: Option<Loan<S>> },
     /// With a handler for good, without a permit: dead, closed, or taken out of sqlx's pool.
     Gone,
+}
+
+/// The terms on which a handler has a connection as sqlx's own.
+pub(super) struct Loan<S> {
+    /// INVARIANT: the state has a handle to the connection's own sqlx pool only while the connection is lent. The hooks
+    /// of that pool own the state: a lasting handle would be a cycle, which is never dropped.
+    pub(super) single: S,
+    pub(super) lending: Lending,
 }
 
 /// What a handler holds a connection for.
@@ -99,19 +96,10 @@ impl<O: Owner, S> Custody<O, S> {
         matches!(*self.place.lock(), Place::Kept { .. })
     }
 
-    /// Notes that a handler holds the connection from now on.
-    pub(super) fn hold(&self, permit: Permit<O>) {
-        self.hand_out(Place::Held { permit, since: Instant::now() });
-    }
-
-    /// Notes that a handler holds the connection from now on, as sqlx's own.
-    pub(super) fn lend(&self, permit: Permit<O>, single: S, lending: Lending) {
-        self.hand_out(Place::Lent { permit, since: Instant::now(), single, lending });
-    }
-
-    fn hand_out(&self, to: Place<O, S>) {
+    /// Notes that a handler holds the connection from now on, with a loan as sqlx's own.
+    pub(super) fn hand_out(&self, permit: Permit<O>, loan: Option<Loan<S>>) {
         let mut place = self.place.lock();
-        *place = to;
+        *place = Place::Held { permit, since: Instant::now(), loan };
         let spare = self.take_if_dead(&mut place);
         // Dropping a permit passes it on to another request. That happens without the lock.
         drop(place);
@@ -119,43 +107,29 @@ impl<O: Owner, S> Custody<O, S> {
     }
 
     fn take_if_dead(&self, place: &mut Place<O, S>) -> Option<Place<O, S>> {
-        let is_out = matches!(place, Place::Held { .. } | Place::Lent { .. });
-        (is_out && self.ended() == Some(Ended::Dead)).then(|| mem::replace(place, Place::Gone))
+        let is_held = matches!(place, Place::Held { .. });
+        (is_held && self.ended() == Some(Ended::Dead)).then(|| mem::replace(place, Place::Gone))
     }
 
     /// Turns a held connection into a lent one: its handler has it as sqlx's own from now on.
-    pub(super) fn lend_held(&self, single: S, lending: Lending) {
-        let place = &mut *self.place.lock();
-        *place = match mem::replace(place, Place::Gone) {
-            Place::Held { permit, since } => Place::Lent { permit, since, single, lending },
-            other => other,
-        };
+    pub(super) fn lend_held(&self, new: Loan<S>) {
+        if let Place::Held { loan, .. } = &mut *self.place.lock() {
+            *loan = Some(new);
+        }
     }
 
     /// Changes what the handler holds the connection for.
     pub(super) fn lend_for(&self, lending: Lending) {
-        if let Place::Lent { lending: present, .. } = &mut *self.place.lock() {
-            *present = lending;
+        if let Place::Held { loan: Some(loan), .. } = &mut *self.place.lock() {
+            loan.lending = lending;
         }
     }
 
-    /// Ends a handler's hold, and returns the permit. `None` if the connection is dead.
-    pub(super) fn end_hold(&self) -> Option<Permit<O>> {
+    /// Takes the permit of a connection that a handler has dropped, and the loan. `None` if the connection is dead.
+    pub(super) fn take_back(&self) -> Option<(Permit<O>, Option<Loan<S>>)> {
         let place = &mut *self.place.lock();
         match mem::replace(place, Place::InHand) {
-            Place::Held { permit, .. } => Some(permit),
-            other => {
-                *place = other;
-                None
-            }
-        }
-    }
-
-    /// Ends a loan, when a handler has dropped sqlx's connection. `None` if the connection is dead.
-    pub(super) fn end_loan(&self) -> Option<(Permit<O>, S, Lending)> {
-        let place = &mut *self.place.lock();
-        match mem::replace(place, Place::InHand) {
-            Place::Lent { permit, single, lending, .. } => Some((permit, single, lending)),
+            Place::Held { permit, loan, .. } => Some((permit, loan)),
             other => {
                 *place = other;
                 None
@@ -166,7 +140,7 @@ impl<O: Owner, S> Custody<O, S> {
     /// Gives the permit back if a handler has closed the connection, or taken it out of sqlx's pool.
     pub(super) fn reap(&self, is_empty: impl FnOnce(&S) -> bool) {
         let mut place = self.place.lock();
-        let is_gone = matches!(&*place, Place::Lent { single, .. } if is_empty(single));
+        let is_gone = matches!(&*place, Place::Held { loan: Some(loan), .. } if is_empty(&loan.single));
         let spare = is_gone.then(|| mem::replace(&mut *place, Place::Gone));
         drop(place);
         drop(spare);
@@ -175,7 +149,7 @@ impl<O: Owner, S> Custody<O, S> {
     /// How long a handler has held the connection. `None` if none does.
     pub(super) fn held_for(&self) -> Option<Duration> {
         match &*self.place.lock() {
-            Place::Held { since, .. } | Place::Lent { since, .. } => Some(since.elapsed()),
+            Place::Held { since, .. } => Some(since.elapsed()),
             Place::InHand | Place::Kept { .. } | Place::Gone => None,
         }
     }

@@ -80,123 +80,78 @@ impl Drop for Ticking {
 /// The error of a checkout that got no connection in time.
 #[derive(Debug)]
 pub(super) struct TimedOut {
-    server: String,
-    what: &'static str,
-    timeout: Duration,
-    why: Why,
-}
-
-#[derive(Debug)]
-enum Why {
-    /// All connections are in use, or are being opened for other requests.
-    Crowd {
-        in_use: u32,
-        opening: u32,
-        max: u32,
-        waiting: usize,
-        longest: Option<Longest>,
-        own: Option<Duration>,
-    },
-    /// Opening a new connection took too long.
-    Connecting,
-    /// The server accepts no more connections.
-    Full,
-}
-
-/// The connection that has been in use for the longest time.
-#[derive(Debug)]
-struct Longest {
-    handler: Option<Cow<'static, str>>,
-    held: Duration,
+    message: String,
+    /// True if other requests or handlers use the pool's connections.
+    pub(super) is_crowd: bool,
 }
 
 impl TimedOut {
-    /// The error of a request that waited for a permit while `others` more waited.
+    /// The error of a request that waited for a permit while `others` more waited: all connections are in use, or are
+    /// being opened for other requests.
     pub(super) fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker, others: usize) -> Self {
-        Self::because(pool, Why::crowd(pool, asker, others))
+        let (mut open, mut holds_one) = (0_u32, false);
+        // How long a connection has been in use, at most, and by which handler.
+        let mut longest = None::<(Duration, Option<Cow<'static, str>>)>;
+        pool.for_each_open(|state| {
+            open += 1;
+            let held_by_handler = state.custody.held_for();
+            let Some(held) = held_by_handler.max(state.busy_for()) else { return };
+            let holder = state.holder();
+            holds_one |= holder.asker == asker && held_by_handler.is_some();
+            if longest.as_ref().is_none_or(|(longest, _)| held > *longest) {
+                longest = Some((held, holder.handler));
+            }
+        });
+        let idle = u32::try_from(pool.queue.idle()).unwrap_or(u32::MAX);
+        let taken = pool.in_use();
+        let opening = taken.saturating_sub(open.saturating_sub(idle));
+        let in_use = taken - opening;
+
+        let (what, server, timeout, max) = (pool.what(), &pool.health, pool.timeout, pool.max_connections);
+        let longest = longest.map_or(String::new(), |(held, handler)| {
+            let by = handler.map_or(String::new(), |handler| format!(" by `{handler}`"));
+            format!(", one of them{by} for {:.1} s", held.as_secs_f64())
+        });
+        let opening = match opening {
+            0 => String::new(),
+            1 => ", 1 is being opened".into(),
+            many => format!(", {many} are being opened"),
+        };
+        let remedy = match holds_one {
+            true => {
+                ". The request that waits holds one itself, by `get()` or `begin()`: run its queries on that \
+                 connection, or drop it first"
+            }
+            false => "",
+        };
+        let message = format!(
+            "no connection for {what} to the {server} became free within {timeout:?}: {in_use} of {max} are in \
+             use{longest}{opening}; {others} more wait{remedy}"
+        );
+        Self { message, is_crowd: in_use > 0 }
     }
 
     /// The error of a request that waited for a new connection.
     pub(super) fn connecting<DB: Driver>(pool: &Pool<DB>) -> Self {
-        Self::because(pool, Why::Connecting)
+        let (what, server, timeout) = (pool.what(), &pool.health, pool.timeout);
+        let message = format!("a new connection for {what} to the {server} took longer than {timeout:?}");
+        Self { message, is_crowd: false }
     }
 
+    /// The error of a server that accepts no more connections.
     pub(super) fn full<DB: Driver>(pool: &Pool<DB>) -> Self {
-        Self::because(pool, Why::Full)
-    }
-
-    /// True if other requests or handlers use the pool's connections.
-    pub(super) fn is_crowd(&self) -> bool {
-        matches!(self.why, Why::Crowd { in_use: 1.., .. })
-    }
-
-    fn because<DB: Driver>(pool: &Pool<DB>, why: Why) -> Self {
-        let what = if pool.access.writes() { "writes" } else { "reads" };
-        Self { server: pool.health.to_string(), what, timeout: pool.timeout, why }
-    }
-}
-
-impl Why {
-    fn crowd<DB: Driver>(pool: &Pool<DB>, asker: Asker, others: usize) -> Self {
-        let (mut open, mut longest, mut own) = (0_u32, None::<Longest>, None);
-        pool.for_each_open(|state| {
-            open += 1;
-            let held_by_handler = state.held_for();
-            let Some(held) = held_by_handler.max(state.busy_for()) else { return };
-            let holder = state.holder();
-            if holder.asker == asker && held_by_handler.is_some() {
-                own = own.max(held_by_handler);
-            }
-            if longest.as_ref().is_none_or(|longest| held > longest.held) {
-                longest = Some(Longest { handler: holder.handler, held });
-            }
-        });
-        let (in_use, max, waiting) = (pool.in_use(), pool.max_connections, others);
-        let idle = u32::try_from(pool.queue.idle()).unwrap_or(u32::MAX);
-        let opening = in_use.saturating_sub(open.saturating_sub(idle));
-        Self::Crowd { in_use: in_use - opening, opening, max, waiting, longest, own }
+        let (what, server) = (pool.what(), &pool.health);
+        let message = format!(
+            "the {server} has no connection for {what} to spare: raise the limit of the server, or lower \
+             `max_connections` of its pools"
+        );
+        Self { message, is_crowd: false }
     }
 }
 
 impl fmt::Display for TimedOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { server, what, timeout, why } = self;
-        match why {
-            Why::Crowd { in_use, opening, max, waiting, longest, own } => {
-                write!(f, "no connection for {what} to the {server} became free within {timeout:?}: ")?;
-                write!(f, "{in_use} of {max} are in use")?;
-                match longest {
-                    Some(Longest { handler: Some(handler), held }) => {
-                        write!(f, ", one of them by `{handler}` for {:.1} s", held.as_secs_f64())?;
-                    }
-                    Some(Longest { handler: None, held }) => {
-                        write!(f, ", one of them for {:.1} s", held.as_secs_f64())?;
-                    }
-                    None => {}
-                }
-                match opening {
-                    0 => {}
-                    1 => f.write_str(", 1 is being opened")?,
-                    many => write!(f, ", {many} are being opened")?,
-                }
-                write!(f, "; {waiting} more wait")?;
-                if own.is_some() {
-                    f.write_str(
-                        ". The request that waits holds one itself, by `get()` or `begin()`: run its queries on that \
-                         connection, or drop it first",
-                    )?;
-                }
-                Ok(())
-            }
-            Why::Connecting => {
-                write!(f, "a new connection for {what} to the {server} took longer than {timeout:?}")
-            }
-            Why::Full => write!(
-                f,
-                "the {server} has no connection for {what} to spare: raise the limit of the server, or lower \
-                 `max_connections` of its pools"
-            ),
-        }
+        f.write_str(&self.message)
     }
 }
 

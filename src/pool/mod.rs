@@ -224,6 +224,11 @@ impl<DB: Driver> Pool<DB> {
         }
     }
 
+    /// What the connections are for, in messages.
+    fn what(&self) -> &'static str {
+        if self.access.writes() { "writes" } else { "reads" }
+    }
+
     pub(crate) fn health(&self) -> &Arc<Health> {
         &self.health
     }
@@ -238,7 +243,9 @@ impl<DB: Driver> Pool<DB> {
 
     /// How many connections are open, in use or not.
     pub(crate) fn size(&self) -> u32 {
-        self.open_connections()
+        let mut open = 0;
+        self.for_each_open(|_| open += 1);
+        open
     }
 
     /// How many requests wait for a connection.
@@ -275,7 +282,7 @@ impl<DB: Driver> Pool<DB> {
     /// How many connections statements and handlers use, without those that are kept for a session.
     pub(crate) fn load(&self) -> u32 {
         let open = self.open();
-        let kept = open.iter().filter_map(Weak::upgrade).filter(|state| state.is_kept()).count();
+        let kept = open.iter().filter_map(Weak::upgrade).filter(|state| state.custody.is_kept()).count();
         self.in_use().saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
     }
 
@@ -339,7 +346,7 @@ impl<DB: Driver> Pool<DB> {
     fn timed_out(&self, why: TimedOut) -> Failure {
         self.counts.timed_out.add_one();
         // A read that finds a slave busy goes elsewhere, and needs no warning.
-        let is_news = self.role() == Role::Master || !why.is_crowd();
+        let is_news = self.role() == Role::Master || !why.is_crowd;
         if is_news && self.warnings.pass().is_some() {
             let text = why.to_string();
             warn!("{}{}.", text[..1].to_uppercase(), &text[1..]);
@@ -406,19 +413,15 @@ impl<DB: Driver> Pool<DB> {
     async fn tested_or_new(&self, mut permit: Permit<DB>) -> Result<Checkout<DB>, sqlx::Error> {
         loop {
             let Some(conn) = permit.conn.take().or_else(|| self.queue.pop_idle()) else {
-                permit = Self::open_for(permit).await?;
                 // Without another check, so that a connection that is opened while the pool drains serves one
                 // statement.
-                match permit.conn.take() {
-                    Some(conn) => return Ok(Checkout::new(conn, permit)),
-                    None => continue,
-                }
+                return Self::open_for(permit).await.map(Checkout::new);
             };
             let Some(mut conn) = self.keep_or_close(conn) else { continue };
             if self.trusts(&conn.state, Instant::now())
                 || conn.ping(self.health.ping_timeout(self.check_timeout)).await
             {
-                return Ok(Checkout::new(conn, permit));
+                return Ok(Checkout::new(permit.with(conn)));
             }
             self.close_sleepers(conn.state.verified());
             conn.discard(CloseCause::Failed);
@@ -431,7 +434,7 @@ impl<DB: Driver> Pool<DB> {
         sleepers.into_iter().for_each(|conn| conn.discard(CloseCause::Failed));
     }
 
-    /// Opens a connection for a permit, in a task of its own.
+    /// Opens a connection for a permit, in a task of its own. The permit that it returns has the connection.
     async fn open_for(permit: Permit<DB>) -> Result<Permit<DB>, sqlx::Error> {
         let (pool, opener) = (permit.pool.clone(), permit.pool.clone());
         let (task, opened) = permit.opening(async move { opener.open_in_time().await });
@@ -518,7 +521,7 @@ impl<DB: Driver> Pool<DB> {
 
     /// True if another statement may run on a connection.
     fn may_keep(&self, state: &ConnectionState<DB>) -> bool {
-        self.health.keeps(state.generation()) && state.ended().is_none() && !self.is_draining()
+        self.health.keeps(state.generation()) && state.custody.ended().is_none() && !self.is_draining()
     }
 
     /// The cause for closing a connection that [`may_keep`](Self::may_keep) refuses.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rocket::futures::FutureExt;
 
-use super::custody::{Custody, Ended, Lending};
+use super::custody::{Custody, Ended, Lending, Loan};
 use super::holder::Sessions;
 use super::queue::{Entry, Owner, Permit, Queue, Refusal, Ticker};
 use crate::sync::explore::{Task, block_on, explore, step};
@@ -109,6 +109,11 @@ fn task(house: &Arc<House>, run: impl FnOnce(Arc<House>) + Send + 'static) -> Ta
 fn finally(house: &Arc<House>) -> Box<dyn FnOnce()> {
     let house = house.clone();
     Box::new(move || house.is_whole())
+}
+
+/// A connection as sqlx's own. The flag stands for sqlx's pool: it is set when that is empty.
+fn loan(is_closed: &Arc<AtomicBool>) -> Loan<Arc<AtomicBool>> {
+    Loan { single: is_closed.clone(), lending: Lending::Connection }
 }
 
 fn statement(house: &Arc<House>) -> Task {
@@ -369,7 +374,7 @@ fn held_for_ever(hold: impl Fn(Permit<House>, &Conn) + Copy + Send + 'static) {
             Box::new(move || {
                 let conn = held.take().unwrap();
                 assert!(conn.custody.held_for().is_none());
-                assert!(conn.custody.end_hold().is_none() && conn.custody.end_loan().is_none());
+                assert!(conn.custody.take_back().is_none());
                 house.is_whole();
             }),
         )
@@ -378,15 +383,15 @@ fn held_for_ever(hold: impl Fn(Permit<House>, &Conn) + Copy + Send + 'static) {
 
 #[test]
 fn a_dead_connection_that_is_held_has_no_permit() {
-    held_for_ever(|permit, conn| conn.custody.hold(permit));
+    held_for_ever(|permit, conn| conn.custody.hand_out(permit, None));
 }
 
 #[test]
 fn a_dead_connection_that_is_lent_has_no_permit() {
-    held_for_ever(|permit, conn| conn.custody.lend(permit, Arc::default(), Lending::Connection));
+    held_for_ever(|permit, conn| conn.custody.hand_out(permit, Some(loan(&Arc::default()))));
     held_for_ever(|permit, conn| {
-        conn.custody.hold(permit);
-        conn.custody.lend_held(Arc::default(), Lending::Connection);
+        conn.custody.hand_out(permit, None);
+        conn.custody.lend_held(loan(&Arc::default()));
     });
 }
 
@@ -399,8 +404,8 @@ fn what_is_held_comes_back_once_though_it_dies_meanwhile() {
             let permit = house.permit();
             let dies = death(&conn, why);
             let handler = task(&house, move |_| {
-                conn.custody.hold(permit);
-                if let Some(permit) = conn.custody.end_hold() {
+                conn.custody.hand_out(permit, None);
+                if let Some((permit, _)) = conn.custody.take_back() {
                     drop(permit.with(conn));
                 }
             });
@@ -417,12 +422,12 @@ fn what_is_lent_comes_back_once_though_it_dies_or_is_closed_meanwhile() {
             let house = House::new(1);
             let conn = house.open();
             let single = Arc::new(AtomicBool::new(false));
-            conn.custody.lend(house.permit(), single.clone(), Lending::Connection);
+            conn.custody.hand_out(house.permit(), Some(loan(&single)));
             let (dies, lent) = (death(&conn, Ended::Dead), conn.clone());
             let handler: Task = Box::new(move || {
                 if is_closed {
                     single.store(true, Ordering::Relaxed);
-                } else if let Some((permit, _, _)) = conn.custody.end_loan() {
+                } else if let Some((permit, _)) = conn.custody.take_back() {
                     drop(permit.with(conn));
                 } else {
                     assert_eq!(conn.custody.ended(), Some(Ended::Dead), "it is not taken from a handler");
@@ -478,7 +483,7 @@ fn dead_is_final() {
     explore(|| {
         let house = House::new(1);
         let conn = house.open();
-        conn.custody.hold(house.permit());
+        conn.custody.hand_out(house.permit(), None);
         let tasks = [death(&conn, Ended::Dead), death(&conn, Ended::ServerDown), statement(&house)];
         (tasks, {
             let house = house.clone();

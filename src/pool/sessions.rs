@@ -41,7 +41,7 @@ impl<DB: Driver> Pool<DB> {
         let mut heard = false;
         self.for_each_open(|state| {
             heard |= state.instance().is_some_and(|other| other != instance)
-                && state.ended().is_none()
+                && state.custody.ended().is_none()
                 && time.contains(&state.verified());
         });
         heard
@@ -51,9 +51,9 @@ impl<DB: Driver> Pool<DB> {
     pub(crate) fn questionable_sessions(&self, patience: Duration) -> Vec<ServerSession<DB>> {
         let mut sessions = Vec::new();
         self.for_each_open(|state| {
-            let waits = state.busy_for().or(state.held_for());
+            let waits = state.busy_for().or(state.custody.held_for());
             if waits.is_some_and(|waits| waits > patience)
-                && state.ended().is_none()
+                && state.custody.ended().is_none()
                 && let (Some(instance), Some(id)) = (state.instance(), state.session())
             {
                 sessions.push(ServerSession { instance, id, state: state.clone() });
@@ -69,7 +69,7 @@ fn is_silent_elsewhere<DB: Driver>(
     silence: Duration,
 ) -> bool {
     state.instance().is_some_and(|other| other != instance)
-        && state.ended().is_none()
+        && state.custody.ended().is_none()
         && state.verified().elapsed() >= silence
 }
 

@@ -141,7 +141,7 @@ async fn a_permit_comes_back_once_whatever_happens() {
                 }
                 (_, has) => has,
             };
-            let is_dead = state.upgrade().is_some_and(|state| state.ended() == Some(Ended::Dead));
+            let is_dead = state.upgrade().is_some_and(|state| state.custody.ended() == Some(Ended::Dead));
             let is_held = matches!(has, Has::Held(_) | Has::Lent { .. });
             assert!(!(is_dead && is_held) || pool.in_use() == 0, "{steps:?}: whoever holds it has no place");
             assert!(pool.in_use() <= 1, "{steps:?}");
@@ -202,7 +202,7 @@ async fn a_ping_is_no_use() {
     assert_eq!(conn.state.idle_for(later), idle, "`idle_timeout` counts on");
 
     // A statement is a use.
-    let mut checkout = Checkout::new(conn, permit);
+    let mut checkout = Checkout::new(permit.with(conn));
     tokio::time::sleep(Duration::from_millis(5)).await;
     let (conn, mut watch) = checkout.parts();
     watch.over(std::pin::pin!(conn.execute("SELECT 1"))).await.unwrap();

@@ -83,7 +83,7 @@ impl<DB: Driver> Pool<DB> {
         let is_quiet =
             |conn: &PooledConnection<DB>| now.saturating_duration_since(conn.state.verified()) > KEEP_ALIVE;
         let invalid = self.queue.take_idle(|conn| !self.may_keep(&conn.state));
-        let mut spare = self.open_connections().saturating_sub(self.min_connections);
+        let mut spare = self.size().saturating_sub(self.min_connections);
         let old = self.queue.take_idle(|conn| {
             let ends = conn.state.is_old(now) || spare > 0 && is_idle(conn);
             spare = spare.saturating_sub(u32::from(ends));
@@ -116,7 +116,7 @@ impl<DB: Driver> Pool<DB> {
     fn fill(self: &Arc<Self>) {
         let wanted = !self.is_draining()
             && self.role() == self.health.role()
-            && self.open_connections() < self.min_connections
+            && self.size() < self.min_connections
             && self.health.answers(self.access);
         if !wanted || self.is_filling.swap(true, Ordering::AcqRel) {
             return;
@@ -151,7 +151,7 @@ impl<DB: Driver> Pool<DB> {
             let _ = tokio::time::timeout(self.check_timeout, conn.close(CloseCause::Shutdown)).await;
         }
         let mut pause = Duration::from_millis(10);
-        while self.open_connections() > 0 {
+        while self.size() > 0 {
             tokio::time::sleep(pause).await;
             // A handler may hold one for very long.
             pause = pause.mul_f64(1.2).min(Duration::from_secs(1));
@@ -165,11 +165,5 @@ impl<DB: Driver> Pool<DB> {
     pub(crate) fn close(&self) {
         self.queue.close();
         self.close_plain();
-    }
-
-    pub(super) fn open_connections(&self) -> u32 {
-        let mut open = 0;
-        self.for_each_open(|_| open += 1);
-        open
     }
 }

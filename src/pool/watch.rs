@@ -130,14 +130,14 @@ impl<'a, DB: Driver> Watch<'a, DB> {
         &mut self,
         work: Pin<&mut impl Future<Output = Result<T, sqlx::Error>>>,
     ) -> Result<T, Why> {
-        if self.state.ended().is_some() {
+        if self.state.custody.ended().is_some() {
             return Err(Why::NO_ANSWER);
         }
         // Remembered for the next wait: a reader of rows may pause for long, and the connection may be ended
         // meanwhile.
         self.sent = Sent::Something;
         let mut wait = Wait::begin(self);
-        let Ok(done) = wait.watch.state.unless_ended(work).await else { return Err(Why::NO_ANSWER) };
+        let Ok(done) = wait.watch.state.custody.unless_ended(work).await else { return Err(Why::NO_ANSWER) };
         let done = done.map_err(|error| Why { judgement: DB::judge(&error), error: Some(error) });
         wait.has_answer = done.as_ref().err().is_none_or(|why| why.judgement.remains == Remains::Usable);
         done
@@ -180,13 +180,10 @@ impl<'w, 'a, DB: Driver> Wait<'w, 'a, DB> {
 
 impl<DB: Driver> Drop for Wait<'_, '_, DB> {
     fn drop(&mut self) {
-        let Watch { state, took, .. } = &mut *self.watch;
         let now = Instant::now();
-        *took += now - self.began;
-        state.end_statement(now, now - self.began);
-        if self.has_answer {
-            state.verify(now);
-        }
+        let took = now - self.began;
+        self.watch.took += took;
+        self.watch.state.end_statement(now, took, self.has_answer);
     }
 }
 

@@ -1,8 +1,6 @@
 //! The causes of retries, as they are counted.
 
-use std::fmt;
-
-use crate::counters::key;
+use crate::counters::names;
 
 /// Why a query was run, or tried, once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,35 +36,12 @@ pub enum RetryCause {
     MasterChanged,
 }
 
-impl RetryCause {
-    const ALL: [Self; 7] = [
-        Self::Busy,
-        Self::Unreachable,
-        Self::Broken,
-        Self::Conflict,
-        Self::Behind,
-        Self::Moved,
-        Self::MasterChanged,
-    ];
-
-    /// Its name in metrics and on pages. It never changes.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Busy => "busy",
-            Self::Unreachable => "unreachable",
-            Self::Broken => "broken",
-            Self::Conflict => "conflict",
-            Self::Behind => "behind",
-            Self::Moved => "moved",
-            Self::MasterChanged => "master changed",
-        }
-    }
-}
-
-impl fmt::Display for RetryCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-key!(RetryCause);
+names!(RetryCause {
+    Busy: "busy",
+    Unreachable: "unreachable",
+    Broken: "broken",
+    Conflict: "conflict",
+    Behind: "behind",
+    Moved: "moved",
+    MasterChanged: "master changed",
+});

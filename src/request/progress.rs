@@ -153,11 +153,16 @@ impl Progress {
         }
     }
 
-    /// Records that a statement is about to be sent on a connection to this instance.
-    pub(super) fn start(&mut self, access: Access, instance: Option<Instance>, now: Instant) -> Start {
+    /// Records that a statement is about to be sent on a connection to this instance. `now` reads the clock.
+    pub(super) fn start(
+        &mut self,
+        access: Access,
+        instance: Option<Instance>,
+        now: impl FnOnce() -> Instant,
+    ) -> Start {
         if access.writes() {
             let (first, answers, started) = match self.writes {
-                Writes::None => (now, Answers::Complete, 0),
+                Writes::None => (now(), Answers::Complete, 0),
                 Writes::Since { first, answers, started, .. } => (first, answers, started),
             };
             self.writes = Writes::Since { first, at: instance, answers, started: started + 1 };

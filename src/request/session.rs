@@ -50,7 +50,6 @@ struct State<DB: Driver> {
 impl<DB: Driver> State<DB> {
     /// Leaves the server of this decision, unless another query of the same request has moved on already.
     fn leave(&mut self, decision: Decision) {
-        self.progress.leave();
         self.route.take_if(|present| present.leads_where(decision));
     }
 }
@@ -185,10 +184,7 @@ impl<DB: Driver> Session<DB> {
             None => pin,
         };
         state.pin = Some(Arc::new(pin));
-        let slave = state.route.take_if(|route| route.decision.access == Access::SlaveReads);
-        if slave.is_some() {
-            state.progress.leave();
-        }
+        state.route.take_if(|route| route.decision.access == Access::SlaveReads);
     }
 
     /// The pin that the session goes on with, signed.
@@ -311,7 +307,8 @@ impl<DB: Driver> Session<DB> {
         drop(kept);
     }
 
-    /// True if the server has what the client wrote, or was not chosen for that.
+    /// Makes this session the holder of a connection. Returns true if the server has what the client wrote, or was not
+    /// chosen for that.
     async fn has_own_writes(
         &self,
         decision: Decision,
@@ -319,11 +316,15 @@ impl<DB: Driver> Session<DB> {
     ) -> Result<bool, StatementError> {
         let pin = {
             let state = self.state();
-            let Some(pin) = state.pin.clone().filter(|pin| has_to_have(decision, pin).is_some()) else {
-                return Ok(true);
-            };
-            self.take(&state, checkout);
-            pin
+            checkout.state().take_for(self.asker, || Holder {
+                asker: self.asker,
+                handler: state.handler.clone(),
+                clock: self.clock.clone(),
+            });
+            match state.pin.clone().filter(|pin| has_to_have(decision, pin).is_some()) {
+                Some(pin) => pin,
+                None => return Ok(true),
+            }
         };
         match has_to_have(decision, &pin) {
             Some(position) => Box::pin(self.cluster.has_replayed(checkout, position)).await,
@@ -389,12 +390,10 @@ impl<DB: Driver> Session<DB> {
     fn choose<'s>(&self, state: &'s mut State<DB>) -> &'s Route<DB> {
         let intent = state.progress.intent();
         let present = self.cluster.mastership.term();
-        if state.route.take_if(|route| route.has_left()).is_some() {
-            state.progress.leave();
-        }
         let route = match state.route.take() {
-            Some(route) if route.stays(present, intent) => route,
+            Some(route) if !route.has_left() && route.stays(present, intent) => route,
             _ => {
+                state.progress.leave();
                 let failed = state.progress.failed();
                 let route = self.cluster.choose(intent, self.client, state.pin.as_deref(), failed);
                 route.count();
@@ -404,19 +403,9 @@ impl<DB: Driver> Session<DB> {
         state.route.insert(route)
     }
 
-    /// Makes this session the holder of the connection.
-    fn take(&self, state: &State<DB>, checkout: &Checkout<DB>) {
-        checkout.state().take_for(self.asker, || Holder {
-            asker: self.asker,
-            handler: state.handler.clone(),
-            clock: self.clock.clone(),
-        });
-    }
-
     /// Notes that a query is about to run. Returns whether it may.
     fn start(&self, state: &mut State<DB>, decision: Decision, checkout: &Checkout<DB>) -> bool {
-        self.take(state, checkout);
-        match state.progress.start(decision.access, checkout.instance(), Instant::now()) {
+        match state.progress.start(decision.access, checkout.instance(), Instant::now) {
             Start::Allowed => true,
             Start::Moved => false,
             Start::AllowedWithoutPin => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::client::Client;
 use crate::backend::Access;
 use crate::config::{PinnedWithoutMaster, ReadShare};
-use crate::counters::key;
+use crate::counters::names;
 use crate::health::{Role, Term};
 
 /// The node chosen for a query, and why.
@@ -107,38 +107,6 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All reasons.
-    pub(crate) const ALL: [Self; 11] = [
-        Self::WriteMethod,
-        Self::ChangesDatabase,
-        Self::NoSlaves,
-        Self::SwitchedOff,
-        Self::OutsideShare,
-        Self::Pinned,
-        Self::CaughtUp,
-        Self::ReadMethod,
-        Self::ReadsDatabase,
-        Self::SlavesUnavailable,
-        Self::MasterUnavailable,
-    ];
-
-    /// The reason's name in the log, in replies, in metrics and on pages. It never changes.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::WriteMethod => "write method",
-            Self::ChangesDatabase => "changes database",
-            Self::NoSlaves => "no slaves",
-            Self::SwitchedOff => "switched off",
-            Self::OutsideShare => "outside share",
-            Self::Pinned => "pinned",
-            Self::CaughtUp => "caught up",
-            Self::ReadMethod => "read method",
-            Self::ReadsDatabase => "reads database",
-            Self::SlavesUnavailable => "slaves unavailable",
-            Self::MasterUnavailable => "master unavailable",
-        }
-    }
-
     /// The role of a node that is chosen for this reason.
     pub const fn role(self) -> Role {
         match self {
@@ -159,13 +127,19 @@ impl Reason {
     }
 }
 
-key!(Reason);
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+names!(Reason {
+    WriteMethod: "write method",
+    ChangesDatabase: "changes database",
+    NoSlaves: "no slaves",
+    SwitchedOff: "switched off",
+    OutsideShare: "outside share",
+    Pinned: "pinned",
+    CaughtUp: "caught up",
+    ReadMethod: "read method",
+    ReadsDatabase: "reads database",
+    SlavesUnavailable: "slaves unavailable",
+    MasterUnavailable: "master unavailable",
+});
 
 /// The intent of a request: to read or to write, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

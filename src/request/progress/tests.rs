@@ -56,7 +56,7 @@ fn run(origin: Instant, method: MethodKind, steps: &[Step]) -> End {
     let (mut progress, mut now) = (Progress::new(method), origin);
     for step in steps {
         let mut start = |access, instance| {
-            let started = progress.start(access, instance, now);
+            let started = progress.start(access, instance, || now);
             now += Duration::from_secs(1);
             started
         };
