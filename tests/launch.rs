@@ -156,6 +156,37 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
+    async fn lift_off_says_which_slaves_are_preferred() {
+        let lab = Lab::new();
+        let section = lab.section_alone();
+        let (_, url) = section.split_once('"').unwrap();
+        let (scheme, _) = url.split_once("://").unwrap();
+        let launch = async |zone: &str| {
+            let section = format!(
+                "{section}zone = \"{zone}\"\nslaves = [\
+                 {{ url = \"{scheme}://app@127.0.0.1:2/app\", name = \"near\", zone = \"a\" }}, \
+                 {{ url = \"{scheme}://app@127.0.0.1:3/app\", name = \"spare\", zone = \"b\", weight = 0 }}]"
+            );
+            let rocket = rocket(&format!("[debug.databases.replicated]\n{section}"));
+            let _client = Client::untracked(rocket.attach(Replicated::fairing())).await.unwrap();
+        };
+        launch("a").await;
+        for line in [
+            &["slave: near at ", ", weight 1, zone a"][..],
+            &["slave: spare at ", ", weight 0 (serves only while no other slave can), zone b"],
+            &["reads: from slaves in zone a (1 of them), from others"],
+        ] {
+            assert!(!logbook::lines(line).is_empty(), "{line:?}");
+        }
+        // A zone that is misspelt, or whose only slave has weight 0.
+        for zone in ["aa", "b"] {
+            launch(zone).await;
+            let line = format!("reads: from slaves in any zone, because none with a weight above 0 is in zone {zone}");
+            assert!(!logbook::lines(&[&line]).is_empty(), "{zone}");
+        }
+    }
+
+    #[support::async_test]
     async fn a_release_is_warned_of_a_pin_that_is_not_secure() {
         let lab = Lab::new();
         let launch = async |pin: &str| {

@@ -293,6 +293,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     for slave in slaves {
         let follow = slave.follow.map(|every| format!(", copied every {every:?}")).unwrap_or_default();
         let zone = slave.zone.as_ref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
+        let spare = if slave.weight == 0 { " (serves only while no other slave can)" } else { "" };
         let at = if slave.discover.is_some() { "each address of" } else { "at" };
         let logical = match slave.log {
             SlaveLog::Other if Db::<D>::TELLS_TIMELINE => ", a logical replica",
@@ -300,7 +301,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         };
         info!(
             target: INDENTED,
-            "slave: {} {at} {}, weight {}{zone}{follow}{logical}",
+            "slave: {} {at} {}, weight {}{spare}{zone}{follow}{logical}",
             slave.server.name,
             slave.server.address,
             slave.weight
@@ -316,7 +317,11 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
     }
     if let Some(zone) = zone.as_ref().filter(|_| !slaves.is_empty()) {
         let near = slaves.iter().filter(|slave| config.rank(slave) == Rank::Near).count();
-        info!(target: INDENTED, "reads: from slaves in zone {zone} ({near} of them), from others while none of those can serve");
+        if near == 0 {
+            info!(target: INDENTED, "reads: from slaves in any zone, because none with a weight above 0 is in zone {zone}");
+        } else {
+            info!(target: INDENTED, "reads: from slaves in zone {zone} ({near} of them), from others while none of those can serve");
+        }
     }
     if let Some(threshold) = local_threshold.filter(|_| !slaves.is_empty()) {
         info!(target: INDENTED, "reads: from slaves whose round trip takes at most {threshold:?} longer than the nearest one's");
@@ -363,7 +368,7 @@ fn log_configuration<D: Database<Pool: Backend>>(config: &Config) {
         UnknownLag::Unexpected => {
             info!(
                 target: INDENTED,
-                "lag: a slave whose lag cannot be known is left out, unless it has a log of its own"
+                "lag: a slave whose lag cannot be known is left out, unless it is a logical replica or another program fills its file"
             );
         }
     }

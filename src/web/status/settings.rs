@@ -123,7 +123,9 @@ pub(super) fn list(config: &Config) -> Vec<Setting> {
         &match unknown_lag {
             UnknownLag::Use => "use",
             UnknownLag::LeaveOut => "leave_out",
-            UnknownLag::Unexpected => "leave_out, unless it has a log of its own",
+            UnknownLag::Unexpected => {
+                "leave_out, except a logical replica, or a file that another program fills"
+            }
         },
     );
     add("follow_promotion", follow_promotion);
