@@ -630,7 +630,7 @@ impl Verdicts {
         match latest.and_then(|latest| latest.position.as_ref()) {
             Some(Position::Gtids(_)) | None => true,
             Some(
-                Position::Lsn { .. } | Position::GtidSet(_) | Position::Seqno { .. } | Position::Time(_),
+                Position::Lsn { .. } | Position::GtidSet(_) | Position::Seqno { .. } | Position::Time { .. },
             ) => false,
         }
     }
