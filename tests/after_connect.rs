@@ -136,6 +136,22 @@ crate::on_every_database! {
     }
 
     #[support::async_test]
+    async fn the_error_names_a_hook_that_panics_or_does_not_end() {
+        let lab = Lab::new();
+        let section = format!("connect_timeout = 1\n{}", lab.section_alone());
+        let panics = Replicated::fairing().after_connect(|_, _| Box::pin(async { panic!("a hook's own panic") }));
+        let hangs = Replicated::fairing().after_connect(|_, _| Box::pin(std::future::pending()));
+        for (fairing, named) in [
+            (panics, "the `after_connect` hook panicked on a new connection for writes"),
+            (hangs, "(the `after_connect` hook has not ended)"),
+        ] {
+            let (_client, cluster) = launch(&section, fairing).await;
+            let error = ask(&cluster.write()).await.unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[support::async_test]
     async fn a_transaction_that_the_hook_leaves_open_is_refused() {
         let lab = Lab::new();
         let (_client, cluster) = launch(&lab.section_alone(), on(PoolUse::Writes, "BEGIN")).await;

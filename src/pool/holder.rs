@@ -77,6 +77,14 @@ impl Drop for Ticking {
     }
 }
 
+/// Names the hook where it may be what the connections of a pool wait for.
+fn unended_hook<DB: Driver>(pool: &Pool<DB>) -> &'static str {
+    match pool.hook.as_ref().is_some_and(|hook| hook.is_running()) {
+        true => " (the `after_connect` hook has not ended)",
+        false => "",
+    }
+}
+
 /// The error of a checkout that got no connection in time.
 #[derive(Debug)]
 pub(super) struct TimedOut {
@@ -117,6 +125,7 @@ impl TimedOut {
             1 => ", 1 is being opened".into(),
             many => format!(", {many} are being opened"),
         };
+        let hook = unended_hook(pool);
         let remedy = match holds_one {
             true => {
                 ". The request that waits holds one itself, by `get()` or `begin()`: run its queries on that \
@@ -126,7 +135,7 @@ impl TimedOut {
         };
         let message = format!(
             "no connection for {what} to the {server} became free within {timeout:?}: {in_use} of {max} are in \
-             use{longest}{opening}; {others} more wait{remedy}"
+             use{longest}{opening}{hook}; {others} more wait{remedy}"
         );
         Self { message, is_crowd: in_use > 0 }
     }
@@ -134,7 +143,9 @@ impl TimedOut {
     /// The error of a request that waited for a new connection.
     pub(super) fn connecting<DB: Driver>(pool: &Pool<DB>) -> Self {
         let (what, server, timeout) = (pool.what(), &pool.health, pool.timeout);
-        let message = format!("a new connection for {what} to the {server} took longer than {timeout:?}");
+        let hook = unended_hook(pool);
+        let message =
+            format!("a new connection for {what} to the {server} took longer than {timeout:?}{hook}");
         Self { message, is_crowd: false }
     }
 

@@ -137,17 +137,17 @@ pub(crate) struct Pool<DB: Driver> {
     is_filling: AtomicBool,
 }
 
-/// Counts a checkout as connecting for as long as it lives.
-struct Connecting<'a>(&'a AtomicU32);
+/// Adds one to a count for as long as it lives.
+struct Counted<'a>(&'a AtomicU32);
 
-impl<'a> Connecting<'a> {
+impl<'a> Counted<'a> {
     fn new(count: &'a AtomicU32) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Connecting<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -362,7 +362,7 @@ impl<DB: Driver> Pool<DB> {
         began: Instant,
         asker: Asker,
     ) -> Result<Checkout<DB>, Failure> {
-        let _connecting = Connecting::new(&self.connecting);
+        let _connecting = Counted::new(&self.connecting);
         // Listens before it looks, so that it misses no fall in between.
         let interrupted = self.health.interrupted.notified();
         if self.health.is_gone() {
