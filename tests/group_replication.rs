@@ -33,7 +33,7 @@ async fn write(db: ReplicatedDb) -> Result<String, Error> {
 
 type Node = Servers<MySql>;
 
-/// Three members of one group, the first of which takes writes.
+/// A group of three. The first member takes writes.
 struct Group(Vec<Node>);
 
 impl Group {

@@ -243,7 +243,7 @@ fn processes_whose_wall_clocks_were_set_agree_on_what_is_copied() {
         let (mut writer, _clocks) = launch(writer_was_wrong_by);
         let (mut reader, _clocks) = launch(reader_was_wrong_by);
 
-        // The only copies are those of the launch.
+        // The follower has copied at launch, and not since.
         let pin = writer.write();
         for process in [&mut reader, &mut writer] {
             let seen = process.read(&pin);
@@ -252,7 +252,7 @@ fn processes_whose_wall_clocks_were_set_agree_on_what_is_copied() {
     }
 }
 
-/// Their times cannot be compared with those of now.
+/// Positions from before the start cannot be compared with later ones.
 #[test]
 fn pins_from_before_the_machine_was_started_again_count_by_time() {
     let files = Files::new();

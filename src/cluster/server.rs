@@ -25,7 +25,7 @@ const DEPARTURE_POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Server<DB: Driver> {
     pub(crate) health: Arc<Health>,
     pub(crate) purpose: Purpose,
-    /// Of those of its rank. Never 0.
+    /// How often the slave is drawn among slaves of its rank. Never 0.
     pub(crate) weight: u32,
     pub(crate) rank: Rank,
     /// A hash of the server's name. It is the same in each process, to lead a client to the same slave.

@@ -105,7 +105,7 @@ pub(crate) struct SlaveConfig {
     pub(crate) discover: Option<Discover>,
 }
 
-/// The order in which slaves are preferred. Those of one rank share the reads.
+/// The order in which slaves are preferred. Slaves of one rank share the reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
     Near,

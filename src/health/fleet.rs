@@ -1,6 +1,6 @@
 //! What a probe changes. Every result of a probe goes through [`Fleet::apply`]: [`Verdicts`] judges it, and the states
 //! of servers, the mastership and the log follow. Nothing here has a connection. The monitor carries out the
-//! [`Effects`] on the connections of its pools, and `tests/model` on those of its world.
+//! [`Effects`] on the connections of its pools, and `tests/model` on the connections of its world.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

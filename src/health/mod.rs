@@ -1,5 +1,5 @@
 //! The health of one server. Its pools read it without waiting. The monitor makes the probes, [`Fleet::apply`] takes
-//! note of their results, and `verdict` decides what those of all servers mean.
+//! note of their results, and `verdict` decides what the results of all servers mean.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -453,6 +453,8 @@ impl Health {
             return None;
         }
         self.next_generation();
+        // It was the former server's.
+        self.round_trip.store(0, Ordering::Release);
         Some(instance)
     }
 

@@ -148,6 +148,21 @@ fn a_copy_proves_positions_to_connections_that_lead_to_it() {
 }
 
 #[test]
+fn a_round_trip_is_an_average_and_is_forgotten_with_its_server() {
+    let slave = server(Role::Slave);
+    let ms = Duration::from_millis;
+    assert_eq!((slave.round_trip(), slave.ping_timeout(ms(900))), (None, ms(900)));
+    slave.record_instance(Some(Instance::of("near")));
+    slave.record_round_trip(ms(20));
+    slave.record_round_trip(ms(70));
+    assert_eq!((slave.round_trip(), slave.ping_timeout(ms(900))), (Some(ms(30)), ms(300)));
+    slave.record_instance(Some(Instance::of("near")));
+    assert_eq!(slave.round_trip(), Some(ms(30)));
+    slave.record_instance(Some(Instance::of("far")));
+    assert_eq!(slave.round_trip(), None);
+}
+
+#[test]
 fn a_server_that_goes_down_begins_a_generation_and_a_suspect_does_not() {
     let slave = server(Role::Slave);
     let generation = slave.generation();

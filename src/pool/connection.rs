@@ -171,8 +171,8 @@ impl<DB: Driver> Connection<DB> {
         let _ = self.conn.close().await;
     }
 
-    /// Hands the connection to a handler, who has a permit for it unless it holds the connection already. It comes back
-    /// by the hook of its own sqlx pool. A dead connection has no permit, and does not come back.
+    /// Hands the connection to a handler, with its permit. There is no permit if the handler holds the connection already.
+    /// The connection comes back by the hook of its own sqlx pool, unless it is dead.
     pub(super) fn lend(self, permit: Option<Permit<DB>>, lending: Lending) -> PoolConnection<DB> {
         let Self { conn, state, single } = self;
         let loan = Loan { single, lending };
